@@ -1,0 +1,168 @@
+"""Strict dataclasses <-> YAML and flags, remembering where each value came from.
+
+A `Config` is a frozen dataclass whose fields are made with `option`; the class is the documentation: the command
+line takes its flags and help from it, YAML its keys. Flags win over YAML, YAML over defaults.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Generic, Literal, NewType, TypeVar, Union, get_args, get_origin
+
+from rekindle.errors import RekindleError, nearest, together
+
+Count = NewType("Count", int)  # a number of things, written 50M or 5e7
+Size = NewType("Size", int)  # a number of bytes, written 5GB or 500MB (powers of ten) or 4GiB
+
+C = TypeVar("C")
+
+_COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def option(default: Any = MISSING, *, help: str) -> Any:
+    """A field of a Config: its default (none: required) and one line of help with the unit."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[C]):
+    """A Config and, for each field, where its value came from: default, file or flag."""
+
+    config: C
+    origins: dict[str, str]
+
+    def options(self) -> dict[str, dict[str, Any]]:
+        """{name: {"value": ..., "origin": ...}}, as echoed at the start and kept in rekindle.json."""
+        values = to_dict(self.config)
+        return {name: {"value": values[name], "origin": self.origins[name]} for name in values}
+
+
+def resolve(cls: type[C], flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Resolved[C]:
+    """Build a Config from flags over a file's values over defaults; raises RekindleError with every problem."""
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    types_ = typing.get_type_hints(cls)
+    problems: list[RekindleError] = []
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(known, "default")
+    for origin, given in (("file", file or {}), ("flag", flags)):
+        for name, value in given.items():
+            if name not in known:
+                problems.append(unknown_key(name, known))
+                continue
+            try:
+                values[name] = parse(value, types_[name])
+                origins[name] = origin
+            except ValueError as error:
+                problems.append(RekindleError(f"{name} is {value!r}, but {error}.", where=f"option {name}"))
+    for name, f in known.items():
+        if name not in values and _default(f) is MISSING:
+            problems.append(RekindleError(f"{name} is not given.", hint=f"--{name.replace('_', '-')} ..."))
+    if problems:
+        raise together(problems)
+    return Resolved(cls(**values), origins)
+
+
+def unknown_key(name: str, known: Mapping[str, Any]) -> RekindleError:
+    close = nearest(name, known)
+    hint = f"{close}" if close else "one of " + ", ".join(known)
+    return RekindleError(f"There is no option {name!r}.", hint=hint)
+
+
+def parse(value: Any, kind: Any) -> Any:
+    """`value` (a YAML value or a flag's text) as `kind`; raises ValueError with the rest of a sentence."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None or (value == "none" and str not in args):
+            return None
+        return parse(value, next(a for a in args if a is not type(None)))
+    if origin is Literal:
+        if value not in args:
+            raise ValueError("it must be one of " + ", ".join(map(str, args)))
+        return value
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise ValueError("it must be a list")
+        return tuple(parse(item, args[0]) for item in items)
+    if kind is Count:
+        return _scaled(value, _COUNT_UNITS, "a whole number such as 1000, 50M or 5e7")
+    if kind is Size:
+        return _scaled(value, _SIZE_UNITS, "a size such as 500MB, 5GB or 4GiB", suffix="b?")
+    return _plain(value, kind)
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError("it must be true or false")
+    if kind is int:
+        return _scaled(value, {"": 1}, "a whole number")
+    if kind is float:
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            return float(value)
+        except (TypeError, ValueError):
+            raise ValueError("it must be a number") from None
+    if kind is str:
+        if isinstance(value, (str, Path)) or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            return str(value)
+        raise ValueError("it must be text")
+    raise TypeError(f"a Config field has a type that options do not know: {kind}")
+
+
+def _scaled(value: Any, units: Mapping[str, int], wanted: str, suffix: str = "") -> int:
+    problem = ValueError(f"it must be {wanted}")
+    if isinstance(value, bool):
+        raise problem
+    match = re.fullmatch(rf"([-+]?[\d_.]+(?:e[+-]?\d+)?)\s*([a-z]*?){suffix}", str(value).strip().lower())
+    if not match or match[2] not in units:
+        raise problem
+    try:
+        text = match[1].replace("_", "")
+        number = (int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)) * units[match[2]]
+    except ValueError:
+        raise problem from None
+    if number != int(number):
+        raise problem
+    return int(number)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A Config as plain YAML values (tuples become lists)."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping; a missing file, broken YAML or anything but a mapping is an error that names the line."""
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+    except OSError as error:
+        raise RekindleError(f"The file cannot be read: {error.strerror}.", where=path) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"{path}, line {mark.line + 1}" if mark else path
+        raise RekindleError(f"This is not YAML: {getattr(error, 'problem', error)}.", where=line) from None
+    if not isinstance(data, dict):
+        raise RekindleError("The file must hold keys and values.", where=path)
+    return data
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _default(f: Field) -> Any:
+    return f.default if f.default is not MISSING else f.default_factory

@@ -1,0 +1,1 @@
+"""Bytes on disk: headers, ranged reads, streamed atomic writes, checksums."""

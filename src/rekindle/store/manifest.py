@@ -1,0 +1,56 @@
+"""`rekindle.json`: what a folder is, where it came from, and the checksums of its bytes.
+
+Its `lineage` is a list of records, oldest first: one for each verb that had a part in these weights.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rekindle.errors import RekindleError
+
+NAME = "rekindle.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One step of a checkpoint's life."""
+
+    verb: str  # "upcycle", "train", "init", ...
+    command: str  # what to type to do it again
+    options: dict[str, dict[str, Any]]  # {name: {"value", "origin"}}, see config.Resolved.options
+    source: str | None = None  # the SRC it started from, as given
+    source_fingerprint: str | None = None  # see store.folder: headers, config and sizes of the source
+    summary: str = ""  # one sentence for the report: "64 experts from 1 feed-forward, top-2"
+    tokens: int = 0  # trained in this step
+    flops: float = 0.0  # training FLOPs of this step, 6 x active parameters x tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    version: str
+    lineage: list[Record] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)  # {"total", "active"}
+    promise: dict[str, str] | None = None  # {"kind": "exact" | "lossy" | ..., "text": ...}
+    shards: dict[str, dict[str, Any]] = field(default_factory=dict)  # {file: {"bytes", "sha256" if hashed}}
+
+    def write(self, folder: Path) -> None:
+        (folder / NAME).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The folder's manifest, or None where it has none (a checkpoint that Rekindle did not make)."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        data["lineage"] = [Record(**record) for record in data.get("lineage", [])]
+        return Manifest(**data)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RekindleError(
+            f"This manifest cannot be read: {error}.", where=path, hint=f"delete it: {NAME} holds no weights"
+        ) from None

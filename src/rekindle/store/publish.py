@@ -1,0 +1,92 @@
+"""A folder appears whole or not at all: written beside its place, flushed, renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rekindle.errors import RekindleError
+
+
+def partial_path(out: Path) -> Path:
+    """Where OUT is written until it is complete: a hidden sibling, so that the last step is one rename."""
+    return out.parent / f".{out.name}.partial"
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuse an OUT that exists and is not an empty folder, unless `overwrite`."""
+    if overwrite and (not out.exists() or out.is_dir()):
+        return
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise RekindleError(f"{out} exists and is not empty.", hint="another OUT, or --overwrite to replace it")
+
+
+@contextmanager
+def publishing(out: str | Path, *, overwrite: bool = False, keep_partial: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside OUT that becomes OUT when the block ends well.
+
+    With `keep_partial` an earlier attempt's folder is yielded as it stands, and a failure leaves it for the next
+    (that is what --resume finds); otherwise nothing is left behind.
+    """
+    out = Path(os.path.abspath(out))
+    check_free(out, overwrite)
+    partial = partial_path(out)
+    with explained(out):
+        if partial.exists() and not keep_partial:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with explained(out):
+            yield partial
+            _publish(partial, out)
+    except BaseException:
+        if not keep_partial:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _publish(partial: Path, out: Path) -> None:
+    for path in partial.rglob("*"):
+        sync(path)
+    sync(partial)
+    if out.exists():
+        retired = out.parent / f".{out.name}.retired"
+        shutil.rmtree(retired, ignore_errors=True)
+        out.rename(retired)
+        partial.rename(out)
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        partial.rename(out)
+    sync(out.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def explained(out: Path) -> Iterator[None]:
+    """The operating system's refusals as sentences: disc full, no permission, not a folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RekindleError(
+                f"The disc is full: {out} could not be finished.", hint="free some space, or another OUT"
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise RekindleError(
+                "No permission to write here.", where=error.filename or out, hint="another OUT"
+            ) from None
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise RekindleError("This is a file, not a folder.", where=error.filename or out) from None
+        raise

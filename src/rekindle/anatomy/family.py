@@ -1,0 +1,175 @@
+"""A family of models as a table: names to roles, config keys to settings, defaults, what it fixes.
+
+Adding a family is adding a row of data in `families.py`; see docs/families.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from rekindle.anatomy.layout import ROPE_KEYS, SPARSE, WINDOWS, read_rope
+from rekindle.anatomy.settings import Role, Settings, meaning
+from rekindle.errors import RekindleError, together
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One row: its role, its name on disk, its shape in letters (see Settings.dims), when it is there.
+
+    `when` names the setting that must be true, or "setting=value". `neutral` is the value it takes in a child
+    whose parent lacks it, chosen so that the function is kept and training is not blocked: "zeros", "ones", or
+    "first ROLE" (the first units of the parent's tensor).
+    """
+
+    part: str
+    name: str
+    shape: str
+    when: str = ""
+    neutral: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    model_type: str
+    architecture: str  # the transformers class
+    top: tuple[Tensor, ...]  # tensors outside the layers
+    block: tuple[Tensor, ...]  # of every layer
+    dense: tuple[Tensor, ...]  # of layers with one feed-forward
+    sparse: tuple[Tensor, ...]  # of layers with experts; `{expert}` in the name: one for each
+    keys: Mapping[str, str]  # setting -> config key
+    fixed: Mapping[str, Any]  # setting -> the only value this architecture has
+    defaults: Mapping[str, Any]  # config key -> value where config.json is silent, as in transformers
+    rope_theta: float = 10_000.0  # the default
+    windows: str = "none"  # how attention windows are spelt, see layout.WINDOWS
+    sparsity: str = "none"  # which layers may have experts, see layout.SPARSE
+    twins: tuple[str, ...] = ()  # the sparse families that can hold it, best first
+    runtime: Mapping[str, str] | None = None  # names transformers gives in memory where they differ from disk
+
+    # -- config.json -> Settings ---------------------------------------------------------------------------
+
+    def value(self, config: Mapping[str, Any], key: str) -> Any:
+        """A config value, under any of its spellings, or the family's default."""
+        for spelling in (key, *SYNONYMS.get(key, ())):
+            if config.get(spelling) is not None:
+                return config[spelling]
+        return self.defaults.get(key)
+
+    def settings(self, config: Mapping[str, Any]) -> Settings:
+        """Read a config.json; raises RekindleError where a value is missing or makes no sense."""
+        given = {name: self.value(config, key) for name, key in self.keys.items()}
+        given |= self.fixed
+        given["rope_theta"], given["rope_scaling"] = read_rope(config, self.rope_theta)
+        heads, layers = given["num_heads"], given["num_layers"]
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads"):
+            if type(given[name]) is not int or given[name] < 1:
+                raise RekindleError(f"{self.keys[name]} is {given[name]!r}, not a positive whole number.", where="config.json")
+        given["num_kv_heads"] = given["num_kv_heads"] or heads
+        given["head_dim"] = given.get("head_dim") or config.get("head_dim") or given["hidden_size"] // heads
+        given["sparse_layers"] = SPARSE[self.sparsity].read(config, self, layers)
+        given["windows"] = WINDOWS[self.windows].read(config, self, layers)
+        return Settings(**given)
+
+    # -- Settings -> config.json ---------------------------------------------------------------------------
+
+    def config(self, settings: Settings, parent: Mapping[str, Any], parent_family: Family) -> dict[str, Any]:
+        """A config.json for `settings` that inherits all else from the parent's, every value written out.
+
+        Raises RekindleError with every reason why this family cannot compute what the settings say.
+        """
+        config: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
+        spoken_for = {*parent_family.defaults, *self.defaults, *config, *ROPE_KEYS, *_SPELLINGS}
+        for key, default in self.defaults.items():
+            known = key in parent_family.defaults or key in parent
+            config[key] = parent_family.value(parent, key) if known else default
+        config |= {key: value for key, value in parent.items() if key not in spoken_for}
+        problems = self._write_keys(settings, config)
+        for spelling in (WINDOWS[self.windows], SPARSE[self.sparsity]):
+            reason = spelling.write(settings, config)
+            problems += [f"{self.model_type} {reason}"] if reason else []
+        if problems:
+            raise together([RekindleError(f"{problem}.") for problem in problems])
+        config["rope_theta"] = settings.rope_theta
+        config["rope_scaling"] = dict(settings.rope_scaling) if settings.rope_scaling else None
+        dtype = parent.get("torch_dtype", parent.get("dtype"))
+        return config | ({"torch_dtype": dtype} if dtype is not None else {})
+
+    def _write_keys(self, settings: Settings, config: dict[str, Any]) -> list[str]:
+        problems: list[str] = []
+        written: dict[str, Any] = {}
+        for setting in (f.name for f in fields(Settings)):
+            wanted = getattr(settings, setting)
+            if setting in self.fixed and self.fixed[setting] != wanted:
+                reason = f"{self.model_type} {meaning(setting, self.fixed[setting])}; the parent {meaning(setting, wanted)}"
+                problems.append(reason)
+            key = self.keys.get(setting)
+            if key is None:
+                continue
+            if written.setdefault(key, wanted) != wanted:
+                problems.append(f"{self.model_type} has one switch, {key}, where the parent {meaning(setting, wanted)} only")
+            config[key] = wanted
+        if "head_dim" not in self.keys and settings.head_dim * settings.num_heads != settings.hidden_size:
+            problems.append(f"{self.model_type} has no head_dim of its own; the parent has {settings.head_dim}")
+        return problems
+
+    # -- the table -----------------------------------------------------------------------------------------
+
+    def rows(self, settings: Settings, layer: int) -> tuple[Tensor, ...]:
+        """The tensors of one layer (-1: outside the layers) that these settings have."""
+        if layer < 0:
+            rows = self.top
+        else:
+            rows = self.block + (self.sparse if layer in settings.sparse_layers else self.dense)
+        return tuple(row for row in rows if _present(row.when, settings))
+
+    def table(self, settings: Settings) -> Iterator[tuple[Role, str, tuple[int, ...], Tensor]]:
+        """(role, name on disk, shape, row) of every tensor, in the order they are written."""
+        dims = settings.dims()
+        kinds = {kind: [(row, _shape(row, dims)) for row in self.rows(settings, kind)] for kind in _kinds(settings)}
+        sparse = set(settings.sparse_layers)
+        first = next(iter(settings.sparse_layers), -1)
+        dense = next((layer for layer in range(settings.num_layers) if layer not in sparse), -1)
+        for row, shape in kinds[-1]:
+            yield Role(row.part), row.name, shape, row
+        for layer in range(settings.num_layers):
+            for row, shape in kinds[first if layer in sparse else dense]:
+                if "{expert}" not in row.name:
+                    yield Role(row.part, layer), row.name.format(layer=layer), shape, row
+                    continue
+                before, after = row.name.format(layer=layer, expert="\0").split("\0")
+                for expert in range(settings.num_experts):
+                    yield Role(row.part, layer, expert), f"{before}{expert}{after}", shape, row
+
+
+def _kinds(settings: Settings) -> set[int]:
+    sparse = settings.sparse_layers
+    dense = next((layer for layer in range(settings.num_layers) if layer not in set(sparse)), -1)
+    return {-1, dense, next(iter(sparse), -1)}
+
+
+def _shape(row: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(dims[letter] for letter in row.shape.split())
+
+
+def _present(when: str, settings: Settings) -> bool:
+    if not when:
+        return True
+    name, _, value = when.removeprefix("not ").partition("=")
+    there = getattr(settings, name)
+    return str(there) == value if value else bool(there) != when.startswith("not ")
+
+
+# The same thing under two names: transformers v4 and v5, or one family's own history. The first is written.
+SYNONYMS = {
+    "num_experts": ("num_local_experts",),
+    "num_local_experts": ("num_experts",),
+    "norm_topk_prob": (),
+}
+_SPELLINGS = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "layer_types"} | {
+    name for names in SYNONYMS.values() for name in names
+}
+
+
+def changed(settings: Settings, **changes: Any) -> Settings:
+    return replace(settings, **changes)

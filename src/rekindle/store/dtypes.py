@@ -1,0 +1,50 @@
+"""Dtypes by their safetensors names, and bfloat16 for numpy, which has none."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+# What is calculated with; every other dtype can be copied, sliced along its first axis and no more.
+COMPUTED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+TORCH = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool",
+    "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+
+
+def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor on disk; raises ValueError where a sub-byte dtype does not fill whole bytes."""
+    bits = BITS[dtype]
+    for n in shape:
+        bits *= n
+    if bits % 8:
+        raise ValueError("its bits do not fill whole bytes")
+    return bits // 8
+
+
+def to_float(stored: NDArray, dtype: str) -> NDArray:
+    """Stored values as float32 (float64 stays float64), exactly."""
+    if dtype == "BF16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored if dtype == "F64" else stored.astype(np.float32, copy=False)
+
+
+def from_float(values: NDArray, dtype: str) -> NDArray:
+    """Floats as `dtype`, rounded once to nearest, ties to even; NaN stays NaN."""
+    if dtype != "BF16":
+        with np.errstate(over="ignore"):
+            return values.astype(COMPUTED[dtype], copy=False)
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)

@@ -1,0 +1,80 @@
+"""`pytorch_model*.bin`: pickles, read only through torch's weights-only loader and mapped, not loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rekindle.errors import RekindleError
+from rekindle.store.dtypes import TORCH
+
+NAMES = {torch: ours for ours, torch in TORCH.items()}
+
+
+class Held(NamedTuple):
+    """A tensor out of a pickle: values as a numpy array over the mapped file, raw bits for dtypes numpy lacks."""
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    array: NDArray
+    nbytes: int
+
+
+def read_pickles(folder: Path) -> dict[str, Held]:
+    """All tensors of the folder's .bin files; a pickle that needs more than tensors is refused."""
+    index = folder / "pytorch_model.bin.index.json"
+    if index.exists():
+        from rekindle.store.folder import shard_names
+
+        files = sorted(set(shard_names(index).values()))
+    else:
+        files = ["pytorch_model.bin"]
+    tensors: dict[str, Held] = {}
+    for file in files:
+        if not (folder / file).exists():
+            raise RekindleError(f"The shard {file} is missing.", where=folder / file)
+        for name, tensor in _load(folder / file).items():
+            tensors[name] = _held(folder / file, name, tensor)
+    return tensors
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import pickle
+
+    import torch
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise RekindleError(
+            "This pickle holds more than tensors, and could run code when loaded: refused.",
+            where=path,
+            hint="ask its maker for safetensors",
+        ) from None
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        raise RekindleError(f"This pickle cannot be read: {str(error).splitlines()[0]}", where=path) from None
+    if not isinstance(loaded, dict):
+        raise RekindleError("This pickle is not a table of tensors.", where=path)
+    return loaded
+
+
+def _held(path: Path, name: str, tensor: Any) -> Held:
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        raise RekindleError(f"{name} is not a tensor.", where=path)
+    dtype = NAMES.get(str(tensor.dtype).removeprefix("torch."))
+    if dtype is None:
+        raise RekindleError(f"{name} has the dtype {tensor.dtype}, which safetensors lacks.", where=path)
+    tensor = tensor.contiguous()
+    if dtype == "BF16":
+        array = tensor.view(torch.uint16).numpy()
+    elif dtype.startswith("F8"):
+        array = tensor.view(torch.uint8).numpy()
+    else:
+        array = tensor.numpy()
+    return Held(str(path), dtype, tuple(tensor.shape), np.asarray(array), array.nbytes)

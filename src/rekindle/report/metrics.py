@@ -1,0 +1,182 @@
+"""Read `metrics.jsonl`, the diary a training run leaves: one JSON object a line.
+
+A run that was killed and resumed may hold a step twice (the later line counts) and end in half a line
+(tolerated). Anything else that is not JSON is an error that names the line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rekindle.errors import RekindleError
+
+NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One logged training step; losses in nats per token, NaN where the log has none."""
+
+    step: int
+    tokens: float
+    flops: float
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One validation; `tokens` and `flops` count this stage only."""
+
+    step: int
+    tokens: float
+    flops: float
+    loss: float  # nats per token
+    stderr: float
+    load: tuple[tuple[float, ...], ...] | None = None  # fraction of the assignments, per MoE layer and expert
+    entropy: tuple[float, ...] | None = None  # of the load, 1 = even, per MoE layer
+    dead: tuple[int, ...] | None = None  # experts without tokens, per MoE layer
+
+
+@dataclass
+class Metrics:
+    header: dict[str, Any] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    torn: bool = False  # the last line was cut off
+
+
+def read_metrics(folder: Path) -> Metrics:
+    """The run's diary; raises RekindleError where it is missing, broken or holds no evaluation."""
+    path = folder / NAME
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        raise RekindleError(
+            f"{folder} has no {NAME}, so there is no run to report.",
+            hint="a folder that `rekindle train` wrote; `rekindle inspect` describes any checkpoint",
+        ) from None
+    except OSError as error:
+        raise RekindleError(f"The file cannot be read: {error.strerror}.", where=path) from None
+    metrics = Metrics()
+    steps: dict[int, Step] = {}
+    evaluations: dict[int, Evaluation] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        row = _row(line, f"{path}, line {number}", last=number == len(lines))
+        if row is None:
+            metrics.torn = True
+        elif row.kind == "run":
+            metrics.header.update(row.data)
+        elif row.kind == "step":
+            steps[row.position("step")] = _step(row)
+        elif row.kind == "eval":
+            evaluations[row.position("step")] = _evaluation(row)
+    metrics.steps = [steps[step] for step in sorted(steps)]
+    metrics.evaluations = [evaluations[step] for step in sorted(evaluations)]
+    if not metrics.evaluations:
+        raise RekindleError(
+            f"{path} holds no evaluation, so there is no validation loss to report.",
+            hint="train on until the first evaluation, or `rekindle evaluate`",
+        )
+    return metrics
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of the diary and where it stands, for the error messages."""
+
+    data: dict[str, Any]
+    where: str
+
+    @property
+    def kind(self) -> Any:
+        return self.data.get("kind")
+
+    def position(self, key: str) -> int:
+        """A count that must be there: step, tokens or FLOPs."""
+        value = self.number(key)
+        if not math.isfinite(value) or value < 0:
+            raise RekindleError(f"This {self.kind} row has no usable {key!r}.", where=self.where)
+        return int(value)
+
+    def number(self, key: str) -> float:
+        """A measured number, NaN where it is null or missing."""
+        return _number(self.data.get(key), key, self.where)
+
+    def numbers(self, key: str) -> tuple[float, ...] | None:
+        return _numbers(self.data.get(key), key, self.where)
+
+    def table(self, key: str) -> tuple[tuple[float, ...], ...] | None:
+        value = self.data.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
+            raise RekindleError(f"{key!r} should be one list of numbers for each layer.", where=self.where)
+        return tuple(_numbers(row, key, self.where) or () for row in value)
+
+
+def _row(line: str, where: str, last: bool) -> _Row | None:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        if last:
+            return None
+        raise RekindleError(
+            "This line is not JSON.", where=where, hint="delete the line, or restore the file"
+        ) from None
+    if not isinstance(data, dict):
+        raise RekindleError("This line is not a JSON object.", where=where)
+    return _Row(data, where)
+
+
+def _number(value: Any, key: str, where: str) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RekindleError(f"{key!r} should be a number and is {value!r:.60}.", where=where)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _numbers(value: Any, key: str, where: str) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise RekindleError(f"{key!r} should be a list of numbers.", where=where)
+    return tuple(_number(item, key, where) for item in value)
+
+
+def _step(row: _Row) -> Step:
+    return Step(
+        step=row.position("step"),
+        tokens=row.position("tokens"),
+        flops=row.position("flops"),
+        loss=row.number("loss"),
+        lr=row.number("lr"),
+        grad_norm=row.number("grad_norm"),
+        tokens_per_s=row.number("tokens_per_s"),
+    )
+
+
+def _evaluation(row: _Row) -> Evaluation:
+    dead = row.numbers("dead_experts")
+    return Evaluation(
+        step=row.position("step"),
+        tokens=row.position("tokens"),
+        flops=row.position("flops"),
+        loss=row.number("val_loss"),
+        stderr=row.number("val_loss_stderr"),
+        load=row.table("expert_load"),
+        entropy=row.numbers("expert_entropy"),
+        dead=None if dead is None else tuple(int(n) if math.isfinite(n) else 0 for n in dead),
+    )

@@ -1,0 +1,149 @@
+"""The page: everything the runs say, in one HTML file that needs no network and no script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rekindle.errors import RekindleError
+from rekindle.report import lineage, table, verdict
+from rekindle.report.chart import Chart, Picture, publish
+from rekindle.report.curves import loss_chart, optimisation_chart
+from rekindle.report.experts import expert_chart
+from rekindle.report.runs import Run, read_runs
+from rekindle.report.style import PALETTE, series_name
+from rekindle.report.table import Row
+from rekindle.report.words import count, listed
+from rekindle.store.publish import publishing
+
+FIGURES = "figures"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written and what it says."""
+
+    page: Path
+    verdict: str
+    rows: list[Row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for `--format json`."""
+        return {"page": str(self.page), "verdict": self.verdict, "rows": [asdict(row) for row in self.rows]}
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    title: str | None = None,
+    command: str = "",
+    verdict_note: str = "",
+    overwrite: bool = False,
+) -> Report:
+    """Write OUT/index.html and, for every figure, a PNG, an SVG and a CSV under OUT/figures.
+
+    `command` is shown as the one that made the page. Raises RekindleError where a run cannot be read, OUT is not
+    empty (unless `overwrite`) or OUT holds one of the runs.
+    """
+    out = Path(out).absolute()
+    found = read_runs(runs)
+    for run in found:
+        if run.folder.resolve().is_relative_to(out.resolve()):
+            raise RekindleError(
+                f"The report would replace the run {run.folder}.", where=f"OUT is {out}", hint="another OUT"
+            )
+    with publishing(out, overwrite=overwrite) as folder:
+        (folder / FIGURES).mkdir()
+        pictures = [publish(chart, folder / FIGURES) for chart in _charts(found)]
+        comparison = verdict.compare(found, "flops")
+        rows = table.rows(found)
+        said = verdict.sentence(comparison, found)
+        context = {
+            "title": title or _title(found),
+            "verdict": said,
+            "verdict_note": verdict_note,
+            "winner": _colour_of(comparison, found),
+            "regime": _regime(found),
+            "cautions": verdict.cautions(comparison, found) + _gaps(found),
+            "pictures": pictures,
+            "losses": [p for p in pictures if p.chart.name.startswith("loss-")],
+            "others": [p for p in pictures if not p.chart.name.startswith("loss-")],
+            "rows": rows,
+            "table": table.displayed(rows),
+            "runs": [_run(run, i) for i, run in enumerate(found)],
+            "commands": lineage.commands(found),
+            "command": command,
+        }
+        (folder / "index.html").write_text(render(context), encoding="utf-8")
+    return Report(out / "index.html", said, rows)
+
+
+def render(context: dict[str, Any]) -> str:
+    """The page's HTML. Everything in `context` is escaped, but for the `<svg>` elements we drew."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    files = resources.files("rekindle.report")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files / "page.html.j2").read_text(encoding="utf-8"))
+    css = Markup((files / "page.css").read_text(encoding="utf-8"))
+    return template.render(context, css=css, palette=PALETTE, figures=FIGURES, drawn=_drawn)
+
+
+def _drawn(picture: Picture) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    return {"wide": Markup(picture.wide), "narrow": Markup(picture.narrow)}
+
+
+def _charts(runs: Sequence[Run]) -> list[Chart]:
+    experts = [expert_chart(run, i, f"experts-{i + 1}") for i, run in enumerate(runs)]
+    charts = [loss_chart(runs, "flops"), loss_chart(runs, "tokens"), *experts, optimisation_chart(runs)]
+    return [chart for chart in charts if chart is not None]
+
+
+def _title(runs: Sequence[Run]) -> str:
+    names = [run.name for run in runs]
+    return listed(names) if len(names) <= 4 else f"{listed(names[:3] + [f'{len(names) - 3} more'])}"
+
+
+def _colour_of(comparison: verdict.Comparison | None, runs: Sequence[Run]) -> str:
+    """The winner's colour beside the verdict; a neutral one where there is no winner."""
+    if comparison is None or comparison.tied or len(comparison.readings) < 2:
+        return "muted"
+    return series_name(next(i for i, run in enumerate(runs) if run is comparison.best.run))
+
+
+def _regime(runs: Sequence[Run]) -> list[str]:
+    """The two lengths on which the sign depends, for each run that has ancestors."""
+    found = []
+    for run in runs:
+        sunk = sum(record.tokens for record in run.ancestry)
+        if sunk and run.tokens:
+            ratio = f"{run.tokens / sunk:.2g} times as long as the first"
+            found.append(f"{run.name}: {count(sunk)} tokens sunk, then {count(run.tokens)} here, {ratio}")
+    return found
+
+
+def _gaps(runs: Sequence[Run]) -> list[str]:
+    found = []
+    for run in runs:
+        bad = [e.step for e in run.metrics.evaluations if e not in run.readings]
+        if bad:
+            found.append(f"{run.name}: the validation loss is not a number at step {bad[0]}; the curve has a gap.")
+        lost = [s.step for s in run.metrics.steps if s.loss != s.loss]
+        if lost:
+            found.append(f"{run.name}: the training loss is not a number in {len(lost)} logged steps, first {lost[0]}.")
+        if run.metrics.torn:
+            found.append(f"{run.name}: the last line of metrics.jsonl is cut off and was left out.")
+        if run.manifest is None:
+            found.append(f"{run.name}: no rekindle.json, so its lineage and sunk FLOPs are unknown.")
+    return found
+
+
+def _run(run: Run, index: int) -> dict[str, Any]:
+    return {"name": run.name, "colour": series_name(index), "chain": lineage.chain(run.lineage)}

@@ -1,0 +1,132 @@
+"""A run as the report sees it: a folder's name, diary, lineage and verification."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rekindle.errors import RekindleError
+from rekindle.report.metrics import Evaluation, Metrics, read_metrics
+from rekindle.store.manifest import Manifest, Record, read_manifest
+
+VERIFY = "verify.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training stage of one checkpoint. Tokens and FLOPs are of this stage; losses in nats per token."""
+
+    name: str  # unique among the runs of a report
+    folder: Path
+    metrics: Metrics
+    manifest: Manifest | None = None
+    verify: dict[str, Any] | None = field(default=None)
+
+    @property
+    def lineage(self) -> list[Record]:
+        return self.manifest.lineage if self.manifest else []
+
+    @property
+    def ancestry(self) -> list[Record]:
+        """The lineage before this stage: all before the last `train`, or all where none is recorded."""
+        trained = [i for i, record in enumerate(self.lineage) if record.verb == "train"]
+        return self.lineage[: trained[-1]] if trained else self.lineage
+
+    @cached_property
+    def readings(self) -> list[Evaluation]:
+        """The evaluations whose loss is a number."""
+        return [e for e in self.metrics.evaluations if math.isfinite(e.loss)]
+
+    @property
+    def start(self) -> Evaluation | None:
+        first = self.metrics.evaluations[0]
+        return first if first.step == 0 and math.isfinite(first.loss) else None
+
+    @property
+    def final(self) -> Evaluation:
+        """The last evaluation, whatever it found."""
+        return self.metrics.evaluations[-1]
+
+    @property
+    def tokens(self) -> float:
+        return max([self.final.tokens, *(s.tokens for s in self.metrics.steps[-1:])])
+
+    @property
+    def flops(self) -> float:
+        return max([self.final.flops, *(s.flops for s in self.metrics.steps[-1:])])
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """{"total", "active"}, from the diary or else the manifest; empty where neither says."""
+        given = self.metrics.header.get("parameters") or (self.manifest.parameters if self.manifest else {})
+        return {k: v for k, v in given.items() if isinstance(v, int)} if isinstance(given, dict) else {}
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        speeds = [s.tokens_per_s for s in self.metrics.steps if math.isfinite(s.tokens_per_s)]
+        return median(speeds) if speeds else None
+
+    @cached_property
+    def load(self) -> Evaluation | None:
+        """The last evaluation that measured expert load; None for a dense model."""
+        return next((e for e in reversed(self.metrics.evaluations) if e.load), None)
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """One Run for each folder, in order; a folder given twice counts once.
+
+    Raises RekindleError for a folder, diary, manifest or verification that cannot be read.
+    """
+    paths = list(dict.fromkeys(Path(folder).absolute() for folder in folders))
+    if not paths:
+        raise RekindleError("There is no run to report.", hint="rekindle report RUN... --out DIR")
+    for path in paths:
+        if not path.is_dir():
+            raise RekindleError(
+                f"{path} is not a folder." if path.exists() else f"{path} does not exist.",
+                hint="a folder that `rekindle train` wrote",
+            )
+    paths = list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
+    return [_read(path, name) for path, name in zip(paths, distinct_names(paths))]
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell each from the others: `run`, or `a/run` and `b/run`."""
+    parts = [path.resolve().parts for path in paths]
+    depth = [1] * len(parts)
+    while True:
+        names = ["/".join(p[-n:]) for p, n in zip(parts, depth)]
+        clashing = [i for i, name in enumerate(names) if names.count(name) > 1 and depth[i] < len(parts[i])]
+        if not clashing:
+            return names
+        for i in clashing:
+            depth[i] += 1
+
+
+def _read(folder: Path, name: str) -> Run:
+    metrics, manifest = read_metrics(folder), read_manifest(folder)
+    lineage = manifest.lineage if manifest else []
+    sources = [Path(record.source) for record in reversed(lineage) if record.source]
+    return Run(name, folder, metrics, manifest, _verification([folder, *sources]))
+
+
+def _verification(folders: Sequence[Path]) -> dict[str, Any] | None:
+    """The newest `verify.json` on the way back through the lineage: training on does not repeat the check."""
+    for folder in folders:
+        path = folder / VERIFY
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError:
+            continue
+        except ValueError:
+            raise RekindleError("This verification cannot be read: it is not JSON.", where=path) from None
+        if not isinstance(data, dict):
+            raise RekindleError("This verification is not a JSON object.", where=path)
+        return data
+    return None

@@ -1,0 +1,180 @@
+"""One look for every picture: a calm palette for light and dark, and the way from matplotlib to a themed SVG.
+
+Pictures are drawn in the light colours. Inside the page each colour becomes the CSS variable of its name, so that
+text, axes and lines follow the reader's theme; text stays text.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# name: (light, dark). The series are told apart with common colour-vision deficiencies and reach 4.5:1 as text.
+PALETTE = {
+    "paper": ("#fcfcfa", "#14171b"),
+    "ink": ("#1c2026", "#e8eaed"),
+    "muted": ("#666d78", "#9ba4b0"),
+    "grid": ("#e4e5e1", "#2a3038"),
+    "s0": ("#1b6cb5", "#6fb4f5"),
+    "s1": ("#c04a12", "#ff9a66"),
+    "s2": ("#087a5e", "#4ecfa8"),
+    "s3": ("#8a4fb0", "#cf9df0"),
+    "s4": ("#8f6b00", "#e2bb4a"),
+    "s5": ("#55606e", "#b3bdc9"),
+}
+SERIES = tuple(name for name in PALETTE if re.fullmatch(r"s\d", name))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # once the colours are used up
+
+_FONTS = ("Inter", "Source Sans 3", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
+_VARIABLES = {light: f"var(--{name})" for name, (light, _) in PALETTE.items()}
+
+
+def colour(name: str) -> str:
+    """The light colour of that name, which the page turns into its variable."""
+    return PALETTE[name][0]
+
+
+def series_name(index: int) -> str:
+    """The palette's name for the index-th run."""
+    return SERIES[index % len(SERIES)]
+
+
+def series(index: int) -> dict[str, Any]:
+    """Colour and dash of the index-th run, as arguments of `Axes.plot`."""
+    return {"color": colour(series_name(index)), "linestyle": DASHES[index // len(SERIES) % len(DASHES)]}
+
+
+@dataclass
+class Sheet:
+    """A figure measured in CSS pixels from its top left corner; a titled one keeps a header for its title."""
+
+    width: int
+    height: int
+    title: str | None = None
+    narrow: bool = False
+
+    def __post_init__(self) -> None:
+        import textwrap
+
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        lines = textwrap.wrap(self.title, self.width // 9, break_long_words=True) if self.title else []
+        self.header = 22 * len(lines) + 22 if lines else 0
+        self.full_height = self.height + self.header
+        self.figure: Figure = Figure(figsize=(self.width / 72, self.full_height / 72), dpi=72)
+        FigureCanvasAgg(self.figure)
+        for i, line in enumerate(lines):
+            y = 1 - (12 + 22 * i) / self.full_height
+            self.figure.text(
+                14 / self.width, y, line, va="top", fontsize=17, fontweight="bold", color=colour("ink")
+            )
+
+    def axes(self, left: float, top: float, right: float, bottom: float) -> Axes:
+        """Axes between those distances, in pixels, from the sheet's left, top, left and top."""
+        box = (
+            left / self.width,
+            1 - (bottom + self.header) / self.full_height,
+            (right - left) / self.width,
+            (bottom - top) / self.full_height,
+        )
+        axes = self.figure.add_axes(box)
+        axes.tick_params(length=0, pad=7)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.grid(axis="y")
+        return axes
+
+    def caption(self, axes: Axes, above: str, below: str, gap: float = 30) -> None:
+        """What the axes show: the vertical quantity above them, the horizontal below, level with the eye."""
+        offset = {"textcoords": "offset points", "annotation_clip": False, "color": colour("muted")}
+        axes.annotate(above, (0, 1), (-2, 12), "axes fraction", ha="left", va="bottom", **offset)
+        axes.annotate(below, (1, 0), (0, -gap), "axes fraction", ha="right", va="top", **offset)
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """matplotlib in our style, wherever the user's own settings point."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    installed = set(fontManager.get_font_names())
+    fonts = [font for font in _FONTS if font in installed] or ["DejaVu Sans"]
+    settings = {
+        "font.family": [fonts[0], "DejaVu Sans"] if fonts[0] != "DejaVu Sans" else fonts[:1],
+        "font.size": 13.0,
+        "text.parse_math": False,
+        "text.color": colour("ink"),
+        "axes.edgecolor": colour("muted"),
+        "axes.labelcolor": colour("muted"),
+        "axes.linewidth": 0.8,
+        "axes.axisbelow": True,
+        "axes.unicode_minus": True,
+        "grid.color": colour("grid"),
+        "grid.linewidth": 0.8,
+        "lines.linewidth": 2.0,
+        "lines.solid_capstyle": "round",
+        "xtick.color": colour("muted"),
+        "ytick.color": colour("muted"),
+        "svg.fonttype": "none",
+        "svg.hashsalt": "rekindle",
+    }
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
+        yield
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144, facecolor=colour("paper"), metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg(figure: Figure, transparent: bool = False) -> str:
+    """The figure as a file that looks the same everywhere, in the light colours."""
+    buffer = io.StringIO()
+    look = {"transparent": True} if transparent else {"facecolor": colour("paper")}
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, **look)
+    return buffer.getvalue()
+
+
+def themed(figure: Figure, prefix: str, label: str) -> str:
+    """The figure as an `<svg>` element for the page: CSS variables for colours, the page's font, unique ids."""
+    from html import escape
+
+    text = svg(figure, transparent=True)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.S)
+    text = re.sub(r"<[^>]+>", lambda tag: _themed_tag(tag[0], prefix), text[text.index("<svg") :])
+    opening = f'<svg role="img" aria-label="{escape(label)}" '
+    return re.sub(r">\s+<", "><", text.replace("<svg ", opening, 1)).strip()
+
+
+def _themed_tag(tag: str, prefix: str) -> str:
+    if tag.startswith("<svg"):
+        return re.sub(r' (?:width|height|version|xmlns)="[^"]*"', "", tag)
+    tag = re.sub(r"font: (?:(\w+) )?([\d.]+px)[^;\"]*", r"font-size: \2; font-weight: \1", tag)  # before 3.11
+    tag = re.sub(r"font-family:[^;\"]*;?", "", tag)
+    tag = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", tag)
+    tag = re.sub(r"#[0-9a-f]{6}\b", lambda hexadecimal: _VARIABLES.get(hexadecimal[0], hexadecimal[0]), tag)
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", tag).replace("xlink:href", "href")
+
+
+def text_width(figure: Figure, texts: Sequence[str], **font: Any) -> float:
+    """Width of the widest of `texts` in pixels, with some slack for the reader's own font."""
+    from matplotlib.text import Text
+
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    widths = []
+    for content in texts:
+        text = Text(0, 0, content, **font)
+        text.set_figure(figure)
+        widths.append(text.get_window_extent(renderer).width)
+    return 1.08 * max(widths, default=0.0)

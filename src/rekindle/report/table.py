@@ -1,0 +1,111 @@
+"""What each run cost and where it ended: the rows of the table, raw for programs, in words for readers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rekindle.report.lineage import brief
+from rekindle.report.runs import Run
+from rekindle.report.words import UNKNOWN, count, exponent_of, nats, power, scaled, scientific
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. Losses in nats per token; None where the files do not say."""
+
+    name: str
+    lineage: str  # what it is, in words
+    total_parameters: int | None
+    active_parameters: int | None
+    tokens: float  # of this stage, as are the FLOPs
+    flops: float
+    sunk_flops: float | None  # of its recorded ancestors
+    sunk_complete: bool  # the lineage goes back to an initialisation
+    start_loss: float | None
+    final_loss: float | None  # None where it diverged
+    final_stderr: float | None
+    difference: float | None  # final loss less the lowest of all
+    tokens_per_s: float | None
+    verify: str
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    finals = [run.final.loss for run in runs if math.isfinite(run.final.loss)]
+    return [_row(run, min(finals, default=math.nan)) for run in runs]
+
+
+def _row(run: Run, best: float) -> Row:
+    ancestry = run.ancestry
+    known = run.manifest is not None and bool(run.lineage)
+    return Row(
+        name=run.name,
+        lineage=brief(run.lineage) or str(run.metrics.header.get("model_type") or "origin unknown"),
+        total_parameters=run.parameters.get("total"),
+        active_parameters=run.parameters.get("active"),
+        tokens=run.tokens,
+        flops=run.flops,
+        sunk_flops=sum(record.flops for record in ancestry) if known else None,
+        sunk_complete=known and run.lineage[0].source is None,
+        start_loss=run.start.loss if run.start else None,
+        final_loss=_finite(run.final.loss),
+        final_stderr=_finite(run.final.stderr),
+        difference=_finite(run.final.loss - best),
+        tokens_per_s=run.tokens_per_s,
+        verify=verification(run.verify),
+    )
+
+
+def verification(verify: dict[str, Any] | None) -> str:
+    """`exact, held (3.1×10⁻⁷)`, with the largest relative difference of logits; a dash where there was none."""
+    if not verify:
+        return UNKNOWN
+    difference = verify.get("relative_difference")
+    number = isinstance(difference, (int, float)) and not isinstance(difference, bool)
+    held = {True: "held", False: "broken"}.get(verify.get("held"), "not judged")  # type: ignore[arg-type]
+    return f"{verify.get('promise', 'promise')}, {held}" + (f" ({scientific(difference)})" if number else "")
+
+
+def displayed(table: Sequence[Row]) -> dict[str, Any]:
+    """Headings and cells as text: {"columns": [(heading, unit)], "rows": [[cell]]}; each column in one unit."""
+    flops = exponent_of(row.flops for row in table)
+    sunk = exponent_of(row.sunk_flops or 0.0 for row in table)
+    columns = [
+        ("Parameters", "total / active"),
+        ("Tokens", "this stage"),
+        ("FLOPs", power(flops) or "this stage"),
+        ("Sunk FLOPs", power(sunk) or "ancestors"),
+        ("Start", "nats per token"),
+        ("End", "± standard error"),
+        ("To the best", "nats"),
+        ("Speed", "tokens/s"),
+        ("Verify", "promise"),
+    ]
+    return {"columns": columns, "rows": [_cells(row, flops, sunk) for row in table]}
+
+
+def _cells(row: Row, flops: int, sunk: int) -> list[str]:
+    end = "diverged" if row.final_loss is None else nats(row.final_loss)
+    if row.final_loss is not None and row.final_stderr is not None:
+        end += f" ± {nats(row.final_stderr)}"
+    before = scaled(row.sunk_flops, sunk)
+    if row.sunk_flops is not None and not row.sunk_complete:
+        before = f"> {before}" if row.sunk_flops else UNKNOWN
+    speed = UNKNOWN if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}"
+    return [
+        f"{count(row.total_parameters)} / {count(row.active_parameters)}",
+        count(row.tokens),
+        scaled(row.flops, flops),
+        before,
+        nats(row.start_loss),
+        end,
+        "best" if row.difference == 0 else nats(row.difference, sign=True),
+        speed,
+        row.verify,
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

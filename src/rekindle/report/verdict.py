@@ -1,0 +1,180 @@
+"""Which run ends lower at equal cost, by how much, and whether the evaluations can tell.
+
+A difference counts when it exceeds twice the combined standard error, sqrt(se_a^2 + se_b^2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rekindle.report.metrics import Evaluation
+from rekindle.report.runs import Run
+from rekindle.report.words import count, listed, nats, scientific
+
+Budget = Literal["flops", "tokens"]
+
+TOLERANCE = 0.02  # budgets this close, relatively, are taken as equal
+SIGNIFICANT = 2.0  # combined standard errors
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A run's validation loss at the common budget, in nats per token."""
+
+    run: Run
+    loss: float
+    stderr: float
+    interpolated: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Readings at one budget, lowest loss first."""
+
+    by: Budget
+    budget: float
+    readings: tuple[Reading, ...]
+
+    @property
+    def best(self) -> Reading:
+        return self.readings[0]
+
+    @property
+    def tied(self) -> tuple[Reading, ...]:
+        """Those that cannot be told from the best, which is not among them."""
+        return tuple(r for r in self.readings[1:] if not self.decided(r))
+
+    @property
+    def behind(self) -> tuple[Reading, ...]:
+        return tuple(r for r in self.readings[1:] if self.decided(r))
+
+    def margin(self, reading: Reading) -> float:
+        return reading.loss - self.best.loss
+
+    def error(self, reading: Reading) -> float:
+        """Combined standard error of the margin; NaN where an evaluation states none."""
+        return math.hypot(reading.stderr, self.best.stderr)
+
+    def decided(self, reading: Reading) -> bool:
+        return self.margin(reading) > SIGNIFICANT * self.error(reading)
+
+
+def compare(runs: Sequence[Run], by: Budget) -> Comparison | None:
+    """Read every run at the largest FLOPs (or tokens) that all reached; None where no run has a loss to read.
+
+    Runs without a finite loss after their start are left out. Budgets within 2 % count as equal and each run is
+    read at its end; beyond that the longer runs are interpolated linearly between two evaluations.
+    """
+    able = [run for run in runs if run.readings and getattr(run.readings[-1], by) > 0]
+    if not able:
+        return None
+    ends = [getattr(run.readings[-1], by) for run in able]
+    budget = min(ends)
+    readings = [
+        _last(run) if end <= budget * (1 + TOLERANCE) else _read_at(run, by, budget)
+        for run, end in zip(able, ends)
+    ]
+    return Comparison(by, budget, tuple(sorted(readings, key=lambda r: r.loss)))
+
+
+def _last(run: Run) -> Reading:
+    end = run.readings[-1]
+    return Reading(run, end.loss, end.stderr, interpolated=False)
+
+
+def _read_at(run: Run, by: Budget, budget: float) -> Reading:
+    after = next(e for e in run.readings if getattr(e, by) >= budget)
+    earlier = [e for e in run.readings if getattr(e, by) < budget]
+    before: Evaluation = earlier[-1] if earlier else after
+    left, right = getattr(before, by), getattr(after, by)
+    share = (budget - left) / (right - left) if right > left else 1.0
+    loss = before.loss + share * (after.loss - before.loss)
+    return Reading(run, loss, max(before.stderr, after.stderr), interpolated=share < 1)
+
+
+def headline(comparison: Comparison | None, runs: Sequence[Run]) -> str:
+    """The finding in a few words, for the title of a figure."""
+    if comparison is None:
+        return "No run has a validation loss after its start"
+    unit = "FLOPs" if comparison.by == "flops" else "tokens"
+    if len(comparison.readings) == 1:
+        return _fall(comparison.best)
+    second = comparison.readings[1]
+    if comparison.tied:
+        names = [comparison.best.run.name, *(r.run.name for r in comparison.tied)]
+        return f"{listed(names)} cannot be told apart at equal {unit}"
+    return (
+        f"{comparison.best.run.name} ends {nats(comparison.margin(second))} nats below {second.run.name} "
+        f"at equal {unit}"
+    )
+
+
+def sentence(comparison: Comparison | None, runs: Sequence[Run]) -> str:
+    """The verdict: one sentence with its uncertainty."""
+    if comparison is None:
+        return "There is no verdict: no run has a validation loss after its start."
+    if len(comparison.readings) == 1:
+        left_out = "" if len(runs) == 1 else "; the others have no validation loss after their start"
+        return f"There is nothing to compare: {_fall(comparison.best)} nats per token{left_out}."
+    at = f"At {_amount(comparison)} of this stage"
+    seed = "one seed each, so this is a direction, not a result"
+    best, tied, behind = comparison.best, comparison.tied, comparison.behind
+    losses = [f"{nats(comparison.margin(r))} ± {_error(comparison, r)} nats below {r.run.name}" for r in behind]
+    if not tied:
+        return f"{at}, {best.run.name} ends {listed(losses)}; {seed}."
+    names = listed([best.run.name, *(r.run.name for r in tied)])
+    gaps = [f"{nats(comparison.margin(r))} ± {_error(comparison, r)}" for r in tied]
+    lead = f"{best.run.name}'s lead" if len(tied) == 1 else f"{best.run.name}'s leads"
+    also = f"; it ends {listed(losses)}" if behind else ""
+    return (
+        f"{at}, it is undecided between {names}: {lead} of {listed(gaps)} nats is within "
+        f"twice the standard error{also}; {seed}."
+    )
+
+
+def cautions(comparison: Comparison | None, runs: Sequence[Run]) -> list[str]:
+    """What a careful reader must know of the comparison, a sentence each."""
+    found = []
+    if comparison and len(comparison.readings) > 1:
+        found.append(
+            "± is one combined standard error over validation documents. The runs see the same validation tokens, "
+            "so their errors largely cancel in a difference and this is conservative; it says nothing about "
+            "how much another seed would move the result."
+        )
+        interpolated = [r.run.name for r in comparison.readings if r.interpolated]
+        if interpolated:
+            found.append(
+                f"The budgets differ: {listed(interpolated)} went further than {_amount(comparison)} and is read there "
+                "by interpolating between two evaluations. A run read before its end has not finished its "
+                "learning-rate decay, which favours the shorter one."
+            )
+    read = {id(r.run) for r in comparison.readings} if comparison else set()
+    missing = [run.name for run in runs if id(run) not in read]
+    if missing:
+        found.append(f"{listed(missing)} has no validation loss after its start and is left out of the verdict.")
+    for key, noun in (("data", "data"), ("seq_len", "sequence lengths"), ("vocab_size", "vocabularies")):
+        values = {str(v) for run in runs if (v := run.metrics.header.get(key)) is not None}
+        if len(values) > 1:
+            shown = listed(sorted(values)[:4])
+            found.append(f"The runs used different {noun} ({shown}): their losses may not be comparable.")
+    return found
+
+
+def _fall(reading: Reading) -> str:
+    start = reading.run.start
+    name, loss = reading.run.name, nats(reading.loss)
+    return f"{name} goes from {nats(start.loss)} to {loss}" if start else f"{name} ends at {loss}"
+
+
+def _amount(comparison: Comparison) -> str:
+    if comparison.by == "tokens":
+        return f"equal tokens ({count(comparison.budget)})"
+    return f"equal training FLOPs ({scientific(comparison.budget)})"
+
+
+def _error(comparison: Comparison, reading: Reading) -> str:
+    error = comparison.error(reading)
+    return nats(error) if math.isfinite(error) else "unknown"

@@ -1,4 +1,4 @@
-"""A chart: a finding, the numbers behind it and how to draw them; published as picture files and as page SVG."""
+"""A chart: a finding, the numbers behind it and how to draw them; published as files and as page SVG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDE, NARROW = 760, 360  # pixels
 
 @dataclass(frozen=True)
 class Chart:
-    """`draw` fills a sheet and says whether it named its lines there; if not, the page shows `key` beside it."""
+    """`draw` fills a sheet and says whether it named its lines there; if not, `key` is shown above it."""
 
     name: str  # of its files
     title: str  # the finding
@@ -54,41 +54,16 @@ def publish(chart: Chart, folder: Path) -> Picture:
         writer.writerow(chart.columns)
         writer.writerows(chart.rows)
     with drawing():
-        titled = Sheet(WIDE, chart.height, title=chart.title)
-        labelled = chart.draw(titled)
-        if not labelled:
-            _legend(titled, chart)
-        (folder / f"{chart.name}.png").write_bytes(png(titled.figure))
-        (folder / f"{chart.name}.svg").write_text(svg(titled.figure), encoding="utf-8")
-        wide = Sheet(WIDE, chart.height)
-        chart.draw(wide)
-        narrow = Sheet(NARROW, chart.narrow_height, narrow=True)
+        wide, narrow = Sheet(WIDE, chart.height), Sheet(NARROW, chart.narrow_height, narrow=True)
+        labelled = chart.draw(wide)
         chart.draw(narrow)
+        alone = Sheet(WIDE, chart.height, title=chart.title, key=() if labelled else chart.key)
+        chart.draw(alone)
+        (folder / f"{chart.name}.png").write_bytes(png(alone.figure))
+        (folder / f"{chart.name}.svg").write_text(svg(alone.figure), encoding="utf-8")
         return Picture(
             chart,
             themed(wide.figure, f"{chart.name}-w", chart.title),
             themed(narrow.figure, f"{chart.name}-n", chart.title),
             labelled,
         )
-
-
-def _legend(sheet: Sheet, chart: Chart) -> None:
-    """The key as one row under the title of a picture file whose lines are not named in place."""
-    from matplotlib.lines import Line2D
-
-    from rekindle.report.style import series
-
-    if not chart.key:
-        return
-    handles = [Line2D([], [], **series(i), label=name.lstrip("_") or name) for name, i in chart.key]
-    columns = max(1, min(len(handles), 4))
-    rows = -(-len(handles) // columns)
-    grown = (sheet.full_height + 22 * rows) / 72
-    for axes in sheet.figure.axes:  # keep what is drawn where it is, and put the key below
-        box = axes.get_position()
-        share = sheet.full_height / 72 / grown
-        axes.set_position((box.x0, 1 - (1 - box.y0) * share, box.width, box.height * share))
-    for text in sheet.figure.texts:
-        text.set_y(1 - (1 - text.get_position()[1]) * sheet.full_height / 72 / grown)
-    sheet.figure.set_figheight(grown)
-    sheet.figure.legend(handles=handles, loc="lower left", ncols=columns, frameon=False, borderaxespad=0.4)

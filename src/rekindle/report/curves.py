@@ -11,16 +11,15 @@ from rekindle.report.metrics import Step
 from rekindle.report.runs import Run
 from rekindle.report.style import Sheet, colour, series, text_width
 from rekindle.report.verdict import Budget, compare, headline
-from rekindle.report.words import exponent_of, listed, nats, power, scientific, shortened
+from rekindle.report.words import exponent_of, listed, nats, power, scientific, shortened, unit
 
-POINTS = 150  # of a training curve: more steps are averaged
+POINTS = 80  # of a training curve: more steps are averaged
 BARS = 24  # evaluations up to which each has its own error bar
 _LINE = 19  # height of a label, pixels
-_ILLIONS = {0: "tokens", 3: "thousand tokens", 6: "million tokens", 9: "billion tokens", 12: "trillion tokens"}
 
 
 def loss_chart(runs: Sequence[Run], by: Budget) -> Chart:
-    """Validation loss with its standard error, the training loss faintly behind it, against FLOPs or tokens."""
+    """Validation loss with its standard error, training loss faintly behind it, against FLOPs or tokens."""
     curves = [_binned(run.metrics.steps) for run in runs]
     low, high, above = _loss_range(runs)
     rows = []
@@ -59,13 +58,13 @@ def _draw_loss(
     name_width = text_width(sheet.figure, names, fontweight="bold") if fits else 0.0
     right = sheet.width - (14 if not fits and not sheet.narrow else 54 + name_width)
     axes = sheet.axes(44, 40, right, sheet.height - 50)
-    exponent = exponent_of(run.flops if by == "flops" else run.tokens for run in runs)
-    unit = 10.0**exponent
+    exponent = exponent_of(getattr(run, by) for run in runs)
+    scale = 10.0**exponent
     for i, (run, curve) in enumerate(zip(runs, curves)):
         look = series(i)
-        axes.plot([getattr(s, by) / unit for s in curve], [s.loss for s in curve],
+        axes.plot([getattr(s, by) / scale for s in curve], [s.loss for s in curve],
                   color=look["color"], alpha=0.28, linewidth=1.0, zorder=1)  # fmt: skip
-        xs = [getattr(e, by) / unit for e in run.metrics.evaluations]
+        xs = [getattr(e, by) / scale for e in run.metrics.evaluations]
         losses = [e.loss for e in run.metrics.evaluations]
         doubled = [2 * e.stderr if math.isfinite(e.stderr) else 0.0 for e in run.metrics.evaluations]
         axes.plot(xs, losses, **look, zorder=3)
@@ -76,54 +75,47 @@ def _draw_loss(
             axes.fill_between(xs, [y - d for y, d in zip(losses, doubled)],
                               [y + d for y, d in zip(losses, doubled)],
                               color=look["color"], alpha=0.2, linewidth=0, zorder=2)  # fmt: skip
-    axes.set_xlim(0, max(run.flops if by == "flops" else run.tokens for run in runs) / unit * 1.005 or 1)
+    longest = max(getattr(run, by) for run in runs) / scale or 1
+    axes.set_xlim(-0.008 * longest, 1.008 * longest)
     axes.set_ylim(*span)
     axes.locator_params(nbins=4 if sheet.narrow else 6)
     below = (
         f"training FLOPs of this stage{', ' if exponent else ''}{power(exponent)}"
         if by == "flops"
-        else f"{_ILLIONS.get(exponent, f'tokens, {power(exponent)}')} of this stage"
+        else unit(exponent, "tokens of this stage")
     )
     sheet.caption(axes, "Loss, nats per token", below)
     if fits or sheet.narrow:
-        _label_ends(sheet, axes, runs, names if fits else None, by, unit)
+        _label_ends(sheet, axes, runs, names if fits else None, by, scale)
     return fits
 
 
-def _label_ends(sheet: Sheet, axes, runs, names: list[str] | None, by: Budget, unit: float) -> None:
-    """The final loss, and the name where there is room, at the right of each line; a dotted leader where moved."""
+def _label_ends(sheet: Sheet, axes, runs, names: list[str] | None, by: Budget, scale: float) -> None:
+    """The final loss, and the name where there is room, right of each line; a dotted leader where moved."""
     box = axes.get_window_extent()
     lasts = [(i, run, run.readings[-1]) for i, run in enumerate(runs) if run.readings]
-    ends = [axes.transData.transform((getattr(last, by) / unit, last.loss)) for _, _, last in lasts]
+    ends = [axes.transData.transform((getattr(last, by) / scale, last.loss)) for _, _, last in lasts]
     places = spread([y for _, y in ends], _LINE, box.y0 - 30, box.y1 + 12)
     if places is None:
         return
     for (i, run, last), (x, y), place in zip(lasts, ends, places):
-        ink = {"color": colour("ink"), "va": "center_baseline", "annotation_clip": False}
-        at = {"xycoords": "figure pixels", "textcoords": "figure pixels"}
+        look = {"xycoords": "figure points", "va": "center_baseline", "annotation_clip": False}
         value = nats(last.loss) if last is run.final else "diverged"
-        axes.annotate(value, (box.x1 + 12, place), (box.x1 + 12, place), **at, **ink)
-        if abs(place - y) > 3 or box.x1 - x > 14:
-            sheet.figure.add_artist(_leader(sheet, (x + 5, y), (box.x1 + 8, place), series(i)["color"]))
+        axes.annotate(value, (box.x1 + 12, place), color=colour("ink"), **look)
         if names:
             indent = 54 if last is run.final else 72
-            axes.annotate(names[i], (0, 0), (box.x1 + indent, place), **at, **ink | {
-                "color": series(i)["color"]}, fontweight="bold")  # fmt: skip
-
-
-def _leader(sheet: Sheet, start: tuple[float, float], end: tuple[float, float], ink: str):
-    from matplotlib.lines import Line2D
-
-    xs, ys = zip(start, end)
-    shares = [x / sheet.width for x in xs], [y / sheet.full_height for y in ys]
-    return Line2D(*shares, color=ink, linewidth=1.0, linestyle=(0, (1, 2.5)), alpha=0.8)
+            ink = series(i)["color"]
+            axes.annotate(names[i], (box.x1 + indent, place), color=ink, fontweight="bold", **look)
+        if abs(place - y) > 3 or box.x1 - x > 14:
+            sheet.line((x + 5, y), (box.x1 + 8, place), color=series(i)["color"],
+                       linewidth=1.0, linestyle=(0, (1, 2.5)), alpha=0.8)  # fmt: skip
 
 
 def _loss_range(runs: Sequence[Run]) -> tuple[float, float, list[Run]]:
     """Lowest and highest loss of the frame, and the runs that start above it.
 
-    The frame shows where the runs end and the lowest start, so that a model from scratch, which falls several nats
-    in its first steps, does not flatten the differences that matter.
+    The frame shows where the runs end and the lowest start, so that a model from scratch, which falls several
+    nats in its first steps, does not flatten the differences that matter.
     """
     losses = [e.loss for run in runs for e in run.readings]
     if not losses:
@@ -146,37 +138,38 @@ def optimisation_chart(runs: Sequence[Run]) -> Chart | None:
     if not rates or not norms:
         return None
     peak, worst = max(norms)
-    exponent = exponent_of(run.tokens for run in runs)
+    exponent, small = exponent_of(run.tokens for run in runs), exponent_of(rates)
 
     def panel(sheet: Sheet, box: tuple[float, float, float, float], what: str, above: str) -> None:
         axes = sheet.axes(*box)
         for i, curve in enumerate(curves):
-            xs, ys = [s.tokens / 10**exponent for s in curve], [getattr(s, what) for s in curve]
+            scale = 10.0**small if what == "lr" else 1.0
+            xs, ys = [s.tokens / 10**exponent for s in curve], [getattr(s, what) / scale for s in curve]
             axes.plot(xs, ys, **series(i) | {"linewidth": 1.4})
         axes.set_xlim(left=0)
-        if what == "lr":
-            axes.set_ylim(0, 1.08 * (max(rates) or 1))
-            axes.yaxis.set_major_formatter(lambda value, _: scientific(value, 2))
-        else:
-            axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0)
         axes.locator_params(nbins=4)
-        sheet.caption(axes, above, f"{_ILLIONS.get(exponent, f'tokens, {power(exponent)}')} of this stage")
+        sheet.caption(axes, above, unit(exponent, "tokens of this stage"))
 
     def draw(sheet: Sheet) -> bool:
         width, height = sheet.width, sheet.height
-        first = (70, 40, width - 14, height / 2 - 50) if sheet.narrow else (70, 40, width / 2 - 24, height - 50)
+        first = (
+            (70, 40, width - 14, height / 2 - 50) if sheet.narrow else (70, 40, width / 2 - 24, height - 50)
+        )
         second = (70, height / 2 + 40, width - 14, height - 50) if sheet.narrow else (
             width / 2 + 40, 40, width - 14, height - 50)  # fmt: skip
-        panel(sheet, first, "lr", "Learning rate")
+        panel(sheet, first, "lr", f"Learning rate{', ' if small else ''}{power(small)}")
         panel(sheet, second, "grad_norm", "Gradient norm before clipping")
         return len(runs) == 1
 
     return Chart(
         name="optimisation",
-        title=f"Learning rate peaks at {scientific(max(rates))}, gradient norm at {peak:.3g} in {worst}",
-        caption="Learning rate and gradient norm; long runs are averaged, so a single spike may be lower here.",
+        title=f"Learning rate peaks at {scientific(max(rates))}, gradient norm at {peak:.3g}, in {worst}",
+        caption="Long runs are averaged here, so a single spike may look lower than it was.",
         columns=("run", "step", "tokens", "flops", "lr", "grad_norm"),
-        rows=[(r.name, s.step, s.tokens, s.flops, s.lr, s.grad_norm) for r, c in zip(runs, curves) for s in c],
+        rows=[
+            (r.name, s.step, s.tokens, s.flops, s.lr, s.grad_norm) for r, c in zip(runs, curves) for s in c
+        ],
         draw=draw,
         height=270,
         narrow_height=460,

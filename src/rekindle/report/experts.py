@@ -10,7 +10,7 @@ from rekindle.report.chart import Chart
 from rekindle.report.metrics import Evaluation
 from rekindle.report.runs import Run
 from rekindle.report.style import Sheet, colour, series
-from rekindle.report.words import exponent_of
+from rekindle.report.words import exponent_of, unit
 
 NUMBERED = 16  # experts up to which each cell shows its number
 _SHADES = 12  # steps of the scale; the cells of one shade are one path, so that large models stay small files
@@ -44,15 +44,20 @@ def expert_chart(run: Run, index: int, name: str) -> Chart | None:
         _heatmap(sheet, (44, 40, right, 40 + cell * layers), shares, dead, series(index)["color"])
         if len(entropies) > 1:
             top = 40 if side else 40 + cell * layers + 90
-            _entropy(sheet, (right + 70 if side else 44, top, sheet.width - 14, sheet.height - 50), entropies, index)
+            _entropy(
+                sheet,
+                (right + 70 if side else 44, top, sheet.width - 14, sheet.height - 50),
+                entropies,
+                index,
+            )
         return True
 
     return Chart(
         name=name,
         title=f"{run.name}: {state}; the busiest takes {busiest:.1f} times an even share",
         caption=(
-            "Cells: share of the routed tokens at the last evaluation, 1 = even; × marks an expert that received none. "
-            "Lines: entropy of the load, 1 = even; each thin line is a layer, the thick one their mean."
+            "Cells: share of the routed tokens at the last evaluation, 1 = even; × marks an expert that received none. "
+            "Lines: entropy of the load, 1 = even; each thin line is a layer, the thick one their mean."
         ),
         columns=("quantity", "step", "tokens", "layer", "expert", "value", "dead"),
         rows=rows,
@@ -138,5 +143,4 @@ def _entropy(
     axes.set_ylim(min(0.9, math.floor(lowest * 20) / 20), 1.004)
     axes.set_xlim(left=0)
     axes.locator_params(nbins=4)
-    unit = {0: "", 3: "thousand ", 6: "million ", 9: "billion ", 12: "trillion "}.get(exponent, "")
-    sheet.caption(axes, "Entropy of the load", f"{unit}tokens of this stage")
+    sheet.caption(axes, "Entropy of the load", unit(exponent, "tokens of this stage"))

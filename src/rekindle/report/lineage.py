@@ -30,21 +30,14 @@ def chain(records: Sequence[Record]) -> list[Link]:
 
 def brief(records: Sequence[Record]) -> str:
     """init → train 3.00M → upcycle → train 2.50M"""
-    return " → ".join(
-        f"{r.verb} {count(r.tokens)}" if r.tokens else r.verb if link.verb != "from" else link.detail
-        for link, r in _paired(records)
-    )
+    origin = [records[0].source] if records and records[0].source else []
+    steps = [f"{r.verb}\u00a0{count(r.tokens)}" if r.tokens else r.verb for r in records]
+    return " → ".join([*origin, *steps])
 
 
 def commands(runs: Iterable[Run]) -> list[str]:
     """Every command behind the runs, once, each after those it needs."""
     return list(dict.fromkeys(r.command for run in runs for r in run.lineage if r.command))
-
-
-def _paired(records: Sequence[Record]) -> list[tuple[Link, Record]]:
-    links = chain(records)
-    padding = [records[0]] if len(links) > len(records) else []
-    return list(zip(links, [*padding, *records]))
 
 
 def _detail(record: Record) -> str:

@@ -118,7 +118,11 @@ class _Row:
         value = self.data.get(key)
         if value is None:
             return None
-        if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
+        if (
+            not isinstance(value, list)
+            or not value
+            or not all(isinstance(row, list) and row for row in value)
+        ):
             raise RekindleError(f"{key!r} should be one list of numbers for each layer.", where=self.where)
         return tuple(_numbers(row, key, self.where) or () for row in value)
 

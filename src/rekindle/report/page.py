@@ -88,7 +88,9 @@ def render(context: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     files = resources.files("rekindle.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string((files / "page.html.j2").read_text(encoding="utf-8"))
     css = Markup((files / "page.css").read_text(encoding="utf-8"))
     return template.render(context, css=css, palette=PALETTE, figures=FIGURES, drawn=_drawn)
@@ -124,7 +126,7 @@ def _regime(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         sunk = sum(record.tokens for record in run.ancestry)
         if sunk and run.tokens:
-            ratio = f"{run.tokens / sunk:.2g} times as long as the first"
+            ratio = f"{run.tokens / sunk:.2f} times as many"
             found.append(f"{run.name}: {count(sunk)} tokens sunk, then {count(run.tokens)} here, {ratio}")
     return found
 
@@ -134,10 +136,14 @@ def _gaps(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         bad = [e.step for e in run.metrics.evaluations if e not in run.readings]
         if bad:
-            found.append(f"{run.name}: the validation loss is not a number at step {bad[0]}; the curve has a gap.")
+            found.append(
+                f"{run.name}: the validation loss is not a number at step {bad[0]}; the curve has a gap."
+            )
         lost = [s.step for s in run.metrics.steps if s.loss != s.loss]
         if lost:
-            found.append(f"{run.name}: the training loss is not a number in {len(lost)} logged steps, first {lost[0]}.")
+            found.append(
+                f"{run.name}: the training loss is not a number in {len(lost)} logged steps, first {lost[0]}."
+            )
         if run.metrics.torn:
             found.append(f"{run.name}: the last line of metrics.jsonl is cut off and was left out.")
         if run.manifest is None:

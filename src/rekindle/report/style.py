@@ -54,11 +54,15 @@ def series(index: int) -> dict[str, Any]:
 
 @dataclass
 class Sheet:
-    """A figure measured in CSS pixels from its top left corner; a titled one keeps a header for its title."""
+    """A figure measured in CSS pixels from its top left corner.
+
+    One that must stand alone, in a file, has a header with its `title` and a `key` of (name, index of its colour).
+    """
 
     width: int
     height: int
-    title: str | None = None
+    title: str = ""
+    key: Sequence[tuple[str, int]] = ()
     narrow: bool = False
 
     def __post_init__(self) -> None:
@@ -67,16 +71,35 @@ class Sheet:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        lines = textwrap.wrap(self.title, self.width // 9, break_long_words=True) if self.title else []
-        self.header = 22 * len(lines) + 22 if lines else 0
-        self.full_height = self.height + self.header
-        self.figure: Figure = Figure(figsize=(self.width / 72, self.full_height / 72), dpi=72)
+        self.figure: Figure = Figure(figsize=(self.width / 72, self.height / 72), dpi=72)
         FigureCanvasAgg(self.figure)
+        lines = textwrap.wrap(self.title, self.width // 9)
+        places = _flowing([text_width(self.figure, [name]) + 44 for name, _ in self.key], self.width - 28)
+        key_top = 22 * len(lines) + 20
+        self.header = (22 if lines else 0) + 22 * len(lines) + (22 * (places[-1][1] + 1) if places else 0)
+        self.full_height = self.height + self.header
+        self.figure.set_figheight(self.full_height / 72)
         for i, line in enumerate(lines):
-            y = 1 - (12 + 22 * i) / self.full_height
-            self.figure.text(
-                14 / self.width, y, line, va="top", fontsize=17, fontweight="bold", color=colour("ink")
+            self._write(14, 12 + 22 * i, line, color=colour("ink"), fontsize=17, fontweight="bold")
+        for (name, index), (x, row) in zip(self.key, places):
+            self._swatch(14 + x, key_top + 22 * row + 8, index)
+            self._write(
+                14 + x + 24, key_top + 22 * row, name, color=colour(series_name(index)), fontweight="bold"
             )
+
+    def _write(self, x: float, y: float, text: str, **look: Any) -> None:
+        self.figure.text(x / self.width, 1 - y / self.full_height, text, va="top", **look)
+
+    def _swatch(self, x: float, y: float, index: int) -> None:
+        self.line((x, self.full_height - y), (x + 18, self.full_height - y), linewidth=2.5, **series(index))
+
+    def line(self, start: tuple[float, float], end: tuple[float, float], **look: Any) -> None:
+        """A line between two points in pixels from the lower left corner, matplotlib's display coordinates."""
+        from matplotlib.lines import Line2D
+
+        xs, ys = zip(start, end)
+        shares = [x / self.width for x in xs], [y / self.full_height for y in ys]
+        self.figure.add_artist(Line2D(*shares, **look))
 
     def axes(self, left: float, top: float, right: float, bottom: float) -> Axes:
         """Axes between those distances, in pixels, from the sheet's left, top, left and top."""
@@ -87,6 +110,7 @@ class Sheet:
             (bottom - top) / self.full_height,
         )
         axes = self.figure.add_axes(box)
+        axes.patch.set_visible(False)
         axes.tick_params(length=0, pad=7)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.grid(axis="y")
@@ -178,3 +202,15 @@ def text_width(figure: Figure, texts: Sequence[str], **font: Any) -> float:
         text.set_figure(figure)
         widths.append(text.get_window_extent(renderer).width)
     return 1.08 * max(widths, default=0.0)
+
+
+def _flowing(widths: Sequence[float], available: float) -> list[tuple[float, int]]:
+    """(x, row) of items set one after the other like words in a line."""
+    places: list[tuple[float, int]] = []
+    x, row = 0.0, 0
+    for width in widths:
+        if x > 0 and x + width > available:
+            x, row = 0.0, row + 1
+        places.append((x, row))
+        x += width
+    return places

@@ -9,7 +9,7 @@ from typing import Any
 
 from rekindle.report.lineage import brief
 from rekindle.report.runs import Run
-from rekindle.report.words import UNKNOWN, count, exponent_of, nats, power, scaled, scientific
+from rekindle.report.words import UNKNOWN, exponent_of, nats, power, scaled, scientific, unit
 
 
 @dataclass(frozen=True)
@@ -69,24 +69,27 @@ def verification(verify: dict[str, Any] | None) -> str:
 
 
 def displayed(table: Sequence[Row]) -> dict[str, Any]:
-    """Headings and cells as text: {"columns": [(heading, unit)], "rows": [[cell]]}; each column in one unit."""
+    """Headings and cells as text: {"columns": [(heading, unit, name)], "rows": [[cell]]}; each column in one unit."""
     flops = exponent_of(row.flops for row in table)
     sunk = exponent_of(row.sunk_flops or 0.0 for row in table)
-    columns = [
-        ("Parameters", "total / active"),
-        ("Tokens", "this stage"),
-        ("FLOPs", power(flops) or "this stage"),
-        ("Sunk FLOPs", power(sunk) or "ancestors"),
-        ("Start", "nats per token"),
-        ("End", "± standard error"),
-        ("To the best", "nats"),
-        ("Speed", "tokens/s"),
-        ("Verify", "promise"),
+    tokens = exponent_of(row.tokens for row in table)
+    parameters = exponent_of(row.total_parameters or 0 for row in table)
+    columns = [  # heading, unit under it, and the name in full for a phone
+        ("Total", unit(parameters, ""), "Parameters"),
+        ("Active", unit(parameters, ""), "Active parameters"),
+        ("Tokens", unit(tokens, ""), "Tokens of this stage"),
+        ("FLOPs", power(flops), "FLOPs of this stage"),
+        ("Sunk FLOPs", power(sunk), "Sunk FLOPs"),
+        ("Start", "nats/token", "Start"),
+        ("End", "± std. error", "End"),
+        ("To best", "nats", "To the best"),
+        ("Speed", "tokens/s", "Speed"),
+        ("Verify", "", "Verify"),
     ]
-    return {"columns": columns, "rows": [_cells(row, flops, sunk) for row in table]}
+    return {"columns": columns, "rows": [_cells(row, parameters, tokens, flops, sunk) for row in table]}
 
 
-def _cells(row: Row, flops: int, sunk: int) -> list[str]:
+def _cells(row: Row, parameters: int, tokens: int, flops: int, sunk: int) -> list[str]:
     end = "diverged" if row.final_loss is None else nats(row.final_loss)
     if row.final_loss is not None and row.final_stderr is not None:
         end += f" ± {nats(row.final_stderr)}"
@@ -95,8 +98,9 @@ def _cells(row: Row, flops: int, sunk: int) -> list[str]:
         before = f"> {before}" if row.sunk_flops else UNKNOWN
     speed = UNKNOWN if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}"
     return [
-        f"{count(row.total_parameters)} / {count(row.active_parameters)}",
-        count(row.tokens),
+        scaled(row.total_parameters, parameters),
+        scaled(row.active_parameters, parameters),
+        scaled(row.tokens, tokens),
         scaled(row.flops, flops),
         before,
         nats(row.start_loss),

@@ -122,7 +122,9 @@ def sentence(comparison: Comparison | None, runs: Sequence[Run]) -> str:
     at = f"At {_amount(comparison)} of this stage"
     seed = "one seed each, so this is a direction, not a result"
     best, tied, behind = comparison.best, comparison.tied, comparison.behind
-    losses = [f"{nats(comparison.margin(r))} ± {_error(comparison, r)} nats below {r.run.name}" for r in behind]
+    losses = [
+        f"{nats(comparison.margin(r))} ± {_error(comparison, r)} nats below {r.run.name}" for r in behind
+    ]
     if not tied:
         return f"{at}, {best.run.name} ends {listed(losses)}; {seed}."
     names = listed([best.run.name, *(r.run.name for r in tied)])
@@ -154,7 +156,9 @@ def cautions(comparison: Comparison | None, runs: Sequence[Run]) -> list[str]:
     read = {id(r.run) for r in comparison.readings} if comparison else set()
     missing = [run.name for run in runs if id(run) not in read]
     if missing:
-        found.append(f"{listed(missing)} has no validation loss after its start and is left out of the verdict.")
+        found.append(
+            f"{listed(missing)} has no validation loss after its start and is left out of the verdict."
+        )
     for key, noun in (("data", "data"), ("seq_len", "sequence lengths"), ("vocab_size", "vocabularies")):
         values = {str(v) for run in runs if (v := run.metrics.header.get(key)) is not None}
         if len(values) > 1:

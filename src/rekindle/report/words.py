@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_ILLIONS = {3: "thousand", 6: "million", 9: "billion", 12: "trillion"}
 UNKNOWN = "–"
 
 
@@ -38,6 +39,11 @@ def exponent_of(values: Iterable[float]) -> int:
     """The power of 1000, as an exponent of ten, in which the largest of `values` reads best."""
     largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
     return 3 * math.floor(math.log10(largest) / 3 + 1e-9) if largest > 0 else 0
+
+
+def unit(exponent: int, of: str) -> str:
+    """The unit of numbers scaled by ten to the `exponent`: million tokens."""
+    return f"{_ILLIONS.get(exponent, power(exponent))} {of}".strip()
 
 
 def scaled(value: float | None, exponent: int) -> str:

@@ -40,7 +40,7 @@ UPCYCLE = Record(
 def stage(name: str, tokens: int, flops: float, source: str) -> Record:
     return Record(
         verb="train",
-        command=f"rekindle train {source} work/{name} --data stdlib --tokens {tokens / 1e6:.1f}M --schedule wsd",
+        command=f"rekindle train {source} work/{name} --data stdlib --tokens {tokens / 1e6:.1f}M",
         options={"tokens": {"value": tokens, "origin": "flag"}, "seed": {"value": 0, "origin": "default"}},
         source=source,
         tokens=tokens,

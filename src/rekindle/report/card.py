@@ -1,11 +1,12 @@
-"""The model card: README.md of a checkpoint, with what it is, where it came from and whether its promise held.
+"""The model card: README.md of a checkpoint: what it is, where it came from, whether its promise held.
 
-Whatever came from a file (names, commands, options, a parent's card) is escaped or fenced: no text of a checkpoint
-becomes markup of the card.
+Whatever came from a file (names, commands, options, a parent's card) is escaped or fenced: no text of a
+checkpoint becomes markup of the card.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from html import escape
@@ -25,9 +26,10 @@ _LICENSE_KEYS = ("license", "license_name", "license_link")
 def write_card(
     folder: Path, manifest: Manifest, config: dict[str, Any], verify: dict[str, Any] | None, method_note: str
 ) -> None:
-    """Write FOLDER/README.md. `config` is the resolved options of the last step, `verify` what `verify.json` holds.
+    """Write FOLDER/README.md; a `rekindle.yaml` already there is quoted in it.
 
-    `method_note` is Markdown from the method: one paragraph that names the paper and links to it.
+    `config` is what `config.json` holds, `verify` what `verify.json` does; `method_note` is a line of
+    Markdown that names the method's paper and links to it.
     """
     license_ = inherited_license(manifest)
     head = {
@@ -38,12 +40,13 @@ def write_card(
     }
     text = "---\n" + dump_yaml({key: value for key, value in head.items() if value}) + "---\n\n"
     sections = [
-        f"# {_inline(folder.name)}",
+        f"# {_inline(_published_name(folder))}",
         _summary(manifest),
         escape(method_note.strip(), quote=False),
         _parents(manifest),
         _verification(manifest, verify),
-        _repeat(manifest, config),
+        _repeat(folder, manifest),
+        "## Config\n\n" + _fenced(_yaml(config), "yaml") if config else "",
         _license(license_),
     ]
     text += "\n\n".join(section for section in sections if section) + "\n"
@@ -92,11 +95,7 @@ def _summary(manifest: Manifest) -> str:
 
 def _parents(manifest: Manifest) -> str:
     rows = [
-        (
-            _inline(record.verb),
-            _inline(record.source),
-            f"`{_inline(record.source_fingerprint or 'not recorded')}`",
-        )
+        [_inline(text) for text in (record.verb, record.source, record.source_fingerprint or "not recorded")]
         for record in manifest.lineage
         if record.source
     ]
@@ -112,11 +111,23 @@ def _verification(manifest: Manifest, verify: dict[str, Any] | None) -> str:
     return f"## Verification\n\n{text}\n\n" + _table(("measured", "value"), rows)
 
 
-def _repeat(manifest: Manifest, config: dict[str, Any]) -> str:
+def _repeat(folder: Path, manifest: Manifest) -> str:
     commands = "\n".join(record.command for record in manifest.lineage if record.command)
     parts = [_fenced(commands, "sh")] if commands else []
-    parts += ["The last step's options, resolved:", _fenced(dump_yaml(config), "yaml")] if config else []
+    recipe = folder / "rekindle.yaml"
+    if recipe.is_file():
+        parts += ["The last of these as a recipe:", _fenced(recipe.read_text(encoding="utf-8"), "yaml")]
     return "\n\n".join(["## To repeat", *parts]) if parts else ""
+
+
+def _yaml(config: dict[str, Any]) -> str:
+    """A JSON-like mapping as YAML, whatever odd values it holds."""
+    return dump_yaml(json.loads(json.dumps(config, default=str)))
+
+
+def _published_name(folder: Path) -> str:
+    """The name a folder will have: while it is written it is called .NAME.partial."""
+    return re.sub(r"^\.(.+)\.partial$", r"\1", folder.name)
 
 
 def _license(stated: dict[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rekindle.report.chart import Chart
 from rekindle.report.labels import spread
@@ -12,6 +13,9 @@ from rekindle.report.runs import Run
 from rekindle.report.style import Sheet, colour, series, text_width
 from rekindle.report.verdict import Budget, compare, headline
 from rekindle.report.words import exponent_of, listed, nats, power, scientific, shortened, unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 POINTS = 80  # of a training curve: more steps are averaged
 BARS = 24  # evaluations up to which each has its own error bar
@@ -90,7 +94,9 @@ def _draw_loss(
     return fits
 
 
-def _label_ends(sheet: Sheet, axes, runs, names: list[str] | None, by: Budget, scale: float) -> None:
+def _label_ends(
+    sheet: Sheet, axes: Axes, runs: Sequence[Run], names: list[str] | None, by: Budget, scale: float
+) -> None:
     """The final loss, and the name where there is room, right of each line; a dotted leader where moved."""
     box = axes.get_window_extent()
     lasts = [(i, run, run.readings[-1]) for i, run in enumerate(runs) if run.readings]
@@ -139,6 +145,7 @@ def optimisation_chart(runs: Sequence[Run]) -> Chart | None:
         return None
     peak, worst = max(norms)
     exponent, small = exponent_of(run.tokens for run in runs), exponent_of(rates)
+    rows = [(r.name, s.step, s.tokens, s.flops, s.lr, s.grad_norm) for r, c in zip(runs, curves) for s in c]
 
     def panel(sheet: Sheet, box: tuple[float, float, float, float], what: str, above: str) -> None:
         axes = sheet.axes(*box)
@@ -153,11 +160,11 @@ def optimisation_chart(runs: Sequence[Run]) -> Chart | None:
 
     def draw(sheet: Sheet) -> bool:
         width, height = sheet.width, sheet.height
-        first = (
-            (70, 40, width - 14, height / 2 - 50) if sheet.narrow else (70, 40, width / 2 - 24, height - 50)
-        )
-        second = (70, height / 2 + 40, width - 14, height - 50) if sheet.narrow else (
-            width / 2 + 40, 40, width - 14, height - 50)  # fmt: skip
+        middle, floor = width / 2, height - 50
+        if sheet.narrow:
+            first, second = (44, 40, width - 14, height / 2 - 50), (44, height / 2 + 40, width - 14, floor)
+        else:
+            first, second = (44, 40, middle - 30, floor), (middle + 30, 40, width - 14, floor)
         panel(sheet, first, "lr", f"Learning rate{', ' if small else ''}{power(small)}")
         panel(sheet, second, "grad_norm", "Gradient norm before clipping")
         return len(runs) == 1
@@ -167,9 +174,7 @@ def optimisation_chart(runs: Sequence[Run]) -> Chart | None:
         title=f"Learning rate peaks at {scientific(max(rates))}, gradient norm at {peak:.3g}, in {worst}",
         caption="Long runs are averaged here, so a single spike may look lower than it was.",
         columns=("run", "step", "tokens", "flops", "lr", "grad_norm"),
-        rows=[
-            (r.name, s.step, s.tokens, s.flops, s.lr, s.grad_norm) for r, c in zip(runs, curves) for s in c
-        ],
+        rows=rows,
         draw=draw,
         height=270,
         narrow_height=460,
@@ -184,4 +189,4 @@ def _binned(steps: Sequence[Step]) -> list[Step]:
     if size == 1:
         return list(steps)
     fields = Step.__dataclass_fields__
-    return [Step(**{f: math.fsum(getattr(s, f) for s in b) / len(b) for f in fields}) for b in bins]
+    return [Step(**{f: sum(getattr(s, f) for s in b) / len(b) for f in fields}) for b in bins]

@@ -1,4 +1,4 @@
-"""How a mixture of experts shares its work: the load of each expert at the end, and its evenness over training."""
+"""How a mixture of experts shares its work: each expert's load at the end, and its evenness over training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHADES = 12  # steps of the scale; the cells of one shade are one path, so that
 
 
 def expert_chart(run: Run, index: int, name: str) -> Chart | None:
-    """Load per layer and expert, as a multiple of an even share, and entropy over tokens; None for a dense run.
+    """Load per layer and expert, as a multiple of an even share, and its entropy; None for a dense run.
 
     `index` is the run's colour, `name` the chart's file name.
     """
@@ -44,19 +44,16 @@ def expert_chart(run: Run, index: int, name: str) -> Chart | None:
         _heatmap(sheet, (44, 40, right, 40 + cell * layers), shares, dead, series(index)["color"])
         if len(entropies) > 1:
             top = 40 if side else 40 + cell * layers + 90
-            _entropy(
-                sheet,
-                (right + 70 if side else 44, top, sheet.width - 14, sheet.height - 50),
-                entropies,
-                index,
-            )
+            box = (right + 70 if side else 44, top, sheet.width - 14, sheet.height - 50)
+            _entropy(sheet, box, entropies, index)
         return True
 
     return Chart(
         name=name,
         title=f"{run.name}: {state}; the busiest takes {busiest:.1f} times an even share",
         caption=(
-            "Cells: share of the routed tokens at the last evaluation, 1 = even; × marks an expert that received none. "
+            "Cells: share of the routed tokens at the last evaluation, 1 = even; "
+            "× marks an expert that received none. "
             "Lines: entropy of the load, 1 = even; each thin line is a layer, the thick one their mean."
         ),
         columns=("quantity", "step", "tokens", "layer", "expert", "value", "dead"),

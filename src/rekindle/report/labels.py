@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def spread(targets: Sequence[float], height: float, low: float, high: float) -> list[float] | None:
-    """Centres for labels of one `height`, as near to `targets` as can be, none overlapping, all in [low, high].
+    """Centres for labels of one `height`, as near `targets` as can be, none overlapping, all in [low, high].
 
     The sum of squared displacements is least (isotonic regression by pooling neighbours). Returns None where
     the labels do not fit. All four numbers share a unit, e.g. pixels; the order of `targets` is kept.

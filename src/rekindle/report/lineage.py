@@ -22,7 +22,7 @@ class Link:
 
 
 def chain(records: Sequence[Record]) -> list[Link]:
-    """The steps, oldest first; where the first had a source that Rekindle did not make, that comes before it."""
+    """The steps, oldest first; a source that Rekindle did not make comes before the first."""
     origin = records[0].source if records else None
     start = [Link("from", origin, "", [])] if origin else []
     return start + [Link(r.verb, _detail(r), r.command, _options(r.options)) for r in records]

@@ -118,13 +118,10 @@ class _Row:
         value = self.data.get(key)
         if value is None:
             return None
-        if (
-            not isinstance(value, list)
-            or not value
-            or not all(isinstance(row, list) and row for row in value)
-        ):
+        rows = value if isinstance(value, list) else []
+        if not rows or not all(isinstance(row, list) and row for row in rows):
             raise RekindleError(f"{key!r} should be one list of numbers for each layer.", where=self.where)
-        return tuple(_numbers(row, key, self.where) or () for row in value)
+        return tuple(_numbers(row, key, self.where) or () for row in rows)
 
 
 def _row(line: str, where: str, last: bool) -> _Row | None:

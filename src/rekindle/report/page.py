@@ -46,8 +46,8 @@ def write_report(
 ) -> Report:
     """Write OUT/index.html and, for every figure, a PNG, an SVG and a CSV under OUT/figures.
 
-    `command` is shown as the one that made the page. Raises RekindleError where a run cannot be read, OUT is not
-    empty (unless `overwrite`) or OUT holds one of the runs.
+    `command` is shown as the one that made the page. Raises RekindleError where a run cannot be read, OUT is
+    not empty (unless `overwrite`) or OUT holds one of the runs.
     """
     out = Path(out).absolute()
     found = read_runs(runs)
@@ -134,16 +134,11 @@ def _regime(runs: Sequence[Run]) -> list[str]:
 def _gaps(runs: Sequence[Run]) -> list[str]:
     found = []
     for run in runs:
-        bad = [e.step for e in run.metrics.evaluations if e not in run.readings]
-        if bad:
-            found.append(
-                f"{run.name}: the validation loss is not a number at step {bad[0]}; the curve has a gap."
-            )
-        lost = [s.step for s in run.metrics.steps if s.loss != s.loss]
-        if lost:
-            found.append(
-                f"{run.name}: the training loss is not a number in {len(lost)} logged steps, first {lost[0]}."
-            )
+        for what, rows in (("validation", run.metrics.evaluations), ("training", run.metrics.steps)):
+            bad = [row.step for row in rows if not math.isfinite(row.loss)]
+            if bad:
+                times = "once" if len(bad) == 1 else f"{len(bad)} times"
+                found.append(f"{run.name}: the {what} loss is not a number {times}, first at step {bad[0]}.")
         if run.metrics.torn:
             found.append(f"{run.name}: the last line of metrics.jsonl is cut off and was left out.")
         if run.manifest is None:

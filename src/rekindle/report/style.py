@@ -1,7 +1,7 @@
 """One look for every picture: a calm palette for light and dark, and the way from matplotlib to a themed SVG.
 
-Pictures are drawn in the light colours. Inside the page each colour becomes the CSS variable of its name, so that
-text, axes and lines follow the reader's theme; text stays text.
+Pictures are drawn in the light colours. Inside the page each colour becomes the CSS variable of its name, so
+that text, axes and lines follow the reader's theme; text stays text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# name: (light, dark). The series are told apart with common colour-vision deficiencies and reach 4.5:1 as text.
+# name: (light, dark). The series differ under common colour-vision deficiencies and reach 4.5:1 as text.
 PALETTE = {
     "paper": ("#fcfcfa", "#14171b"),
     "ink": ("#1c2026", "#e8eaed"),
@@ -56,7 +56,7 @@ def series(index: int) -> dict[str, Any]:
 class Sheet:
     """A figure measured in CSS pixels from its top left corner.
 
-    One that must stand alone, in a file, has a header with its `title` and a `key` of (name, index of its colour).
+    One that stands alone, in a file, has a header: its `title` and a `key` of (name, index of its colour).
     """
 
     width: int
@@ -94,7 +94,7 @@ class Sheet:
         self.line((x, self.full_height - y), (x + 18, self.full_height - y), linewidth=2.5, **series(index))
 
     def line(self, start: tuple[float, float], end: tuple[float, float], **look: Any) -> None:
-        """A line between two points in pixels from the lower left corner, matplotlib's display coordinates."""
+        """A line between two points in pixels from the lower left corner, as matplotlib counts them."""
         from matplotlib.lines import Line2D
 
         xs, ys = zip(start, end)
@@ -171,7 +171,7 @@ def svg(figure: Figure, transparent: bool = False) -> str:
 
 
 def themed(figure: Figure, prefix: str, label: str) -> str:
-    """The figure as an `<svg>` element for the page: CSS variables for colours, the page's font, unique ids."""
+    """The figure as an `<svg>` for the page: CSS variables for colours, the page's font, unique ids."""
     from html import escape
 
     text = svg(figure, transparent=True)

@@ -59,17 +59,19 @@ def _row(run: Run, best: float) -> Row:
 
 
 def verification(verify: dict[str, Any] | None) -> str:
-    """`exact, held (3.1×10⁻⁷)`, with the largest relative difference of logits; a dash where there was none."""
+    """`exact, held (3.1×10⁻⁷)`: the largest relative difference of logits; a dash where it was not run."""
     if not verify:
         return UNKNOWN
     difference = verify.get("relative_difference")
     number = isinstance(difference, (int, float)) and not isinstance(difference, bool)
-    held = {True: "held", False: "broken"}.get(verify.get("held"), "not judged")  # type: ignore[arg-type]
-    return f"{verify.get('promise', 'promise')}, {held}" + (f" ({scientific(difference)})" if number else "")
+    held = verify.get("held")
+    promise = "nothing promised" if held is None else f"{verify.get('promise', 'promise')}, "
+    promise += "" if held is None else "held" if held is True else "broken"
+    return promise + (f" ({scientific(difference)})" if number else "")
 
 
 def displayed(table: Sequence[Row]) -> dict[str, Any]:
-    """Headings and cells as text: {"columns": [(heading, unit, name)], "rows": [[cell]]}; each column in one unit."""
+    """Headings and cells as text, each column in one unit: {"columns": [(heading, unit, name)], "rows"}."""
     flops = exponent_of(row.flops for row in table)
     sunk = exponent_of(row.sunk_flops or 0.0 for row in table)
     tokens = exponent_of(row.tokens for row in table)

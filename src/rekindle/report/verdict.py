@@ -18,6 +18,12 @@ Budget = Literal["flops", "tokens"]
 
 TOLERANCE = 0.02  # budgets this close, relatively, are taken as equal
 SIGNIFICANT = 2.0  # combined standard errors
+SEED = "one seed each, so this is a direction, not a result"
+CONSERVATIVE = (
+    "± is one combined standard error of the validation loss. The runs see the same validation tokens, so "
+    "their errors largely cancel in a difference and this is conservative; it says nothing about how far "
+    "another seed would move the result."
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,8 @@ class Comparison:
 def compare(runs: Sequence[Run], by: Budget) -> Comparison | None:
     """Read every run at the largest FLOPs (or tokens) that all reached; None where no run has a loss to read.
 
-    Runs without a finite loss after their start are left out. Budgets within 2 % count as equal and each run is
-    read at its end; beyond that the longer runs are interpolated linearly between two evaluations.
+    Runs without a finite loss after their start are left out. Budgets within 2 % count as equal and each run
+    is read at its end; beyond that the longer runs are interpolated linearly between two evaluations.
     """
     able = [run for run in runs if run.readings and getattr(run.readings[-1], by) > 0]
     if not able:
@@ -119,46 +125,36 @@ def sentence(comparison: Comparison | None, runs: Sequence[Run]) -> str:
     if len(comparison.readings) == 1:
         left_out = "" if len(runs) == 1 else "; the others have no validation loss after their start"
         return f"There is nothing to compare: {_fall(comparison.best)} nats per token{left_out}."
-    at = f"At {_amount(comparison)} of this stage"
-    seed = "one seed each, so this is a direction, not a result"
     best, tied, behind = comparison.best, comparison.tied, comparison.behind
-    losses = [
-        f"{nats(comparison.margin(r))} ± {_error(comparison, r)} nats below {r.run.name}" for r in behind
-    ]
+    at = f"At {_amount(comparison)} of this stage"
+    ends = listed([f"{_gap(comparison, r)} nats below {r.run.name}" for r in behind])
     if not tied:
-        return f"{at}, {best.run.name} ends {listed(losses)}; {seed}."
+        return f"{at}, {best.run.name} ends {ends}; {SEED}."
     names = listed([best.run.name, *(r.run.name for r in tied)])
-    gaps = [f"{nats(comparison.margin(r))} ± {_error(comparison, r)}" for r in tied]
-    lead = f"{best.run.name}'s lead" if len(tied) == 1 else f"{best.run.name}'s leads"
-    also = f"; it ends {listed(losses)}" if behind else ""
-    return (
-        f"{at}, it is undecided between {names}: {lead} of {listed(gaps)} nats is within "
-        f"twice the standard error{also}; {seed}."
-    )
+    gaps = listed([_gap(comparison, r) for r in tied])
+    known = all(math.isfinite(comparison.error(r)) for r in tied)
+    why = "within twice the standard error" if known else "without a standard error"
+    lead = f"{best.run.name}'s lead of {gaps} nats is {why}"
+    also = f"; it ends {ends}" if behind else ""
+    return f"{at}, it is undecided between {names}: {lead}{also}; {SEED}."
 
 
 def cautions(comparison: Comparison | None, runs: Sequence[Run]) -> list[str]:
     """What a careful reader must know of the comparison, a sentence each."""
     found = []
     if comparison and len(comparison.readings) > 1:
-        found.append(
-            "± is one combined standard error over validation documents. The runs see the same validation tokens, "
-            "so their errors largely cancel in a difference and this is conservative; it says nothing about "
-            "how much another seed would move the result."
-        )
+        found.append(CONSERVATIVE)
         interpolated = [r.run.name for r in comparison.readings if r.interpolated]
         if interpolated:
             found.append(
-                f"The budgets differ: {listed(interpolated)} went further than {_amount(comparison)} and is read there "
-                "by interpolating between two evaluations. A run read before its end has not finished its "
+                f"The budgets differ: {listed(interpolated)} went further and is read at {_amount(comparison)}, "
+                "interpolated between two evaluations. A run read before its end has not finished its "
                 "learning-rate decay, which favours the shorter one."
             )
     read = {id(r.run) for r in comparison.readings} if comparison else set()
     missing = [run.name for run in runs if id(run) not in read]
     if missing:
-        found.append(
-            f"{listed(missing)} has no validation loss after its start and is left out of the verdict."
-        )
+        found.append(f"{listed(missing)}: no validation loss after the start, so not in the verdict.")
     for key, noun in (("data", "data"), ("seq_len", "sequence lengths"), ("vocab_size", "vocabularies")):
         values = {str(v) for run in runs if (v := run.metrics.header.get(key)) is not None}
         if len(values) > 1:
@@ -179,6 +175,6 @@ def _amount(comparison: Comparison) -> str:
     return f"equal training FLOPs ({scientific(comparison.budget)})"
 
 
-def _error(comparison: Comparison, reading: Reading) -> str:
+def _gap(comparison: Comparison, reading: Reading) -> str:
     error = comparison.error(reading)
-    return nats(error) if math.isfinite(error) else "unknown"
+    return f"{nats(comparison.margin(reading))} ± {nats(error) if math.isfinite(error) else 'unknown'}"

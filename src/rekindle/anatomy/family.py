@@ -6,7 +6,7 @@ Adding a family is adding a row of data in `families.py`; see docs/families.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rekindle.anatomy.layout import ROPE_KEYS, SPARSE, WINDOWS, read_rope
@@ -170,6 +170,3 @@ _SPELLINGS = {"architectures", "model_type", "torch_dtype", "dtype", "transforme
     name for names in SYNONYMS.values() for name in names
 }
 
-
-def changed(settings: Settings, **changes: Any) -> Settings:
-    return replace(settings, **changes)

@@ -1,0 +1,1 @@
+"""Run a plan (copy, stream, resume), verify the result."""

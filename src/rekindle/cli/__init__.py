@@ -1,0 +1,50 @@
+"""The command line: verbs, options out of Configs, and the only place that prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script. Exit codes: 0 done, 1 a check failed, 2 the request was wrong, 130 interrupted."""
+    import click
+
+    from rekindle.cli.verbs import rekindle
+    from rekindle.errors import RekindleError
+
+    debug = bool(os.environ.get("REKINDLE_DEBUG")) or "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    try:
+        rekindle.main(args=arguments, prog_name="rekindle", standalone_mode=False)
+        code = 0
+    except RekindleError as error:
+        _explain(error, debug)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nInterrupted. The same command with --resume goes on where it stopped.", err=True)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(f"Error: {type(error).__name__}: {error}\n  This is a bug in rekindle.", err=True)
+        click.echo("  try:   the same with --debug, and report it with the output of `rekindle env`", err=True)
+        code = 1
+    sys.exit(code)
+
+
+def _explain(error: Exception, debug: bool) -> None:
+    import click
+
+    if debug:
+        import traceback
+
+        click.echo(traceback.format_exc(), err=True)
+    click.echo(f"Error: {error}", err=True)

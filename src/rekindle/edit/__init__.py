@@ -1,0 +1,8 @@
+"""The language methods are written in: checkpoints of tensor expressions, promises, plans."""
+
+from rekindle.edit.checkpoint import Checkpoint, open_checkpoint
+from rekindle.edit.expressions import Expr, Fill, Normal
+from rekindle.edit.plan import Plan, plan
+from rekindle.edit.promise import Promise, exact, lossy
+
+__all__ = ["Checkpoint", "Expr", "Fill", "Normal", "Plan", "Promise", "exact", "lossy", "open_checkpoint", "plan"]

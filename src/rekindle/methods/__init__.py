@@ -1,0 +1,61 @@
+"""One paper, one file. This table is what the command line, the documentation and the contract test read.
+
+A new method is its file, a row here, a row in tests/contract and a page in docs/methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rekindle.errors import RekindleError, nearest
+
+if TYPE_CHECKING:
+    from rekindle.edit import Checkpoint
+
+
+class Method(NamedTuple):
+    verb: str
+    where: str  # "module:function"; its Config is in the module
+    summary: str
+    paper: str  # title and arXiv id, or "" where there is none
+    url: str = ""
+
+    @property
+    def module(self) -> Any:
+        return import_module(self.where.split(":")[0])
+
+    @property
+    def config(self) -> type:
+        return self.module.Config
+
+    @property
+    def apply(self) -> Callable[[Checkpoint, Any], Checkpoint]:
+        return getattr(self.module, self.where.split(":")[1])
+
+
+METHODS = {
+    method.verb: method
+    for method in (
+        Method(
+            "upcycle",
+            "rekindle.methods.sparse_upcycling:sparse_upcycling",
+            "Turn a dense model into a mixture of experts that computes the same function.",
+            "Komatsuzaki et al. 2023, Sparse Upcycling (arXiv 2212.05055)",
+            "https://arxiv.org/abs/2212.05055",
+        ),
+        Method(
+            "rewrite",
+            "rekindle.methods.rewrite:rewrite",
+            "Write the same checkpoint in other shards, another dtype or another layout.",
+            "",
+        ),
+    )
+}
+
+
+def method_named(verb: str) -> Method:
+    if verb in METHODS:
+        return METHODS[verb]
+    raise RekindleError(f"There is no method {verb!r}.", hint=nearest(verb, METHODS) or ", ".join(METHODS))

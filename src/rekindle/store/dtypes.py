@@ -48,3 +48,12 @@ def from_float(values: NDArray, dtype: str) -> NDArray:
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def count_not_finite(block: NDArray, dtype: str) -> int:
+    """NaN and infinite values in a block of stored values."""
+    if dtype == "BF16":
+        return int(np.count_nonzero((block & 0x7F80) == 0x7F80))
+    if dtype not in COMPUTED:
+        return 0
+    return int(block.size - np.count_nonzero(np.isfinite(block)))

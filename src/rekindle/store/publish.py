@@ -26,25 +26,27 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def publishing(out: str | Path, *, overwrite: bool = False, keep_partial: bool = False) -> Iterator[Path]:
+def publishing(
+    out: str | Path, *, overwrite: bool = False, keep_partial: bool = False, resume: bool | None = None
+) -> Iterator[Path]:
     """Yield an empty folder beside OUT that becomes OUT when the block ends well.
 
-    With `keep_partial` an earlier attempt's folder is yielded as it stands, and a failure leaves it for the next
-    (that is what --resume finds); otherwise nothing is left behind.
+    With `keep_partial` an attempt that is cut short leaves its folder beside OUT, and the next one is given it as it
+    stands unless `resume` is False: that is what --resume finds. Refusals leave nothing behind.
     """
     out = Path(os.path.abspath(out))
     check_free(out, overwrite)
     partial = partial_path(out)
     with explained(out):
-        if partial.exists() and not keep_partial:
+        if partial.exists() and not (keep_partial if resume is None else resume):
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
     try:
         with explained(out):
             yield partial
             _publish(partial, out)
-    except BaseException:
-        if not keep_partial:
+    except BaseException as error:
+        if not keep_partial or isinstance(error, RekindleError):
             shutil.rmtree(partial, ignore_errors=True)
         raise
 

@@ -1,0 +1,88 @@
+"""Carry Adam's moments from the parent to the child by the rules of the child's expressions.
+
+The state is a folder: `optimizer.safetensors` (in shards with an index where it is large) holds `NAME.exp_avg` and
+`NAME.exp_avg_sq` for each tensor NAME as on disk, `optimizer.json` the step of each.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rekindle.anatomy import runtime_names
+from rekindle.edit.checkpoint import Checkpoint
+from rekindle.edit.expressions import Expr, Joined, Leaf
+from rekindle.edit.plan import Plan
+from rekindle.errors import RekindleError, together
+from rekindle.store.folder import read_json, shard_names
+from rekindle.store.header import Stored, read_header
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE = "optimizer.json"
+
+
+class OptimizerState:
+    """The parent's moments, by name on disk."""
+
+    def __init__(self, folder: Path, parent: Checkpoint):
+        self.info = read_json(folder / STATE, missing=f"{folder} holds no optimizer state.")
+        self.stored = _read(folder)
+        names = {leaf.name for x in parent.tensors.values() for leaf in x.leaves()}
+        runtime = runtime_names(parent.config)
+        self._stacked = {name: runtime[name] for name in names if not isinstance(runtime.get(name, ""), str)}
+        self._check(parent)
+
+    def moment(self, leaf: Leaf, order: int) -> Expr | None:
+        """The moment of a stored tensor; of a stacked one, stacked the same way."""
+        suffix = MOMENTS[order - 1]
+        if leaf.name in self._stacked:
+            parts = [Leaf(f"{n}.{suffix}", self.stored[f"{n}.{suffix}"]) for row in self._stacked[leaf.name] for n in row]
+            return Joined(parts, leaf.shape)
+        name = f"{leaf.name}.{suffix}"
+        return Leaf(name, self.stored[name]) if name in self.stored else None
+
+    def step(self, moment: Expr) -> int:
+        """Steps behind a child's moment: the most of what it was made of, 0 for a new tensor."""
+        names = [leaf.name.rsplit(".", 1)[0] for leaf in moment.leaves()]
+        return max((int(self.info["steps"].get(name, 0)) for name in names), default=0)
+
+    def _check(self, parent: Checkpoint) -> None:
+        problems = []
+        for role, (name, shape, _) in parent.rows.items():
+            for suffix in MOMENTS:
+                stored = self.stored.get(f"{name}.{suffix}")
+                if stored is None:
+                    problems.append(RekindleError(f"The optimizer state lacks {suffix} of the {role}.", where=name))
+                elif stored.shape != shape:
+                    what = f"{suffix} of the {role} is {list(stored.shape)}, but the weight {list(shape)}."
+                    problems.append(RekindleError(what, where=name))
+        if problems:
+            raise together(problems)
+
+
+def recycle(plan: Plan, state: OptimizerState) -> tuple[dict[str, Expr], dict[str, Any]]:
+    """The child's moments as tensors to write, and its optimizer.json."""
+    tensors: dict[str, Expr] = {}
+    steps: dict[str, int] = {}
+    for name, expr in plan.tensors.items():
+        for order, suffix in enumerate(MOMENTS, 1):
+            tensors[f"{name}.{suffix}"] = expr.moment(order, state.moment)
+        steps[name] = state.step(tensors[f"{name}.{MOMENTS[0]}"])
+    return tensors, state.info | {"steps": steps}
+
+
+def write_info(folder: Path, info: dict[str, Any]) -> None:
+    (folder / STATE).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+
+
+def _read(folder: Path) -> dict[str, Stored]:
+    index = folder / "optimizer.safetensors.index.json"
+    if index.exists():
+        files = sorted(set(shard_names(index).values()))
+    else:
+        files = ["optimizer.safetensors"]
+    tensors: dict[str, Stored] = {}
+    for file in files:
+        tensors |= read_header(folder / file)[0]
+    return tensors

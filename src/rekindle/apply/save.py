@@ -1,0 +1,84 @@
+"""Write a checkpoint into a folder: weights, config, and the files that travel along."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rekindle.apply.optimizer import OptimizerState, recycle, write_info
+from rekindle.apply.shards import cut, write_index
+from rekindle.apply.write import JOURNAL, WINDOW, Progress, Written, write_shards
+from rekindle.config import Size, option
+from rekindle.edit.checkpoint import Checkpoint
+from rekindle.edit.expressions import Expr
+from rekindle.edit.plan import Plan, plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    """How a result is laid out on disk."""
+
+    max_shard_size: Size = option(Size(5_000_000_000), help="largest weight file, e.g. 5GB")
+    fused: bool = option(False, help="stack experts as transformers v5 holds them in memory, not one by one")
+    checksum: bool = option(False, help="hash each shard (SHA-256) in the same pass; costs about a copy's time again")
+    optimizer_state: str | None = option(None, help="folder with the parent's Adam moments, to recycle them too")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan with its layout settled: everything that will be written, priced."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    config: SaveConfig
+    moments: dict[str, Expr]
+    info: dict[str, Any]  # optimizer.json
+
+    @property
+    def nbytes(self) -> int:
+        return self.plan.nbytes + sum(expr.nbytes for expr in self.moments.values())
+
+    def memory(self, workers: int) -> int:
+        return self.plan.memory(workers, WINDOW)
+
+
+def prepare(checkpoint: Checkpoint, config: SaveConfig) -> Job:
+    """Plan the writing; no byte moves. Raises RekindleError with every problem."""
+    planned = plan(checkpoint, fused=config.fused)
+    if not config.optimizer_state:
+        return Job(checkpoint, planned, config, {}, {})
+    parent = checkpoint.origin
+    state = OptimizerState(Path(config.optimizer_state), parent)
+    unfused = plan(checkpoint) if config.fused else planned
+    return Job(checkpoint, planned, config, *recycle(unfused, state))
+
+
+def default_workers() -> int:
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def write(job: Job, folder: Path, *, workers: int, resume: bool, progress: Progress) -> dict[str, Written]:
+    """Write everything but the manifest and the card into `folder`. Returns what became of each weight file."""
+    digest = f"{job.plan.digest()}/{job.config}"
+    how = {"checksum": job.config.checksum, "workers": workers, "resume": resume, "progress": progress}
+    shards = cut(job.plan.tensors, job.config.max_shard_size)
+    written = write_shards(shards, folder, digest=digest, **how)
+    write_index(shards, folder)
+    if job.moments:
+        inner = folder / "optimizer"
+        inner.mkdir(exist_ok=True)
+        moment_shards = cut(job.moments, job.config.max_shard_size, "optimizer")
+        write_shards(moment_shards, inner, digest=digest, **how)
+        write_index(moment_shards, inner, "optimizer")
+        write_info(inner, job.info)
+        (inner / JOURNAL).unlink(missing_ok=True)
+    text = json.dumps(job.plan.config, indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    for path in job.checkpoint.folder.passengers():
+        shutil.copyfile(path, folder / path.name)
+    (folder / JOURNAL).unlink(missing_ok=True)
+    return written

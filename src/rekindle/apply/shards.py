@@ -1,0 +1,51 @@
+"""A plan cut into shards, each with its header and offsets fixed before the first byte is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rekindle.edit.expressions import Expr
+from rekindle.store.folder import INDEX, SINGLE
+from rekindle.store.header import build_header
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: str
+    tensors: dict[str, Expr]
+
+    def header(self) -> tuple[bytes, int]:
+        """The header's bytes, and the size of the whole file."""
+        head, data = build_header({n: (x.dtype, x.shape) for n, x in self.tensors.items()}, {"format": "pt"})
+        return head, len(head) + data
+
+
+def cut(tensors: Mapping[str, Expr], max_bytes: int, stem: str = "model") -> list[Shard]:
+    """Shards of at most `max_bytes` of data, in order; a tensor that is larger gets a shard of its own."""
+    groups: list[dict[str, Expr]] = [{}]
+    size = 0
+    for name, expr in tensors.items():
+        if groups[-1] and size + expr.nbytes > max_bytes:
+            groups.append({})
+            size = 0
+        groups[-1][name] = expr
+        size += expr.nbytes
+    if len(groups) == 1:
+        return [Shard(f"{stem}.safetensors", groups[0])]
+    n = len(groups)
+    return [Shard(f"{stem}-{i:05d}-of-{n:05d}.safetensors", group) for i, group in enumerate(groups, 1)]
+
+
+def write_index(shards: list[Shard], folder: Path, stem: str = "model") -> None:
+    """The index of several shards; one file needs none."""
+    if len(shards) == 1:
+        assert stem != "model" or shards[0].file == SINGLE
+        return
+    total = sum(expr.nbytes for shard in shards for expr in shard.tensors.values())
+    weight_map = {name: shard.file for shard in shards for name in shard.tensors}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    name = INDEX if stem == "model" else f"{stem}.safetensors.index.json"
+    (folder / name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,250 @@
+"""A checkpoint as methods see it: settings, and a table role -> tensor expression. No weight is in memory.
+
+    child = parent.as_family("mixtral", num_experts=8, ...)    a target to fill
+    child[layer].expert[e] = parent[layer].ffn                 role by role, a group at a time
+    child[layer].router = normal(...)
+    return child.with_rest_of(parent).promising(exact())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from rekindle.anatomy import FUSED, Family, Role, Settings, Tensor, family_named, family_of, fused_slots
+from rekindle.edit.expressions import Expr, Fill, Leaf, Normal, Rows
+from rekindle.edit.promise import Promise, exact
+from rekindle.errors import RekindleError, together
+from rekindle.store.folder import Folder
+
+# Buffers that old checkpoints saved and no model reads.
+IGNORABLE = ("rotary_emb.inv_freq", ".attn.masked_bias")
+
+
+@dataclass
+class Checkpoint:
+    """A family, its settings and config, and what each of its tensors is made of."""
+
+    family: Family
+    settings: Settings
+    config: dict[str, Any]
+    tensors: dict[Role, Expr]
+    folder: Folder  # where the bytes are
+    notes: list[str] = field(default_factory=list)  # what the user should know
+    promise: Promise = field(default_factory=exact)
+    unused: list[str] = field(default_factory=list)  # tensors of the folder that the family does not read
+    opened: Checkpoint | None = None  # what was opened, where this is not it
+
+    def __getitem__(self, layer: int) -> Block:
+        return Block(self, layer)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights: that of the embeddings."""
+        return self.tensors[Role("embed")].dtype
+
+    @cached_property
+    def rows(self) -> dict[Role, tuple[str, tuple[int, ...], Tensor]]:
+        """Every tensor this checkpoint must have: role -> (name on disk, shape, row of the table)."""
+        return {role: (name, shape, row) for role, name, shape, row in self.family.table(self.settings)}
+
+    def layers(self, chosen: str) -> tuple[int, ...]:
+        """Layer numbers out of "all", "every:2" (every second), "last:6", "first:6" or "0,3,5"."""
+        count = self.settings.num_layers
+        word, _, number = chosen.partition(":")
+        try:
+            if chosen == "all":
+                return tuple(range(count))
+            if word in ("every", "last", "first"):
+                n = int(number)
+                if not 1 <= n <= count:
+                    raise RekindleError(f"--layers {chosen} asks for {n} of {count} layers.", hint=f"1 to {count}")
+                return tuple({"every": range(n - 1, count, n), "last": range(count - n, count), "first": range(n)}[word])
+            layers = tuple(sorted({int(item) for item in chosen.split(",")}))
+        except ValueError:
+            raise RekindleError(f"--layers {chosen!r} names no layers.", hint="all, every:2, last:6 or 0,3,5") from None
+        outside = [layer for layer in layers if not 0 <= layer < count]
+        if outside:
+            raise RekindleError(f"There is no layer {outside[0]}: the model has layers 0 to {count - 1}.")
+        return layers
+
+    @property
+    def origin(self) -> Checkpoint:
+        """The checkpoint over the bytes on disk that this one is made of."""
+        return self.opened or self
+
+    # -- making a child --------------------------------------------------------------------------------------
+
+    def derive(self, **changes: Any) -> Checkpoint:
+        """A child that is this checkpoint but for the changes."""
+        return replace(self, opened=self.origin, notes=list(self.notes), **changes)
+
+    def as_family(self, name: str, **changes: Any) -> Checkpoint:
+        """An empty child of another family with these settings changed; refused with every reason it cannot be."""
+        family = family_named(name)
+        settings = replace(self.settings, **changes)
+        config = family.config(settings, self.config, self.family)
+        return self.derive(family=family, settings=settings, config=config, tensors={})
+
+    def with_rest_of(self, parent: Checkpoint) -> Checkpoint:
+        """Fill what is still empty: the parent's tensor of the same role, or else the family's neutral value."""
+        for role, (_, shape, row) in self.rows.items():
+            if role in self.tensors:
+                continue
+            if role in parent.tensors and parent.tensors[role].shape == shape:
+                self.tensors[role] = parent.tensors[role]
+            elif row.neutral:
+                self.tensors[role] = _neutral(row, shape, role, parent)
+        return self
+
+    def promising(self, promise: Promise) -> Checkpoint:
+        """Exact after exact is exact; anything lossy stays so."""
+        self.promise = promise if self.promise.exact else self.promise
+        return self
+
+    def noting(self, *notes: str) -> Checkpoint:
+        self.notes += notes
+        return self
+
+    # -- counting --------------------------------------------------------------------------------------------
+
+    def parameters(self) -> dict[str, int]:
+        """Total parameters, and those active for one token: all but the experts it is not routed to."""
+        total = idle = 0
+        for role, expr in self.tensors.items():
+            count = expr.num_rows * expr.row_size
+            total += count
+            idle += count if role.part.startswith("expert.") else 0
+        s = self.settings
+        return {"total": total, "active": total - (idle * (s.num_experts - s.top_k) // s.num_experts if idle else 0)}
+
+
+class Block:
+    """One layer of a checkpoint, by its parts."""
+
+    def __init__(self, checkpoint: Checkpoint, layer: int):
+        self._checkpoint, self._layer = checkpoint, layer
+
+    @property
+    def ffn(self) -> FeedForward:
+        return _group(self._checkpoint, "ffn", self._layer)
+
+    @property
+    def expert(self) -> Experts:
+        return Experts(self._checkpoint, self._layer)
+
+    @property
+    def router(self) -> Expr:
+        return self._checkpoint.tensors[Role("router", self._layer)]
+
+    @router.setter
+    def router(self, value: Expr) -> None:
+        self._checkpoint.tensors[Role("router", self._layer)] = value
+
+
+class Experts:
+    def __init__(self, checkpoint: Checkpoint, layer: int):
+        self._checkpoint, self._layer = checkpoint, layer
+
+    def __getitem__(self, expert: int) -> FeedForward:
+        return _group(self._checkpoint, "expert", self._layer, expert)
+
+    def __setitem__(self, expert: int, value: FeedForward) -> None:
+        for part, expr in value.items():
+            self._checkpoint.tensors[Role(f"expert.{part}", self._layer, expert)] = expr
+
+
+class FeedForward(dict[str, Expr]):
+    """The tensors of one feed-forward: gate, up, down and their biases."""
+
+    def twin(self, of: int) -> FeedForward:
+        return FeedForward({part: expr.twin(of) for part, expr in self.items()})
+
+    def noisy(self, std: float, seed: int, key: str) -> FeedForward:
+        """Each tensor plus Gaussian noise of this standard deviation."""
+        if not std:
+            return self
+        return FeedForward(
+            {p: x.plus(Normal(x.dtype, x.shape, std, seed, f"{key}/{p}/noise")) for p, x in self.items()}
+        )
+
+
+def _group(checkpoint: Checkpoint, kind: str, layer: int, expert: int = -1) -> FeedForward:
+    parts = (f"{part}{bias}" for part in ("gate", "up", "down") for bias in ("", ".bias"))
+    table = checkpoint.tensors
+    found = {part: table.get(Role(f"{kind}.{part}", layer, expert)) for part in parts}
+    return FeedForward({part: expr for part, expr in found.items() if expr is not None})
+
+
+def _neutral(row: Tensor, shape: tuple[int, ...], role: Role, parent: Checkpoint) -> Expr:
+    if row.neutral.startswith("first "):
+        source = parent.tensors[Role(row.neutral.removeprefix("first "), role.layer)]
+        return source.first(shape[0])
+    return Fill(parent.dtype, shape, {"zeros": 0.0, "ones": 1.0}[row.neutral])
+
+
+# -- opening -------------------------------------------------------------------------------------------------
+
+
+def open_checkpoint(folder: Folder) -> Checkpoint:
+    """A checkpoint over a folder's bytes; raises RekindleError with every tensor missing, extra or misshaped."""
+    family = family_of(folder.config)
+    settings = family.settings(folder.config)
+    notes = [folder.notice] if folder.notice else []
+    child = Checkpoint(family, settings, dict(folder.config), {}, folder, notes)
+    names = dict(folder.tensors)
+    bare = "model.embed_tokens.weight" not in names and "embed_tokens.weight" in names
+    problems: list[RekindleError] = []
+    for role, expr in _fused(family, settings, names, problems):
+        child.tensors[role] = expr
+    for role, (name, shape, _) in child.rows.items():
+        if role in child.tensors:
+            continue
+        stored = names.pop(name.removeprefix("model.") if bare else name, None)
+        if stored is None:
+            problems.append(RekindleError(f"The {role} is missing.", where=f"{name} in {folder.path}"))
+        elif stored.shape != shape:
+            problems.append(_misshapen(name, stored.shape, shape))
+        else:
+            child.tensors[role] = Leaf(name, stored)
+    for name in names:
+        tied = name == "lm_head.weight" and settings.tie_word_embeddings
+        if tied or name.endswith(IGNORABLE):
+            child.unused.append(name)
+        else:
+            problems.append(RekindleError(f"{family.model_type} has no tensor {name}.", where=folder.path))
+    if problems:
+        raise together(problems)
+    return child
+
+
+def _fused(family: Family, settings: Settings, names: dict[str, Any], problems: list) -> Iterator[tuple[Role, Expr]]:
+    """Experts that the file stacks, taken apart into their roles."""
+    if not any(name.endswith(tuple(FUSED)) for name in names):
+        return
+    width, hidden = settings.expert_size, settings.hidden_size
+    for name, experts in fused_slots(family, settings).items():
+        stored = names.pop(name, None)
+        rows = hidden if len(experts[0]) == 1 else width
+        columns = width if len(experts[0]) == 1 else hidden
+        expected = (len(experts), len(experts[0]) * rows, columns)
+        if stored is None or stored.shape != expected:
+            problems.append(_misshapen(name, stored.shape if stored else None, expected))
+            continue
+        leaf, at = Leaf(name, stored), 0
+        for roles in experts:
+            for role in roles:
+                yield role, Rows(leaf, at, at + rows, (rows, columns))
+                at += rows
+    for disk, memory in (family.runtime or {}).items():  # other tensors may carry their names in memory
+        for name in [n for n in names if memory in n]:
+            names[name.replace(memory, disk)] = names.pop(name)
+
+
+def _misshapen(name: str, found: tuple[int, ...] | None, expected: tuple[int, ...]) -> RekindleError:
+    if found is None:
+        return RekindleError(f"{name} is missing.")
+    return RekindleError(f"{name} is {list(found)}, but the config says {list(expected)}.", where=name)
+

@@ -1,0 +1,366 @@
+"""Tensor expressions: what a tensor of the child is, in terms of the parent's bytes. Lazy, typed, priced.
+
+Every tensor is seen as a matrix of *rows*: all axes but the last, flattened, by the last (a vector is n rows of
+one). Operations along the leading axes only pick and join rows, so the bytes they need are runs of file bytes
+(`spans`) that the kernel can copy; all others yield `raw` blocks of rows, a bounded window at a time.
+
+Each operation says how it carries Adam's moments. If a child's tensor is w' = f(w), its first moment estimates the
+mean of its own gradient and its second the mean of the square, so copies keep both, a weight scaled by a has them
+divided by a and a^2, and whatever mixes or draws anew starts empty, as a new tensor does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rekindle.edit.noise import normal_block
+from rekindle.errors import RekindleError
+from rekindle.store.dtypes import BITS, COMPUTED, from_float, nbytes, to_float
+from rekindle.store.header import Stored
+from rekindle.store.legacy import Held
+
+
+class Span(NamedTuple):
+    """A run of bytes in a file."""
+
+    path: str
+    offset: int
+    nbytes: int
+
+
+class Reader(Protocol):
+    """Where blocks come from: an open set of files."""
+
+    def read(self, path: str, offset: int, nbytes: int) -> bytes: ...
+
+
+Moments = Callable[["Leaf", int], "Expr | None"]  # the moment (1 or 2) of a parent's tensor, None: there is none
+
+
+class Expr:
+    """A tensor that is not there yet."""
+
+    __slots__ = ("dtype", "shape")
+    dtype: str
+    shape: tuple[int, ...]
+    live = 1  # blocks in memory while one block of this is made, besides those of its children
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes(self.dtype, self.shape)
+
+    @property
+    def row_size(self) -> int:
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+    @property
+    def num_rows(self) -> int:
+        return math.prod(self.shape[:-1]) if len(self.shape) > 1 else math.prod(self.shape)
+
+    def children(self) -> Sequence[Expr]:
+        return ()
+
+    def spans(self) -> list[Span] | None:
+        """The file bytes this is made of, in order, or None where it must be computed."""
+        return None
+
+    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        """Rows lo to hi as [hi - lo, row_size] in the stored dtype (bfloat16 as its bits)."""
+        raise AssertionError(f"{type(self).__name__} has no blocks")
+
+    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        """The same as floats: float32, or float64 where stored so."""
+        return to_float(self.raw(lo, hi, reader), self.dtype)
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        """Adam's first (1) or second (2) moment of this, from the parent's; new tensors start at zero."""
+        return Fill("F32", self.shape, 0.0)
+
+    def memory(self) -> int:
+        """Blocks in memory at once while a block of this is made: an upper bound."""
+        return self.live + max((child.memory() for child in self.children()), default=0)
+
+    def leaves(self) -> Iterator[Leaf]:
+        for child in self.children():
+            yield from child.leaves()
+
+    # -- words methods use -----------------------------------------------------------------------------------
+
+    def twin(self, of: int) -> Expr:
+        """One of `of` exact copies that share the parent's gradient between them."""
+        return Twin(self, of) if of > 1 else self
+
+    def first(self, rows: int) -> Expr:
+        """The first rows along axis 0."""
+        inner = self.num_rows // self.shape[0]
+        return Rows(self, 0, rows * inner, (rows, *self.shape[1:]))
+
+    def plus(self, noise: Expr) -> Expr:
+        return Sum(self, noise)
+
+
+class Leaf(Expr):
+    """A tensor of the parent, as stored."""
+
+    __slots__ = ("name", "stored")
+
+    def __init__(self, name: str, stored: Stored | Held):
+        self.name, self.stored = name, stored
+        self.dtype, self.shape = stored.dtype, stored.shape
+
+    def spans(self) -> list[Span] | None:
+        if isinstance(self.stored, Held):
+            return None
+        return [Span(self.stored.path, self.stored.offset, self.stored.nbytes)]
+
+    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        if isinstance(self.stored, Held):
+            return self.stored.array.reshape(self.num_rows, self.row_size)[lo:hi]
+        if BITS[self.dtype] % 8 or self.dtype not in RAW:
+            raise RekindleError(f"{self.name} is {self.dtype}: it can be copied whole, but not cut or changed.")
+        size = self.row_size * BITS[self.dtype] // 8
+        data = reader.read(self.stored.path, self.stored.offset + lo * size, (hi - lo) * size)
+        return np.frombuffer(data, RAW[self.dtype]).reshape(hi - lo, self.row_size)
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return of(self, order) or Fill("F32", self.shape, 0.0)
+
+    def leaves(self) -> Iterator[Leaf]:
+        yield self
+
+
+class Rows(Expr):
+    """A run of rows, in a new shape: a slice along the leading axes."""
+
+    __slots__ = ("hi", "lo", "x")
+    live = 0
+
+    def __init__(self, x: Expr, lo: int, hi: int, shape: tuple[int, ...]):
+        assert 0 <= lo <= hi <= x.num_rows, (lo, hi, x.shape)
+        assert (hi - lo) * x.row_size == math.prod(shape), (lo, hi, x.shape, shape)
+        self.x, self.lo, self.hi = x, lo, hi
+        self.dtype, self.shape = x.dtype, shape
+
+    def children(self) -> Sequence[Expr]:
+        return (self.x,)
+
+    def spans(self) -> list[Span] | None:
+        whole = self.x.spans()
+        bits = self.x.row_size * BITS[self.dtype]
+        if whole is None or bits * self.lo % 8 or bits * self.hi % 8:
+            return None
+        return list(_cut(whole, bits * self.lo // 8, bits * self.hi // 8))
+
+    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        scale = self.row_size / self.x.row_size  # 1 but where a matrix of one row becomes a vector
+        at, to = int(lo * scale), int(hi * scale)
+        return self.x.raw(self.lo + at, self.lo + to, reader).reshape(hi - lo, self.row_size)
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return Rows(self.x.moment(order, of), self.lo, self.hi, self.shape)
+
+
+class Joined(Expr):
+    """Tensors one below the other: a concatenation or a stack along the leading axes."""
+
+    __slots__ = ("parts",)
+    live = 1
+
+    def __init__(self, parts: Sequence[Expr], shape: tuple[int, ...]):
+        assert len({(part.dtype, part.row_size) for part in parts}) == 1, [p.shape for p in parts]
+        assert sum(part.num_rows for part in parts) * parts[0].row_size == math.prod(shape), shape
+        self.parts = tuple(parts)
+        self.dtype, self.shape = parts[0].dtype, shape
+
+    def children(self) -> Sequence[Expr]:
+        return self.parts
+
+    def spans(self) -> list[Span] | None:
+        spans: list[Span] = []
+        for part in self.parts:
+            own = part.spans()
+            if own is None:
+                return None
+            spans += own
+        return spans
+
+    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        blocks, start = [], 0
+        for part in self.parts:
+            stop = start + part.num_rows
+            if start < hi and stop > lo:
+                blocks.append(part.raw(max(lo, start) - start, min(hi, stop) - start, reader))
+            start = stop
+        return np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return Joined([part.moment(order, of) for part in self.parts], self.shape)
+
+
+class Columns(Expr):
+    """A run of columns of a matrix: a slice along the last axis."""
+
+    __slots__ = ("hi", "lo", "x")
+
+    def __init__(self, x: Expr, lo: int, hi: int):
+        assert len(x.shape) > 1, x.shape
+        assert 0 <= lo < hi <= x.shape[-1], (lo, hi, x.shape)
+        self.x, self.lo, self.hi = x, lo, hi
+        self.dtype, self.shape = x.dtype, (*x.shape[:-1], hi - lo)
+
+    def children(self) -> Sequence[Expr]:
+        return (self.x,)
+
+    def spans(self) -> list[Span] | None:
+        return self.x.spans() if self.shape == self.x.shape else None
+
+    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return self.x.raw(lo, hi, reader)[:, self.lo : self.hi]
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return Columns(self.x.moment(order, of), self.lo, self.hi)
+
+
+class Twin(Expr):
+    """One of m exact copies whose outputs are averaged: each sees 1/m of the gradient, so m/m and v/m^2."""
+
+    __slots__ = ("of", "x")
+    live = 0
+
+    def __init__(self, x: Expr, of: int):
+        self.x, self.of = x, of
+        self.dtype, self.shape = x.dtype, x.shape
+
+    def children(self) -> Sequence[Expr]:
+        return (self.x,)
+
+    def spans(self) -> list[Span] | None:
+        return self.x.spans()
+
+    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return self.x.raw(lo, hi, reader)
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return Scale(self.x.moment(order, of), 1.0 / self.of**order)
+
+
+class Computed(Expr):
+    """Calculated in floats and rounded once."""
+
+    __slots__ = ()
+    live = 3
+
+    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return from_float(self.values(lo, hi, reader), self.dtype)
+
+
+class Fill(Computed):
+    """One value everywhere: zeros, ones."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], value: float):
+        self.dtype, self.shape, self.value = dtype, shape, value
+
+    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return np.full((hi - lo, self.row_size), self.value, np.float32)
+
+
+class Normal(Computed):
+    """Gaussian values, a function of (seed, key, position) alone."""
+
+    __slots__ = ("key", "seed", "std")
+    live = 8
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], std: float, seed: int, key: str):
+        self.dtype, self.shape, self.std, self.seed, self.key = dtype, shape, std, seed, key
+
+    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        width = self.row_size
+        block = normal_block(self.seed, self.key, lo * width, hi * width)
+        return (self.std * block).astype(np.float32).reshape(hi - lo, width)
+
+
+class Sum(Computed):
+    """Two tensors added, in float32. Starts with empty moments: its gradients are not its parent's any more."""
+
+    __slots__ = ("x", "y")
+
+    def __init__(self, x: Expr, y: Expr):
+        assert x.shape == y.shape, (x.shape, y.shape)
+        computable(x)
+        self.x, self.y, self.dtype, self.shape = x, y, x.dtype, x.shape
+
+    def children(self) -> Sequence[Expr]:
+        return (self.x, self.y)
+
+    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return self.x.values(lo, hi, reader) + self.y.values(lo, hi, reader)
+
+
+class Scale(Computed):
+    """A tensor times a number."""
+
+    __slots__ = ("by", "x")
+
+    def __init__(self, x: Expr, by: float):
+        computable(x)
+        self.x, self.by, self.dtype, self.shape = x, by, x.dtype, x.shape
+
+    def children(self) -> Sequence[Expr]:
+        return (self.x,)
+
+    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return self.x.values(lo, hi, reader) * np.float32(self.by)
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return Scale(self.x.moment(order, of), self.by**-order)
+
+
+class Cast(Computed):
+    """The same values in another dtype, rounded once."""
+
+    __slots__ = ("x",)
+
+    def __init__(self, x: Expr, dtype: str):
+        computable(x)
+        self.x, self.dtype, self.shape = x, dtype, x.shape
+
+    def children(self) -> Sequence[Expr]:
+        return (self.x,)
+
+    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return self.x.values(lo, hi, reader)
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return self.x.moment(order, of)
+
+
+def computable(x: Expr) -> None:
+    """Refuse arithmetic on codes (fp8, integers): they are copied or not touched."""
+    if x.dtype not in COMPUTED:
+        name = next((leaf.name for leaf in x.leaves()), None)
+        raise RekindleError(f"{x.dtype} tensors cannot be calculated with, only copied.", where=name)
+
+
+# numpy dtypes of stored bytes; bits where numpy has no such type
+RAW: dict[str, type[np.generic]] = {
+    **COMPUTED,
+    "BOOL": np.uint8, "U8": np.uint8, "I8": np.int8, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "F8_E8M0": np.uint8,
+    "U16": np.uint16, "I16": np.int16, "U32": np.uint32, "I32": np.int32, "U64": np.uint64, "I64": np.int64,
+}  # fmt: skip
+
+
+def _cut(spans: Sequence[Span], lo: int, hi: int) -> Iterator[Span]:
+    """The bytes lo to hi of a row of spans."""
+    start = 0
+    for span in spans:
+        begin, end = max(lo, start), min(hi, start + span.nbytes)
+        if begin < end:
+            yield Span(span.path, span.offset + begin - start, end - begin)
+        start += span.nbytes

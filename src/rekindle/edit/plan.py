@@ -1,0 +1,127 @@
+"""From a filled table to a list of tensors to write: strict accounting, layout, cost.
+
+Every target tensor is filled exactly once and has the shape its family says; every source tensor is used, or named
+as dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rekindle.anatomy import fused_slots
+from rekindle.anatomy.family import Family
+from rekindle.anatomy import runtime_name
+from rekindle.edit.checkpoint import Checkpoint
+from rekindle.edit.expressions import Expr, Joined, Leaf
+from rekindle.errors import RekindleError, together
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be written, tensor by tensor, in order."""
+
+    tensors: dict[str, Expr]
+    config: dict[str, Any]
+    dropped: list[str]
+
+    @cached_property
+    def nbytes(self) -> int:
+        return sum(expr.nbytes for expr in self.tensors.values())
+
+    @cached_property
+    def copied(self) -> dict[str, bool]:
+        """Which tensors are plain copies of file bytes."""
+        known: dict[int, bool] = {}
+        return {
+            name: known[id(expr)] if id(expr) in known else known.setdefault(id(expr), expr.spans() is not None)
+            for name, expr in self.tensors.items()
+        }
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Tensors and bytes by what becomes of them: copied (file to file), computed (read, changed), new."""
+        tensors: Counter[str] = Counter()
+        sizes: Counter[str] = Counter()
+        for name, expr in self.tensors.items():
+            fate = "copied" if self.copied[name] else "computed" if any(expr.leaves()) else "new"
+            tensors[fate] += 1
+            sizes[fate] += expr.nbytes
+        return {
+            fate: {"tensors": tensors[fate], "bytes": sizes[fate]} for fate in ("copied", "computed", "new")
+        }
+
+    def memory(self, workers: int, window: int) -> int:
+        """Upper bound on bytes in memory while writing: blocks of the deepest expression, for each worker."""
+        blocks = max((e.memory() for n, e in self.tensors.items() if not self.copied[n]), default=0)
+        return workers * (blocks + 2) * window
+
+    def digest(self) -> str:
+        """Names the plan: the same whenever the same bytes would be written from the same files."""
+        state = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        seen: dict[int, str] = {}
+        for name, expr in self.tensors.items():
+            state.update(f"{name}={_describe(expr, seen)};".encode())
+        return state.hexdigest()
+
+
+def plan(checkpoint: Checkpoint, *, fused: bool = False) -> Plan:
+    """Settle what is written; raises RekindleError with every tensor unfilled, unknown or misshaped."""
+    problems: list[RekindleError] = []
+    named: dict[str, Expr] = {}
+    rows = checkpoint.rows
+    for role, (name, shape, _) in rows.items():
+        expr = checkpoint.tensors.get(role)
+        if expr is None:
+            problems.append(RekindleError(f"Nothing fills the {role}.", where=f"{name} {list(shape)}"))
+        elif expr.shape != shape:
+            problems.append(RekindleError(f"The {role} would be {list(expr.shape)}, not {list(shape)}.", where=name))
+        else:
+            named[name] = expr
+    for role in checkpoint.tensors.keys() - rows.keys():
+        problems.append(RekindleError(f"{checkpoint.family.model_type} has no {role}.", where="the method"))
+    if problems:
+        raise together(problems)
+    tensors = dict(_fuse(checkpoint, named)) if fused else named
+    return Plan(tensors, checkpoint.config, _dropped(checkpoint, tensors))
+
+
+def _fuse(checkpoint: Checkpoint, named: dict[str, Expr]) -> Iterator[tuple[str, Expr]]:
+    """The same tensors as transformers v5 holds them in memory: experts stacked, its names."""
+    family: Family = checkpoint.family
+    for role, (name, _, _) in checkpoint.rows.items():
+        if role.expert < 0:
+            yield runtime_name(family, name), named[name]
+    for name, experts in fused_slots(family, checkpoint.settings).items():
+        parts = [checkpoint.tensors[role] for roles in experts for role in roles]
+        rows = sum(part.shape[0] for part in parts[: len(experts[0])])
+        yield name, Joined(parts, (len(experts), rows, parts[0].shape[1]))
+
+
+def _dropped(checkpoint: Checkpoint, tensors: dict[str, Expr]) -> list[str]:
+    used: set[str] = set()
+    seen: set[int] = set()
+    for expr in tensors.values():
+        if id(expr) not in seen:
+            seen.add(id(expr))
+            used.update(leaf.name for leaf in expr.leaves())
+    stored = {name if name.startswith(("model.", "lm_head.")) else f"model.{name}" for name in checkpoint.folder.tensors}
+    return sorted(stored - used)
+
+
+def _describe(expr: Expr, seen: dict[int, str]) -> str:
+    """An expression as text, its numbers included."""
+    if id(expr) not in seen:
+        if isinstance(expr, Leaf):
+            stored = expr.stored
+            own = f"{stored.path}:{stored.offset}" if hasattr(stored, "offset") else f"{stored.path}:{expr.name}"
+        else:
+            names = [n for cls in type(expr).__mro__ for n in getattr(cls, "__slots__", ())]
+            own = ",".join(f"{n}={v}" for n in names if not isinstance(v := getattr(expr, n), (Expr, tuple)) or n == "shape")
+        inner = ",".join(_describe(child, seen) for child in expr.children())
+        seen[id(expr)] = hashlib.sha256(f"{type(expr).__name__}({own};{inner}){expr.dtype}{expr.shape}".encode()).hexdigest()
+    return seen[id(expr)]

@@ -1,0 +1,32 @@
+"""Rewrite: the same checkpoint in other shards, another dtype or another layout. The neutral method.
+
+Preserves the function exactly unless the dtype is narrowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rekindle.config import option
+from rekindle.edit import Checkpoint, exact, lossy
+from rekindle.edit.expressions import Cast
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+EXACT_CASTS = {("BF16", "F32"), ("F16", "F32")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = option("keep", help="dtype to store the weights in")
+
+
+def rewrite(parent: Checkpoint, config: Config) -> Checkpoint:
+    spelling = parent.family.config(parent.settings, parent.config, parent.family)
+    if config.dtype == "keep":
+        return parent.derive(config=spelling).promising(exact())
+    dtype = DTYPES[config.dtype]
+    tensors = {role: x if x.dtype == dtype else Cast(x, dtype) for role, x in parent.tensors.items()}
+    child = parent.derive(tensors=tensors, config=spelling | {"torch_dtype": config.dtype})
+    changed = {(x.dtype, dtype) for x in parent.tensors.values()} - {(dtype, dtype)}
+    return child.promising(exact() if changed <= EXACT_CASTS else lossy(f"weights rounded to {config.dtype}"))

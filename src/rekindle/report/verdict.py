@@ -147,8 +147,8 @@ def cautions(comparison: Comparison | None, runs: Sequence[Run]) -> list[str]:
         interpolated = [r.run.name for r in comparison.readings if r.interpolated]
         if interpolated:
             found.append(
-                f"The budgets differ: {listed(interpolated)} went further and is read at {_amount(comparison)}, "
-                "interpolated between two evaluations. A run read before its end has not finished its "
+                f"The budgets differ: {listed(interpolated)} went further and is read at "
+                f"{_amount(comparison)}, interpolated between two evaluations. A run read before its end has not finished its "
                 "learning-rate decay, which favours the shorter one."
             )
     read = {id(r.run) for r in comparison.readings} if comparison else set()

@@ -24,7 +24,7 @@ _LINE = 19  # height of a label, pixels
 
 def loss_chart(runs: Sequence[Run], by: Budget) -> Chart:
     """Validation loss with its standard error, training loss faintly behind it, against FLOPs or tokens."""
-    curves = [_binned(run.metrics.steps) for run in runs]
+    curves = [_binned(run.metrics.steps, POINTS) for run in runs]
     low, high, above = _loss_range(runs)
     rows = []
     for run, curve in zip(runs, curves):
@@ -43,7 +43,7 @@ def loss_chart(runs: Sequence[Run], by: Budget) -> Chart:
 
     return Chart(
         name=f"loss-{by}",
-        title=headline(compare(runs, by), runs),
+        title=headline(compare(runs, by)),
         caption=caption,
         columns=("run", "series", "step", "tokens", "flops", "loss", "stderr"),
         rows=rows,
@@ -138,7 +138,7 @@ def _loss_range(runs: Sequence[Run]) -> tuple[float, float, list[Run]]:
 
 def optimisation_chart(runs: Sequence[Run]) -> Chart | None:
     """Learning rate and gradient norm against tokens; None where no run logged them."""
-    curves = [_binned(run.metrics.steps) for run in runs]
+    curves = [_binned(run.metrics.steps, 4 * POINTS) for run in runs]
     rates = [s.lr for curve in curves for s in curve if math.isfinite(s.lr)]
     norms = [(s.grad_norm, run.name) for run in runs for s in run.metrics.steps if math.isfinite(s.grad_norm)]
     if not rates or not norms:
@@ -172,7 +172,7 @@ def optimisation_chart(runs: Sequence[Run]) -> Chart | None:
     return Chart(
         name="optimisation",
         title=f"Learning rate peaks at {scientific(max(rates))}, gradient norm at {peak:.3g}, in {worst}",
-        caption="Long runs are averaged here, so a single spike may look lower than it was.",
+        caption=f"Beyond {4 * POINTS} logged steps a run is averaged, so a spike may look lower than it was.",
         columns=("run", "step", "tokens", "flops", "lr", "grad_norm"),
         rows=rows,
         draw=draw,
@@ -182,9 +182,9 @@ def optimisation_chart(runs: Sequence[Run]) -> Chart | None:
     )
 
 
-def _binned(steps: Sequence[Step]) -> list[Step]:
-    """Means over runs of equal numbers of steps, at most POINTS of them; NaN makes its whole bin NaN."""
-    size = -(-len(steps) // POINTS) or 1
+def _binned(steps: Sequence[Step], points: int) -> list[Step]:
+    """Means over equal numbers of steps, at most `points` of them; NaN makes its whole bin NaN."""
+    size = -(-len(steps) // points) or 1
     bins = [steps[i : i + size] for i in range(0, len(steps), size)]
     if size == 1:
         return list(steps)

@@ -10,7 +10,7 @@ from rekindle.report.chart import Chart
 from rekindle.report.metrics import Evaluation
 from rekindle.report.runs import Run
 from rekindle.report.style import Sheet, colour, series
-from rekindle.report.words import exponent_of, unit
+from rekindle.report.words import exponent_of, shortened, unit
 
 NUMBERED = 16  # experts up to which each cell shows its number
 _SHADES = 12  # steps of the scale; the cells of one shade are one path, so that large models stay small files
@@ -50,7 +50,7 @@ def expert_chart(run: Run, index: int, name: str) -> Chart | None:
 
     return Chart(
         name=name,
-        title=f"{run.name}: {state}; the busiest takes {busiest:.1f} times an even share",
+        title=f"{shortened(run.name, 40)}: {state}; the busiest takes {busiest:.1f} times an even share",
         caption=(
             "Cells: share of the routed tokens at the last evaluation, 1 = even; "
             "× marks an expert that received none. "

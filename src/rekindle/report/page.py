@@ -142,8 +142,9 @@ def _gaps(runs: Sequence[Run]) -> list[str]:
                 found.append(f"{run.name}: the {what} loss is not a number {times}, first at step {bad[0]}.")
         if run.metrics.torn:
             found.append(f"{run.name}: the last line of metrics.jsonl is cut off and was left out.")
-        if run.manifest is None:
-            found.append(f"{run.name}: no rekindle.json, so its lineage and sunk FLOPs are unknown.")
+    foreign = [run.name for run in runs if not run.lineage]
+    if foreign:
+        found.append(f"{listed(foreign)}: no lineage is recorded, so what was sunk before is unknown.")
     return found
 
 

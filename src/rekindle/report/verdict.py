@@ -12,12 +12,13 @@ from typing import Literal
 
 from rekindle.report.metrics import Evaluation
 from rekindle.report.runs import Run
-from rekindle.report.words import count, listed, nats, scientific
+from rekindle.report.words import count, listed, nats, scientific, shortened
 
 Budget = Literal["flops", "tokens"]
 
 TOLERANCE = 0.02  # budgets this close, relatively, are taken as equal
 SIGNIFICANT = 2.0  # combined standard errors
+NAMED = 3  # runs behind the best up to which the sentence names each
 SEED = "one seed each, so this is a direction, not a result"
 CONSERVATIVE = (
     "± is one combined standard error of the validation loss. The runs see the same validation tokens, so "
@@ -71,13 +72,14 @@ class Comparison:
 def compare(runs: Sequence[Run], by: Budget) -> Comparison | None:
     """Read every run at the largest FLOPs (or tokens) that all reached; None where no run has a loss to read.
 
-    Runs without a finite loss after their start are left out. Budgets within 2 % count as equal and each run
-    is read at its end; beyond that the longer runs are interpolated linearly between two evaluations.
+    Runs that have no evaluation after their start, or diverged by their last, are left out. Budgets within
+    2 % count as equal and each run is read at its end; beyond that the longer runs are interpolated linearly
+    between two evaluations.
     """
-    able = [run for run in runs if run.readings and getattr(run.readings[-1], by) > 0]
+    able = [run for run in runs if math.isfinite(run.final.loss) and getattr(run.final, by) > 0]
     if not able:
         return None
-    ends = [getattr(run.readings[-1], by) for run in able]
+    ends = [getattr(run.final, by) for run in able]
     budget = min(ends)
     readings = [
         _last(run) if end <= budget * (1 + TOLERANCE) else _read_at(run, by, budget)
@@ -87,8 +89,7 @@ def compare(runs: Sequence[Run], by: Budget) -> Comparison | None:
 
 
 def _last(run: Run) -> Reading:
-    end = run.readings[-1]
-    return Reading(run, end.loss, end.stderr, interpolated=False)
+    return Reading(run, run.final.loss, run.final.stderr, interpolated=False)
 
 
 def _read_at(run: Run, by: Budget, budget: float) -> Reading:
@@ -101,33 +102,38 @@ def _read_at(run: Run, by: Budget, budget: float) -> Reading:
     return Reading(run, loss, max(before.stderr, after.stderr), interpolated=share < 1)
 
 
-def headline(comparison: Comparison | None, runs: Sequence[Run]) -> str:
+def headline(comparison: Comparison | None) -> str:
     """The finding in a few words, for the title of a figure."""
     if comparison is None:
-        return "No run has a validation loss after its start"
+        return "No run has a validation loss at its end"
     unit = "FLOPs" if comparison.by == "flops" else "tokens"
     if len(comparison.readings) == 1:
         return _fall(comparison.best)
     second = comparison.readings[1]
     if comparison.tied:
-        names = [comparison.best.run.name, *(r.run.name for r in comparison.tied)]
+        tied = [comparison.best, *comparison.tied]
+        names = (
+            [shortened(r.run.name, 28) for r in tied]
+            if len(tied) <= NAMED
+            else [f"The best {len(tied)} runs"]
+        )
         return f"{listed(names)} cannot be told apart at equal {unit}"
     return (
-        f"{comparison.best.run.name} ends {nats(comparison.margin(second))} nats below {second.run.name} "
-        f"at equal {unit}"
+        f"{shortened(comparison.best.run.name, 28)} ends {nats(comparison.margin(second))} nats below "
+        f"{shortened(second.run.name, 28)} at equal {unit}"
     )
 
 
 def sentence(comparison: Comparison | None, runs: Sequence[Run]) -> str:
     """The verdict: one sentence with its uncertainty."""
     if comparison is None:
-        return "There is no verdict: no run has a validation loss after its start."
+        return "There is no verdict: no run has a validation loss at its end."
     if len(comparison.readings) == 1:
-        left_out = "" if len(runs) == 1 else "; the others have no validation loss after their start"
+        left_out = "" if len(runs) == 1 else "; the others have no validation loss at their end"
         return f"There is nothing to compare: {_fall(comparison.best)} nats per token{left_out}."
     best, tied, behind = comparison.best, comparison.tied, comparison.behind
     at = f"At {_amount(comparison)} of this stage"
-    ends = listed([f"{_gap(comparison, r)} nats below {r.run.name}" for r in behind])
+    ends = _ends(comparison, behind)
     if not tied:
         return f"{at}, {best.run.name} ends {ends}; {SEED}."
     names = listed([best.run.name, *(r.run.name for r in tied)])
@@ -146,15 +152,17 @@ def cautions(comparison: Comparison | None, runs: Sequence[Run]) -> list[str]:
         found.append(CONSERVATIVE)
         interpolated = [r.run.name for r in comparison.readings if r.interpolated]
         if interpolated:
+            are = "is" if len(interpolated) == 1 else "are"
             found.append(
-                f"The budgets differ: {listed(interpolated)} went further and is read at "
-                f"{_amount(comparison)}, interpolated between two evaluations. A run read before its end has not finished its "
-                "learning-rate decay, which favours the shorter one."
+                f"The budgets differ: {listed(interpolated)}, which went further, {are} read at "
+                f"{_amount(comparison)}, interpolated between two evaluations. "
+                "A run read before its end has not finished its learning-rate decay, which favours the "
+                "shorter one."
             )
     read = {id(r.run) for r in comparison.readings} if comparison else set()
     missing = [run.name for run in runs if id(run) not in read]
     if missing:
-        found.append(f"{listed(missing)}: no validation loss after the start, so not in the verdict.")
+        found.append(f"{listed(missing)}: no validation loss at the end, so not in the verdict.")
     for key, noun in (("data", "data"), ("seq_len", "sequence lengths"), ("vocab_size", "vocabularies")):
         values = {str(v) for run in runs if (v := run.metrics.header.get(key)) is not None}
         if len(values) > 1:
@@ -173,6 +181,16 @@ def _amount(comparison: Comparison) -> str:
     if comparison.by == "tokens":
         return f"equal tokens ({count(comparison.budget)})"
     return f"equal training FLOPs ({scientific(comparison.budget)})"
+
+
+def _ends(comparison: Comparison, behind: Sequence[Reading]) -> str:
+    """How far the best ends below those behind it; of many, the nearest one by one and the rest together."""
+    named = behind if len(behind) <= NAMED else behind[: NAMED - 1]
+    parts = [f"{_gap(comparison, r)} nats below {r.run.name}" for r in named]
+    if rest := behind[len(named) :]:
+        low, high = nats(comparison.margin(rest[0])), nats(comparison.margin(rest[-1]))
+        parts.append(f"{low} to {high} nats below the other {len(rest)}")
+    return listed(parts)
 
 
 def _gap(comparison: Comparison, reading: Reading) -> str:

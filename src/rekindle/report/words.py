@@ -76,4 +76,6 @@ def shortened(text: str, width: int) -> str:
 
 def _three_digits(value: float) -> str:
     size = abs(value)
+    if size < 0.0995:
+        return f"{value:.2g}"
     return f"{value:.2f}" if size < 9.995 else f"{value:.1f}" if size < 99.95 else f"{value:,.0f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rekindle.store.manifest import Manifest, Record
@@ -161,7 +161,3 @@ def demo(folder: Path) -> list[Path]:
               "loss_child": 3.465, "tokens": 8192, "dtype": "float32"}  # fmt: skip
     (paths[0] / "verify.json").write_text(json.dumps(verify))
     return paths
-
-
-def as_dict(record: Record) -> dict:
-    return asdict(record)

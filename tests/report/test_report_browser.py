@@ -1,0 +1,92 @@
+"""The page in headless Chromium: no console errors, figures drawn, light, dark and phone."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from report_runs import demo
+
+from rekindle.report import write_report
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+HEADLESS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--enable-logging=stderr",
+    "--v=0",
+    "--allow-file-access-from-files",
+]
+PROBE = """
+<body><iframe src="index.html" style="width:WIDTHpx;height:8000px;border:0"></iframe><script>
+window.onload = () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const boxes = (what) => [...page.querySelectorAll(what)].map((item) => item.getBoundingClientRect())
+    .filter((box) => box.width > 0);
+  const shown = boxes("svg");
+  const least = (sizes) => Math.min(...sizes);
+  document.body.dataset.result = [page.documentElement.scrollWidth, shown.length,
+    least(shown.map((box) => box.width)), least(boxes("svg text").map((box) => box.height))].join(" ");
+};
+</script></body>
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on PATH")
+    folder = tmp_path_factory.mktemp("browser")
+    return write_report(demo(folder / "runs"), folder / "out").page
+
+
+def browse(page, *options):
+    command = [CHROMIUM, *HEADLESS, f"--user-data-dir={page.parent.parent / 'profile'}", *options]
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert not console, console
+    return done.stdout
+
+
+def pixels(path):
+    from matplotlib.image import imread
+
+    return imread(path)[:, :, :3]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_both_themes_are_drawn_in_their_own_colours(page, tmp_path, theme):
+    dark = ["--blink-settings=preferredColorScheme=0"] if theme == "dark" else []
+    shot = tmp_path / "shot.png"
+    browse(page, "--window-size=1280,3600", f"--screenshot={shot}", *dark)
+    image = pixels(shot)
+    paper = image[5, 5]
+    assert bool(paper.mean() < 0.2) is (theme == "dark")
+    written = abs(image - paper).max(axis=2) > 0.3
+    assert 0.005 < written.mean() < 0.3
+    figure = written[900:1300, 150:750]  # the first curve
+    assert figure.mean() > 0.005
+
+
+def test_the_page_runs_its_script_and_lays_out_its_figures(page):
+    html = browse(page, "--dump-dom", "--window-size=1280,3600")
+    assert html.count("<svg") == 2 * 5
+
+
+@pytest.mark.parametrize("width", [390, 700, 900, 1280])
+def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
+    """Measured inside a frame of that width: a headless window is never narrower than about 500 pixels."""
+    probe = page.parent / f"probe-{width}.html"
+    probe.write_text(PROBE.replace("WIDTH", str(width)))
+    html = browse(probe, "--dump-dom", "--window-size=1400,900", "--virtual-time-budget=4000")
+    scroll, shown, narrowest, text = map(float, re.search(r'data-result="([^"]+)"', html)[1].split())
+    assert scroll == width
+    assert shown == 5  # one of the two layouts of each figure
+    assert narrowest > min(width, 760) * 0.85
+    assert text >= 11  # pixels: legible without zooming

@@ -1,0 +1,107 @@
+import math
+
+import pytest
+from report_runs import MOE, Curve, demo, rows, write_rows, write_run
+
+from rekindle.report.runs import read_runs
+from rekindle.report.verdict import cautions, compare, headline, sentence
+
+
+def runs_of(tmp_path, **curves):
+    return read_runs(
+        [write_run(tmp_path / name, curve, seed=i) for i, (name, curve) in enumerate(curves.items())]
+    )
+
+
+def test_the_lower_loss_at_equal_flops_wins(tmp_path):
+    runs = read_runs(demo(tmp_path))
+    found = compare(runs, "flops")
+    assert [r.run.name for r in found.readings] == ["dense-continued", "upcycled", "moe-from-scratch"]
+    assert found.margin(found.readings[1]) == pytest.approx(0.07)
+    assert found.error(found.readings[1]) == pytest.approx(math.sqrt(2) * 0.012)
+    assert not found.tied
+    assert not any(r.interpolated for r in found.readings)  # the budgets differ by less than 2 %
+    assert headline(found) == "dense-continued ends 0.070 nats below upcycled at equal FLOPs"
+    assert sentence(found, runs) == (
+        "At equal training FLOPs (1.6×10¹³) of this stage, dense-continued ends 0.070 ± 0.017 nats below "
+        "upcycled and 0.599 ± 0.017 nats below moe-from-scratch; one seed each, so this is a direction, "
+        "not a result."
+    )
+    assert "conservative" in cautions(found, runs)[0]
+
+
+@pytest.mark.parametrize(("gap", "decided"), [(0.033, False), (0.035, True)])
+def test_within_twice_the_combined_standard_error_it_is_undecided(tmp_path, gap, decided):
+    runs = runs_of(tmp_path, a=Curve(3.4, 3.0), b=Curve(3.4, 3.0 + gap), c=Curve(7.0, 3.9))
+    found = compare(runs, "flops")
+    assert found.decided(found.readings[1]) is decided
+    assert ("undecided between a and b" in sentence(found, runs)) is not decided
+    assert ("cannot be told apart" in headline(found)) is not decided
+    assert "nats below c" in sentence(found, runs)
+
+
+def test_without_standard_errors_nothing_is_decided(tmp_path):
+    runs = runs_of(tmp_path, a=Curve(3.4, 3.0, stderr=math.nan), b=Curve(3.4, 3.3))
+    assert "undecided" in sentence(compare(runs, "flops"), runs)
+    assert "without a standard error" in sentence(compare(runs, "flops"), runs)
+
+
+def test_a_longer_run_is_read_where_the_shorter_ends(tmp_path):
+    runs = runs_of(tmp_path, long=Curve(3.4, 3.0, tokens=3_000_000), short=Curve(3.4, 3.2, tokens=1_500_000))
+    found = compare(runs, "flops")
+    long = next(r for r in found.readings if r.run.name == "long")
+    assert found.budget == 1_500_000 * 7.2e6
+    assert long.interpolated is False  # an evaluation stands exactly there
+    assert long.loss == pytest.approx(Curve(3.4, 3.0).loss(0.5))
+    short = runs_of(tmp_path / "b", a=Curve(3.4, 3.0, tokens=3_000_000), b=Curve(3.4, 3.2, tokens=1_600_000))
+    found = compare(short, "flops")
+    between = next(r for r in found.readings if r.run.name == "a")
+    left, right = Curve(3.4, 3.0).loss(0.5), Curve(3.4, 3.0).loss(0.625)
+    assert between.interpolated
+    assert between.loss == pytest.approx(left + (right - left) * (1.6 - 1.5) / (1.875 - 1.5))
+    assert any("which went further, is read" in line for line in cautions(found, short))
+
+
+def test_tokens_and_flops_are_compared_each_on_its_own(tmp_path):
+    runs = runs_of(tmp_path, dense=Curve(3.4, 3.0, tokens=2_200_000), moe=Curve(3.4, 3.05, **MOE))
+    assert compare(runs, "tokens").budget == 1_500_000
+    assert compare(runs, "flops").budget == pytest.approx(2_200_000 * 7.2e6)
+
+
+def test_a_diverged_run_is_left_out_and_named(tmp_path):
+    curve = Curve(3.4, 3.0)
+    runs = [write_run(tmp_path / name, curve) for name in ("a", "b", "gone")]
+    lines = [r | {"val_loss": math.nan} if r["kind"] == "eval" and r["step"] > 60 else r for r in rows(curve)]
+    write_rows(runs[2], lines)
+    found = read_runs(runs)
+    comparison = compare(found, "flops")
+    assert [r.run.name for r in comparison.readings] == ["a", "b"]
+    assert comparison.budget == 1_500_000 * 7.2e6
+    assert any(line.startswith("gone: no validation loss") for line in cautions(comparison, found))
+
+
+def test_one_run_has_no_verdict(tmp_path):
+    runs = runs_of(tmp_path, only=Curve(3.4, 3.0))
+    found = compare(runs, "flops")
+    assert (
+        sentence(found, runs) == "There is nothing to compare: only goes from 3.400 to 3.000 nats per token."
+    )
+    assert headline(found) == "only goes from 3.400 to 3.000"
+    write_rows(runs[0].folder, [row for row in rows(Curve(3.4, 3.0)) if row.get("step", 0) == 0])
+    runs = read_runs([runs[0].folder])
+    assert compare(runs, "flops") is None
+    assert "no verdict" in sentence(None, runs)
+
+
+def test_many_runs_still_make_a_sentence(tmp_path):
+    runs = runs_of(tmp_path, **{f"r{i}": Curve(3.4, 3.0 + 0.1 * i) for i in range(6)})
+    assert "0.300 to 0.500 nats below the other 3" in sentence(compare(runs, "flops"), runs)
+
+
+def test_different_data_is_a_caution(tmp_path):
+    runs = runs_of(tmp_path, a=Curve(3.4, 3.0), b=Curve(3.4, 3.2))
+    lines = rows(Curve(3.4, 3.2))
+    lines[0] |= {"data": "books"}
+    write_rows(runs[1].folder, lines)
+    runs = read_runs([run.folder for run in runs])
+    assert any("different data (books and stdlib)" in line for line in cautions(compare(runs, "flops"), runs))

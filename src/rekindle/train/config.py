@@ -1,0 +1,80 @@
+"""The options of `init`, `train` and `evaluate`. No torch here: the command line builds its help from these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rekindle.config import Count, option
+
+Family = Literal[
+    "llama", "mistral", "qwen2", "qwen3", "olmo2", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo"
+]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """A model from scratch."""
+
+    family: Family = option("llama", help="architecture")
+    hidden: int = option(help="hidden size")
+    layers: int = option(help="number of layers")
+    heads: int = option(help="attention heads per layer")
+    kv_heads: int | None = option(None, help="key-value heads per layer (default: as many as heads)")
+    ffn: int | None = option(None, help="intermediate size, of each expert in a MoE (default: 4 x hidden)")
+    experts: int | None = option(None, help="experts per layer, MoE families only (default: 8)")
+    top_k: int = option(2, help="experts per token, MoE families only")
+    context: int = option(2048, help="longest sequence, tokens")
+    rope_theta: float = option(10000.0, help="base of the rotary position embedding")
+    tie_embeddings: bool = option(False, help="the output layer is the embedding matrix")
+    init_std: float = option(0.02, help="standard deviation of the initial weights")
+    aux_loss: float = option(0.01, help="load-balance coefficient written to the config of a MoE")
+    tokenizer: str = option("bpe:2048", help="bpe:SIZE, trained on the data, or a tokenizer's folder or name")
+    data: str = option("stdlib", help="data the tokenizer is trained on: see train --data")
+    dtype: Literal["float32", "bfloat16"] = option("float32", help="dtype of the weights on disk")
+    seed: int = option(0, help="random seed: the same seed gives the same bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Training of a checkpoint on text."""
+
+    data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, or stdlib")
+    tokens: Count = option(help="tokens to train on, rounded down to whole steps")
+    batch_tokens: Count = option(Count(16384), help="tokens per step, over all devices")
+    seq_len: int = option(512, help="tokens per sequence")
+    lr: float = option(1e-3, help="peak learning rate (schedule continue: the source run's)")
+    schedule: Literal["wsd", "cosine", "constant", "inverse-sqrt", "continue"] = option(
+        "wsd", help="learning rate over the run; continue carries on the source run's"
+    )
+    warmup: float = option(0.02, help="linear warm-up, fraction of the tokens")
+    decay: float = option(0.2, help="linear decay to 0 at the end of wsd, fraction of the tokens")
+    weight_decay: float = option(0.1, help="decoupled weight decay of the matrices")
+    beta2: float = option(0.95, help="decay of Adam's second moment (the first: 0.9)")
+    clip: float = option(1.0, help="largest norm of the gradient; 0: no clipping")
+    aux_loss: float = option(0.01, help="coefficient of the load-balance loss of a MoE")
+    z_loss: float = option(0.001, help="coefficient of the router z loss of a MoE")
+    precision: Precision = option("auto", help="arithmetic; weights stay fp32; auto: bf16 where a GPU has it")
+    micro_batch: int | None = option(None, help="sequences per forward pass of a device (default: what fits)")
+    gradient_checkpointing: bool = option(False, help="recompute activations: less memory, more time")
+    compile: bool = option(False, help="torch.compile the model")
+    seed: int = option(0, help="random seed of the data order")
+    eval_every: Count | None = option(None, help="tokens between evaluations (default: a tenth of the run)")
+    eval_tokens: Count = option(Count(65536), help="validation tokens of each evaluation")
+    save_every: Count | None = option(None, help="tokens between saved states (default: a tenth of the run)")
+    optimizer_state: str | None = option(None, help="folder of Adam's moments to start from (default: fresh)")
+    trackers: tuple[str, ...] = option((), help="accelerate's trackers: tensorboard, wandb, trackio, ...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Loss and perplexity of a checkpoint."""
+
+    data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, or stdlib")
+    split: Literal["validation", "all"] = option("validation", help="documents train never sees, or all")
+    tokens: Count = option(Count(262144), help="most tokens to evaluate on")
+    seq_len: int | None = option(None, help="tokens per sequence (default: the context, 1024 at most)")
+    precision: Precision = option("auto", help="arithmetic; auto: bf16 where a GPU has it")
+    micro_batch: int | None = option(None, help="sequences per forward pass (default: what fits)")
+    tasks: tuple[str, ...] = option((), help="lm-eval tasks to run as well")

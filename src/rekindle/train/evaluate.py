@@ -1,0 +1,133 @@
+"""Validation loss during training, and `evaluate`: loss and perplexity of a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from rekindle.errors import RekindleError
+from rekindle.store.folder import open_folder
+from rekindle.train.config import EvaluateConfig
+from rekindle.train.device import make_accelerator, micro_batch_size, out_of_memory_explained
+from rekindle.train.losses import NO_LOAD, describe_load, expert_counts, expert_grid, forward
+from rekindle.train.model import (
+    cast_experts,
+    check_lengths,
+    check_vocabulary,
+    load_model,
+    load_tokenizer,
+    model_sizes,
+)
+from rekindle.train.tokens import open_corpus
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_DEFAULT_SEQ_LEN = 1024
+
+
+@dataclass(frozen=True)
+class Result:
+    """`loss` in nats per token; `stderr` its standard error over sequences; `counts` of assignments [L, E]."""
+
+    loss: float
+    stderr: float
+    tokens: int
+    counts: torch.Tensor | None
+
+    def row(self) -> dict[str, Any]:
+        load = NO_LOAD if self.counts is None else describe_load(self.counts)
+        return {"val_loss": self.loss, "val_loss_stderr": self.stderr, **load}
+
+
+@torch.no_grad()
+def validation_loss(model: Any, windows: np.ndarray, accelerator: Accelerator, micro_batch: int) -> Result:
+    """The pure language-model loss over windows [N, T + 1], each rank taking every W-th of them."""
+    grid, training = expert_grid(model), model.training
+    model.eval()
+    losses = torch.zeros(len(windows), device=accelerator.device)
+    counts = torch.zeros(grid, device=accelerator.device) if grid else None
+    mine = np.arange(accelerator.process_index, len(windows), accelerator.num_processes)
+    for first in range(0, len(mine), micro_batch):
+        rows = mine[first : first + micro_batch]
+        batch = torch.from_numpy(windows[rows]).to(accelerator.device)
+        logits, router_logits = forward(model, batch[:, :-1], sparse=grid is not None)
+        each = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
+        losses[torch.from_numpy(rows)] = each.view(len(rows), -1).mean(1)
+        if counts is not None:
+            top_k = model.config.num_experts_per_tok
+            counts += torch.stack([expert_counts(layer, top_k) for layer in router_logits])
+    model.train(training)
+    losses = accelerator.reduce(losses, "sum").cpu().double()
+    counts = None if counts is None else accelerator.reduce(counts, "sum").cpu()
+    stderr = losses.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+    return Result(losses.mean().item(), stderr, len(losses) * (windows.shape[1] - 1), counts)
+
+
+def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
+    """Loss in nats per token and perplexity of a checkpoint, with standard errors over sequences.
+
+    {"loss", "loss_stderr", "perplexity", "perplexity_stderr", "tokens", "sequences", "seq_len", "data", "split",
+    "tasks": {task: {metric: value}} or None}. The perplexity's error is the loss's, to first order. Raises
+    RekindleError for data or options that do not fit the model.
+    """
+    if config.tasks:
+        _harness()  # before the loss takes its time
+    vocab_size, context = model_sizes(open_folder(folder).config)
+    seq_len = config.seq_len or min(context, _DEFAULT_SEQ_LEN)
+    check_lengths(seq_len, context, config.micro_batch)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, vocab_size, folder)
+    corpus = open_corpus(config.data, tokenizer)
+    windows = corpus.sample(config.split, config.tokens, seq_len)
+    accelerator = make_accelerator(config.precision)
+    model = load_model(folder)
+    if accelerator.mixed_precision == "bf16" and expert_grid(model):
+        cast_experts(model)
+    with out_of_memory_explained("a smaller --micro-batch or --seq-len"):
+        model = accelerator.prepare_model(model, evaluation_mode=True)
+        size = micro_batch_size(config.micro_batch, seq_len, vocab_size)
+        result = validation_loss(model, windows, accelerator, size)
+    perplexity = math.exp(min(result.loss, 700.0))
+    return {
+        "loss": result.loss,
+        "loss_stderr": result.stderr,
+        "perplexity": perplexity,
+        "perplexity_stderr": perplexity * result.stderr,
+        "tokens": result.tokens,
+        "sequences": len(windows),
+        "seq_len": seq_len,
+        "data": config.data,
+        "split": config.split,
+        "tasks": run_tasks(folder, config.tasks) if config.tasks else None,
+    }
+
+
+def run_tasks(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
+    """{task: {metric: value}} by lm-eval; raises RekindleError where it is not installed or knows no such task."""
+    lm_eval = _harness()
+    try:
+        results = lm_eval.simple_evaluate(model="hf", model_args=f"pretrained={folder}", tasks=list(tasks))
+    except (KeyError, ValueError) as error:
+        raise RekindleError(f"lm-eval cannot run {', '.join(tasks)}: {error}.", hint="lm-eval ls tasks") from None
+    return {
+        task: {name: value for name, value in row.items() if isinstance(value, int | float)}
+        for task, row in results["results"].items()
+    }
+
+
+def _harness() -> Any:
+    try:
+        import lm_eval
+    except ImportError:
+        raise RekindleError(
+            "Tasks need lm-eval, which is not installed.", hint="pip install 'rekindle[lm-eval]'"
+        ) from None
+    return lm_eval

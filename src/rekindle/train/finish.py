@@ -1,0 +1,47 @@
+"""The folder a run leaves: weights, config, tokenizer, optimizer state, metrics, lineage."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rekindle import __version__
+from rekindle.store.folder import Folder
+from rekindle.store.manifest import Manifest, Record, read_manifest
+from rekindle.store.publish import publishing
+from rekindle.train.metrics import NAME as METRICS
+from rekindle.train.model import save_model, stored_dtype
+from rekindle.train.optimizer import FOLDER, save_optimizer
+from rekindle.train.state import TRACKERS
+from rekindle.train.step import Stepper
+
+
+def publish(
+    out: Path,
+    source: Folder,
+    stepper: Stepper,
+    work: Path,
+    record: Record,
+    parameters: dict[str, int],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write OUT, whole or not at all; the weights in the dtype the source has on disk."""
+    before = read_manifest(source.path)
+    plan, model = stepper.plan, stepper.model
+    with publishing(out, overwrite=overwrite) as partial:
+        schedule = plan.schedule.at(plan.tokens)
+        save_optimizer(model, stepper.optimizer, source.config, partial / FOLDER, schedule)
+        save_model(model.to(stored_dtype(source)), partial)
+        for path in source.passengers():
+            shutil.copyfile(path, partial / path.name)
+        shutil.copyfile(work / METRICS, partial / METRICS)
+        if (work / TRACKERS).is_dir():
+            shutil.copytree(work / TRACKERS, partial / TRACKERS)
+        write_manifest(partial, [*(before.lineage if before else []), record], parameters)
+
+
+def write_manifest(folder: Path, lineage: Sequence[Record], parameters: dict[str, int]) -> None:
+    shards = {path.name: {"bytes": path.stat().st_size} for path in sorted(folder.glob("*.safetensors"))}
+    Manifest(version=__version__, lineage=list(lineage), parameters=parameters, shards=shards).write(folder)

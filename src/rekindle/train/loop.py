@@ -1,0 +1,78 @@
+"""Train a checkpoint: `train`, from a folder to a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rekindle.store.folder import open_folder
+from rekindle.store.manifest import Record
+from rekindle.store.publish import check_free
+from rekindle.train.config import TrainConfig
+from rekindle.train.device import out_of_memory_explained, reproducible
+from rekindle.train.finish import publish
+from rekindle.train.metrics import summarise
+from rekindle.train.prepare import prepare
+from rekindle.train.session import Session
+from rekindle.train.state import work_folder
+
+
+def train(
+    src: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    command: str,
+    options: dict[str, dict[str, Any]],
+    source_name: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train the checkpoint in `src` on `config.data` and leave the result, a complete folder, in `out`.
+
+    Returns {"steps", "tokens", "flops", "loss", "val_loss", "val_loss_stderr", "val_loss_before", "seconds",
+    "tokens_per_s", "epochs", "peak_memory", "parameters"}: losses are the language model's alone, in nats per
+    token. Of several ranks only the main one gets it, the others an empty dict. `resume` continues an interrupted
+    run of the same OUT, bit for bit on a CPU, and starts afresh where there is none.
+
+    Raises RekindleError for options, data and checkpoints that do not fit one another and for lack of memory;
+    CheckFailed when the loss is no longer a number; KeyboardInterrupt, with the state saved, on Ctrl-C or SIGTERM.
+    """
+    src, out = Path(src), Path(os.path.abspath(out))
+    check_free(out, overwrite)
+    source = open_folder(src)
+    lower = "a smaller --micro-batch, --gradient-checkpointing, or a shorter --seq-len"
+    with torch.random.fork_rng(), out_of_memory_explained(lower):
+        stepper, run, saved = prepare(source, out, config, resume=resume, overwrite=overwrite)
+        accelerator = stepper.accelerator
+        session = Session(stepper, work_folder(out), run)
+        with reproducible(accelerator.device):
+            session.go(saved)
+        summary: dict[str, Any] = {}
+        if accelerator.is_main_process:
+            summary = summarise(session.metrics_path)
+            record = Record(
+                verb="train",
+                command=command,
+                options=options,
+                source=source_name or str(src),
+                source_fingerprint=source.fingerprint,
+                summary=_sentence(config, summary),
+                tokens=summary["tokens"],
+                flops=summary["flops"],
+            )
+            publish(out, source, stepper, session.work, record, summary["parameters"], overwrite=overwrite)
+            shutil.rmtree(session.work, ignore_errors=True)
+        accelerator.wait_for_everyone()
+    return summary
+
+
+def _sentence(config: TrainConfig, summary: dict[str, Any]) -> str:
+    return (
+        f"{summary['tokens']:,} tokens of {config.data}, {config.schedule} schedule, "
+        f"validation loss {summary['val_loss_before']:.3f} -> {summary['val_loss']:.3f} nats per token"
+    )

@@ -1,0 +1,78 @@
+"""The language-model loss, the two router losses, and the load of the experts.
+
+The three losses stay apart: what is reported as `loss` is always the language model's cross entropy alone
+(transformers adds the load-balance loss to what it returns as `loss`).
+
+B sequences   T tokens   V vocabulary   L MoE layers   E experts   K experts per token
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+
+def cross_entropy(logits_BTV: torch.Tensor, target_BT: torch.Tensor) -> torch.Tensor:
+    """Mean over all tokens, nats per token."""
+    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), target_BT.flatten())
+
+
+def expert_grid(model: Any) -> tuple[int, int] | None:
+    """(L, E) of a mixture of experts, None of a dense model."""
+    stacks = [p.shape[0] for name, p in model.named_parameters() if name.endswith(".experts.down_proj")]
+    return (len(stacks), stacks[0]) if stacks else None
+
+
+def forward(model: Any, input_BT: torch.Tensor, sparse: bool) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Logits [B, T, V] and, of a sparse model, each MoE layer's router logits [B * T, E]."""
+    extra = {"output_router_logits": True} if sparse else {}
+    out = model(input_ids=input_BT, use_cache=False, **extra)
+    return out.logits, tuple(out.router_logits) if sparse else ()
+
+
+def load_balance_loss(router_logits: tuple[torch.Tensor, ...], top_k: int) -> torch.Tensor:
+    """E * sum over experts of (share of assignments) * (mean probability), averaged over layers; 1 when balanced.
+
+    Fedus et al. 2021, arXiv 2101.03961, eq. 4-6, with the K assignments of a token counted as K shares of 1 / K.
+    transformers' function of this name is K times as large and pools the layers before it multiplies, so that
+    imbalances of different layers cancel.
+    """
+    losses = []
+    for logits in router_logits:
+        probabilities = logits.float().softmax(-1)
+        share = expert_counts(logits, top_k) / (logits.shape[0] * top_k)
+        losses.append(logits.shape[-1] * torch.dot(share, probabilities.mean(0)))
+    return torch.stack(losses).mean()
+
+
+def router_z_loss(router_logits: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Mean squared log-sum-exp of the router logits, averaged over layers (Zoph et al. 2022, arXiv 2202.08906, eq. 5)."""
+    return torch.stack([logits.float().logsumexp(-1).square().mean() for logits in router_logits]).mean()
+
+
+@torch.no_grad()
+def expert_counts(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """How many tokens the router sends to each expert [E], float32."""
+    experts = logits.shape[-1]
+    chosen = logits.topk(top_k, dim=-1).indices
+    return F.one_hot(chosen.flatten(), experts).sum(0).float()
+
+
+def describe_load(counts_LE: torch.Tensor) -> dict[str, Any]:
+    """Rows of metrics.jsonl out of assignment counts [L, E]: load, entropy (1: even, 0: one expert), dead experts.
+
+    A dead expert is one that no token of the evaluation was sent to.
+    """
+    share = counts_LE / counts_LE.sum(-1, keepdim=True)
+    entropy = -torch.special.xlogy(share, share).sum(-1) / math.log(max(2, share.shape[-1]))
+    return {
+        "expert_load": [[round(x, 6) for x in row] for row in share.tolist()],
+        "expert_entropy": [round(x, 6) for x in entropy.tolist()],
+        "dead_experts": (counts_LE == 0).sum(-1).tolist(),
+    }
+
+
+NO_LOAD = {"expert_load": None, "expert_entropy": None, "dead_experts": None}

@@ -1,0 +1,162 @@
+"""Checkpoint folder <-> transformers model and tokenizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from rekindle.anatomy import serving_spelling
+from rekindle.errors import RekindleError
+from rekindle.store.folder import Folder
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_SHARD_SIZE = "5GB"
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """transformers without its progress bars and advice: stderr is the user's."""
+    from transformers.utils import logging as theirs
+
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()
+
+
+def load_tokenizer(folder: Path | str) -> Any:
+    """The tokenizer of a folder or a hub name; raises RekindleError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        with quietly():
+            return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        raise RekindleError(
+            f"No tokenizer can be loaded: {_first_line(error)}.",
+            where=folder,
+            hint="copy the tokenizer files of the original checkpoint into the folder",
+        ) from None
+
+
+def load_model(folder: Path) -> Any:
+    """The causal language model of a folder in float32, on the CPU, with grouped expert kernels.
+
+    Raises RekindleError where weights are missing, superfluous or misshaped.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quietly():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise RekindleError(f"transformers cannot load this model: {_first_line(error)}.", where=folder) from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[kind])):
+            raise RekindleError(
+                f"The weights do not fit the config: {len(names)} {kind.replace('_', ' ')}, such as {names[0]}.",
+                where=folder,
+            )
+    return model
+
+
+def stored_dtype(folder: Folder) -> torch.dtype:
+    """The dtype of most of a checkpoint's bytes."""
+    sizes: Counter[str] = Counter()
+    for tensor in folder.tensors.values():
+        sizes[tensor.dtype] += tensor.nbytes
+    return _DTYPES.get(sizes.most_common(1)[0][0], torch.float32)
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Weights in the original per-expert layout and config.json as the serving engines read it."""
+    with quietly():
+        model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
+    path = folder / "config.json"
+    config = serving_spelling(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def check_vocabulary(tokenizer: Any, vocab_size: int, where: object) -> None:
+    """Refuse a tokenizer that makes ids the model has no embedding for."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise RekindleError(
+            f"The tokenizer's ids go up to {largest}, but the model's vocabulary ends at {vocab_size - 1}.",
+            where=where,
+            why="this tokenizer belongs to another model",
+            hint="copy the tokenizer files of the original checkpoint into the folder",
+        )
+
+
+def check_lengths(seq_len: int, context: int, micro_batch: int | None) -> None:
+    """Refuse sequences the model has no positions for."""
+    if not 1 <= seq_len <= context:
+        raise RekindleError(
+            f"seq_len is {seq_len}, but the model's context is {context} tokens.", hint=f"--seq-len {min(context, 512)}"
+        )
+    if micro_batch is not None and micro_batch < 1:
+        raise RekindleError(f"micro_batch is {micro_batch}, but it must be at least 1.", where="option micro_batch")
+
+
+def model_sizes(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(vocabulary, context) of a config.json."""
+    try:
+        return int(config["vocab_size"]), int(config["max_position_embeddings"])
+    except KeyError as error:
+        raise RekindleError(f"The config has no {error}.", where="config.json") from None
+
+
+def cast_experts(model: Any) -> None:
+    """Have a mixture of experts compute its experts in the autocast dtype.
+
+    torch's grouped matmul is not on autocast's list, so with float32 weights the experts, most of the arithmetic,
+    would stay in float32 under bf16 autocast (github.com/pytorch/pytorch/issues/174763).
+    """
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    if _AUTOCAST not in ALL_EXPERTS_FUNCTIONS:
+        ALL_EXPERTS_FUNCTIONS.register(_AUTOCAST, _autocast_experts)
+    model.set_experts_implementation(_AUTOCAST)
+
+
+_AUTOCAST = "rekindle_autocast"
+
+
+def _autocast_experts(
+    self: torch.nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """transformers' grouped experts on weights cast to the autocast dtype."""
+    from transformers.integrations.moe import grouped_mm_experts_forward
+
+    if not torch.is_autocast_enabled(hidden.device.type):
+        return grouped_mm_experts_forward(self, hidden, index, weights)
+    dtype = torch.get_autocast_dtype(hidden.device.type)
+    same = ("num_experts", "has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "_is_expert_parallel")
+    cast = SimpleNamespace(
+        gate_up_proj=self.gate_up_proj.to(dtype),
+        down_proj=self.down_proj.to(dtype),
+        _apply_gate=self._apply_gate,
+        **{name: getattr(self, name) for name in same},
+    )
+    return grouped_mm_experts_forward(cast, hidden, index, weights)
+
+
+def _first_line(error: Exception) -> str:
+    logging.getLogger(__name__).debug("from transformers", exc_info=error)
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,51 @@
+"""The order in which training sees its text: a permutation computed on the spot, never held or stored."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def sample_windows(first: int, count: int, windows: int, seed: int) -> np.ndarray:
+    """Which window each of the samples `first` to `first + count` of an endless order reads [count].
+
+    A pure function of its arguments: epoch e is a permutation of all windows keyed by (seed, e), so that a run
+    continues anywhere from its step alone, and any rank can read its own share.
+    """
+    sample = np.arange(first, first + count, dtype=np.uint64)
+    epochs, place = np.divmod(sample, np.uint64(windows))
+    order = np.empty(count, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        order[chosen] = permuted(place[chosen], windows, (seed, int(epoch)))
+    return order
+
+
+def permuted(index: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
+    """Where a keyed permutation of range(size) sends each index.
+
+    A four-round Feistel network on an even number of bits, walked along its cycle until it is back below `size`
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    round_keys = np.frombuffer(hashlib.blake2b(repr(key).encode(), digest_size=32).digest(), dtype="<u8")
+
+    def encrypt(x: np.ndarray) -> np.ndarray:
+        left, right = x >> shift, x & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mixed(right + round_key) & mask)
+        return (left << shift) | right
+
+    out = encrypt(index.astype(np.uint64))
+    while (outside := out >= size).any():
+        out[outside] = encrypt(out[outside])
+    return out.astype(np.int64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele et al. 2014): every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

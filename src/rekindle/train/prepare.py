@@ -1,0 +1,95 @@
+"""From a folder and options to a model about to take its first step; everything that can be refused is, cheap first."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rekindle.anatomy import family_of
+from rekindle.errors import RekindleError
+from rekindle.store.folder import Folder
+from rekindle.train.config import TrainConfig
+from rekindle.train.device import make_accelerator, micro_batch_size
+from rekindle.train.losses import expert_grid
+from rekindle.train.model import cast_experts, check_lengths, check_vocabulary, load_model, load_tokenizer, model_sizes
+from rekindle.train.optimizer import DESCRIPTION, FOLDER, load_optimizer, make_optimizer, read_description
+from rekindle.train.plan import check_corpus, make_plan
+from rekindle.train.state import TRACKERS, Saved, describe_run, find_start, load_state, work_folder
+from rekindle.train.step import Stepper
+from rekindle.train.tokens import open_corpus
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
+
+
+def prepare(
+    source: Folder, out: Path, config: TrainConfig, *, resume: bool, overwrite: bool
+) -> tuple[Stepper, dict[str, Any], Saved | None]:
+    """The stepper with its weights and moments loaded, what names the run, and the state it resumes from.
+
+    Raises RekindleError for whatever does not fit.
+    """
+    family_of(source.config)
+    vocab_size, context = model_sizes(source.config)
+    accelerator = _accelerator(config, work_folder(out))
+    plan = make_plan(config, accelerator.num_processes, _saved_schedule(source, config))
+    check_lengths(config.seq_len, context, config.micro_batch)
+    tokenizer = load_tokenizer(source.path)
+    check_vocabulary(tokenizer, vocab_size, source.path)
+    with accelerator.main_process_first():
+        corpus = open_corpus(config.data, tokenizer)
+    check_corpus(corpus, plan, vocab_size)
+    run = describe_run(config, source.fingerprint, len(corpus.train))
+    saved = find_start(out, run, resume=resume, overwrite=overwrite)
+
+    model = load_model(source.path)
+    wrapped = _wrapped(model, config, accelerator)
+    optimizer = make_optimizer(model, config.weight_decay, config.beta2)
+    if saved:
+        load_state(saved, model, optimizer)
+    elif config.optimizer_state:
+        load_optimizer(model, optimizer, source.config, Path(config.optimizer_state).expanduser())
+    epochs = plan.steps * plan.batch / corpus.windows(plan.seq_len)
+    if epochs > 1:
+        log.info("%s tokens are %.1f passes over the training text, each in another order", plan.tokens, epochs)
+    micro_batch = micro_batch_size(config.micro_batch, plan.seq_len, vocab_size)
+    return Stepper(model, wrapped, optimizer, accelerator, corpus, plan, config, micro_batch), run, saved
+
+
+def _accelerator(config: TrainConfig, work: Path) -> Accelerator:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for name in config.trackers:
+        if name not in available:
+            known = ", ".join(sorted(available)) or "none"
+            installable = name in {str(tracker) for tracker in LOGGER_TYPE_TO_CLASS}
+            raise RekindleError(
+                f"There is no tracker {name!r} here; installed: {known}.",
+                hint=f"pip install {name}" if installable else "tensorboard, wandb, trackio, ...",
+            )
+    return make_accelerator(config.precision, log_with=list(config.trackers) or None, project_dir=work / TRACKERS)
+
+
+def _wrapped(model: Any, config: TrainConfig, accelerator: Accelerator) -> Any:
+    """The model as accelerate, autocast, checkpointing and the compiler want it; `model` keeps its weights."""
+    model.train()
+    if accelerator.mixed_precision == "bf16" and expert_grid(model):
+        cast_experts(model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.compile:
+        model.compile()
+    return accelerator.prepare_model(model)
+
+
+def _saved_schedule(source: Folder, config: TrainConfig) -> Mapping[str, Any] | None:
+    """The schedule the source's run ended in, from the optimizer state at hand."""
+    if config.schedule != "continue":
+        return None
+    folder = Path(config.optimizer_state).expanduser() if config.optimizer_state else source.path / FOLDER
+    return read_description(folder).get("schedule") if (folder / DESCRIPTION).is_file() else None

@@ -1,0 +1,175 @@
+"""A run from its first step to its last: metrics, evaluations, saved states, the progress bar, interruptions."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from rekindle.config import to_dict
+from rekindle.errors import CheckFailed
+from rekindle.store.publish import explained
+from rekindle.train.device import peak_memory
+from rekindle.train.evaluate import validation_loss
+from rekindle.train.flops import count_parameters, training_flops
+from rekindle.train.interrupts import Interrupts
+from rekindle.train.metrics import NAME as METRICS
+from rekindle.train.metrics import Metrics
+from rekindle.train.state import Saved, find_state, save_state
+from rekindle.train.step import Diverged, Stats, Stepper
+
+
+class Session:
+    """Drives `stepper`; `work` is the run's hidden folder, to which only the main rank writes."""
+
+    def __init__(self, stepper: Stepper, work: Path, run: dict[str, Any]):
+        self.stepper, self.work, self.run = stepper, work, run
+        self.plan, self.config, self.accelerator = stepper.plan, stepper.config, stepper.accelerator
+        self.main = stepper.accelerator.is_main_process
+        self.parameters = count_parameters(stepper.model)
+        self.windows = stepper.corpus.sample("validation", self.config.eval_tokens, self.plan.seq_len)
+
+    def go(self, saved: Saved | None) -> None:
+        """All steps from `saved`, or from the first, to the last, and the evaluations between."""
+        start = saved.step if saved else 0
+        with self._opened(saved), Interrupts() as interrupts:
+            for step in range(start, self.plan.steps):
+                boundary = self.metrics.position  # where a state saved now resumes, evaluating again if it is due
+                if step > start and step % self.plan.save_interval == 0:
+                    self._save(step, boundary)
+                if step % self.plan.eval_interval == 0:
+                    self._evaluate(step)
+                if self._step(step, boundary, interrupts.wanted):
+                    self._save(step + 1, self.metrics.position)
+                    raise KeyboardInterrupt(f"Stopped after step {step + 1} of {self.plan.steps}; --resume continues.")
+            self._evaluate(self.plan.steps)
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.work / METRICS
+
+    @contextmanager
+    def _opened(self, saved: Saved | None) -> Iterator[None]:
+        """Metrics, progress bar and trackers; a run that fails before its first saved state leaves nothing behind."""
+        with explained(self.work):
+            if self.main and saved is None:
+                shutil.rmtree(self.work, ignore_errors=True)
+                self.work.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self.metrics = Metrics(self.metrics_path if self.main else None, saved.position if saved else 0)
+        done = (saved.step if saved else 0) * self.plan.batch_tokens
+        self.bar = tqdm(
+            desc="train",
+            total=self.plan.tokens,
+            initial=done,
+            unit="tok",
+            unit_scale=True,
+            disable=None if self.main else True,
+        )
+        if self.config.trackers:
+            plain = {key: value for key, value in to_dict(self.config).items() if isinstance(value, int | float | str)}
+            self.accelerator.init_trackers("rekindle", plain)
+        try:
+            if saved is None:
+                self.metrics.write("run", **self._description())
+            yield
+            self.metrics.sync()
+        except BaseException:
+            self.metrics.close()
+            if self.main and find_state(self.work) is None:
+                shutil.rmtree(self.work, ignore_errors=True)
+            raise
+        finally:
+            self.bar.close()
+            self.metrics.close()
+            if self.config.trackers:
+                self.accelerator.end_training()
+
+    def _step(self, step: int, boundary: int, stop: bool) -> bool:
+        """One step and its row; True when some rank was asked to stop."""
+        began = time.perf_counter()
+        try:
+            stats = self.stepper(step, stop)
+        except Diverged as error:
+            raise self._diverged(step, boundary, error) from None
+        speed = self.plan.batch_tokens / (time.perf_counter() - began)
+        self._write_step(step, stats, speed)
+        return stats.stop
+
+    def _write_step(self, step: int, stats: Stats, speed: float) -> None:
+        row = {
+            **self._place(step + 1),
+            "loss": stats.loss,
+            "aux_loss": stats.aux_loss,
+            "z_loss": stats.z_loss,
+            "lr": self.plan.learning_rate(step),
+            "grad_norm": stats.grad_norm,
+            "tokens_per_s": round(speed, 1),
+            "peak_memory": peak_memory(self.accelerator.device),
+        }
+        self._write("step", row)
+        self.bar.set_postfix_str(f"loss {stats.loss:.3f}", refresh=False)
+        self.bar.update(self.plan.batch_tokens)
+
+    def _evaluate(self, step: int) -> None:
+        result = validation_loss(self.stepper.model, self.windows, self.accelerator, self.stepper.micro_batch)
+        self._write("eval", {**self._place(step), **result.row()})
+
+    def _write(self, kind: str, row: dict[str, Any]) -> None:
+        self.metrics.write(kind, **row)
+        if self.config.trackers:
+            numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+            self.accelerator.log(numbers, step=row["step"])
+
+    def _place(self, step: int) -> dict[str, Any]:
+        """After `step` updates."""
+        tokens = step * self.plan.batch_tokens
+        return {"step": step, "tokens": tokens, "flops": training_flops(self.parameters["active"], tokens)}
+
+    def _save(self, step: int, position: int) -> None:
+        """The state after `step` updates, with metrics.jsonl cut at `position` when it resumes."""
+        if self.main:
+            self.metrics.sync()
+            save_state(
+                self.work, self.stepper.model, self.stepper.optimizer, step=step, position=position, run=self.run
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _diverged(self, step: int, boundary: int, error: Diverged) -> CheckFailed:
+        """Keep the weights from before the bad step, if they are sound, and say what to type."""
+        if step > 0 and all(bool(p.isfinite().all()) for p in self.stepper.model.parameters()):
+            self._save(step, boundary)
+        saved = find_state(self.work)
+        resume = f"--resume (from step {saved.step}) " if saved else ""
+        return CheckFailed(
+            f"Training diverged in step {step + 1} of {self.plan.steps}: {error}.",
+            where=saved.path if saved else None,
+            hint=f"{resume}with a lower --lr (now {self.config.lr:g}) or a lower --clip (now {self.config.clip:g})",
+        )
+
+    def _description(self) -> dict[str, Any]:
+        """The run row of metrics.jsonl."""
+        device = self.accelerator.device
+        return {
+            "model_type": self.stepper.model.config.model_type,
+            "parameters": self.parameters,
+            "tokens_planned": self.plan.tokens,
+            "batch_tokens": self.plan.batch_tokens,
+            "seq_len": self.plan.seq_len,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "devices": self.accelerator.num_processes,
+            "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
+            "data": self.config.data,
+            "train_tokens": len(self.stepper.corpus.train),
+            "epochs": self.plan.steps * self.plan.batch / self.stepper.corpus.windows(self.plan.seq_len),
+            "schedule": self.plan.schedule.name,
+            "lr": self.plan.schedule.peak,
+            "seed": self.config.seed,
+        }

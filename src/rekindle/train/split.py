@@ -1,0 +1,42 @@
+"""Which documents are held out for validation.
+
+A document's place in [0, 1) is the hash of its content; those below the corpus's share are held out. So a duplicate
+never lands on both sides, and what is held out of a large corpus is held out of a small one too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from rekindle.errors import RekindleError
+from rekindle.train.text import Source
+
+_SMALL = 10**8  # bytes
+
+
+def place(text: str) -> float:
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def held_out_share(source: Source) -> float:
+    """The place below which a document is held out: 5 % of a small corpus, less of a large one.
+
+    In a small corpus it is moved so that both sides have a document; raises RekindleError where none can.
+    """
+    if source.size >= _SMALL:
+        return 0.01 if source.size < 100 * _SMALL else 0.001
+    places = sorted({place(text) for text in source.documents()})
+    if not places:
+        raise no_text(source)
+    if len(places) == 1:
+        raise RekindleError(
+            "The data is one document, which cannot be split into training and validation.",
+            where=source.name,
+            hint="more documents: JSONL with one per line, or a folder of text files",
+        )
+    return min(max(0.05, places[1]), places[-1])
+
+
+def no_text(source: Source) -> RekindleError:
+    return RekindleError(f"The data holds no text ({source.empty} empty documents).", where=source.name)

@@ -1,0 +1,64 @@
+"""A byte-level BPE tokenizer trained on the data, for models from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rekindle.errors import RekindleError
+from rekindle.train.split import held_out_share, place
+from rekindle.train.text import Source, open_source
+
+END_OF_TEXT = "<|endoftext|>"
+SAMPLE_CHARS = 1 << 26  # text enough for any vocabulary that is trained in a minute
+_SMALLEST = 257  # every byte and the end of text
+
+
+def make_tokenizer(choice: str, data: str, context: int) -> Any:
+    """The tokenizer that `choice` names: bpe:SIZE, trained on `data`, or an existing one's folder or name."""
+    from rekindle.train.model import load_tokenizer
+
+    kind, colon, size = choice.partition(":")
+    if kind != "bpe" or not colon:
+        return load_tokenizer(Path(choice).expanduser() if Path(choice).expanduser().exists() else choice)
+    if not size.isdigit() or int(size) < _SMALLEST:
+        raise RekindleError(
+            f"tokenizer is {choice!r}, but a byte-level vocabulary has at least {_SMALLEST} entries.",
+            where="option tokenizer",
+            hint="bpe:2048",
+        )
+    return train_bpe(open_source(data), int(size), context)
+
+
+def train_bpe(source: Source, size: int, context: int) -> Any:
+    """Byte-level BPE (Radford et al. 2019) of at most `size` entries, from documents that are not held out.
+
+    The same text gives the same tokenizer. Raises RekindleError where there is no text.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_sample(source), trainer=trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, model_max_length=context, clean_up_tokenization_spaces=False
+    )
+
+
+def _sample(source: Source) -> Iterator[str]:
+    share, left = held_out_share(source), SAMPLE_CHARS
+    for text in source.documents():
+        if place(text) >= share:
+            yield text
+            left -= len(text)
+        if left <= 0:
+            return

@@ -67,6 +67,7 @@ def test_the_page_is_one_well_formed_file_that_says_it_all(report):
     assert "@import" not in html
     assert "url(http" not in html
     for part in ("dense-continued ends 0.070 nats below upcycled at equal FLOPs", "3.041 ± 0.012",
+                 "dense-continued is 0.057 nats below upcycled at equal tokens",
                  "exact, held (3.1×10⁻⁷)",
                  "rekindle upcycle work/parent work/upcycled-start --experts 8 --top-k 2", "router_std",
                  "rekindle report A B C --out report", "moe-from-scratch starts at 7.620, above the frame",

@@ -20,7 +20,7 @@ def test_the_lower_loss_at_equal_flops_wins(tmp_path):
     assert found.margin(found.readings[1]) == pytest.approx(0.07)
     assert found.error(found.readings[1]) == pytest.approx(math.sqrt(2) * 0.012)
     assert not found.tied
-    assert not any(r.interpolated for r in found.readings)  # the budgets differ by less than 2 %
+    assert not found.early  # the budgets differ by less than 2 %
     assert headline(found) == "dense-continued ends 0.070 nats below upcycled at equal FLOPs"
     assert sentence(found, runs) == (
         "At equal training FLOPs (1.6×10¹³) of this stage, dense-continued ends 0.070 ± 0.017 nats below "
@@ -51,13 +51,13 @@ def test_a_longer_run_is_read_where_the_shorter_ends(tmp_path):
     found = compare(runs, "flops")
     long = next(r for r in found.readings if r.run.name == "long")
     assert found.budget == 1_500_000 * 7.2e6
-    assert long.interpolated is False  # an evaluation stands exactly there
+    assert (found.early, found.verb) == (["long"], "is")
     assert long.loss == pytest.approx(Curve(3.4, 3.0).loss(0.5))
     short = runs_of(tmp_path / "b", a=Curve(3.4, 3.0, tokens=3_000_000), b=Curve(3.4, 3.2, tokens=1_600_000))
     found = compare(short, "flops")
     between = next(r for r in found.readings if r.run.name == "a")
     left, right = Curve(3.4, 3.0).loss(0.5), Curve(3.4, 3.0).loss(0.625)
-    assert between.interpolated
+    assert not between.ended
     assert between.loss == pytest.approx(left + (right - left) * (1.6 - 1.5) / (1.875 - 1.5))
     assert any("which went further, is read" in line for line in cautions(found, short))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from rekindle.report.chart import Chart
@@ -35,6 +36,9 @@ def loss_chart(runs: Sequence[Run], by: Budget) -> Chart:
     longest = max(len(run.metrics.steps) for run in runs)
     caption += f", averaged over {-(-longest // POINTS)} logged steps." if longest > POINTS else "."
     caption += "".join(f" {run.name} starts at {nats(run.start.loss)}, above the frame." for run in above)  # type: ignore[union-attr]
+    comparison = compare(runs, by)
+    if comparison and (early := comparison.early):
+        caption += f" For the title {listed(early)} {'is' if len(early) == 1 else 'are'} read before the end."
     gaps = [run.name for run in runs if len(run.readings) < len(run.metrics.evaluations)]
     caption += f" A gap in {listed(gaps)} is a loss that is not a number." if gaps else ""
 
@@ -43,7 +47,7 @@ def loss_chart(runs: Sequence[Run], by: Budget) -> Chart:
 
     return Chart(
         name=f"loss-{by}",
-        title=headline(compare(runs, by)),
+        title=headline(comparison),
         caption=caption,
         columns=("run", "series", "step", "tokens", "flops", "loss", "stderr"),
         rows=rows,
@@ -188,5 +192,4 @@ def _binned(steps: Sequence[Step], points: int) -> list[Step]:
     bins = [steps[i : i + size] for i in range(0, len(steps), size)]
     if size == 1:
         return list(steps)
-    fields = Step.__dataclass_fields__
-    return [Step(**{f: sum(getattr(s, f) for s in b) / len(b) for f in fields}) for b in bins]
+    return [Step(*(sum(column) / len(group) for column in zip(*map(astuple, group)))) for group in bins]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from rekindle.report.chart import Chart
 from rekindle.report.metrics import Evaluation
@@ -30,7 +31,7 @@ def expert_chart(run: Run, index: int, name: str) -> Chart | None:
     total = sum(map(len, shares))
     state = f"all {total} experts work" if not dead else f"{len(dead)} of {total} experts are dead"
     entropies = [e for e in run.metrics.evaluations if e.entropy]
-    rows = [("load", last.step, last.tokens, i, j, x, (i, j) in dead)
+    rows: list[tuple[Any, ...]] = [("load", last.step, last.tokens, i, j, x, (i, j) in dead)
             for i, layer in enumerate(last.load) for j, x in enumerate(layer)]  # fmt: skip
     for e in entropies:
         rows += [("entropy", e.step, e.tokens, i, "", x, "") for i, x in enumerate(e.entropy or ())]

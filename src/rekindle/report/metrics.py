@@ -19,9 +19,9 @@ NAME = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Step:
-    """One logged training step; losses in nats per token, NaN where the log has none."""
+    """A logged training step, or the mean of some; losses in nats per token, NaN where the log has none."""
 
-    step: int
+    step: float
     tokens: float
     flops: float
     loss: float

@@ -165,8 +165,10 @@ def png(figure: Figure) -> bytes:
 def svg(figure: Figure, transparent: bool = False) -> str:
     """The figure as a file that looks the same everywhere, in the light colours."""
     buffer = io.StringIO()
-    look = {"transparent": True} if transparent else {"facecolor": colour("paper")}
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, **look)
+    nameless = {"Date": None, "Creator": None}
+    figure.savefig(
+        buffer, format="svg", metadata=nameless, transparent=transparent, facecolor=colour("paper")
+    )
     return buffer.getvalue()
 
 

@@ -34,7 +34,7 @@ class Reading:
     run: Run
     loss: float
     stderr: float
-    interpolated: bool
+    ended: bool  # at the run's end; else before it, between two evaluations
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,15 @@ class Comparison:
     @property
     def behind(self) -> tuple[Reading, ...]:
         return tuple(r for r in self.readings[1:] if self.decided(r))
+
+    @property
+    def early(self) -> list[str]:
+        """Names of the runs that went further than the budget."""
+        return [r.run.name for r in self.readings if not r.ended]
+
+    @property
+    def verb(self) -> str:
+        return "is" if self.early else "ends"
 
     def margin(self, reading: Reading) -> float:
         return reading.loss - self.best.loss
@@ -89,7 +98,7 @@ def compare(runs: Sequence[Run], by: Budget) -> Comparison | None:
 
 
 def _last(run: Run) -> Reading:
-    return Reading(run, run.final.loss, run.final.stderr, interpolated=False)
+    return Reading(run, run.final.loss, run.final.stderr, ended=True)
 
 
 def _read_at(run: Run, by: Budget, budget: float) -> Reading:
@@ -99,7 +108,7 @@ def _read_at(run: Run, by: Budget, budget: float) -> Reading:
     left, right = getattr(before, by), getattr(after, by)
     share = (budget - left) / (right - left) if right > left else 1.0
     loss = before.loss + share * (after.loss - before.loss)
-    return Reading(run, loss, max(before.stderr, after.stderr), interpolated=share < 1)
+    return Reading(run, loss, max(before.stderr, after.stderr), ended=False)
 
 
 def headline(comparison: Comparison | None) -> str:
@@ -112,15 +121,12 @@ def headline(comparison: Comparison | None) -> str:
     second = comparison.readings[1]
     if comparison.tied:
         tied = [comparison.best, *comparison.tied]
-        names = (
-            [shortened(r.run.name, 28) for r in tied]
-            if len(tied) <= NAMED
-            else [f"The best {len(tied)} runs"]
-        )
-        return f"{listed(names)} cannot be told apart at equal {unit}"
+        few = len(tied) <= NAMED
+        names = listed([shortened(r.run.name, 28) for r in tied]) if few else f"The best {len(tied)} runs"
+        return f"{names} cannot be told apart at equal {unit}"
     return (
-        f"{shortened(comparison.best.run.name, 28)} ends {nats(comparison.margin(second))} nats below "
-        f"{shortened(second.run.name, 28)} at equal {unit}"
+        f"{shortened(comparison.best.run.name, 28)} {comparison.verb} {nats(comparison.margin(second))} nats "
+        f"below {shortened(second.run.name, 28)} at equal {unit}"
     )
 
 
@@ -135,13 +141,13 @@ def sentence(comparison: Comparison | None, runs: Sequence[Run]) -> str:
     at = f"At {_amount(comparison)} of this stage"
     ends = _ends(comparison, behind)
     if not tied:
-        return f"{at}, {best.run.name} ends {ends}; {SEED}."
+        return f"{at}, {best.run.name} {comparison.verb} {ends}; {SEED}."
     names = listed([best.run.name, *(r.run.name for r in tied)])
     gaps = listed([_gap(comparison, r) for r in tied])
     known = all(math.isfinite(comparison.error(r)) for r in tied)
     why = "within twice the standard error" if known else "without a standard error"
     lead = f"{best.run.name}'s lead of {gaps} nats is {why}"
-    also = f"; it ends {ends}" if behind else ""
+    also = f"; it {comparison.verb} {ends}" if behind else ""
     return f"{at}, it is undecided between {names}: {lead}{also}; {SEED}."
 
 
@@ -150,11 +156,10 @@ def cautions(comparison: Comparison | None, runs: Sequence[Run]) -> list[str]:
     found = []
     if comparison and len(comparison.readings) > 1:
         found.append(CONSERVATIVE)
-        interpolated = [r.run.name for r in comparison.readings if r.interpolated]
-        if interpolated:
-            are = "is" if len(interpolated) == 1 else "are"
+        if early := comparison.early:
+            are = "is" if len(early) == 1 else "are"
             found.append(
-                f"The budgets differ: {listed(interpolated)}, which went further, {are} read at "
+                f"The budgets differ: {listed(early)}, which went further, {are} read at "
                 f"{_amount(comparison)}, interpolated between two evaluations. "
                 "A run read before its end has not finished its learning-rate decay, which favours the "
                 "shorter one."

@@ -56,9 +56,15 @@ def test_head_and_body_of_a_card(tmp_path):
 def test_a_folder_is_not_a_base_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "work" / "parent").mkdir(parents=True)
-    head, _ = card(tmp_path, [INIT, replace(PARENT, source=None), UPCYCLE])
+    assert "base_model" not in card(tmp_path, [UPCYCLE])[0]
+
+
+def test_what_an_earlier_step_wrote_is_not_a_base_model_even_where_it_is_gone(tmp_path):
+    head, _ = card(tmp_path, [INIT, PARENT, UPCYCLE])
     assert "base_model" not in head
     assert head["tags"] == ["rekindle", "upcycle", "train", "init"]
+    head, _ = card(tmp_path, [from_hub(), replace(UPCYCLE, source="org/model-7b-upcycled")], name="second")
+    assert head["base_model"] == ["org/model-7b-upcycled", "org/model-7b"]
 
 
 @pytest.mark.parametrize("source", ["hf://org/model-7b", "org/model-7b@main"])

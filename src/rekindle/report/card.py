@@ -54,13 +54,18 @@ def write_card(
 
 
 def base_models(manifest: Manifest) -> list[str]:
-    """The sources that are names on the hub, nearest first; a folder of that name here is a folder."""
-    names = []
-    for record in reversed(manifest.lineage):
-        match = _HUB_NAME.fullmatch(record.source or "")
-        if match and not Path(record.source or "").exists():
+    """The sources that are names on the hub, nearest first.
+
+    A folder of that name is a folder, and so is what an earlier step of the lineage was told to write.
+    """
+    names, written = [], set[str]()
+    for record in manifest.lineage:
+        source = record.source or ""
+        match = _HUB_NAME.fullmatch(source)
+        if match and source not in written and not Path(source).exists():
             names.append(match[1])
-    return list(dict.fromkeys(names))
+        written |= set(record.command.split())
+    return list(dict.fromkeys(reversed(names)))
 
 
 def inherited_license(manifest: Manifest) -> dict[str, str]:
@@ -107,7 +112,9 @@ def _verification(manifest: Manifest, verify: dict[str, Any] | None) -> str:
     text = f"Promise: {_inline(promise.get('kind', 'none'))}. {_inline(promise.get('text', ''))}".strip()
     if not verify:
         return f"## Verification\n\n{text} Not verified yet; `rekindle verify` measures it."
-    rows = [(_inline(key.replace("_", " ")), _value(value)) for key, value in verify.items()]
+    rows = [
+        (_inline(key.replace("_", " ")), _value(value)) for key, value in verify.items() if value is not None
+    ]
     return f"## Verification\n\n{text}\n\n" + _table(("measured", "value"), rows)
 
 

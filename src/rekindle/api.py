@@ -1,16 +1,21 @@
 """The verbs as functions; the command line is their thin twin.
 
-    rekindle.upcycle(rekindle.open("dense"), experts=8, top_k=2).save("moe")
-    rekindle.verify("moe", against="dense")
+rekindle.upcycle(rekindle.open("dense"), experts=8, top_k=2).save("moe")
+rekindle.verify("moe", against="dense")
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rekindle import __version__
 from rekindle.apply import save as saving
@@ -24,7 +29,13 @@ from rekindle.store.hub import locate
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import check_free, publishing
 
-Progress = Callable[[int], None]
+if TYPE_CHECKING:
+    from rekindle.apply.verify import Verdict
+    from rekindle.report.config import ReportConfig
+    from rekindle.report.page import Report
+    from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig
+
+Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class Model:
         return recipe | ({"save": to_dict(options.config)} if options else {})
 
     def _describe(self, folder: Path, out: Path, options: Resolved[SaveConfig], written: Mapping[str, Any]) -> None:
-        write_card = lambda *a: None
+        from rekindle.report.card import write_card
 
         before = read_manifest(self.checkpoint.folder.path)
         records = [self._record(step, out, options) for step in self.steps]
@@ -97,11 +108,13 @@ class Model:
             lineage=[*(before.lineage if before else []), *records],
             parameters=self.checkpoint.parameters(),
             promise={"kind": self.checkpoint.promise.kind, "text": self.checkpoint.promise.text},
-            shards={file: {"bytes": w.bytes} | ({"sha256": w.sha256} if w.sha256 else {}) for file, w in written.items()},
+            shards={
+                file: {"bytes": w.bytes} | ({"sha256": w.sha256} if w.sha256 else {}) for file, w in written.items()
+            },
         )
         manifest.write(folder)
         (folder / "rekindle.yaml").write_text(dump_yaml(self.recipe(options)), encoding="utf-8")
-        write_card(folder, manifest, self.checkpoint.config, None, self._paper())
+        write_card(folder, manifest, self.checkpoint.config, None, _papers(step.verb for step in self.steps))
 
     def _record(self, step: Step, out: Path, options: Resolved[SaveConfig]) -> Record:
         first = step is self.steps[0]
@@ -113,10 +126,6 @@ class Model:
             source_fingerprint=self.checkpoint.folder.fingerprint if first else None,
             summary=summary(self.checkpoint),
         )
-
-    def _paper(self) -> str:
-        papers = [f"{METHODS[s.verb].paper} {METHODS[s.verb].url}".strip() for s in self.steps]
-        return "\n".join(paper for paper in papers if paper)
 
 
 def summary(checkpoint: Checkpoint) -> str:
@@ -153,6 +162,154 @@ def open(source: str | Path) -> Model:  # noqa: A001
     return Model(str(source), open_checkpoint(open_folder(locate(source))))
 
 
+def inspect(source: str | Path) -> dict[str, Any]:
+    """What a checkpoint is and what can be done with it, from headers alone."""
+    model = open(source)
+    checkpoint, s = model.checkpoint, model.checkpoint.settings
+    manifest = read_manifest(checkpoint.folder.path)
+    return {
+        "source": str(source),
+        "family": checkpoint.family.model_type,
+        "summary": summary(checkpoint),
+        "parameters": checkpoint.parameters(),
+        "layers": s.num_layers,
+        "hidden_size": s.hidden_size,
+        "heads": {"query": s.num_heads, "key_value": s.num_kv_heads, "dim": s.head_dim},
+        "feed_forward": {"dense": s.intermediate_size, "expert": s.expert_size, "shared": s.shared_size},
+        "experts": {"count": s.num_experts, "top_k": s.top_k, "layers": list(s.sparse_layers)},
+        "vocab_size": s.vocab_size,
+        "context": s.max_position_embeddings,
+        "tied": s.tie_word_embeddings,
+        "dtypes": dict(Counter(t.dtype for t in checkpoint.folder.tensors.values())),
+        "bytes": sum(t.nbytes for t in checkpoint.folder.tensors.values()),
+        "shards": [path.name for path in checkpoint.folder.shards],
+        "unused": checkpoint.unused,
+        "fingerprint": checkpoint.folder.fingerprint,
+        "promise": manifest.promise if manifest else None,
+        "lineage": [vars(record) for record in manifest.lineage] if manifest else [],
+        "can": {verb: _applies(model, verb) for verb in METHODS},
+        "notes": checkpoint.notes,
+    }
+
+
+def _applies(model: Model, verb: str) -> str:
+    """ "yes: what it would become", or "no: why not"."""
+    try:
+        child = model.then(verb, resolve(method_named(verb).config, METHODS[verb].trial))
+    except RekindleError as error:
+        return f"no: {error.why or error.what}".splitlines()[0]
+    return f"yes: {summary(child.checkpoint)}"
+
+
+def verify(
+    child: str | Path,
+    against: str | Path,
+    *,
+    tokens: int = 1024,
+    data: str = "stdlib",
+    blockwise: bool | None = None,
+) -> Verdict:
+    """Reload both in transformers and hold the child to its promise, on `tokens` tokens of `data`.
+
+    `blockwise`: one module in memory at a time; None: where both models do not fit. The verdict is kept beside the
+    child as verify.json and goes into its card.
+    """
+    from rekindle.apply.scan import not_finite
+    from rekindle.apply.verify import verify as measure
+
+    made, parent = open(child).checkpoint, open(against).checkpoint
+    ids, text = _some_tokens(parent, data, tokens)
+    if blockwise is None:
+        blockwise = not _both_fit(made, parent)
+    manifest = read_manifest(made.folder.path)
+    promise = (manifest.promise or {}).get("kind", "none") if manifest else "none"
+    bad = not_finite(made.folder)
+    verdict = measure(made, parent, ids, text=text, promise=promise, bad=bad, blockwise=blockwise)
+    _keep(made.folder.path, verdict.to_dict(), manifest, made.config)
+    return verdict
+
+
+def _some_tokens(parent: Checkpoint, data: str, tokens: int) -> tuple[np.ndarray, str]:
+    """Token ids [N, T] of held-out text, or random ones where the checkpoint has no tokenizer."""
+    if tokens < 2:
+        raise RekindleError(f"{tokens} tokens are too few to compare on.", hint="--tokens 1024")
+    length = min(128, parent.settings.max_position_embeddings, tokens)
+    rows = max(1, tokens // length)
+    folder = parent.folder.path
+    if any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        from rekindle.train.tokens import sample_tokens
+
+        return sample_tokens(folder, data, rows * length, length), f"validation text of {data}"
+    random = np.random.default_rng(0).integers(0, parent.settings.vocab_size, (rows, length))
+    return random, "random tokens: the checkpoint has no tokenizer"
+
+
+def _both_fit(*checkpoints: Checkpoint) -> bool:
+    """Whether both models in float32 leave a third of the free memory for activations."""
+    import psutil
+
+    needed = sum(4 * checkpoint.parameters()["total"] for checkpoint in checkpoints)
+    return needed < psutil.virtual_memory().available * 2 / 3
+
+
+def _keep(folder: Path, verdict: dict[str, Any], manifest: Manifest | None, config: dict[str, Any]) -> None:
+    """The verdict travels with the child, where its folder can be written and is one of ours."""
+    if manifest is None or not os.access(folder, os.W_OK):
+        return
+    from rekindle.report.card import write_card
+
+    (folder / "verify.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
+    write_card(folder, manifest, config, verdict, _papers(record.verb for record in manifest.lineage))
+
+
+def _papers(verbs: Iterable[str]) -> str:
+    papers = [f"{METHODS[verb].paper} {METHODS[verb].url}".strip() for verb in dict.fromkeys(verbs) if verb in METHODS]
+    return "\n".join(paper for paper in papers if paper)
+
+
+def checksums(source: str | Path) -> Iterator[str]:
+    """Each shard that agrees with its recorded SHA-256; raises CheckFailed at one that does not."""
+    from rekindle.apply.scan import check_shards
+
+    folder = locate(source)
+    return check_shards(folder, read_manifest(folder))
+
+
+def not_finite(source: str | Path) -> dict[str, int]:
+    """{tensor: number of NaN and infinite values}, reading every byte."""
+    from rekindle.apply.scan import not_finite as scan
+
+    return scan(open_folder(locate(source)))
+
+
+def env() -> dict[str, str]:
+    """Versions and device, ready to paste into an issue."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import psutil
+    import torch
+
+    found = {"rekindle": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in (
+        "torch",
+        "transformers",
+        "accelerate",
+        "safetensors",
+        "huggingface_hub",
+        "numpy",
+        "datasets",
+    ):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    found["cores"] = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    found["memory"] = f"{psutil.virtual_memory().total / 1e9:.1f} GB"
+    return found
+
+
 # -- recycle ---------------------------------------------------------------------------------------------------
 
 
@@ -172,13 +329,79 @@ def rewrite(source: Model | str | Path, **options: Any) -> Model:
     return apply("rewrite", source, **options)
 
 
+# -- train and tell --------------------------------------------------------------------------------------------
+
+
+def init(out: str | Path, options: Resolved[InitConfig], *, overwrite: bool = False) -> Path:
+    """A model from scratch, with a tokenizer trained on its data. Returns `out`."""
+    from rekindle.train.init import init_model
+
+    out = Path(out)
+    typed = command("init", [str(out)], options)
+    init_model(out, options.config, command=typed, options=options.options(), overwrite=overwrite)
+    _write_recipe(out, {"rekindle": __version__, "steps": [{"init": to_dict(options.config)}]})
+    return out
+
+
+def train(
+    source: str | Path,
+    out: str | Path,
+    options: Resolved[TrainConfig],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Continue a checkpoint's training into `out`. Returns final losses, tokens, FLOPs and speed."""
+    from rekindle.train.loop import train as run
+
+    typed = command("train", [str(source), str(out)], options)
+    summary = run(
+        locate(source),
+        Path(out),
+        options.config,
+        command=typed,
+        options=options.options(),
+        source_name=str(source),
+        resume=resume,
+        overwrite=overwrite,
+    )
+    recipe = {"rekindle": __version__, "source": str(source), "steps": [{"train": to_dict(options.config)}]}
+    _write_recipe(Path(out), recipe)
+    return summary
+
+
+def evaluate(source: str | Path, options: Resolved[EvaluateConfig]) -> dict[str, Any]:
+    """Loss and perplexity on text, with standard errors."""
+    from rekindle.train.evaluate import evaluate as measure
+
+    return measure(locate(source), options.config)
+
+
+def report(
+    runs: Sequence[Path], out: str | Path, options: Resolved[ReportConfig], *, overwrite: bool = False
+) -> Report:
+    """Curves, costs and a verdict of several runs in one HTML page."""
+    from rekindle.report.page import write_report
+
+    typed = shlex.join(["rekindle", "report", *map(str, runs), "--out", str(out)])
+    return write_report(runs, Path(out), command=typed, overwrite=overwrite, **to_dict(options.config))
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------
+
+
+def _write_recipe(out: Path, recipe: dict[str, Any]) -> None:
+    (out / "rekindle.yaml").write_text(dump_yaml(recipe), encoding="utf-8")
+
+
 def load_recipe(path: str | Path) -> tuple[Model, dict[str, Any]]:
     """A recipe's model with all its steps applied, and its save options. Raises with every unknown key."""
     recipe = read_yaml(path)
     known = {"rekindle": None, "source": None, "steps": None, "save": None}
     problems = [unknown_key(key, known) for key in recipe if key not in known]
     steps = recipe.get("steps")
-    if not isinstance(steps, list) or not all(isinstance(s, dict) and len(s) == 1 for s in steps):
+    if not (isinstance(steps, list) and all(isinstance(s, dict) and len(s) == 1 for s in steps)):
+        steps = []
         problems.append(RekindleError("steps must be a list of `verb: options`.", where=path))
     if not isinstance(recipe.get("source"), str):
         problems.append(RekindleError("The recipe names no source.", where=path, hint="source: SRC"))

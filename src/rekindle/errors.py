@@ -7,6 +7,7 @@ parts: *what* is wrong with the values seen, *where*, *why* it matters in one cl
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class RekindleError(Exception):
@@ -29,7 +30,7 @@ class RekindleError(Exception):
         lines += [f"  try:   {self.hint}"] if self.hint else []
         return "\n".join(lines)
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.__dict__)
 
 

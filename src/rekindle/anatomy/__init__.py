@@ -1,8 +1,8 @@
 """What each tensor is: roles, and one table per family.
 
-    family_of(config)          the table for a config.json
-    runtime_names(config)      transformers' parameter names -> names on disk
-    serving_spelling(config)   config.json as transformers v4 and the serving engines read it
+family_of(config)          the table for a config.json
+runtime_names(config)      transformers' parameter names -> names on disk
+serving_spelling(config)   config.json as transformers v4 and the serving engines read it
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def runtime_names(config: Mapping[str, Any]) -> dict[str, str | tuple[tuple[str,
     """transformers' parameter name -> its name on disk, or for a fused one, expert by expert, the names stacked."""
     family = family_of(config)
     settings = family.settings(config)
-    disk = {role: name for role, name, _, _ in family.table(settings)}
+    disk = {role: name for role, (name, _, _) in family.table(settings)}
     names: dict[str, str | tuple[tuple[str, ...], ...]] = {
         runtime_name(family, name): name for role, name in disk.items() if role.expert < 0
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from rekindle.anatomy.layout import ROPE_KEYS, SPARSE, WINDOWS, read_rope
-from rekindle.anatomy.settings import Role, Settings, meaning
+from rekindle.anatomy.settings import Role, Settings, meaning, role_of
 from rekindle.errors import RekindleError, together
 
 
@@ -64,7 +64,9 @@ class Family:
         heads, layers = given["num_heads"], given["num_layers"]
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads"):
             if type(given[name]) is not int or given[name] < 1:
-                raise RekindleError(f"{self.keys[name]} is {given[name]!r}, not a positive whole number.", where="config.json")
+                raise RekindleError(
+                    f"{self.keys[name]} is {given[name]!r}, not a positive whole number.", where="config.json"
+                )
         given["num_kv_heads"] = given["num_kv_heads"] or heads
         given["head_dim"] = given.get("head_dim") or config.get("head_dim") or given["hidden_size"] // heads
         given["sparse_layers"] = SPARSE[self.sparsity].read(config, self, layers)
@@ -101,13 +103,17 @@ class Family:
         for setting in (f.name for f in fields(Settings)):
             wanted = getattr(settings, setting)
             if setting in self.fixed and self.fixed[setting] != wanted:
-                reason = f"{self.model_type} {meaning(setting, self.fixed[setting])}; the parent {meaning(setting, wanted)}"
+                reason = (
+                    f"{self.model_type} {meaning(setting, self.fixed[setting])}; the parent {meaning(setting, wanted)}"
+                )
                 problems.append(reason)
             key = self.keys.get(setting)
             if key is None:
                 continue
             if written.setdefault(key, wanted) != wanted:
-                problems.append(f"{self.model_type} has one switch, {key}, where the parent {meaning(setting, wanted)} only")
+                problems.append(
+                    f"{self.model_type} has one switch, {key}, where the parent {meaning(setting, wanted)} only"
+                )
             config[key] = wanted
         if "head_dim" not in self.keys and settings.head_dim * settings.num_heads != settings.hidden_size:
             problems.append(f"{self.model_type} has no head_dim of its own; the parent has {settings.head_dim}")
@@ -115,37 +121,29 @@ class Family:
 
     # -- the table -----------------------------------------------------------------------------------------
 
-    def rows(self, settings: Settings, layer: int) -> tuple[Tensor, ...]:
-        """The tensors of one layer (-1: outside the layers) that these settings have."""
-        if layer < 0:
-            rows = self.top
-        else:
-            rows = self.block + (self.sparse if layer in settings.sparse_layers else self.dense)
-        return tuple(row for row in rows if _present(row.when, settings))
+    def table(self, settings: Settings) -> Iterator[tuple[Role, tuple[str, tuple[int, ...], Tensor]]]:
+        """role, (name on disk, shape, row) of every tensor, in the order they are written."""
+        dims, sparse = settings.dims(), frozenset(settings.sparse_layers)
 
-    def table(self, settings: Settings) -> Iterator[tuple[Role, str, tuple[int, ...], Tensor]]:
-        """(role, name on disk, shape, row) of every tensor, in the order they are written."""
-        dims = settings.dims()
-        kinds = {kind: [(row, _shape(row, dims)) for row in self.rows(settings, kind)] for kind in _kinds(settings)}
-        sparse = set(settings.sparse_layers)
-        first = next(iter(settings.sparse_layers), -1)
-        dense = next((layer for layer in range(settings.num_layers) if layer not in sparse), -1)
-        for row, shape in kinds[-1]:
-            yield Role(row.part), row.name, shape, row
+        def shaped(rows: tuple[Tensor, ...]) -> list[tuple[Tensor, tuple[int, ...]]]:
+            return [(row, _shape(row, dims)) for row in rows if _present(row.when, settings)]
+
+        top, with_experts, without = (
+            shaped(self.top),
+            shaped(self.block + self.sparse),
+            shaped(self.block + self.dense),
+        )
+        for row, shape in top:
+            yield Role(row.part), (row.name, shape, row)
         for layer in range(settings.num_layers):
-            for row, shape in kinds[first if layer in sparse else dense]:
-                if "{expert}" not in row.name:
-                    yield Role(row.part, layer), row.name.format(layer=layer), shape, row
+            for row, shape in with_experts if layer in sparse else without:
+                before, one_each, after = row.name.replace("{layer}", str(layer)).partition("{expert}")
+                if not one_each:
+                    yield role_of((row.part, layer, -1)), (before, shape, row)
                     continue
-                before, after = row.name.format(layer=layer, expert="\0").split("\0")
+                part = row.part
                 for expert in range(settings.num_experts):
-                    yield Role(row.part, layer, expert), f"{before}{expert}{after}", shape, row
-
-
-def _kinds(settings: Settings) -> set[int]:
-    sparse = settings.sparse_layers
-    dense = next((layer for layer in range(settings.num_layers) if layer not in set(sparse)), -1)
-    return {-1, dense, next(iter(sparse), -1)}
+                    yield role_of((part, layer, expert)), (f"{before}{expert}{after}", shape, row)
 
 
 def _shape(row: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
@@ -166,7 +164,11 @@ SYNONYMS = {
     "num_local_experts": ("num_experts",),
     "norm_topk_prob": (),
 }
-_SPELLINGS = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "layer_types"} | {
-    name for names in SYNONYMS.values() for name in names
-}
-
+_SPELLINGS = {
+    "architectures",
+    "model_type",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "layer_types",
+} | {name for names in SYNONYMS.values() for name in names}

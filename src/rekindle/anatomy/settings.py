@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 
@@ -17,6 +18,9 @@ class Role(NamedTuple):
     def __str__(self) -> str:
         where = f" of layer {self.layer}" if self.layer >= 0 else ""
         return self.part + where + (f", expert {self.expert}" if self.expert >= 0 else "")
+
+
+role_of = partial(tuple.__new__, Role)  # role_of((part, layer, expert)): three times faster, for long tables
 
 
 @dataclass(frozen=True, kw_only=True)

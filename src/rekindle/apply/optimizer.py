@@ -37,7 +37,9 @@ class OptimizerState:
         """The moment of a stored tensor; of a stacked one, stacked the same way."""
         suffix = MOMENTS[order - 1]
         if leaf.name in self._stacked:
-            parts = [Leaf(f"{n}.{suffix}", self.stored[f"{n}.{suffix}"]) for row in self._stacked[leaf.name] for n in row]
+            parts = [
+                Leaf(f"{n}.{suffix}", self.stored[f"{n}.{suffix}"]) for row in self._stacked[leaf.name] for n in row
+            ]
             return Joined(parts, leaf.shape)
         name = f"{leaf.name}.{suffix}"
         return Leaf(name, self.stored[name]) if name in self.stored else None

@@ -24,7 +24,9 @@ def not_finite(folder: Folder) -> dict[str, int]:
                 leaf = Leaf(name, stored)
                 rows = max(1, WINDOW * 8 // max(1, leaf.row_size * BITS[leaf.dtype]))
                 starts = range(0, leaf.num_rows, rows)
-                bad = sum(count_not_finite(leaf.raw(lo, min(lo + rows, leaf.num_rows), files), leaf.dtype) for lo in starts)
+                bad = sum(
+                    count_not_finite(leaf.raw(lo, min(lo + rows, leaf.num_rows), files), leaf.dtype) for lo in starts
+                )
                 if bad:
                     found[name] = bad
     return found
@@ -40,7 +42,9 @@ def check_shards(folder: Path, manifest: Manifest | None) -> Iterator[str]:
     recorded = {file: entry for file, entry in (manifest.shards if manifest else {}).items() if "sha256" in entry}
     if not recorded:
         raise RekindleError(
-            "No checksums were recorded for this checkpoint.", where=folder, hint="rekindle rewrite SRC OUT --checksum"
+            "No checksums were recorded for this checkpoint.",
+            where=folder,
+            hint="rekindle rewrite SRC OUT --checksum",
         )
     for file, entry in recorded.items():
         path = folder / file

@@ -49,7 +49,14 @@ class Verdict:
 
 
 def verify(
-    child: Checkpoint, parent: Checkpoint, tokens: np.ndarray, *, text: str, promise: str, bad: dict[str, int], blockwise: bool
+    child: Checkpoint,
+    parent: Checkpoint,
+    tokens: np.ndarray,
+    *,
+    text: str,
+    promise: str,
+    bad: dict[str, int],
+    blockwise: bool,
 ) -> Verdict:
     """Compare logits on `tokens` [N, T]. `promise`: what the child was made under; `bad`: see scan.not_finite."""
     if child.settings.vocab_size != parent.settings.vocab_size:
@@ -63,7 +70,17 @@ def verify(
     finite = bool(np.isfinite(difference)) and not bad
     held = None if promise == "none" else finite and (promise != "exact" or difference <= EXACT)
     return Verdict(
-        promise, held, difference, stored, dtype, loss_parent, loss_child, int(tokens.size), text, bad, blockwise
+        promise,
+        held,
+        difference,
+        stored,
+        dtype,
+        loss_parent,
+        loss_child,
+        int(tokens.size),
+        text,
+        bad,
+        blockwise,
     )
 
 
@@ -110,7 +127,11 @@ def _whole(folder: Path, dtype: str) -> Any:
     with quiet_transformers():
         loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
     model, info = loaded
-    wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
+    wrong = {
+        kind: sorted(map(str, info[kind]))
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info[kind]
+    }
     if wrong:
         kind, names = next(iter(wrong.items()))
         raise RekindleError(f"transformers reports {kind.replace('_', ' ')}: {', '.join(names[:5])}.", where=folder)

@@ -26,7 +26,7 @@ from rekindle.store.files import Files
 WINDOW = 1 << 21  # bytes of output made at once by one worker: fits the cache, and memory stays small
 JOURNAL = "journal.json"
 
-Progress = Callable[[int], None]  # called with bytes done
+Progress = Callable[[int], object]  # called with bytes done
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,21 @@ class Stopped(Exception):
 
 
 def write_shards(
-    shards: Sequence[Shard], folder: Path, *, checksum: bool, workers: int, digest: str, resume: bool, progress: Progress
+    shards: Sequence[Shard],
+    folder: Path,
+    *,
+    checksum: bool,
+    workers: int,
+    digest: str,
+    resume: bool,
+    progress: Progress,
 ) -> dict[str, Written]:
     """Write all shards into `folder`, finished ones first looked up in its journal. Returns {file: Written}."""
     done = _finished(folder, digest) if resume else {}
     if not done:
         for stale in folder.glob("*.safetensors*"):
             stale.unlink()
-    for file, written in done.items():
+    for written in done.values():
         progress(written.bytes)
     todo = [shard for shard in shards if shard.file not in done]
     _reserve(todo, folder)
@@ -85,54 +92,52 @@ def _reserve(shards: Sequence[Shard], folder: Path) -> None:
 def _write_shard(shard: Shard, folder: Path, files: Files, checksum: bool, progress: Progress, stop: Event) -> Written:
     head, size = shard.header()
     part = folder / f"{shard.file}.part"
-    not_finite, where, seen = 0, None, {}
+    not_finite: dict[str, int] = {}
+    hasher = hashlib.sha256(head) if checksum else None
     out = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        os.pwrite(out, head, 0)
+        _write_all(out, head, 0)
         at = len(head)
-        hasher = hashlib.sha256(head) if checksum else None
         for name, expr in shard.tensors.items():
-            bad = 0
-            for at, block_bad in _write_tensor(expr, out, at, files, seen):
-                bad += block_bad
+            for bad in _write_tensor(expr, out, at, files):
                 if stop.is_set():
                     raise Stopped
-            if bad and not not_finite:
-                where = name
-            not_finite += bad
+                if bad:
+                    not_finite[name] = not_finite.get(name, 0) + bad
             if hasher:
-                _hash_back(hasher, out, at - expr.nbytes, expr.nbytes)
+                _hash_back(hasher, out, at, expr.nbytes)
+            at += expr.nbytes
             progress(expr.nbytes)
-        assert at == size, (at, size)
+        assert at == size == os.fstat(out).st_size, (at, size)
         os.fsync(out)
     finally:
         os.close(out)
     os.replace(part, folder / shard.file)
-    return Written(size, hasher.hexdigest() if hasher else None, not_finite, where)
+    digest = hasher.hexdigest() if hasher else None
+    return Written(size, digest, sum(not_finite.values()), next(iter(not_finite), None))
 
 
-def _write_tensor(expr: Expr, out: int, at: int, files: Files, seen: dict) -> Iterator[tuple[int, int]]:
-    """Write one tensor at `at`; yields (position reached, non-finite values) block by block."""
+def _write_tensor(expr: Expr, out: int, at: int, files: Files) -> Iterator[int]:
+    """Write one tensor at byte `at`; yields the NaN and infinite values of each block that was computed."""
     spans = expr.spans()
     if spans is not None:
         for span in merged(spans):
             files.copy(span.path, span.offset, span.nbytes, out, at)
             at += span.nbytes
-            yield at, 0
-        if not spans:
-            yield at, 0
+            yield 0
         return
     rows = max(1, WINDOW * 8 // max(1, expr.row_size * BITS[expr.dtype]))
     for lo in range(0, expr.num_rows, rows):
         block = np.ascontiguousarray(expr.raw(lo, min(lo + rows, expr.num_rows), files))
-        data = memoryview(block).cast("B") if block.size else b""
-        written = 0
-        while written < len(data):
-            written += os.pwrite(out, data[written:], at + written)
-        at += len(data)
-        yield at, 0 if isinstance(expr, (Fill, Normal)) else count_not_finite(block, expr.dtype)
-    if not expr.num_rows:
-        yield at, 0
+        _write_all(out, block.view(np.uint8).reshape(-1).data if block.size else b"", at)
+        at += block.nbytes
+        yield 0 if isinstance(expr, (Fill, Normal)) else count_not_finite(block, expr.dtype)
+
+
+def _write_all(out: int, data: bytes | memoryview, at: int) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(out, data[written:], at + written)
 
 
 def merged(spans: Sequence[Span]) -> Iterator[Span]:

@@ -44,7 +44,9 @@ def _flag(f: Any, kind: Any) -> Callable[[F], F]:
     if kind is bool:
         # None: not given, so that a file's value or the default holds
         decls = f"--{name}/--no-{name}" if f.default else f"--{name}"
-        return click.option(decls, f.name, default=None, is_flag=True, flag_value=None if f.default else True, help=text)
+        return click.option(
+            decls, f.name, default=None, is_flag=True, flag_value=None if f.default else True, help=text
+        )
     return click.option(f"--{name}", f.name, default=None, type=str, metavar=_metavar(kind), help=text)
 
 

@@ -10,7 +10,9 @@ import click
 
 from rekindle.config import Resolved
 
-FORMAT = click.option("--format", "format_", type=click.Choice(["human", "json"]), default="human", help="of the result")
+FORMAT = click.option(
+    "--format", "format_", type=click.Choice(["human", "json"]), default="human", help="of the result"
+)
 
 
 def say(text: str) -> None:
@@ -36,7 +38,9 @@ def table(rows: Sequence[Sequence[str]], indent: int = 0, right: Iterable[int] =
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [c.rjust(w) if i in set(right) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            c.rjust(w) if i in set(right) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append(" " * indent + "  ".join(cells).rstrip())
     return "\n".join(lines)
 

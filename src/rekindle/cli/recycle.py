@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import sys
+from itertools import islice
 from typing import Any
 
 import click
@@ -16,8 +18,13 @@ from rekindle.cli.out import FORMAT, count, echo, nbytes, result, say, table
 from rekindle.config import Resolved, dump_yaml, resolve
 from rekindle.methods import METHODS, Method
 
+SHOWN = 4  # tensors named one by one in a dry run
+
 EXAMPLES = {
-    "upcycle": ["rekindle upcycle SRC OUT --experts 8 --top-k 2", "rekindle upcycle SRC OUT --experts 4 --dry-run"],
+    "upcycle": [
+        "rekindle upcycle SRC OUT --experts 8 --top-k 2",
+        "rekindle upcycle SRC OUT --experts 4 --dry-run",
+    ],
     "rewrite": ["rekindle rewrite SRC OUT --max-shard-size 2GB", "rekindle rewrite SRC OUT --dtype bfloat16"],
 }
 
@@ -34,6 +41,7 @@ def _verb(method: Method) -> click.Command:
     @click.option("--config", "config_file", metavar="FILE", help="YAML with values for the method's options")
     @click.option("--print-config", is_flag=True, help="print the resolved recipe as YAML and stop")
     def verb(src: str, out: str, config_file: str | None, print_config: bool, **given: Any) -> None:
+        gc.disable()  # a plan is hundreds of thousands of objects that live to the end: a third of its time saved
         options = resolved(method.config, given, config_file)
         save = resolved(SaveConfig, given)
         model = api.open(src).then(method.verb, options)
@@ -95,7 +103,12 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
     check_free(Path(out), given["overwrite"])
     with tqdm(total=job.nbytes, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False) as bar:
         path = model.save(
-            out, overwrite=given["overwrite"], resume=given["resume"], workers=workers, progress=bar.update, **given_save
+            out,
+            overwrite=given["overwrite"],
+            resume=given["resume"],
+            workers=workers,
+            progress=bar.update,
+            **given_save,
         )
     data = {"out": str(path), "bytes": job.nbytes, "parameters": model.checkpoint.parameters()}
     lines = [f"{path}: {api.summary(model.checkpoint)}, {_parameters(job)}, {nbytes(job.nbytes)}"]
@@ -110,7 +123,7 @@ def dry_data(job: Job, workers: int) -> dict[str, Any]:
         "tensors": len(job.plan.tensors),
         "bytes": job.nbytes,
         "peak_memory": job.memory(workers),
-        "fates": job.plan.counts(),
+        "fates": job.plan.counts,
         "dropped": job.plan.dropped,
         "parameters": job.checkpoint.parameters(),
         "promise": {"kind": job.checkpoint.promise.kind, "text": job.checkpoint.promise.text},
@@ -121,15 +134,17 @@ def dry_data(job: Job, workers: int) -> dict[str, Any]:
 
 def dry_text(job: Job, workers: int) -> str:
     rows = [("", "tensors", "bytes")]
-    rows += [(fate, str(n["tensors"]), nbytes(n["bytes"])) for fate, n in job.plan.counts().items()]
+    rows += [(fate, str(n["tensors"]), nbytes(n["bytes"])) for fate, n in job.plan.counts.items()]
     if job.moments:
         rows.append(("moments", str(len(job.moments)), nbytes(sum(x.nbytes for x in job.moments.values()))))
     rows.append(("total", str(len(job.plan.tensors) + len(job.moments)), nbytes(job.nbytes)))
     lines = ["[dry-run] " + api.summary(job.checkpoint) + ", " + _parameters(job)]
     lines.append(table(rows, indent=2, right=(1, 2)))
-    for name in list(dict.fromkeys(n for n in job.plan.tensors if not job.plan.copied[n]))[:4]:
+    changed = len(job.plan.tensors) - job.plan.counts["copied"]["tensors"]
+    for name, fate in islice(job.plan.changed(), SHOWN):
         expr = job.plan.tensors[name]
-        lines.append(f"  {'computed' if any(expr.leaves()) else 'new'}: {name} {expr.dtype} {list(expr.shape)}")
+        lines.append(f"  {fate}: {name} {expr.dtype} {list(expr.shape)}")
+    lines += [f"  ... and {changed - SHOWN} more"] if changed > SHOWN else []
     lines.append(f"  dropped: {', '.join(job.plan.dropped) or 'nothing'}")
     lines.append(f"  memory:  at most {nbytes(job.memory(workers))} of blocks, {workers} workers")
     lines.append(f"  promise: {job.checkpoint.promise.kind}: {job.checkpoint.promise.text}")

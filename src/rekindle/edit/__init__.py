@@ -5,4 +5,15 @@ from rekindle.edit.expressions import Expr, Fill, Normal
 from rekindle.edit.plan import Plan, plan
 from rekindle.edit.promise import Promise, exact, lossy
 
-__all__ = ["Checkpoint", "Expr", "Fill", "Normal", "Plan", "Promise", "exact", "lossy", "open_checkpoint", "plan"]
+__all__ = [
+    "Checkpoint",
+    "Expr",
+    "Fill",
+    "Normal",
+    "Plan",
+    "Promise",
+    "exact",
+    "lossy",
+    "open_checkpoint",
+    "plan",
+]

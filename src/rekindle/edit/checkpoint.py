@@ -1,23 +1,28 @@
 """A checkpoint as methods see it: settings, and a table role -> tensor expression. No weight is in memory.
 
-    child = parent.as_family("mixtral", num_experts=8, ...)    a target to fill
-    child[layer].expert[e] = parent[layer].ffn                 role by role, a group at a time
-    child[layer].router = normal(...)
-    return child.with_rest_of(parent).promising(exact())
+child = parent.as_family("mixtral", num_experts=8, ...)    a target to fill
+child[layer].expert[e] = parent[layer].ffn                 role by role, a group at a time
+child[layer].router = normal(...)
+return child.with_rest_of(parent).promising(exact())
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from rekindle.anatomy import FUSED, Family, Role, Settings, Tensor, family_named, family_of, fused_slots
+from rekindle.anatomy.settings import role_of
 from rekindle.edit.expressions import Expr, Fill, Leaf, Normal, Rows
 from rekindle.edit.promise import Promise, exact
 from rekindle.errors import RekindleError, together
 from rekindle.store.folder import Folder
+
+# The tensors of a feed-forward, where it has them.
+PARTS = ("gate", "gate.bias", "up", "up.bias", "down", "down.bias")
 
 # Buffers that old checkpoints saved and no model reads.
 IGNORABLE = ("rotary_emb.inv_freq", ".attn.masked_bias")
@@ -48,7 +53,7 @@ class Checkpoint:
     @cached_property
     def rows(self) -> dict[Role, tuple[str, tuple[int, ...], Tensor]]:
         """Every tensor this checkpoint must have: role -> (name on disk, shape, row of the table)."""
-        return {role: (name, shape, row) for role, name, shape, row in self.family.table(self.settings)}
+        return dict(self.family.table(self.settings))
 
     def layers(self, chosen: str) -> tuple[int, ...]:
         """Layer numbers out of "all", "every:2" (every second), "last:6", "first:6" or "0,3,5"."""
@@ -61,7 +66,9 @@ class Checkpoint:
                 n = int(number)
                 if not 1 <= n <= count:
                     raise RekindleError(f"--layers {chosen} asks for {n} of {count} layers.", hint=f"1 to {count}")
-                return tuple({"every": range(n - 1, count, n), "last": range(count - n, count), "first": range(n)}[word])
+                return tuple(
+                    {"every": range(n - 1, count, n), "last": range(count - n, count), "first": range(n)}[word]
+                )
             layers = tuple(sorted({int(item) for item in chosen.split(",")}))
         except ValueError:
             raise RekindleError(f"--layers {chosen!r} names no layers.", hint="all, every:2, last:6 or 0,3,5") from None
@@ -90,13 +97,15 @@ class Checkpoint:
 
     def with_rest_of(self, parent: Checkpoint) -> Checkpoint:
         """Fill what is still empty: the parent's tensor of the same role, or else the family's neutral value."""
+        filled, inherited = self.tensors, parent.tensors
         for role, (_, shape, row) in self.rows.items():
-            if role in self.tensors:
+            if role in filled:
                 continue
-            if role in parent.tensors and parent.tensors[role].shape == shape:
-                self.tensors[role] = parent.tensors[role]
+            expr = inherited.get(role)
+            if expr is not None and expr.shape == shape:
+                filled[role] = expr
             elif row.neutral:
-                self.tensors[role] = _neutral(row, shape, role, parent)
+                filled[role] = _neutral(row, shape, role, parent)
         return self
 
     def promising(self, promise: Promise) -> Checkpoint:
@@ -112,13 +121,13 @@ class Checkpoint:
 
     def parameters(self) -> dict[str, int]:
         """Total parameters, and those active for one token: all but the experts it is not routed to."""
-        total = idle = 0
-        for role, expr in self.tensors.items():
-            count = expr.num_rows * expr.row_size
-            total += count
-            idle += count if role.part.startswith("expert.") else 0
-        s = self.settings
-        return {"total": total, "active": total - (idle * (s.num_experts - s.top_k) // s.num_experts if idle else 0)}
+        s, once, expert = self.settings, 0, 0
+        for role, (_, shape, _) in self.rows.items():
+            if role[2] < 0:
+                once += math.prod(shape)
+            elif role[2] == 0:  # experts are all of one size
+                expert += math.prod(shape)
+        return {"total": once + s.num_experts * expert, "active": once + s.top_k * expert}
 
 
 class Block:
@@ -152,8 +161,9 @@ class Experts:
         return _group(self._checkpoint, "expert", self._layer, expert)
 
     def __setitem__(self, expert: int, value: FeedForward) -> None:
+        table, layer = self._checkpoint.tensors, self._layer
         for part, expr in value.items():
-            self._checkpoint.tensors[Role(f"expert.{part}", self._layer, expert)] = expr
+            table[role_of(("expert." + part, layer, expert))] = expr
 
 
 class FeedForward(dict[str, Expr]):
@@ -165,17 +175,16 @@ class FeedForward(dict[str, Expr]):
     def noisy(self, std: float, seed: int, key: str) -> FeedForward:
         """Each tensor plus Gaussian noise of this standard deviation."""
         if not std:
-            return self
+            return self  # the very same expressions: a plan holds each once, however many experts share it
         return FeedForward(
             {p: x.plus(Normal(x.dtype, x.shape, std, seed, f"{key}/{p}/noise")) for p, x in self.items()}
         )
 
 
 def _group(checkpoint: Checkpoint, kind: str, layer: int, expert: int = -1) -> FeedForward:
-    parts = (f"{part}{bias}" for part in ("gate", "up", "down") for bias in ("", ".bias"))
     table = checkpoint.tensors
-    found = {part: table.get(Role(f"{kind}.{part}", layer, expert)) for part in parts}
-    return FeedForward({part: expr for part, expr in found.items() if expr is not None})
+    roles = {part: Role(f"{kind}.{part}", layer, expert) for part in PARTS}
+    return FeedForward({part: table[role] for part, role in roles.items() if role in table})
 
 
 def _neutral(row: Tensor, shape: tuple[int, ...], role: Role, parent: Checkpoint) -> Expr:
@@ -247,4 +256,3 @@ def _misshapen(name: str, found: tuple[int, ...] | None, expected: tuple[int, ..
     if found is None:
         return RekindleError(f"{name} is missing.")
     return RekindleError(f"{name} is {list(found)}, but the config says {list(expected)}.", where=name)
-

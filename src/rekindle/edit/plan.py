@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rekindle.anatomy import fused_slots
+from rekindle.anatomy import fused_slots, runtime_name
 from rekindle.anatomy.family import Family
-from rekindle.anatomy import runtime_name
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Joined, Leaf
 from rekindle.errors import RekindleError, together
@@ -31,34 +30,45 @@ class Plan:
     dropped: list[str]
 
     @cached_property
-    def nbytes(self) -> int:
-        return sum(expr.nbytes for expr in self.tensors.values())
+    def uses(self) -> Counter[int]:
+        """How often each distinct expression is written, by its id."""
+        return Counter(map(id, self.tensors.values()))
 
     @cached_property
-    def copied(self) -> dict[str, bool]:
-        """Which tensors are plain copies of file bytes."""
-        known: dict[int, bool] = {}
+    def distinct(self) -> dict[int, Expr]:
+        return {id(expr): expr for expr in self.tensors.values()}
+
+    @cached_property
+    def fates(self) -> dict[int, str]:
+        """What becomes of each: copied (file to file), computed (read, changed) or new."""
         return {
-            name: known[id(expr)] if id(expr) in known else known.setdefault(id(expr), expr.spans() is not None)
-            for name, expr in self.tensors.items()
+            key: "copied" if expr.spans() is not None else "computed" if any(expr.leaves()) else "new"
+            for key, expr in self.distinct.items()
         }
 
+    @property
+    def nbytes(self) -> int:
+        return sum(count["bytes"] for count in self.counts.values())
+
+    @cached_property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Tensors and bytes by what becomes of them: copied (file to file), computed (read, changed), new."""
-        tensors: Counter[str] = Counter()
-        sizes: Counter[str] = Counter()
+        """Tensors and bytes by what becomes of them."""
+        counts = {fate: {"tensors": 0, "bytes": 0} for fate in ("copied", "computed", "new")}
+        for key, fate in self.fates.items():
+            counts[fate]["tensors"] += self.uses[key]
+            counts[fate]["bytes"] += self.uses[key] * self.distinct[key].nbytes
+        return counts
+
+    def changed(self) -> Iterator[tuple[str, str]]:
+        """(name, fate) of the tensors that are not plain copies."""
         for name, expr in self.tensors.items():
-            fate = "copied" if self.copied[name] else "computed" if any(expr.leaves()) else "new"
-            tensors[fate] += 1
-            sizes[fate] += expr.nbytes
-        return {
-            fate: {"tensors": tensors[fate], "bytes": sizes[fate]} for fate in ("copied", "computed", "new")
-        }
+            if self.fates[id(expr)] != "copied":
+                yield name, self.fates[id(expr)]
 
     def memory(self, workers: int, window: int) -> int:
         """Upper bound on bytes in memory while writing: blocks of the deepest expression, for each worker."""
-        blocks = max((e.memory() for n, e in self.tensors.items() if not self.copied[n]), default=0)
-        return workers * (blocks + 2) * window
+        computed = (self.distinct[key] for key, fate in self.fates.items() if fate != "copied")
+        return workers * (max((expr.memory() for expr in computed), default=0) + 2) * window
 
     def digest(self) -> str:
         """Names the plan: the same whenever the same bytes would be written from the same files."""
@@ -82,7 +92,9 @@ def plan(checkpoint: Checkpoint, *, fused: bool = False) -> Plan:
             problems.append(RekindleError(f"The {role} would be {list(expr.shape)}, not {list(shape)}.", where=name))
         else:
             named[name] = expr
-    for role in checkpoint.tensors.keys() - rows.keys():
+    for role in checkpoint.tensors if len(checkpoint.tensors) > len(named) else ():
+        if role in rows:
+            continue
         problems.append(RekindleError(f"{checkpoint.family.model_type} has no {role}.", where="the method"))
     if problems:
         raise together(problems)
@@ -103,13 +115,11 @@ def _fuse(checkpoint: Checkpoint, named: dict[str, Expr]) -> Iterator[tuple[str,
 
 
 def _dropped(checkpoint: Checkpoint, tensors: dict[str, Expr]) -> list[str]:
-    used: set[str] = set()
-    seen: set[int] = set()
-    for expr in tensors.values():
-        if id(expr) not in seen:
-            seen.add(id(expr))
-            used.update(leaf.name for leaf in expr.leaves())
-    stored = {name if name.startswith(("model.", "lm_head.")) else f"model.{name}" for name in checkpoint.folder.tensors}
+    distinct = {id(expr): expr for expr in tensors.values()}
+    used = {leaf.name for expr in distinct.values() for leaf in expr.leaves()}
+    stored = {
+        name if name.startswith(("model.", "lm_head.")) else f"model.{name}" for name in checkpoint.folder.tensors
+    }
     return sorted(stored - used)
 
 
@@ -121,7 +131,11 @@ def _describe(expr: Expr, seen: dict[int, str]) -> str:
             own = f"{stored.path}:{stored.offset}" if hasattr(stored, "offset") else f"{stored.path}:{expr.name}"
         else:
             names = [n for cls in type(expr).__mro__ for n in getattr(cls, "__slots__", ())]
-            own = ",".join(f"{n}={v}" for n in names if not isinstance(v := getattr(expr, n), (Expr, tuple)) or n == "shape")
+            own = ",".join(
+                f"{n}={v}" for n in names if not isinstance(v := getattr(expr, n), (Expr, tuple)) or n == "shape"
+            )
         inner = ",".join(_describe(child, seen) for child in expr.children())
-        seen[id(expr)] = hashlib.sha256(f"{type(expr).__name__}({own};{inner}){expr.dtype}{expr.shape}".encode()).hexdigest()
+        seen[id(expr)] = hashlib.sha256(
+            f"{type(expr).__name__}({own};{inner}){expr.dtype}{expr.shape}".encode()
+        ).hexdigest()
     return seen[id(expr)]

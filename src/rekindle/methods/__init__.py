@@ -5,8 +5,9 @@ A new method is its file, a row here, a row in tests/contract and a page in docs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rekindle.errors import RekindleError, nearest
@@ -21,6 +22,7 @@ class Method(NamedTuple):
     summary: str
     paper: str  # title and arXiv id, or "" where there is none
     url: str = ""
+    trial: Mapping[str, Any] = MappingProxyType({})  # options that show whether it applies to a checkpoint
 
     @property
     def module(self) -> Any:
@@ -44,6 +46,7 @@ METHODS = {
             "Turn a dense model into a mixture of experts that computes the same function.",
             "Komatsuzaki et al. 2023, Sparse Upcycling (arXiv 2212.05055)",
             "https://arxiv.org/abs/2212.05055",
+            {"experts": 8},
         ),
         Method(
             "rewrite",

@@ -44,8 +44,8 @@ def sparse_upcycling(parent: Checkpoint, config: Config) -> Checkpoint:
     layers = parent.layers(config.layers)
     child = _sparse_twin(parent, config, layers)
     for layer in layers:
+        copy = parent[layer].ffn.twin(of=config.experts)
         for expert in range(config.experts):
-            copy = parent[layer].ffn.twin(of=config.experts)
             child[layer].expert[expert] = copy.noisy(config.expert_noise, config.seed, f"{layer}/{expert}")
         shape_ED = (config.experts, parent.settings.hidden_size)
         child[layer].router = Normal(parent.dtype, shape_ED, config.router_std, config.seed, f"{layer}/router")
@@ -91,6 +91,10 @@ def _check(parent: Checkpoint, config: Config) -> None:
     for name in ("router_std", "expert_noise"):
         if not 0 <= getattr(config, name) < float("inf"):
             problems.append(RekindleError(f"{name} is {getattr(config, name)}, not a standard deviation."))
+    try:
+        parent.layers(config.layers)
+    except RekindleError as error:
+        problems.append(error)
     if problems:
         raise together(problems)
 

@@ -99,7 +99,8 @@ def shard_names(index_path: Path) -> dict[str, str]:
         plain = isinstance(file, str) and file not in ("", ".", "..") and PurePath(file).name == file
         if not plain or "\\" in file:
             raise RekindleError(
-                f"The index places {name} in {file!r}, which is not a file name inside the folder.", where=index_path
+                f"The index places {name} in {file!r}, which is not a file name inside the folder.",
+                where=index_path,
             )
     return weight_map
 
@@ -122,7 +123,8 @@ def _read_shards(path: Path, index_path: Path) -> dict[str, Stored]:
     if unlisted:
         name, file = unlisted[0]
         raise RekindleError(
-            f"{file} holds {len(unlisted)} tensor(s) that the index does not list, such as {name}.", where=index_path
+            f"{file} holds {len(unlisted)} tensor(s) that the index does not list, such as {name}.",
+            where=index_path,
         )
     doubled = [n for file, header in headers.items() for n in header if weight_map.get(n, file) != file]
     if doubled:

@@ -97,7 +97,7 @@ def _place(path: str, name: str, entry: Any, start: int) -> Stored:
         dtype, shape, (begin, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise broken(path, f"the entry of {name!r} lacks dtype, shape or data_offsets") from None
-    if dtype not in BITS if isinstance(dtype, str) else True:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise broken(path, f"{name!r} has the unknown dtype {dtype!r}")
     if type(shape) is not list:
         raise broken(path, f"{name!r} has no list of whole numbers as its shape")

@@ -7,7 +7,17 @@ from pathlib import Path
 
 from rekindle.errors import RekindleError
 
-WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md"]
+WANTED = [
+    "*.json",
+    "*.safetensors",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 

@@ -1,0 +1,46 @@
+# `make demo` and `make test` install what they need into .venv; a second call starts at once.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test quick lint types docs bench browser clean
+
+demo: .venv/.ready
+	$(BIN)/rekindle demo demo --overwrite
+
+test: .venv/.ready lint types browser
+	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m slow
+
+quick: .venv/.ready
+	$(BIN)/pytest -m "not slow" -x
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.ready
+	$(BIN)/pyrefly check
+
+docs: .venv/.ready
+	$(BIN)/python docs/generate.py
+
+bench: .venv/.ready
+	$(BIN)/python -m benchmarks.run
+
+# The report is looked at in a real browser. Where none can be had, those tests say so and are skipped.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null 2>&1 \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		     { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; }; } \
+		|| echo "no chromium: the browser tests will be skipped"
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e . --group dev
+	touch $@
+
+clean:
+	rm -rf .venv demo build dist

@@ -1,0 +1,156 @@
+"""inspect, verify, env."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rekindle import api
+from rekindle.cli.out import FORMAT, count, nbytes, result, say, table
+from rekindle.errors import CheckFailed
+
+DEBUG = click.option("--debug", is_flag=True, hidden=True)
+
+
+@click.command("inspect")
+@click.argument("src")
+@click.option("--checksum", is_flag=True, help="compare each shard with its recorded SHA-256")
+@click.option("--nan", is_flag=True, help="look for NaN and infinite values")
+@FORMAT
+@DEBUG
+def inspect(src: str, checksum: bool, nan: bool, format_: str, debug: bool) -> None:
+    """What a checkpoint is, and what can be done with it. Reads headers only.
+
+    \b
+    rekindle inspect SRC
+    rekindle inspect SRC --checksum --nan --format json
+    """
+    data = api.inspect(src)
+    if checksum:
+        data["checksums"] = list(api.checksums(src))
+    if nan:
+        data["not_finite"] = api.not_finite(src)
+    result(data, _inspected(data), format_)
+    if data.get("not_finite"):
+        name, bad = next(iter(data["not_finite"].items()))
+        raise CheckFailed(f"{len(data['not_finite'])} tensor(s) hold NaN or infinite values.", where=f"{name}: {bad}")
+
+
+def _inspected(data: dict[str, Any]) -> str:
+    n, heads, width, experts = data["parameters"], data["heads"], data["feed_forward"], data["experts"]
+    rows = [
+        ("family", data["summary"]),
+        (
+            "parameters",
+            count(n["total"]) + (f", {count(n['active'])} active" if n["active"] != n["total"] else ""),
+        ),
+        ("layers", f"{data['layers']}, hidden size {data['hidden_size']}"),
+        ("heads", f"{heads['query']} query, {heads['key_value']} key/value, dim {heads['dim']}"),
+        ("feed-forward", ", ".join(f"{kind} {size}" for kind, size in width.items() if size)),
+    ]
+    if experts["count"]:
+        rows.append(("experts", f"{experts['count']}, top-{experts['top_k']}, in layers {_ranges(experts['layers'])}"))
+    rows += [
+        ("vocabulary", f"{data['vocab_size']}{', tied' if data['tied'] else ''}, context {data['context']}"),
+        ("stored", f"{nbytes(data['bytes'])} in {len(data['shards'])} file(s), {', '.join(data['dtypes'])}"),
+    ]
+    if data["unused"]:
+        rows.append(("unused", ", ".join(data["unused"][:3]) + (" ..." if len(data["unused"]) > 3 else "")))
+    if data["promise"]:
+        rows.append(("promise", f"{data['promise']['kind']}: {data['promise']['text']}"))
+    rows += [("lineage" if not i else "", f"{r['verb']}: {r['summary']}") for i, r in enumerate(data["lineage"])]
+    rows += [("can" if not i else "", f"{verb}: {answer}") for i, (verb, answer) in enumerate(data["can"].items())]
+    if "checksums" in data:
+        rows.append(("checksums", f"{len(data['checksums'])} file(s) agree"))
+    if "not_finite" in data:
+        rows.append(
+            (
+                "NaN scan",
+                f"{len(data['not_finite'])} tensor(s) affected" if data["not_finite"] else "all finite",
+            )
+        )
+    rows += [("note", note) for note in data["notes"]]
+    return table(rows)
+
+
+def _ranges(layers: list[int]) -> str:
+    """0-3, 5, 7-9"""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1][1:] = [layer]
+        else:
+            parts.append([layer])
+    return ", ".join("-".join(map(str, part)) for part in parts)
+
+
+@click.command("verify")
+@click.argument("out")
+@click.option("--against", required=True, metavar="SRC", help="what it was made from")
+@click.option("--tokens", type=str, default="1024", metavar="COUNT", help="tokens to compare on  [1024]")
+@click.option("--data", default="stdlib", metavar="TEXT", help="text to compare on, as for train  [stdlib]")
+@click.option(
+    "--blockwise/--whole", default=None, help="one module in memory at a time  [where both models do not fit]"
+)
+@FORMAT
+@DEBUG
+def verify(out: str, against: str, tokens: str, data: str, blockwise: bool | None, format_: str, debug: bool) -> None:
+    """Does a result still compute what it promised to? Exit code 1 where it does not.
+
+    Reloads both in transformers. Exact means: the largest difference of logits is at most 1e-5 of the largest
+    logit, both sides in float32.
+
+    \b
+    rekindle verify OUT --against SRC
+    rekindle verify OUT --against SRC --tokens 4096 --blockwise
+    """
+    from rekindle.apply.verify import EXACT
+    from rekindle.config import Count, parse
+
+    try:
+        number = parse(tokens, Count)
+    except ValueError as error:
+        raise click.UsageError(f"--tokens is {tokens!r}, but {error}.") from None
+    verdict = api.verify(out, against, tokens=number, data=data, blockwise=blockwise)
+    rows = [
+        (
+            "promise",
+            verdict.promise + {True: ", held", False: ", BROKEN", None: ": measured only"}[verdict.held],
+        ),
+        (
+            "logits",
+            f"differ by {verdict.relative_difference:.2e} of the largest (float32; exact is <= {EXACT:.0e})",
+        ),
+    ]
+    if verdict.stored_difference is not None:
+        rows.append(("", f"differ by {verdict.stored_difference:.2e} in {verdict.dtype}, as stored"))
+    rows += [
+        ("loss", f"{verdict.loss_parent:.6f} before, {verdict.loss_child:.6f} after (nats per token)"),
+        ("on", f"{verdict.tokens} tokens, {verdict.text}"),
+        ("NaN scan", ", ".join(f"{name}: {n}" for name, n in verdict.not_finite.items()) or "all finite"),
+    ]
+    if verdict.blockwise:
+        rows.append(("memory", "block by block: one module's weights at a time"))
+    result(verdict.to_dict(), table(rows), format_)
+    if verdict.held is False:
+        raise CheckFailed(
+            f"{Path(out).name} does not keep its promise ({verdict.promise}).",
+            where=next(iter(verdict.not_finite), None),
+            why=f"the logits differ by {verdict.relative_difference:.2e} of the largest",
+        )
+    if verdict.held is None:
+        say(f"note: {out} carries no promise (no rekindle.json); this is only a measurement")
+
+
+@click.command("env")
+@FORMAT
+@DEBUG
+def env(format_: str, debug: bool) -> None:
+    """Versions and device, ready to paste into an issue."""
+    found = api.env()
+    result(found, table(list(found.items())), format_)
+
+
+COMMANDS = {"inspect": inspect, "verify": verify, "env": env}

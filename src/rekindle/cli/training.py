@@ -1,0 +1,119 @@
+"""init, train, evaluate, report, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rekindle import api
+from rekindle.cli.options import options_of, resolved
+from rekindle.cli.out import FORMAT, count, echo, result, say, table
+from rekindle.report.config import ReportConfig
+from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig
+
+DEBUG = click.option("--debug", is_flag=True, hidden=True)
+CONFIG = click.option("--config", "config_file", metavar="FILE", help="YAML with values for these options")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="replace OUT")
+
+
+@click.command("init")
+@click.argument("out")
+@options_of(InitConfig)
+@CONFIG
+@OVERWRITE
+@FORMAT
+@DEBUG
+def init(out: str, config_file: str | None, overwrite: bool, format_: str, debug: bool, **given: Any) -> None:
+    """Make a model from scratch, with a tokenizer trained on its data.
+
+    \b
+    rekindle init OUT --hidden 64 --layers 2 --heads 4 --tokenizer bpe:1024
+    rekindle init OUT --family mixtral --hidden 64 --layers 2 --heads 4 --experts 8
+    """
+    options = resolved(InitConfig, given, config_file)
+    echo(f"rekindle init: {out}", options)
+    path = api.init(out, options, overwrite=overwrite)
+    data = api.inspect(path)
+    n = data["parameters"]
+    human = f"{path}: {data['summary']}, {count(n['total'])} parameters, vocabulary {data['vocab_size']}"
+    result({"out": str(path), "parameters": n, "vocab_size": data["vocab_size"]}, human, format_)
+
+
+@click.command("train")
+@click.argument("ckpt")
+@click.argument("out")
+@options_of(TrainConfig)
+@CONFIG
+@OVERWRITE
+@click.option(
+    "--resume", is_flag=True, help="go on where an interrupted run stopped; starts afresh where there is none"
+)
+@FORMAT
+@DEBUG
+def train(
+    ckpt: str,
+    out: str,
+    config_file: str | None,
+    overwrite: bool,
+    resume: bool,
+    format_: str,
+    debug: bool,
+    **given: Any,
+) -> None:
+    """Continue the training of a checkpoint.
+
+    \b
+    rekindle train CKPT OUT --tokens 1M --seq-len 128 --batch-tokens 4096
+    rekindle train CKPT OUT --tokens 50M --data corpus/ --schedule cosine --lr 3e-4
+    """
+    options = resolved(TrainConfig, given, config_file)
+    echo(f"rekindle train: {ckpt} -> {out}", options)
+    summary = api.train(ckpt, out, options, overwrite=overwrite, resume=resume)
+    result(summary, table([(key.replace("_", " "), _short(value)) for key, value in summary.items()]), format_)
+    say(f"next:  rekindle report {out} --out report")
+
+
+@click.command("evaluate")
+@click.argument("ckpt")
+@options_of(EvaluateConfig)
+@CONFIG
+@FORMAT
+@DEBUG
+def evaluate(ckpt: str, config_file: str | None, format_: str, debug: bool, **given: Any) -> None:
+    """Loss and perplexity on text, with a standard error.
+
+    \b
+    rekindle evaluate CKPT --tokens 16k
+    rekindle evaluate CKPT --data corpus.jsonl --split all
+    """
+    options = resolved(EvaluateConfig, given, config_file)
+    echo(f"rekindle evaluate: {ckpt}", options)
+    found = api.evaluate(ckpt, options)
+    result(found, table([(key.replace("_", " "), _short(value)) for key, value in found.items()]), format_)
+
+
+@click.command("report")
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="DIR", help="where the page and its figures go")
+@options_of(ReportConfig)
+@OVERWRITE
+@FORMAT
+@DEBUG
+def report(runs: tuple[str, ...], out: str, overwrite: bool, format_: str, debug: bool, **given: Any) -> None:
+    """Curves, costs and a verdict of several runs: one HTML page, with PNG, SVG and CSV of every figure.
+
+    \b
+    rekindle report RUN RUN --out report
+    """
+    options = resolved(ReportConfig, given)
+    made = api.report([Path(run) for run in runs], out, options, overwrite=overwrite)
+    result({"page": str(made.page), "verdict": made.verdict}, f"{made.verdict}\n{made.page}", format_)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+COMMANDS = {"init": init, "train": train, "evaluate": evaluate, "report": report}

@@ -1,17 +1,26 @@
 """Train, evaluate and start models: data, schedules, the loop, optimizer state.
 
-    config.py     the options of init, train and evaluate (imports nothing heavy)
-    text.py       documents out of text, JSONL, Parquet, `datasets` and the standard library
-    tokens.py     the documents as memory-mapped tokens, split by document; the order of the batches
-    tokenizer.py  byte-level BPE for models from scratch
-    model.py      checkpoint folder <-> transformers model
-    schedule.py   learning rate as a function of tokens
-    flops.py      parameters and training FLOPs
-    losses.py     language-model, load-balance and z loss; expert load
-    optimizer.py  Adam's moments under the checkpoint's own tensor names
-    state.py      what a run needs to continue bit for bit
-    metrics.py    metrics.jsonl
-    loop.py       train
-    evaluate.py   evaluate
-    init.py       init_model
+config.py     the options of init, train and evaluate (imports nothing heavy)
+text.py       documents out of text, JSONL, Parquet, `datasets` and the standard library
+tokens.py     the documents as memory-mapped tokens, split by document
+split.py      which documents are held out
+order.py      the order of the batches
+tokenizer.py  byte-level BPE for models from scratch
+model.py      checkpoint folder <-> transformers model
+schedule.py   learning rate as a function of tokens
+flops.py      parameters and training FLOPs
+losses.py     language-model, load-balance and z loss; expert load
+optimizer.py  Adam's moments under the checkpoint's own tensor names
+state.py      what a run needs to continue bit for bit
+metrics.py    metrics.jsonl
+device.py     accelerate's devices, precision, memory
+plan.py       what a run is going to do, checked beforehand
+step.py       one update of the weights
+session.py    the run around the steps
+interrupts.py Ctrl-C
+prepare.py    from folder and options to the first step
+finish.py     the folder a run leaves
+loop.py       train
+evaluate.py   evaluate
+init.py       init_model
 """

@@ -125,7 +125,7 @@ def run_tasks(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
 
 def _harness() -> Any:
     try:
-        import lm_eval
+        import lm_eval  # pyrefly: ignore[missing-import]
     except ImportError:
         raise RekindleError(
             "Tasks need lm-eval, which is not installed.", hint="pip install 'rekindle[lm-eval]'"

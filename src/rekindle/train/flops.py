@@ -8,16 +8,16 @@ once; attention over the sequence is left out, as is usual, so that the cost doe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 
-def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+def count_parameters(model: Any) -> dict[str, int]:
     """{"total", "active"} of a causal language model, on any device (the meta device too)."""
     total = active = 0
-    top_k = getattr(model.config, "num_experts_per_tok", None)
+    top_k = getattr(model.config, "num_experts_per_tok", 0)
     for name, parameter in model.named_parameters():
         size = parameter.numel()
         total += size

@@ -35,7 +35,7 @@ def train(
     """Train the checkpoint in `src` on `config.data` and leave the result, a complete folder, in `out`.
 
     Returns {"steps", "tokens", "flops", "loss", "val_loss", "val_loss_stderr", "val_loss_before", "seconds",
-    "tokens_per_s", "epochs", "peak_memory", "parameters"}: losses are the language model's alone, in nats per
+    "tokens_per_s", "epochs", "peak_memory"}: losses are the language model's alone, in nats per
     token. Of several ranks only the main one gets it, the others an empty dict. `resume` continues an interrupted
     run of the same OUT, bit for bit on a CPU, and starts afresh where there is none.
 
@@ -65,7 +65,7 @@ def train(
                 tokens=summary["tokens"],
                 flops=summary["flops"],
             )
-            publish(out, source, stepper, session.work, record, summary["parameters"], overwrite=overwrite)
+            publish(out, source, stepper, session.work, record, session.parameters, overwrite=overwrite)
             shutil.rmtree(session.work, ignore_errors=True)
         accelerator.wait_for_everyone()
     return summary

@@ -49,7 +49,10 @@ def load_balance_loss(router_logits: tuple[torch.Tensor, ...], top_k: int) -> to
 
 
 def router_z_loss(router_logits: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Mean squared log-sum-exp of the router logits, averaged over layers (Zoph et al. 2022, arXiv 2202.08906, eq. 5)."""
+    """Mean squared log-sum-exp of the router logits, averaged over layers.
+
+    Zoph et al. 2022, arXiv 2202.08906, eq. 5.
+    """
     return torch.stack([logits.float().logsumexp(-1).square().mean() for logits in router_logits]).mean()
 
 

@@ -19,7 +19,7 @@ class Metrics:
 
     def __init__(self, path: Path | None, position: int):
         self._null = path is None
-        self._file = open(path or os.devnull, "ab")
+        self._file = open(path or os.devnull, "ab")  # noqa: SIM115, closed by close
         self._flushed = time.monotonic()
         if path is not None:
             if self._file.tell() < position:
@@ -65,5 +65,4 @@ def summarise(path: Path) -> dict[str, Any]:
         "tokens_per_s": steps[-1]["tokens"] / seconds,
         "epochs": rows[0]["epochs"],
         "peak_memory": max(row["peak_memory"] for row in steps),
-        "parameters": rows[0]["parameters"],
     }

@@ -61,9 +61,7 @@ def load_model(folder: Path) -> Any:
 
     try:
         with quietly():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
+            model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise RekindleError(f"transformers cannot load this model: {_first_line(error)}.", where=folder) from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -148,7 +146,7 @@ def _autocast_experts(
         return grouped_mm_experts_forward(self, hidden, index, weights)
     dtype = torch.get_autocast_dtype(hidden.device.type)
     same = ("num_experts", "has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "_is_expert_parallel")
-    cast = SimpleNamespace(
+    cast: Any = SimpleNamespace(
         gate_up_proj=self.gate_up_proj.to(dtype),
         down_proj=self.down_proj.to(dtype),
         _apply_gate=self._apply_gate,

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rekindle.anatomy import runtime_names
 from rekindle.errors import RekindleError, together
-from rekindle.store.folder import read_json
+from rekindle.store.folder import read_json, shard_names
+from rekindle.store.header import Stored, read_header
 
 FOLDER, WEIGHTS, DESCRIPTION = "optimizer", "optimizer.safetensors", "optimizer.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -81,21 +83,22 @@ def load_optimizer(
         for disk, part in split(names, name, parameter.data)
         for moment in MOMENTS
     }
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-            _check(wanted, shapes, steps, folder)
-            for name, parameter in parameters.items():
-                state: dict[str, torch.Tensor] = {}
-                for moment in MOMENTS:
-                    state[moment] = torch.zeros_like(parameter, dtype=torch.float32)
-                    for disk, part in split(names, name, state[moment]):
-                        part.copy_(file.get_tensor(f"{disk}.{moment}"))
-                taken = max(steps[disk] for disk, _ in split(names, name, parameter.data))
-                state["step"] = torch.tensor(float(taken), device=parameter.device)
-                optimizer.state[parameter] = state
-    except (OSError, SafetensorError) as error:
-        raise RekindleError(f"The optimizer state cannot be read: {error}.", where=folder / WEIGHTS) from None
+    stored = _stored(folder)
+    _check(wanted, {key: tensor.shape for key, tensor in stored.items()}, steps, folder)
+    with ExitStack() as stack:
+        files = {
+            path: stack.enter_context(safe_open(path, framework="pt")) for path in {t.path for t in stored.values()}
+        }
+        for name, parameter in parameters.items():
+            state: dict[str, torch.Tensor] = {}
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(parameter, dtype=torch.float32)
+                for disk, part in split(names, name, state[moment]):
+                    key = f"{disk}.{moment}"
+                    part.copy_(files[stored[key].path].get_tensor(key))
+            taken = max(steps[disk] for disk, _ in split(names, name, parameter.data))
+            state["step"] = torch.tensor(float(taken), device=parameter.device)
+            optimizer.state[parameter] = state
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -115,6 +118,13 @@ def split(names: Names, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, 
         return
     for expert, parts in zip(tensor, disk, strict=True):
         yield from zip(parts, expert.chunk(len(parts)), strict=True)
+
+
+def _stored(folder: Path) -> dict[str, Stored]:
+    """The entries of one file, or of the shards that an index lists."""
+    index = folder / f"{WEIGHTS}.index.json"
+    files = sorted(set(shard_names(index).values())) if index.exists() else [WEIGHTS]
+    return {name: tensor for file in files for name, tensor in read_header(folder / file)[0].items()}
 
 
 def _check(

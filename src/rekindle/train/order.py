@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 
@@ -25,18 +26,21 @@ def sample_windows(first: int, count: int, windows: int, seed: int) -> np.ndarra
 def permuted(index: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
     """Where a keyed permutation of range(size) sends each index.
 
-    A four-round Feistel network on an even number of bits, walked along its cycle until it is back below `size`
-    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    A four-round Feistel network on pairs (left, right) of [0, a) x [0, b) with a * b just above `size`, walked along
+    its cycle until it is back below `size` (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    b = math.isqrt(size - 1) + 1
+    a = -(-size // b)
     round_keys = np.frombuffer(hashlib.blake2b(repr(key).encode(), digest_size=32).digest(), dtype="<u8")
 
     def encrypt(x: np.ndarray) -> np.ndarray:
-        left, right = x >> shift, x & mask
-        for round_key in round_keys:
-            left, right = right, left ^ (_mixed(right + round_key) & mask)
-        return (left << shift) | right
+        left, right = np.divmod(x, np.uint64(b))
+        for number, round_key in enumerate(round_keys):
+            if number % 2 == 0:
+                left = (left + (_mixed(right + round_key) >> np.uint64(1))) % np.uint64(a)
+            else:
+                right = (right + (_mixed(left + round_key) >> np.uint64(1))) % np.uint64(b)
+        return left * np.uint64(b) + right
 
     out = encrypt(index.astype(np.uint64))
     while (outside := out >= size).any():

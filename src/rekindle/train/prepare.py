@@ -81,7 +81,9 @@ def _wrapped(model: Any, config: TrainConfig, accelerator: Accelerator) -> Any:
     if accelerator.mixed_precision == "bf16" and expert_grid(model):
         cast_experts(model)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # The second name is that of earlier transformers.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if config.compile:
         model.compile()
     return accelerator.prepare_model(model)

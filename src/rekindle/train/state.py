@@ -146,5 +146,7 @@ def load_state(saved: Saved, model: torch.nn.Module, optimizer: torch.optim.Opti
 
 def _states(work: Path) -> list[Path]:
     """State folders, latest first."""
-    found = [(int(match[1]), path) for path in work.glob("state-*") if (match := re.fullmatch(r"state-(\d+)", path.name))]
+    found = [
+        (int(match[1]), path) for path in work.glob("state-*") if (match := re.fullmatch(r"state-(\d+)", path.name))
+    ]
     return [path for _, path in sorted(found, reverse=True)]

@@ -41,7 +41,7 @@ class Stepper:
 
     model: Any
     wrapped: Any
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
     accelerator: Accelerator
     corpus: Corpus
     plan: Plan

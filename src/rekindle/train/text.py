@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -85,11 +86,13 @@ def open_source(data: str) -> Source:
 def _stdlib() -> list[Path]:
     """The .py sources of the running Python's library, without its tests: text that is on every machine."""
     root = Path(sysconfig.get_path("stdlib"))
-    files = (p for p in root.rglob("*.py") if not _NOT_STDLIB.intersection(p.relative_to(root).parts))
-    found = sorted(path for path in files if path.is_file())
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in _NOT_STDLIB]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
     if not found:
         raise RekindleError("This Python comes without its library's sources.", where=root, hint="--data FILE")
-    return found
+    return sorted(found)
 
 
 def _dataset(name: str) -> Source:

@@ -202,8 +202,11 @@ def _open(folder: Path) -> Corpus | None:
     """The corpus in a cache folder, or None where it is missing or not what its meta.json says."""
     try:
         meta = Meta(**json.loads((folder / "meta.json").read_text(encoding="utf-8")))
-        train = np.memmap(folder / "train.bin", dtype=meta.dtype, mode="r")
-        validation = np.memmap(folder / "validation.bin", dtype=meta.dtype, mode="r")
+        # As plain arrays: slicing a memmap object costs ten times a plain array's slice.
+        train, validation = (
+            np.memmap(folder / f"{side}.bin", dtype=meta.dtype, mode="r").view(np.ndarray)
+            for side in ("train", "validation")
+        )
     except (OSError, ValueError, TypeError):
         return None
     if (len(train), len(validation)) != (meta.train_tokens, meta.validation_tokens):

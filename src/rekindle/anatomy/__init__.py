@@ -39,7 +39,7 @@ def family_named(name: str) -> Family:
     if name in FAMILIES:
         return FAMILIES[name]
     raise RekindleError(
-        f"The architecture {name!r} is not known. Known are: {', '.join(FAMILIES)}.",
+        f"The architecture {name!r} is not known; known are: {', '.join(FAMILIES)}.",
         hint="docs/families.md explains how to add one: a table of data, no code",
     )
 

@@ -1,0 +1,169 @@
+"""The tables against the real transformers classes: names both ways, shapes, defaults, spellings."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors import safe_open
+
+from conftest import DENSE, SPARSE, tiny_config
+from rekindle.anatomy import FAMILIES, family_named, family_of, runtime_names, serving_spelling
+from rekindle.anatomy.family import SYNONYMS
+from rekindle.errors import RekindleError
+
+NOT_OURS = {  # keys every transformers config has, and rope, which is spelt apart
+    "architectures", "dtype", "model_type", "transformers_version", "rope_parameters", "layer_types",
+    "return_dict", "output_hidden_states", "chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id",
+    "problem_type", "_name_or_path", "output_attentions",
+}  # fmt: skip
+DERIVED = {"num_key_value_heads", "head_dim", "sliding_window"}  # transformers fills these in from others
+
+VARIANTS = [
+    *((family, {}) for family in DENSE + SPARSE),
+    *((family, {"tie_word_embeddings": True}) for family in ("llama", "qwen2", "qwen2_moe", "olmo2")),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", {"head_dim": 16}),
+    ("qwen3", {"attention_bias": True, "head_dim": 16}),
+    ("qwen2_moe", {"qkv_bias": False, "mlp_only_layers": [1]}),
+    ("qwen3_moe", {"decoder_sparse_step": 2, "head_dim": 16}),
+    ("olmoe", {"attention_bias": True}),
+    ("flex_olmo", {"num_key_value_heads": 4}),
+]
+
+
+def name_of(value):
+    return value if isinstance(value, str) else ",".join(value) or "plain"
+
+
+def shapes_on_disk(folder):
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=name_of)
+def test_table_is_what_transformers_saves(tiny, family, changes):
+    folder = tiny(family, **changes)
+    config = json.loads((folder / "config.json").read_text())
+    table = {name: shape for _, (name, shape, _) in FAMILIES[family].table(family_of(config).settings(config))}
+    assert table == shapes_on_disk(folder)
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=name_of)
+def test_every_name_has_one_role(tiny, family, changes):
+    config = json.loads((tiny(family, **changes) / "config.json").read_text())
+    rows = list(FAMILIES[family].table(FAMILIES[family].settings(config)))
+    assert len({role for role, _ in rows}) == len({name for _, (name, _, _) in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=name_of)
+def test_runtime_names_are_the_parameters(tiny, family, changes):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = json.loads((tiny(family, **changes) / "config.json").read_text())
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    names = runtime_names(config)
+    parameters = dict(model.named_parameters())
+    assert names.keys() == parameters.keys()
+    for name, disk in names.items():
+        if not isinstance(disk, str):
+            assert len(disk) == parameters[name].shape[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_transformers(family):
+    from transformers import AutoConfig
+
+    theirs = AutoConfig.for_model(family).to_dict()
+    ours = FAMILIES[family].defaults
+    spelt = {next((s for s in (key, *SYNONYMS.get(key, ())) if s in theirs), key): key for key in ours}
+    assert spelt.keys() - theirs.keys() <= DERIVED
+    assert theirs.keys() - spelt.keys() - NOT_OURS == set()
+    assert {k: theirs[k] for k, v in spelt.items() if v not in DERIVED} == {
+        k: ours[v] for k, v in spelt.items() if v not in DERIVED
+    }
+    assert theirs["rope_parameters"]["rope_theta"] == FAMILIES[family].rope_theta
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_silent_config_means_what_transformers_reads(family):
+    """A config.json that says nothing but its type: our settings are transformers' model."""
+    from transformers import AutoConfig
+
+    s, theirs = FAMILIES[family].settings({"model_type": family}), AutoConfig.for_model(family)
+    assert s.num_kv_heads == theirs.num_key_value_heads
+    assert s.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
+    window = getattr(theirs, "sliding_window", None) or None
+    assert set(s.windows) == {window if family in ("mistral", "mixtral") else None}
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=name_of)
+def test_serving_spelling_means_the_same(tiny, family, changes):
+    from transformers import AutoConfig
+
+    config = json.loads((tiny(family, **changes) / "config.json").read_text())
+    spelt = serving_spelling(config)
+    assert "rope_parameters" not in spelt
+    assert spelt["rope_theta"] == FAMILIES[family].rope_theta
+    before, after = AutoConfig.for_model(**config).to_dict(), AutoConfig.for_model(**spelt).to_dict()
+    for values in (before, after):
+        values["head_dim"] = values.get("head_dim") or 8  # written out where it was derived
+        values["layer_types"] = values.get("layer_types") or []
+        if values.pop("decoder_sparse_step", 1) == 2:  # written as the list it means
+            values["mlp_only_layers"] = [0, 2]
+    assert {k: v for k, v in before.items() if after.get(k) != v} == {}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 5e5},
+        {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}},
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        },
+    ],
+    ids=["theta", "v4", "v5", "yarn"],
+)
+def test_rope_in_both_spellings(rope):
+    from transformers import AutoConfig
+
+    config = tiny_config("llama") | {"model_type": "llama"} | rope
+    theirs = AutoConfig.for_model(**json.loads(json.dumps(config))).rope_parameters
+    spelt = serving_spelling(config)
+    assert AutoConfig.for_model(**spelt).rope_parameters == {
+        key: value for key, value in theirs.items() if key != "type"
+    }
+    assert spelt["rope_theta"] == 5e5
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen2_moe"])
+def test_listed_windows(family):
+    from transformers import AutoConfig
+
+    config = tiny_config(family, use_sliding_window=True, sliding_window=16, max_window_layers=2) | {
+        "model_type": family
+    }
+    theirs = AutoConfig.for_model(**config)
+    windows = FAMILIES[family].settings(config).windows
+    assert windows == tuple(16 if kind == "sliding_attention" else None for kind in theirs.layer_types)
+    assert AutoConfig.for_model(**serving_spelling(config)).layer_types == theirs.layer_types
+
+
+def test_unknown_architecture_lists_the_known_ones():
+    with pytest.raises(RekindleError, match="known are: llama") as error:
+        family_named("gpt9")
+    assert "docs/families.md" in str(error.value)
+
+
+def test_quantised_weights_are_refused():
+    with pytest.raises(RekindleError, match=r"quantised \(gptq\)"):
+        family_of({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}})
+
+
+def test_broken_sizes_are_refused():
+    for config in ({"hidden_size": 0}, {"num_attention_heads": "four"}, {"num_hidden_layers": 2.5}):
+        with pytest.raises(RekindleError, match="positive whole number"):
+            FAMILIES["llama"].settings({"model_type": "llama"} | config)

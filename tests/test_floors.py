@@ -1,0 +1,87 @@
+"""The house of docs/architecture.md: a module imports only from lower floors or its own room."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rekindle
+
+SOURCE = Path(rekindle.__file__).parent
+FLOORS = {
+    "errors": 0, "config": 0.5, "store": 1, "anatomy": 2, "edit": 3, "methods": 4, "apply": 5, "codec": 5,
+    "train": 6, "recovery": 6, "search": 6, "laws": 6, "report": 7, "api": 8, "lab": 9, "cli": 10,
+}  # fmt: skip
+NO_TORCH_ABOVE = {"errors", "config", "store", "anatomy", "edit", "methods", "apply", "laws", "report", "api", "cli"}
+STRANGERS = {("train", "laws"), ("laws", "train"), ("report", "train"), ("report", "apply"), ("report", "edit")}
+METHODS_SEE = {"errors", "config", "anatomy", "edit", "methods"}
+FILES = sorted(path for path in SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> list[tuple[str, ast.stmt, bool]]:
+    """(module, statement, whether it runs when the file is imported) of every import."""
+    tree = ast.parse(path.read_text())
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            if isinstance(node, ast.ImportFrom) and node.module == "rekindle":
+                names = [f"rekindle.{alias.name}" for alias in node.names]
+            found += [(name, node, node in tree.body) for name in names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_down(path):
+    here = room(path)
+    if here in ("__init__", "__main__"):
+        return
+    for name, node, _ in imports(path):
+        parts = name.split(".")
+        if parts[0] != "rekindle" or len(parts) == 1 or parts[1] == "__version__":
+            continue
+        there = parts[1]
+        where = f"{path.name}:{node.lineno} imports {name}"
+        assert there in FLOORS, where
+        assert there == here or FLOORS[there] < FLOORS[here], where
+        assert (here, there) not in STRANGERS, where
+        assert here != "methods" or there in METHODS_SEE, where
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_heavy_imports_sit_inside_functions(path):
+    if room(path) not in NO_TORCH_ABOVE:
+        return
+    heavy = {"torch", "transformers", "matplotlib", "accelerate", "datasets", "pyarrow", "jinja2", "huggingface_hub"}
+    top = {name.split(".")[0] for name, _, runs in imports(path) if runs}
+    assert not top & heavy, f"{path.name} imports {top & heavy} at module level"
+
+
+def test_no_room_is_unknown():
+    rooms = {room(path) for path in FILES} - {"__init__", "__main__"}
+    assert rooms <= FLOORS.keys()
+
+
+def test_only_the_command_line_prints():
+    for path in FILES:
+        if room(path) == "cli":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func if isinstance(node, ast.Call) else None
+            assert not (isinstance(called, ast.Name) and called.id == "print"), f"{path.name}:{node.lineno}"
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from rekindle.cli import verbs; print([m for m in ('numpy', 'torch', 'yaml') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

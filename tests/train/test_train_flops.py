@@ -1,0 +1,76 @@
+"""Parameters counted from the real classes against a count by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from rekindle.train.flops import count_parameters, training_flops
+
+D, F, L, V, E, K, HEAD = 32, 48, 2, 100, 8, 3, 8
+ATTENTION = D * D + D * D // 2 * 2 + D * D  # q, k and v at half the heads, o
+FAMILIES = {
+    # per layer outside experts, one expert (or the feed-forward), experts
+    "llama": (ATTENTION + 2 * D, 3 * D * F, 0),
+    "mistral": (ATTENTION + 2 * D, 3 * D * F, 0),
+    "qwen2": (ATTENTION + 2 * D + D + D, 3 * D * F, 0),  # biases of q, k and v
+    "qwen3": (ATTENTION + 2 * D + 2 * HEAD, 3 * D * F, 0),  # norms of q and k, per head
+    "olmo2": (ATTENTION + 2 * D + D + D // 2, 3 * D * F, 0),  # norms of q and k, over all heads
+    "mixtral": (ATTENTION + 2 * D + E * D, 3 * D * F, E),
+    "qwen2_moe": (ATTENTION + 2 * D + D + D + E * D + 3 * D * F + D, 3 * D * F, E),  # shared expert and its gate
+    "qwen3_moe": (ATTENTION + 2 * D + 2 * HEAD + E * D, 3 * D * F, E),
+    "olmoe": (ATTENTION + 2 * D + D + D // 2 + E * D, 3 * D * F, E),
+    "flex_olmo": (ATTENTION + 2 * D + D + D // 2 + E * D, 3 * D * F, E),
+}
+
+
+def model(family: str, tied: bool = False) -> torch.nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {
+        "hidden_size": D,
+        "intermediate_size": F,
+        "num_hidden_layers": L,
+        "num_attention_heads": D // HEAD,
+        "num_key_value_heads": D // HEAD // 2,
+        "head_dim": HEAD,
+        "vocab_size": V,
+        "tie_word_embeddings": tied,
+        "pad_token_id": None,
+    }
+    if FAMILIES[family][2]:
+        name = "num_local_experts" if family == "mixtral" else "num_experts"
+        settings |= {name: E, "num_experts_per_tok": K, "moe_intermediate_size": F}
+        settings |= {"shared_expert_intermediate_size": F} if family == "qwen2_moe" else {}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_of_each_family(family: str):
+    layer, expert, experts = FAMILIES[family]
+    outside = 2 * V * D + D + L * layer
+    total = outside + L * expert * max(1, experts)
+    active = outside + L * expert * (K if experts else 1)
+    assert count_parameters(model(family)) == {"total": total, "active": active}
+
+
+def test_tied_embeddings_count_once():
+    untied, tied = (count_parameters(model("llama", tied)) for tied in (False, True))
+    assert untied["total"] - tied["total"] == V * D
+
+
+def test_six_per_active_parameter_and_token():
+    assert training_flops(active=10, tokens=7) == 420.0
+
+
+def test_what_a_run_writes_down(small: Callable[..., Path], run: Callable):
+    from train_helpers import rows
+
+    out, summary = run(small("mixtral"), tokens=512)
+    (described,) = rows(out, "run")
+    assert described["parameters"]["active"] < described["parameters"]["total"]
+    assert summary["flops"] == 6 * described["parameters"]["active"] * 512

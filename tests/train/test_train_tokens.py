@@ -1,0 +1,162 @@
+"""Tokenised corpora: nothing lost, nothing leaked, the same order from anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from train_helpers import WORDS, write_corpus
+
+from rekindle.errors import RekindleError
+from rekindle.train.model import load_tokenizer
+from rekindle.train.order import permuted, sample_windows
+from rekindle.train.split import place
+from rekindle.train.text import open_source
+from rekindle.train.tokens import cache_folder, open_corpus, sample_tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small: Callable[..., Path]) -> Any:
+    return load_tokenizer(small())
+
+
+def decoded(tokenizer: Any, stream: np.ndarray) -> list[str]:
+    """The documents in a token stream."""
+    ends = np.flatnonzero(stream == tokenizer.eos_token_id)
+    assert ends[-1] == len(stream) - 1
+    return [tokenizer.decode(ids[ids != tokenizer.eos_token_id]) for ids in np.split(stream, ends[:-1] + 1)]
+
+
+def test_every_document_is_there_once_and_on_one_side(tmp_path: Path, tokenizer: Any):
+    texts = write_corpus(tmp_path / "a.jsonl", 80, seed=1)
+    repeated = [*texts, *texts[:40]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in repeated))
+    corpus = open_corpus(str(tmp_path), tokenizer)
+    train, validation = (decoded(tokenizer, stream) for stream in (corpus.train, corpus.validation))
+    assert sorted(train + validation) == sorted(repeated)
+    assert validation
+    assert not set(train) & set(validation)
+    assert corpus.meta.train_documents == len(train)
+    assert (corpus.train.dtype, corpus.meta.empty_documents) == (np.uint16, 0)
+
+
+def test_what_a_large_corpus_holds_out_a_small_one_does_too(tmp_path: Path, tokenizer: Any):
+    texts = write_corpus(tmp_path / "a.jsonl", 200, seed=2)
+    held_out = set(decoded(tokenizer, open_corpus(str(tmp_path), tokenizer).validation))
+    assert {text for text in texts if place(text) < 0.01} <= held_out
+
+
+def test_two_documents_are_enough_and_one_is_not(tmp_path: Path, tokenizer: Any):
+    path = tmp_path / "two.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n{"text": "two"}\n')
+    corpus = open_corpus(str(path), tokenizer)
+    sides = [set(decoded(tokenizer, stream)) for stream in (corpus.train, corpus.validation)]
+    assert sides in ([{"one"}, {"two"}], [{"two"}, {"one"}])
+    path.write_text('{"text": "one"}\n{"text": "one"}\n')
+    with pytest.raises(RekindleError, match="one document, which cannot be split"):
+        open_corpus(str(path), tokenizer)
+    path.write_text('{"text": " "}\n{"text": ""}\n')
+    with pytest.raises(RekindleError, match=r"no text \(2 empty documents\)"):
+        open_corpus(str(path), tokenizer)
+    assert not list(cache_folder().rglob(".partial-*"))
+
+
+def test_the_cache_is_used_renewed_and_mended(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("REKINDLE_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "a.jsonl"
+    write_corpus(data)
+    first = open_corpus(str(data), tokenizer).train.tolist()
+    (made,) = (tmp_path / "cache" / "tokens").iterdir()
+    stamp = (made / "train.bin").stat().st_mtime_ns
+    assert open_corpus(str(data), tokenizer).train.tolist() == first
+    assert (made / "train.bin").stat().st_mtime_ns == stamp
+    os.truncate(made / "train.bin", 10)  # a torn copy is made again
+    assert open_corpus(str(data), tokenizer).train.tolist() == first
+    write_corpus(data, seed=5)
+    assert open_corpus(str(data), tokenizer).train.tolist() != first
+    assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 2
+
+
+def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("REKINDLE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "rekindle"
+
+
+def test_a_slow_tokenizer_and_one_without_an_end(corpus: Path):
+    class Slow:
+        eos_token_id, bos_token_id, name_or_path = None, 7, "slow"
+
+        def get_vocab(self) -> dict[str, int]:
+            return {word: n + 8 for n, word in enumerate(WORDS)} | {"?": 70_000}
+
+        def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[self.get_vocab().get(w, 70_000) for w in text.split()] for text in texts]}
+
+        def __repr__(self) -> str:
+            return "Slow()"
+
+    slow = Slow()
+    made = open_corpus(str(corpus), slow)
+    assert made.train.dtype == np.uint32
+    assert made.meta.largest_id == 70_000
+    assert made.train[-1] == 7
+    slow.bos_token_id = None  # type: ignore[assignment]
+    with pytest.raises(RekindleError, match="no end-of-text token"):
+        open_corpus(str(corpus), slow)
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**31), st.integers(0, 5))
+def test_an_epoch_is_a_permutation(size: int, seed: int, epoch: int):
+    order = permuted(np.arange(size), size, (seed, epoch))
+    assert np.array_equal(np.sort(order), np.arange(size))
+
+
+@given(st.integers(1, 50), st.integers(0, 200), st.integers(1, 30), st.integers(1, 30))
+def test_the_order_does_not_depend_on_how_it_is_read(windows: int, first: int, one: int, two: int):
+    together = sample_windows(first, one + two, windows, seed=3)
+    apart = [sample_windows(first, one, windows, 3), sample_windows(first + one, two, windows, 3)]
+    assert np.array_equal(together, np.concatenate(apart))
+
+
+def test_epochs_and_seeds_differ():
+    first, second = (sample_windows(epoch * 1000, 1000, 1000, seed=0) for epoch in (0, 1))
+    assert (first != second).mean() > 0.9
+    assert (first != sample_windows(0, 1000, 1000, seed=1)).mean() > 0.9
+    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.1
+
+
+def test_a_batch_is_windows_of_the_stream_with_the_token_that_follows(corpus: Path, tokenizer: Any):
+    made = open_corpus(str(corpus), tokenizer)
+    windows = made.windows(32)
+    batch = made.batch(0, windows, 32, seed=0)
+    assert batch.shape == (windows, 33)
+    assert sorted(map(tuple, batch)) == sorted(tuple(made.train[32 * n : 32 * n + 33].tolist()) for n in range(windows))
+
+
+def test_samples_are_spread_over_the_validation_text(corpus: Path, small: Callable[..., Path], tokenizer: Any):
+    made = open_corpus(str(corpus), tokenizer)
+    sample = sample_tokens(small(), str(corpus), 64, 16)
+    assert (sample.shape, sample.dtype) == ((4, 16), np.int64)
+    assert sample[0].tolist() == made.validation[:16].tolist()
+    everything = made.sample("all", 10**9, 16)
+    assert len(everything) == sum((len(s) - 1) // 16 for s in (made.train, made.validation))
+    with pytest.raises(RekindleError, match="too short for a sequence of 100000"):
+        made.sample("validation", 10, 100_000)
+
+
+def test_tokens_are_made_without_holding_the_text(tmp_path: Path, tokenizer: Any):
+    """The documents come in chunks: no more than one chunk is asked for before the one before it is written."""
+    from rekindle.train import tokens
+
+    (tmp_path / "long.txt").write_text("word " * 400_000)
+    chunks = list(tokens._chunks(open_source(str(tmp_path)).documents(), 100_000))
+    assert all(sum(map(len, chunk)) <= 100_000 + 2**16 for chunk in chunks)
+    assert len(chunks) > 10

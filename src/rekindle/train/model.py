@@ -88,7 +88,10 @@ def save_model(model: Any, folder: Path) -> None:
     with quietly():
         model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
     path = folder / "config.json"
-    config = serving_spelling(json.loads(path.read_text(encoding="utf-8")))
+    written = json.loads(path.read_text(encoding="utf-8"))
+    config = serving_spelling(written)
+    # A null is a choice (no padding row), not a gap for the family's default to fill.
+    config |= {key: None for key in ("pad_token_id", "bos_token_id", "eos_token_id") if written.get(key, 0) is None}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,3 +1,41 @@
-"""Recycle trained checkpoints. Every verb of the command line is a function here; see `rekindle.api`."""
+"""Recycle trained checkpoints. Every verb of the command line is a function here; see `rekindle.api`.
+
+import rekindle
+
+rekindle.upcycle(rekindle.open("dense"), experts=8, top_k=2).save("moe")
+rekindle.verify("moe", against="dense")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rekindle.api import Model, apply, evaluate, init, inspect, open, report, rewrite, run, train, upcycle, verify
+
+__all__ = [
+    "Model",
+    "__version__",
+    "apply",
+    "evaluate",
+    "init",
+    "inspect",
+    "open",
+    "report",
+    "rewrite",
+    "run",
+    "train",
+    "upcycle",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The verbs, loaded when first used: `import rekindle` alone costs nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module 'rekindle' has no attribute {name!r}")
+    from rekindle import api
+
+    return getattr(api, name)

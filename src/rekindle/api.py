@@ -332,11 +332,13 @@ def rewrite(source: Model | str | Path, **options: Any) -> Model:
 # -- train and tell --------------------------------------------------------------------------------------------
 
 
-def init(out: str | Path, options: Resolved[InitConfig], *, overwrite: bool = False) -> Path:
-    """A model from scratch, with a tokenizer trained on its data. Returns `out`."""
+def init(out: str | Path, options: Resolved[InitConfig] | None = None, *, overwrite: bool = False, **given: Any) -> Path:
+    """A model from scratch, with a tokenizer trained on its data. Options: train.config.InitConfig. Returns `out`."""
+    from rekindle.train.config import InitConfig
     from rekindle.train.init import init_model
 
     out = Path(out)
+    options = options or resolve(InitConfig, given)
     typed = command("init", [str(out)], options)
     init_model(out, options.config, command=typed, options=options.options(), overwrite=overwrite)
     _write_recipe(out, {"rekindle": __version__, "steps": [{"init": to_dict(options.config)}]})
@@ -346,45 +348,60 @@ def init(out: str | Path, options: Resolved[InitConfig], *, overwrite: bool = Fa
 def train(
     source: str | Path,
     out: str | Path,
-    options: Resolved[TrainConfig],
+    options: Resolved[TrainConfig] | None = None,
     *,
     overwrite: bool = False,
     resume: bool = False,
+    **given: Any,
 ) -> dict[str, Any]:
-    """Continue a checkpoint's training into `out`. Returns final losses, tokens, FLOPs and speed."""
+    """Continue a checkpoint's training into `out`. Options: train.config.TrainConfig.
+
+    Returns final losses (nats per token, the language model's alone), tokens, FLOPs and speed.
+    """
+    from rekindle.train.config import TrainConfig
     from rekindle.train.loop import train as run
 
-    typed = command("train", [str(source), str(out)], options)
+    options = options or resolve(TrainConfig, given)
     summary = run(
         locate(source),
         Path(out),
         options.config,
-        command=typed,
+        command=command("train", [str(source), str(out)], options),
         options=options.options(),
         source_name=str(source),
         resume=resume,
         overwrite=overwrite,
     )
-    recipe = {"rekindle": __version__, "source": str(source), "steps": [{"train": to_dict(options.config)}]}
-    _write_recipe(Path(out), recipe)
+    if summary:  # of several ranks the main one writes
+        recipe = {"rekindle": __version__, "source": str(source), "steps": [{"train": to_dict(options.config)}]}
+        _write_recipe(Path(out), recipe)
     return summary
 
 
-def evaluate(source: str | Path, options: Resolved[EvaluateConfig]) -> dict[str, Any]:
-    """Loss and perplexity on text, with standard errors."""
+def evaluate(source: str | Path, options: Resolved[EvaluateConfig] | None = None, **given: Any) -> dict[str, Any]:
+    """Loss and perplexity on text, with standard errors. Options: train.config.EvaluateConfig."""
+    from rekindle.train.config import EvaluateConfig
     from rekindle.train.evaluate import evaluate as measure
 
-    return measure(locate(source), options.config)
+    return measure(locate(source), (options or resolve(EvaluateConfig, given)).config)
 
 
 def report(
-    runs: Sequence[Path], out: str | Path, options: Resolved[ReportConfig], *, overwrite: bool = False
+    runs: Sequence[str | Path],
+    out: str | Path,
+    options: Resolved[ReportConfig] | None = None,
+    *,
+    overwrite: bool = False,
+    **given: Any,
 ) -> Report:
-    """Curves, costs and a verdict of several runs in one HTML page."""
+    """Curves, costs and a verdict of several runs in one HTML page. Options: report.config.ReportConfig."""
+    from rekindle.report.config import ReportConfig
     from rekindle.report.page import write_report
 
+    options = options or resolve(ReportConfig, given)
     typed = shlex.join(["rekindle", "report", *map(str, runs), "--out", str(out)])
-    return write_report(runs, Path(out), command=typed, overwrite=overwrite, **to_dict(options.config))
+    folders = [Path(run) for run in runs]
+    return write_report(folders, Path(out), command=typed, overwrite=overwrite, **to_dict(options.config))
 
 
 # -- recipes ---------------------------------------------------------------------------------------------------
@@ -396,19 +413,54 @@ def _write_recipe(out: Path, recipe: dict[str, Any]) -> None:
 
 def load_recipe(path: str | Path) -> tuple[Model, dict[str, Any]]:
     """A recipe's model with all its steps applied, and its save options. Raises with every unknown key."""
+    recipe = _read_recipe(path)
+    model = open(recipe["source"])
+    for verb, options in recipe["steps"]:
+        model = model.then(verb, resolve(method_named(verb).config, {}, options))
+    return model, recipe["save"]
+
+
+def run(path: str | Path, out: str | Path, *, overwrite: bool = False, resume: bool = False, **how: Any) -> Path:
+    """Repeat a recipe into `out`: methods in one pass over the bytes, or one `train`, or one `init`."""
+    recipe = _read_recipe(path)
+    verbs = [verb for verb, _ in recipe["steps"]]
+    if verbs == ["init"]:
+        from rekindle.train.config import InitConfig
+
+        return init(out, resolve(InitConfig, {}, recipe["steps"][0][1]), overwrite=overwrite)
+    if verbs == ["train"]:
+        from rekindle.train.config import TrainConfig
+
+        options = resolve(TrainConfig, {}, recipe["steps"][0][1])
+        train(recipe["source"], out, options, overwrite=overwrite, resume=resume)
+        return Path(out)
+    model, save_options = load_recipe(path)
+    return model.save(out, overwrite=overwrite, resume=resume, **how, **save_options)
+
+
+def is_training(path: str | Path) -> bool:
+    """Whether a recipe is one of `init` or `train`, which have no plan to price."""
+    return [verb for verb, _ in _read_recipe(path)["steps"]][0] in ("init", "train")
+
+
+def _read_recipe(path: str | Path) -> dict[str, Any]:
+    """{"source", "steps": [(verb, options)], "save"} of a recipe file, checked."""
     recipe = read_yaml(path)
     known = {"rekindle": None, "source": None, "steps": None, "save": None}
     problems = [unknown_key(key, known) for key in recipe if key not in known]
     steps = recipe.get("steps")
-    if not (isinstance(steps, list) and all(isinstance(s, dict) and len(s) == 1 for s in steps)):
+    if not (isinstance(steps, list) and steps and all(isinstance(s, dict) and len(s) == 1 for s in steps)):
         steps = []
         problems.append(RekindleError("steps must be a list of `verb: options`.", where=path))
-    if not isinstance(recipe.get("source"), str):
+    pairs = [(verb, options or {}) for step in steps for verb, options in step.items()]
+    for verb, options in pairs:
+        if not isinstance(options, dict):
+            problems.append(RekindleError(f"The options of {verb} must be keys and values.", where=path))
+        if verb in ("init", "train") and len(pairs) > 1:
+            why = "methods are planned together and written in one pass; training needs their result on disk"
+            problems.append(RekindleError(f"{verb} cannot be one of several steps.", where=path, why=why))
+    if not isinstance(recipe.get("source"), str) and [verb for verb, _ in pairs] != ["init"]:
         problems.append(RekindleError("The recipe names no source.", where=path, hint="source: SRC"))
     if problems:
         raise together(problems)
-    model = open(recipe["source"])
-    for step in steps:
-        ((verb, options),) = step.items()
-        model = model.then(verb, resolve(method_named(verb).config, {}, options or {}))
-    return model, recipe.get("save") or {}
+    return {"source": recipe.get("source"), "steps": pairs, "save": recipe.get("save") or {}}

@@ -16,6 +16,7 @@ from rekindle.apply.save import Job, SaveConfig, default_workers
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, nbytes, result, say, table
 from rekindle.config import Resolved, dump_yaml, resolve
+from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, Method
 
 SHOWN = 4  # tensors named one by one in a dry run
@@ -79,6 +80,13 @@ def run(recipe: str, out: str, **given: Any) -> None:
     rekindle run OUT/rekindle.yaml AGAIN
     rekindle run recipe.yaml OUT --dry-run
     """
+    if api.is_training(recipe):
+        if given["dry_run"]:
+            raise RekindleError("A recipe that trains has no dry run.", where=recipe)
+        path = api.run(recipe, out, overwrite=given["overwrite"], resume=given["resume"])
+        result({"out": str(path)}, str(path), given["format_"])
+        return
+    gc.disable()
     model, save_options = api.load_recipe(recipe)
     save = resolve(SaveConfig, {}, save_options)
     echo(f"rekindle run: {recipe} -> {out}", *(step.options for step in model.steps), save)

@@ -1,4 +1,4 @@
-"""init, train, evaluate, report, demo."""
+"""init, train, evaluate, report."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def train(
     """Continue the training of a checkpoint.
 
     \b
-    rekindle train CKPT OUT --tokens 1M --seq-len 128 --batch-tokens 4096
-    rekindle train CKPT OUT --tokens 50M --data corpus/ --schedule cosine --lr 3e-4
+    rekindle train CKPT OUT --tokens 100k --seq-len 128 --batch-tokens 4096
+    rekindle train CKPT OUT --tokens 50k --data corpus/ --schedule cosine --lr 3e-4
     """
     options = resolved(TrainConfig, given, config_file)
     echo(f"rekindle train: {ckpt} -> {out}", options)
@@ -105,7 +105,7 @@ def report(runs: tuple[str, ...], out: str, overwrite: bool, format_: str, debug
     """Curves, costs and a verdict of several runs: one HTML page, with PNG, SVG and CSV of every figure.
 
     \b
-    rekindle report RUN RUN --out report
+    rekindle report RUN --out OUT
     """
     options = resolved(ReportConfig, given)
     made = api.report([Path(run) for run in runs], out, options, overwrite=overwrite)

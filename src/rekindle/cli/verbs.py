@@ -26,8 +26,16 @@ GROUPS = {
         "evaluate": "Loss and perplexity with a standard error.",
     },
     "tell": {"report": "Curves, costs and a verdict of several runs: one HTML page."},
+    "try": {"demo": "All of it on a small model, in minutes."},
 }
-MODULES = {"look": "look", "recycle": "recycle", "check": "look", "train": "training", "tell": "training"}
+MODULES = {
+    "look": "look",
+    "recycle": "recycle",
+    "check": "look",
+    "train": "training",
+    "tell": "training",
+    "try": "demo",
+}
 
 
 class Verbs(click.Group):

@@ -1,0 +1,1 @@
+"""The papers' claims, reproduced small on data everyone has."""

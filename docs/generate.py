@@ -1,0 +1,34 @@
+"""Write docs/cli.md: the help of every verb. `make docs` runs it; a test compares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from click.testing import CliRunner
+
+from rekindle.cli.verbs import GROUPS, rekindle
+
+PAGE = Path(__file__).parent / "cli.md"
+
+
+def page() -> str:
+    parts = ["# The command line\n\nWritten by `make docs`. Results go to stdout, all else to stderr; exit codes: 0 done,"]
+    parts[0] += " 1 a check failed,\n2 the request was wrong, 130 interrupted. `SRC` is a folder, `org/model[@revision]`"
+    parts[0] += " or `hf://org/model`.\n"
+    for group, verbs in GROUPS.items():
+        parts.append(f"## {group}\n")
+        for verb in verbs:
+            parts.append(f"### rekindle {verb}\n\n```text\n{_help(verb)}\n```\n")
+    return "\n".join(parts)
+
+
+def _help(verb: str) -> str:
+    shown = CliRunner().invoke(rekindle, [verb, "--help"], prog_name="rekindle", terminal_width=100)
+    if shown.exit_code:
+        raise click.ClickException(shown.output)
+    return "\n".join(line.rstrip() for line in shown.output.rstrip().splitlines())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

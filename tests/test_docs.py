@@ -1,0 +1,113 @@
+"""Documentation is code: every verb has help and a page, every example in help, README and docs runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from rekindle import api
+from rekindle.cli.verbs import GROUPS, rekindle
+from rekindle.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+VERBS = [verb for verbs in GROUPS.values() for verb in verbs]
+SHOWN = ("demo",)  # runs for minutes: tests/lab runs it at a smaller scale
+
+
+def examples(text: str) -> list[str]:
+    """Lines of shell blocks that call rekindle."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("rekindle ")]
+
+
+def help_of(verb: str) -> str:
+    shown = CliRunner().invoke(rekindle, [verb, "--help"], prog_name="rekindle", terminal_width=200)
+    assert shown.exit_code == 0, shown.output
+    return shown.output
+
+
+def help_examples(verb: str) -> list[str]:
+    return [line.strip() for line in help_of(verb).splitlines() if re.match(r"\s+rekindle ", line)]
+
+
+EXAMPLES = [(f"{verb} --help", line) for verb in VERBS for line in help_examples(verb)]
+EXAMPLES += [(str(page.relative_to(ROOT)), line) for page in PAGES for line in examples(page.read_text())]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_an_example(verb):
+    text = help_of(verb)
+    assert len(text.split("\n\n")) >= 2
+    assert verb == "env" or help_examples(verb), f"rekindle {verb} --help shows no example"
+
+
+def test_every_verb_and_method_is_in_the_docs():
+    reference = (ROOT / "docs" / "cli.md").read_text()
+    for verb in VERBS:
+        assert f"### rekindle {verb}\n" in reference
+    for verb in METHODS:
+        assert (ROOT / "docs" / "methods" / f"{verb}.md").exists()
+
+
+def test_reference_is_what_help_says():
+    sys.path.insert(0, str(ROOT / "docs"))
+    import generate
+
+    assert generate.PAGE.read_text() == generate.page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with what examples speak of: SRC, CKPT, RUN, corpus/, corpus.jsonl, recipe.yaml."""
+    desk = tmp_path_factory.mktemp("desk")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(desk)
+        (desk / "corpus").mkdir()
+        text = "\n".join(f"Line {n} of the corpus says that {n} squared is {n * n}." for n in range(4000))
+        for i in range(40):
+            (desk / "corpus" / f"{i}.txt").write_text(text[i * 4000 : (i + 1) * 4000])
+        (desk / "corpus.jsonl").write_text("".join(f'{{"text": "document {i} {text[i * 900 : (i + 1) * 900]!r}"}}\n' for i in range(150)).replace("'", ""))
+        api.init("CKPT", hidden=32, layers=2, heads=4, ffn=64, tokenizer="bpe:512", data="corpus")
+        api.rewrite("CKPT").save("SRC", checksum=True)
+        api.train("CKPT", "RUN", data="corpus", tokens="4k", seq_len=64, batch_tokens=1024, eval_tokens="2k")
+        (desk / "recipe.yaml").write_text("source: SRC\nsteps:\n- upcycle: {experts: 4}\n")
+        yield desk
+
+
+@pytest.mark.slow
+def test_every_example_runs(desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    assert len(EXAMPLES) > 15
+    for where, line in EXAMPLES:
+        words = shlex.split(line, comments=True)[1:]
+        if words[0] in SHOWN:
+            continue
+        _prepare(desk, words)
+        ran = CliRunner().invoke(rekindle, words, prog_name="rekindle", catch_exceptions=True)
+        assert ran.exit_code == 0, f"{where}: {line}\n{ran.output}\n{ran.exception!r}"
+
+
+def _prepare(desk: Path, words: list[str]) -> None:
+    """OUT is new for a verb that writes it, and made from SRC for one that reads it."""
+    reads = words[0] in ("verify", "inspect") or any(word.startswith("OUT/") for word in words)
+    for name in ("OUT", "AGAIN"):
+        if name in words or f"{name}/rekindle.yaml" in words:
+            if not (reads and name == "OUT"):
+                shutil.rmtree(desk / name, ignore_errors=True)
+            elif not (desk / name / "config.json").exists():
+                shutil.rmtree(desk / name, ignore_errors=True)
+                api.upcycle("SRC", experts=4).save(name)

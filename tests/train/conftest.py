@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from train_helpers import defaults, write_corpus
 
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tokens are cached here, not in the user's cache; one thread, so that two tests at once stay quick."""

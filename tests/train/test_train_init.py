@@ -44,7 +44,6 @@ def test_each_family_loads_tokenises_and_trains(family: str, small: Callable[...
     assert opened.config.get("use_sliding_window") or opened.config.get("sliding_window") is None
 
 
-
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, corpus: Path):
     def made(name: str, seed: int) -> dict[str, bytes]:
         config = InitConfig(family="mixtral", experts=4, data=str(corpus), seed=seed, **SIZES)  # type: ignore[arg-type]

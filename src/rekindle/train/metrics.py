@@ -25,6 +25,7 @@ class Metrics:
             if self._file.tell() < position:
                 raise RekindleError("The metrics of the interrupted run are incomplete.", where=path)
             self._file.truncate(position)
+            self._file.seek(position)  # appending knows where the end is, but `position` would not
 
     def write(self, kind: str, **row: Any) -> None:
         self._file.write(json.dumps({"kind": kind, **row}).encode() + b"\n")

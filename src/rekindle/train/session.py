@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Session:
                     self._save(step, boundary)
                 if step % self.plan.eval_interval == 0:
                     self._evaluate(step)
-                if self._step(step, boundary, interrupts.wanted):
+                if self._step(step, boundary, lambda: interrupts.wanted):
                     self._save(step + 1, self.metrics.position)
                     raise KeyboardInterrupt(f"Stopped after step {step + 1} of {self.plan.steps}; --resume continues.")
             self._evaluate(self.plan.steps)
@@ -91,11 +91,11 @@ class Session:
             if self.config.trackers:
                 self.accelerator.end_training()
 
-    def _step(self, step: int, boundary: int, stop: bool) -> bool:
+    def _step(self, step: int, boundary: int, wanted_to_stop: Callable[[], bool]) -> bool:
         """One step and its row; True when some rank was asked to stop."""
         began = time.perf_counter()
         try:
-            stats = self.stepper(step, stop)
+            stats = self.stepper(step, wanted_to_stop)
         except Diverged as error:
             raise self._diverged(step, boundary, error) from None
         speed = self.plan.batch_tokens / (time.perf_counter() - began)

@@ -6,6 +6,7 @@ b sequences of this rank   T tokens per sequence
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,7 +54,7 @@ class Stepper:
         self._sparse = expert_grid(self.model) is not None
         self._top_k = getattr(self.model.config, "num_experts_per_tok", 0)
 
-    def __call__(self, step: int, stop: bool = False) -> Stats:
+    def __call__(self, step: int, wanted_to_stop: Callable[[], bool] = lambda: False) -> Stats:
         """Do step `step`, a function of the weights, the moments and the step alone. Raises Diverged."""
         self._seed(step)
         for group in self.optimizer.param_groups:
@@ -68,7 +69,7 @@ class Stepper:
                 self.accelerator.backward(losses[0] + self.config.aux_loss * losses[1] + self.config.z_loss * losses[2])
             totals += losses.detach()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip or math.inf)
-        flags = torch.stack([norm, torch.tensor(float(stop), device=norm.device)])
+        flags = torch.stack([norm, torch.tensor(float(wanted_to_stop()), device=norm.device)])
         # One transfer from the device per step; before the update, so that a NaN never reaches the weights.
         loss, aux, z, grad_norm, stopped = self.accelerator.reduce(torch.cat([totals, flags]), "mean").tolist()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):

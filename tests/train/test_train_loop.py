@@ -1,0 +1,385 @@
+"""Runs: what they compute, what they leave, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_helpers import curve, defaults, rows, write_corpus
+
+from rekindle.errors import CheckFailed, RekindleError
+from rekindle.store.folder import open_folder
+from rekindle.store.manifest import read_manifest
+from rekindle.train import step as step_module
+from rekindle.train.losses import cross_entropy
+from rekindle.train.model import load_model, load_tokenizer
+from rekindle.train.optimizer import load_optimizer, make_optimizer, read_description
+from rekindle.train.state import work_folder
+from rekindle.train.tokens import open_corpus
+
+Run = Callable[..., tuple[Path, dict]]
+Small = Callable[..., Path]
+
+
+def test_what_a_run_leaves(small: Small, run: Run):
+    src = small("mixtral", dtype="bfloat16")
+    out, summary = run(src, tokens=12 * 256 + 100)
+    assert {path.name for path in out.iterdir()} == {
+        "config.json", "generation_config.json", "metrics.jsonl", "model.safetensors", "optimizer",
+        "rekindle.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    before, after = open_folder(src), open_folder(out)
+    layout = lambda folder: {n: (t.dtype, t.shape) for n, t in folder.tensors.items()}  # noqa: E731
+    assert layout(before) == layout(after)
+    assert after.config == before.config
+    assert (summary["tokens"], summary["steps"]) == (12 * 256, 12)
+    manifest = read_manifest(out)
+    assert manifest is not None
+    assert [record.verb for record in manifest.lineage] == ["init", "train"]
+    record = manifest.lineage[-1]
+    assert (record.tokens, record.flops) == (summary["tokens"], summary["flops"])
+    assert (record.source, record.source_fingerprint) == (str(src), before.fingerprint)
+    assert "validation loss" in record.summary
+    assert not work_folder(out).exists()
+    assert load_tokenizer(out).get_vocab() == load_tokenizer(src).get_vocab()
+
+
+def test_metrics(small: Small, run: Run):
+    out, summary = run(small("mixtral"))
+    (described,) = rows(out, "run")
+    steps, evals = rows(out, "step"), rows(out, "eval")
+    assert (described["model_type"], described["tokens_planned"], described["device"]) == ("mixtral", 3072, "cpu")
+    assert [row["tokens"] for row in steps] == [256 * n for n in range(1, 13)]
+    assert [row["tokens"] for row in evals] == [0, 1024, 2048, 3072]
+    assert steps[-1]["flops"] == evals[-1]["flops"] == summary["flops"]
+    assert all(row["tokens_per_s"] > 0 and row["peak_memory"] > 10**6 for row in steps)
+    assert all(0.9 < row["aux_loss"] < 4 and row["z_loss"] >= 0 and row["grad_norm"] > 0 for row in steps)
+    last = evals[-1]
+    assert [len(layer) for layer in last["expert_load"]] == [4, 4]
+    assert [sum(layer) for layer in last["expert_load"]] == pytest.approx([1, 1], abs=1e-5)
+    assert all(0 <= x <= 1 for x in last["expert_entropy"])
+    assert len(last["dead_experts"]) == 2
+    assert summary["val_loss"] == last["val_loss"] < summary["val_loss_before"] == evals[0]["val_loss"]
+
+
+def test_a_dense_model_has_no_router_numbers(small: Small, run: Run):
+    out, _ = run(small(), tokens=256)
+    assert (rows(out, "step")[0]["aux_loss"], rows(out, "step")[0]["z_loss"]) == (None, None)
+    assert rows(out, "eval")[0]["expert_load"] is None
+
+
+def test_the_reported_loss_is_the_language_models_alone(small: Small, run: Run, corpus: Path):
+    src = small("mixtral")
+    out, _ = run(src, tokens=512, aux_loss=50.0, z_loss=50.0)
+    batch = torch.from_numpy(open_corpus(str(corpus), load_tokenizer(src)).batch(0, 8, 32, seed=0))
+    model = load_model(src)
+    with torch.no_grad():
+        expected = cross_entropy(model(input_ids=batch[:, :-1]).logits, batch[:, 1:]).item()
+    first = rows(out, "step")[0]
+    assert first["loss"] == pytest.approx(expected, rel=1e-6)
+    assert first["aux_loss"] > 0.9  # and yet they were trained on
+    plain, _ = run(src, "plain", tokens=512, aux_loss=0.0, z_loss=0.0)
+    assert rows(plain, "step")[0]["grad_norm"] < first["grad_norm"] / 2
+    assert rows(plain, "eval")[0] == rows(out, "eval")[0]
+
+
+def test_the_update_is_adamw_by_hand(small: Small, run: Run, corpus: Path):
+    src = small()
+    out, _ = run(src, tokens=512, schedule="constant", warmup=0.0, clip=0.5)
+    made = open_corpus(str(corpus), load_tokenizer(src))
+    model = load_model(src)
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), fused=False, foreach=False)
+    for n in range(2):
+        batch = torch.from_numpy(made.batch(8 * n, 8, 32, seed=0))
+        cross_entropy(model(input_ids=batch[:, :-1]).logits, batch[:, 1:]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+    for mine, theirs in zip(load_model(out).parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_accumulated_small_batches_are_the_large_batch(small: Small, run: Run, family: str, micro_batch: int):
+    whole, _ = run(small(family), "whole", aux_loss=0.0)
+    parts, _ = run(small(family), "parts", aux_loss=0.0, micro_batch=micro_batch)
+    for a, b in zip(rows(whole, "step"), rows(parts, "step"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+    assert rows(whole, "step")[0]["grad_norm"] == pytest.approx(rows(parts, "step")[0]["grad_norm"], rel=1e-5)
+
+
+def test_checkpointing_changes_no_number(small: Small, run: Run):
+    plain, _ = run(small("mixtral"), "plain")
+    checkpointed, _ = run(small("mixtral"), "checkpointed", gradient_checkpointing=True)
+    for a, b in zip(curve(plain), curve(checkpointed), strict=True):
+        assert a.get("loss", 0) == pytest.approx(b.get("loss", 0), rel=1e-5)
+        assert a.get("aux_loss", 0) == pytest.approx(b.get("aux_loss", 0), rel=1e-5)
+
+
+def test_bf16_arithmetic_is_close_and_reaches_the_experts(small: Small, run: Run, monkeypatch: pytest.MonkeyPatch):
+    seen = set()
+    grouped_mm = torch.nn.functional.grouped_mm
+
+    def spy(a: torch.Tensor, b: torch.Tensor, **kw: Any) -> torch.Tensor:
+        seen.add((a.dtype, b.dtype))
+        return grouped_mm(a, b, **kw)
+
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", spy)
+    exact, _ = run(small("mixtral"), "exact", precision="fp32")
+    assert seen == {(torch.float32, torch.float32)}
+    seen.clear()
+    rough, _ = run(small("mixtral"), "rough", precision="bf16")
+    assert seen == {(torch.bfloat16, torch.bfloat16)}
+    ends = [rows(out, "eval")[-1]["val_loss"] for out in (exact, rough)]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-2)
+    assert {t.dtype for t in open_folder(rough).tensors.values()} == {"F32"}
+
+
+def test_the_same_run_twice_is_the_same(small: Small, run: Run):
+    """On two threads, with three experts per token, where the order of additions would show."""
+    torch.set_num_threads(2)
+    try:
+        runs = [run(small("qwen3_moe", top_k=3, hidden=128), name)[0] for name in ("a", "b")]
+    finally:
+        torch.set_num_threads(1)
+    assert curve(runs[0]) == curve(runs[1])
+    assert (runs[0] / "model.safetensors").read_bytes() == (runs[1] / "model.safetensors").read_bytes()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_another_pass_over_the_text_is_said(small: Small, run: Run, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO, logger="rekindle"):
+        out, summary = run(small(), tokens=40_000, batch_tokens=2048, lr=1e-3)
+    assert summary["epochs"] > 1
+    assert "passes over the training text" in caplog.text
+
+
+def test_learning_rates_are_those_of_the_schedule(small: Small, run: Run):
+    out, _ = run(small(), schedule="wsd", warmup=0.25, decay=0.25, lr=1e-3)
+    rates = [row["lr"] / 1e-3 for row in rows(out, "step")]
+    assert rates == pytest.approx([1 / 6, 3 / 6, 5 / 6, *[1] * 6, 5 / 6, 3 / 6, 1 / 6])
+
+
+def test_continuing_a_schedule_and_its_optimizer_is_one_long_run(small: Small, run: Run, tmp_path: Path):
+    """At the level of rates and moments: the data starts over, as the run is a new one."""
+    first, _ = run(small(), "first", schedule="inverse-sqrt", warmup=0.25)
+    saved = read_description(first / "optimizer")
+    assert saved["schedule"]["start"] == 12 * 256
+    state = str(first / "optimizer")
+    second, _ = run(first, "second", schedule="continue", optimizer_state=state, warmup=0.0)
+    rate = lambda step: 1e-2 * math.sqrt(3 / (step + 0.5))  # noqa: E731
+    assert [row["lr"] for row in rows(second, "step")] == pytest.approx([rate(step) for step in range(12, 24)])
+    assert set(read_description(second / "optimizer")["steps"].values()) == {24}
+    assert read_description(second / "optimizer")["schedule"]["start"] == 24 * 256
+    without, _ = run(first, "without", schedule="continue")  # found beside the weights; fresh moments
+    assert set(read_description(without / "optimizer")["steps"].values()) == {12}
+    with pytest.raises(RekindleError, match="no schedule to continue"):
+        run(small(), "third", schedule="continue")
+
+
+def test_a_saved_optimizer_fits_the_saved_model(small: Small, run: Run):
+    out, _ = run(small("qwen3_moe"), tokens=512)
+    model = load_model(out)
+    optimizer = make_optimizer(model, 0.1, 0.95)
+    load_optimizer(model, optimizer, open_folder(out).config, out / "optimizer")
+    assert {int(state["step"]) for state in optimizer.state.values()} == {2}
+
+
+def test_a_loss_that_is_no_number_stops_the_run(small: Small, run: Run, monkeypatch: pytest.MonkeyPatch):
+    reference, _ = run(small(), "reference")
+    real = step_module.cross_entropy
+    calls = 0
+
+    def sick(*args: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return real(*args) * (float("nan") if calls == 7 else 1.0)
+
+    monkeypatch.setattr(step_module, "cross_entropy", sick)
+    with pytest.raises(CheckFailed) as caught:
+        run(small(), "out")
+    assert "diverged in step 7 of 12: loss nan" in str(caught.value)
+    assert "--resume (from step 6) with a lower --lr (now 0.01)" in str(caught.value)
+    out, _ = run(small(), "out", resume=True)  # the sickness was the test's own, so the curve is the healthy one
+    assert curve(out) == curve(reference)
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_anything_is_saved(
+    small: Small, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+    with pytest.raises(CheckFailed, match="step 1 of 12: loss .*, gradient norm inf"):
+        run(small())
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_of_memory_says_what_to_lower(small: Small, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+    ):
+
+        def fail(*_: Any, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(step_module, "forward", fail)
+        with pytest.raises(RekindleError, match="Out of memory") as caught:
+            run(small())
+        assert "--micro-batch" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_resume_continues(
+    small: Small, run: Run, monkeypatch: pytest.MonkeyPatch, number: int, tmp_path: Path
+):
+    reference, _ = run(small("mixtral"), "reference")
+    real, calls = step_module.cross_entropy, 0
+
+    def interrupted(*args: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            os.kill(os.getpid(), number)
+        return real(*args)
+
+    monkeypatch.setattr(step_module, "cross_entropy", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="after step 6 of 12; --resume"):
+        run(small("mixtral"), "out")
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    with pytest.raises(RekindleError, match="unfinished run .* stopped after step 6"):
+        run(small("mixtral"), "out")
+    with pytest.raises(RekindleError, match="another one: seed was 0, is 1"):
+        run(small("mixtral"), "out", resume=True, seed=1)
+    out, _ = run(small("mixtral"), "out", resume=True)
+    assert curve(out) == curve(reference)
+    assert (out / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "reference"}
+
+
+def test_a_run_outside_the_main_thread(small: Small, run: Run):
+    """Signals reach only the main thread; elsewhere a run goes without them."""
+    found: list[dict] = []
+    thread = threading.Thread(target=lambda: found.append(run(small(), tokens=256)[1]))
+    thread.start()
+    thread.join()
+    assert found[0]["steps"] == 1
+
+
+def test_overwrite(small: Small, run: Run):
+    out, _ = run(small(), tokens=256)
+    with pytest.raises(RekindleError, match="exists and is not empty"):
+        run(small(), tokens=256)
+    run(small(), tokens=512, overwrite=True)
+    assert len(rows(out, "step")) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tokens": 100}, "tokens is 100, less than one batch of 256"),
+        ({"batch_tokens": 250}, "not a multiple of the 32 tokens of a sequence"),
+        ({"seq_len": 128, "batch_tokens": 256}, "the model's context is 64"),
+        ({"lr": 0.0}, "lr is 0.0, but it must be positive"),
+        ({"lr": -1.0, "clip": -1.0}, "2 problems"),
+        ({"beta2": 1.0}, r"beta2 is 1.0"),
+        ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"data": "./nothing.txt"}, "no such file"),
+        ({"trackers": ("guesswork",)}, "no tracker 'guesswork'"),
+        ({"optimizer_state": "/nowhere"}, "holds no optimizer state"),
+    ],
+)
+def test_refused(small: Small, run: Run, tmp_path: Path, changes: dict, said: str):
+    with pytest.raises(RekindleError, match=said):
+        run(small(), **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_that_is_too_short_for_a_sequence(small: Small, run: Run, tmp_path: Path):
+    (tmp_path / "short.jsonl").write_text('{"text": "a b"}\n{"text": "c d"}\n')
+    with pytest.raises(RekindleError, match="too short for one sequence of 32"):
+        run(small(), data=str(tmp_path / "short.jsonl"))
+
+
+def copied(src: Path, to: Path, **config: Any) -> Path:
+    import shutil
+
+    shutil.copytree(src, to)
+    path = to / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return to
+
+
+def test_a_tokenizer_of_another_model(small: Small, run: Run, tmp_path: Path, corpus: Path):
+    from rekindle.train.config import InitConfig
+    from rekindle.train.init import init_model
+
+    config = InitConfig(hidden=16, layers=1, heads=2, tokenizer="bpe:260", data=str(corpus))
+    init_model(tmp_path / "narrow", config, command="", options={})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "narrow" / name).write_bytes((small() / name).read_bytes())
+    with pytest.raises(RekindleError, match="ids go up to 299, but the model's vocabulary ends at 259"):
+        run(tmp_path / "narrow")
+
+
+def test_a_token_out_of_range(small: Small, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A cache that some other program touched."""
+    monkeypatch.setenv("REKINDLE_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "data.jsonl"
+    write_corpus(data)
+    run(small(), data=str(data), tokens=256)
+    (meta,) = (tmp_path / "cache" / "tokens").glob("*/meta.json")
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"largest_id": 300}))
+    with pytest.raises(RekindleError, match="token 300, but the model's vocabulary ends at 299"):
+        run(small(), "other", data=str(data), tokens=256)
+
+
+def test_broken_sources(small: Small, run: Run, tmp_path: Path):
+    with pytest.raises(RekindleError, match="does not exist"):
+        run(tmp_path / "missing")
+    with pytest.raises(RekindleError, match="'gpt2' is not known"):
+        run(copied(small(), tmp_path / "unknown", model_type="gpt2"))
+    with pytest.raises(RekindleError, match="do not fit the config|cannot load"):
+        run(copied(small(), tmp_path / "deeper", num_hidden_layers=3))
+    bare = copied(small(), tmp_path / "bare")
+    for path in bare.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(RekindleError, match="No tokenizer can be loaded"):
+        run(bare)
+
+
+def test_trackers_hear_every_row(small: Small, run: Run, monkeypatch: pytest.MonkeyPatch):
+    import accelerate
+
+    heard: list[tuple[dict, int]] = []
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("rekindle.train.prepare.make_accelerator", lambda *_, **__: accelerate.Accelerator())
+    monkeypatch.setattr(accelerate.Accelerator, "init_trackers", lambda *_: None)
+    monkeypatch.setattr(accelerate.Accelerator, "log", lambda _, values, step: heard.append((values, step)))
+    run(small(), tokens=512, trackers=("tensorboard",))
+    assert [step for _, step in heard] == [0, 1, 2, 2]
+    assert {"loss", "lr", "tokens_per_s"} <= heard[1][0].keys()
+
+
+def test_defaults_train_in_a_real_config(corpus: Path):
+    from rekindle.config import resolve
+    from rekindle.train.config import TrainConfig
+
+    config = resolve(TrainConfig, {"tokens": "50M", "trackers": "tensorboard,wandb"}).config
+    assert (config.tokens, config.trackers) == (50_000_000, ("tensorboard", "wandb"))
+    assert defaults(corpus).keys() <= set(vars(config))

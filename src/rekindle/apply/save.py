@@ -11,7 +11,7 @@ from typing import Any
 
 from rekindle.apply.optimizer import OptimizerState, recycle, write_info
 from rekindle.apply.shards import cut, write_index
-from rekindle.apply.write import JOURNAL, WINDOW, Progress, Written, write_shards
+from rekindle.apply.write import JOURNAL, WINDOW, Progress, Written, finished, write_shards
 from rekindle.config import Size, option
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
@@ -63,7 +63,10 @@ def default_workers() -> int:
 
 def write(job: Job, folder: Path, *, workers: int, resume: bool, progress: Progress) -> dict[str, Written]:
     """Write everything but the manifest and the card into `folder`. Returns what became of each weight file."""
-    digest = f"{job.plan.digest()}/{job.config}"
+    digest = f"{job.plan.digest()}/{job.config}/{_sources(job)}"
+    if not (resume and finished(folder, digest)):
+        for stale in folder.iterdir():
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     how = {"checksum": job.config.checksum, "workers": workers, "resume": resume, "progress": progress}
     shards = cut(job.plan.tensors, job.config.max_shard_size)
     written = write_shards(shards, folder, digest=digest, **how)
@@ -82,3 +85,10 @@ def write(job: Job, folder: Path, *, workers: int, resume: bool, progress: Progr
         shutil.copyfile(path, folder / path.name)
     (folder / JOURNAL).unlink(missing_ok=True)
     return written
+
+
+def _sources(job: Job) -> list[tuple[str, int, int]]:
+    """The files that the plan reads, by path, size and time of change: others must not finish what these began."""
+    exprs = (*job.plan.distinct.values(), *job.moments.values())
+    paths = sorted({leaf.stored.path for expr in exprs for leaf in expr.leaves()})
+    return [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]

@@ -52,10 +52,7 @@ def write_shards(
     progress: Progress,
 ) -> dict[str, Written]:
     """Write all shards into `folder`, finished ones first looked up in its journal. Returns {file: Written}."""
-    done = _finished(folder, digest) if resume else {}
-    if not done:
-        for stale in folder.glob("*.safetensors*"):
-            stale.unlink()
+    done = finished(folder, digest) if resume else {}
     for written in done.values():
         progress(written.bytes)
     todo = [shard for shard in shards if shard.file not in done]
@@ -66,12 +63,13 @@ def write_shards(
         try:
             pending = set(jobs)
             while pending:
-                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-                for job in finished:
+                ended, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+                for job in ended:
                     done[jobs[job].file] = job.result()
                     _note(folder, digest, done)
         except BaseException:
             stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
     return {shard.file: done[shard.file] for shard in shards}
 
@@ -172,7 +170,7 @@ def _note(folder: Path, digest: str, done: dict[str, Written]) -> None:
     os.replace(temporary, folder / JOURNAL)
 
 
-def _finished(folder: Path, digest: str) -> dict[str, Written]:
+def finished(folder: Path, digest: str) -> dict[str, Written]:
     """Shards of the same plan that an earlier attempt finished; {} where there is nothing to resume."""
     try:
         state = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ import os
 import threading
 from types import TracebackType
 
+from rekindle.errors import RekindleError
 from rekindle.store.header import broken
 
 COPY_STEP = 1 << 26  # bytes handed to the kernel at once, so that Ctrl-C is heard
@@ -30,7 +31,10 @@ class Files:
     def fd(self, path: str) -> int:
         with self._lock:
             if path not in self._open:
-                self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise RekindleError(f"The file cannot be read: {error.strerror}.", where=path) from None
             return self._open[path]
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
@@ -61,7 +65,8 @@ _DECLINED = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EP
 def _copy_once(source: int, out: int, nbytes: int, offset: int, at: int) -> int:
     if hasattr(os, "copy_file_range"):
         try:
-            return os.copy_file_range(source, out, nbytes, offset, at)
+            if moved := os.copy_file_range(source, out, nbytes, offset, at):
+                return moved  # 0 is the end of the file, or a file system that makes its content up
         except OSError as error:
             if error.errno not in _DECLINED:
                 raise

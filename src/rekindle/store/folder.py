@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -50,9 +51,12 @@ class Folder:
 def open_folder(path: str | Path) -> Folder:
     """Read a folder's config and headers. Raises RekindleError where it is no checkpoint, or a broken one."""
     path = Path(path)
-    if not path.is_dir():
-        what = "is a file, not a checkpoint folder" if path.exists() else "does not exist"
-        raise RekindleError(f"{path} {what}.", hint=_similar_folder(path))
+    try:
+        if not path.is_dir():
+            what = "is a file, not a checkpoint folder" if path.exists() else "does not exist"
+            raise RekindleError(f"{path} {what}.", hint=_similar_folder(path))
+    except OSError as error:
+        raise RekindleError(f"The folder cannot be read: {error.strerror}.", where=path) from None
     config = read_json(path / "config.json", missing=f"{path} is not a checkpoint: it has no config.json.")
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     notice = None
@@ -109,7 +113,7 @@ def _read_shards(path: Path, index_path: Path) -> dict[str, Stored]:
     weight_map = shard_names(index_path)
     headers: dict[str, dict[str, Stored]] = {}
     for file in sorted(set(weight_map.values())):
-        if not (path / file).exists():
+        if not os.path.exists(path / file):
             raise RekindleError(
                 f"The shard {file} is missing.", where=path / file, hint="download or copy the folder again"
             )

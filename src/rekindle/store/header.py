@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,8 @@ def read_header(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:
     except OSError as error:
         raise RekindleError(f"The file cannot be read: {error.strerror}.", where=path) from None
     header = _parse_json(path, text)
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise broken(path, "its __metadata__ is not text to text")
     return _places(str(path), header, start=8 + length, end=size), metadata
@@ -64,10 +66,15 @@ def _parse_json(path: object, text: bytes) -> dict[str, Any]:
         return result
 
     try:
-        # safetensors headers begin with "{"; Python would also take a BOM, white space and NaN
+        # safetensors headers begin with "{"; Python would also take a BOM, white space, NaN, -0 and half a surrogate
         if text[:1] != b"{":
             raise ValueError("it does not begin with {")
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=_no_constant)
+        whole = _whole if b"-" in text else None
+        header = json.loads(
+            text.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=_no_constant, parse_int=whole
+        )
+        if b"\\u" in text:
+            json.dumps(header, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise broken(path, f"its header is not JSON ({error})") from None
     return header
@@ -75,6 +82,12 @@ def _parse_json(path: object, text: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _whole(digits: str) -> int:
+    if digits[0] == "-":
+        raise ValueError(f"{digits} is negative")
+    return int(digits)
 
 
 def _places(path: str, header: dict[str, Any], start: int, end: int) -> dict[str, Stored]:
@@ -97,6 +110,8 @@ def _place(path: str, name: str, entry: Any, start: int) -> Stored:
         dtype, shape, (begin, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise broken(path, f"the entry of {name!r} lacks dtype, shape or data_offsets") from None
+    if len(entry) != 3:
+        raise broken(path, f"the entry of {name!r} has more than dtype, shape and data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
         raise broken(path, f"{name!r} has the unknown dtype {dtype!r}")
     if type(shape) is not list:
@@ -104,6 +119,8 @@ def _place(path: str, name: str, entry: Any, start: int) -> Stored:
     for n in (*shape, begin, stop):
         if type(n) is not int or not 0 <= n < 2**63:
             raise broken(path, f"{name!r} has {n!r} in its shape or offsets")
+    if 0 in shape and prod(n for n in shape if n) >= 2**63:
+        raise broken(path, f"{name!r} {shape} is empty, but its other axes are beyond counting")
     try:
         expected = nbytes(dtype, tuple(shape))
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def locate(source: str | Path) -> Path:
     """The local folder of `source`: a path, `org/model`, `org/model@revision` or `hf://org/model`."""
     text = str(source)
     remote = text.removeprefix("hf://")
-    if text == remote and Path(text).exists():
+    if text == remote and os.path.exists(text):
         return Path(text)
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", remote)
     if not match or text.startswith((".", "/", "~")):
@@ -35,7 +36,7 @@ def locate(source: str | Path) -> Path:
 
 def _download(repo: str, revision: str | None) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     def snapshot(patterns: list[str]) -> Path:
         return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
@@ -48,6 +49,8 @@ def _download(repo: str, revision: str | None) -> Path:
             f"{repo} is neither a folder here nor in the hub's cache, and the hub cannot be reached.",
             hint="check the path, or the network and HF_HUB_OFFLINE",
         ) from None
+    except HFValidationError:
+        raise RekindleError(f"{repo} does not exist, and cannot be a name on the hub.", hint="check the path") from None
     except (HfHubHTTPError, OSError) as error:
         raise RekindleError(
             f"{repo} is not a folder here, and the hub refused it: {str(error).splitlines()[0]}",

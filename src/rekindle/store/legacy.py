@@ -38,6 +38,8 @@ def read_pickles(folder: Path) -> dict[str, Held]:
         if not (folder / file).exists():
             raise RekindleError(f"The shard {file} is missing.", where=folder / file)
         for name, tensor in _load(folder / file).items():
+            if name in tensors:
+                raise RekindleError(f"{name} is in two shards.", where=folder / file)
             tensors[name] = _held(folder / file, name, tensor)
     return tensors
 
@@ -55,8 +57,11 @@ def _load(path: Path) -> dict[str, Any]:
             where=path,
             hint="ask its maker for safetensors",
         ) from None
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
-        raise RekindleError(f"This pickle cannot be read: {str(error).splitlines()[0]}", where=path) from None
+    except Exception as error:  # a torn pickle may run the unpickler into anything
+        if "mmap can only be used" in str(error):
+            error = ValueError("it is torn, or of the format that torch wrote before 1.6")
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RekindleError(f"This pickle cannot be read: {reason}", where=path) from None
     if not isinstance(loaded, dict):
         raise RekindleError("This pickle is not a table of tensors.", where=path)
     return loaded
@@ -67,10 +72,12 @@ def _held(path: Path, name: str, tensor: Any) -> Held:
 
     if not isinstance(tensor, torch.Tensor):
         raise RekindleError(f"{name} is not a tensor.", where=path)
+    if not isinstance(name, str) or tensor.layout != torch.strided or tensor.is_meta:
+        raise RekindleError(f"{name!r} is a tensor without a name, sparse, or without values.", where=path)
     dtype = NAMES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None:
         raise RekindleError(f"{name} has the dtype {tensor.dtype}, which safetensors lacks.", where=path)
-    tensor = tensor.contiguous()
+    tensor = tensor.detach().contiguous()
     if dtype == "BF16":
         array = tensor.view(torch.uint16).numpy()
     elif dtype.startswith("F8"):

@@ -49,8 +49,11 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         data["lineage"] = [Record(**record) for record in data.get("lineage", [])]
-        return Manifest(**data)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        manifest = Manifest(**data)
+        if not all(isinstance(entry, dict) for entry in manifest.shards.values()):
+            raise TypeError("its shards are no tables")
+        return manifest
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RekindleError(
             f"This manifest cannot be read: {error}.", where=path, hint=f"delete it: {NAME} holds no weights"
         ) from None

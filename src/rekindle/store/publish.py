@@ -18,11 +18,13 @@ def partial_path(out: Path) -> Path:
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Refuse an OUT that exists and is not an empty folder, unless `overwrite`."""
-    if overwrite and (not out.exists() or out.is_dir()):
-        return
-    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise RekindleError(f"{out} exists and is not empty.", hint="another OUT, or --overwrite to replace it")
+    """Refuse an OUT that is no folder; and one that is not empty, unless `overwrite`."""
+    with explained(out):
+        if out.is_symlink() or (out.exists() and not out.is_dir()):
+            kind = "link" if out.is_symlink() else "file"
+            raise RekindleError(f"{out} is a {kind}, not a folder.", hint="another OUT")
+        if out.exists() and not overwrite and any(out.iterdir()):
+            raise RekindleError(f"{out} exists and is not empty.", hint="another OUT, or --overwrite to replace it")
 
 
 @contextmanager
@@ -59,7 +61,11 @@ def _publish(partial: Path, out: Path) -> None:
         retired = out.parent / f".{out.name}.retired"
         shutil.rmtree(retired, ignore_errors=True)
         out.rename(retired)
-        partial.rename(out)
+        try:
+            partial.rename(out)
+        except BaseException:
+            retired.rename(out)
+            raise
         shutil.rmtree(retired, ignore_errors=True)
     else:
         partial.rename(out)
@@ -91,4 +97,10 @@ def explained(out: Path) -> Iterator[None]:
             ) from None
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise RekindleError("This is a file, not a folder.", where=error.filename or out) from None
+        if error.errno == errno.EFBIG:
+            raise RekindleError(
+                "The file system takes no file this large.", where=out, hint="a smaller --max-shard-size"
+            ) from None
+        if error.errno in (errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE):
+            raise RekindleError(f"{error.strerror}.", where=error.filename or out, hint="another OUT") from None
         raise

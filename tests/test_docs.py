@@ -80,7 +80,11 @@ def desk(tmp_path_factory):
         text = "\n".join(f"Line {n} of the corpus says that {n} squared is {n * n}." for n in range(4000))
         for i in range(40):
             (desk / "corpus" / f"{i}.txt").write_text(text[i * 4000 : (i + 1) * 4000])
-        (desk / "corpus.jsonl").write_text("".join(f'{{"text": "document {i} {text[i * 900 : (i + 1) * 900]!r}"}}\n' for i in range(150)).replace("'", ""))
+        (desk / "corpus.jsonl").write_text(
+            "".join(f'{{"text": "document {i} {text[i * 900 : (i + 1) * 900]!r}"}}\n' for i in range(150)).replace(
+                "'", ""
+            )
+        )
         api.init("CKPT", hidden=32, layers=2, heads=4, ffn=64, tokenizer="bpe:512", data="corpus")
         api.rewrite("CKPT").save("SRC", checksum=True)
         api.train("CKPT", "RUN", data="corpus", tokens="4k", seq_len=64, batch_tokens=1024, eval_tokens="2k")

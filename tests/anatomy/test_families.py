@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import DENSE, SPARSE, tiny_config
 from safetensors import safe_open
+from tiny_models import DENSE, SPARSE, tiny_config
 
 from rekindle.anatomy import FAMILIES, family_named, family_of, runtime_names, serving_spelling
 from rekindle.anatomy.family import SYNONYMS

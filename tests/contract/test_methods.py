@@ -10,8 +10,8 @@ from dataclasses import fields
 
 import pytest
 import yaml
-from conftest import DENSE, SPARSE
 from safetensors.torch import load_file
+from tiny_models import DENSE, SPARSE
 
 from rekindle import api
 from rekindle.config import dump_yaml, resolve, to_dict

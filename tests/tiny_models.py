@@ -1,0 +1,44 @@
+"""Tiny real models, made by transformers itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TINY = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3,
+}  # fmt: skip
+TINY_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "olmo2")
+SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo")
+
+
+def tiny_config(family: str, **changes: object) -> dict:
+    config = dict(TINY)
+    if family in SPARSE:
+        config |= TINY_MOE
+    if family == "mixtral":
+        config["num_local_experts"] = config.pop("num_experts")
+    if family == "qwen2_moe":
+        config["shared_expert_intermediate_size"] = 16
+    return config | changes
+
+
+def save_tiny(folder: Path, family: str, dtype: str, fused: bool, changes: dict) -> Path:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from rekindle.apply.verify import quiet_transformers
+
+    torch.manual_seed(0)
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **tiny_config(family, **changes)))
+        for name, parameter in model.named_parameters():  # norms and biases too must matter
+            if parameter.ndim == 1:
+                torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.3)
+        if getattr(model.config, "pad_token_id", None) is not None:  # real models have a padding row, not zeros
+            torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
+        model.to(getattr(torch, dtype)).save_pretrained(folder, save_original_format=not fused)
+    return folder

@@ -42,10 +42,10 @@ def to_float(stored: NDArray, dtype: str) -> NDArray:
 
 def from_float(values: NDArray, dtype: str) -> NDArray:
     """Floats as `dtype`, rounded once to nearest, ties to even; NaN stays NaN."""
-    if dtype != "BF16":
-        with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are counted, not warned of
+        if dtype != "BF16":
             return values.astype(COMPUTED[dtype], copy=False)
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
 

@@ -1,0 +1,55 @@
+"""rekindle.json: what was written is read; what is broken is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rekindle.errors import RekindleError
+from rekindle.store.manifest import NAME, Manifest, Record, read_manifest
+
+RECORD = Record(verb="upcycle", command="rekindle upcycle A B", options={"experts": {"value": 8, "origin": "flag"}})
+WHOLE = Manifest(version="1", lineage=[RECORD], parameters={"total": 2}, shards={"a": {"bytes": 1, "sha256": "00"}})
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def test_what_was_written_is_read(tmp_path):
+    WHOLE.write(tmp_path)
+    assert read_manifest(tmp_path) == WHOLE
+
+
+def test_a_folder_of_others_has_none(tmp_path):
+    assert read_manifest(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "1", "null", "{}", '{"version": "1", "what": 1}', '{"version": "1", "lineage": [{}]}',
+     '{"version": "1", "lineage": 1}', '{"version": "1", "lineage": ["x"]}', '{"version": "1", "shards": []}',
+     '{"version": "1", "shards": {"a": 1}}', "[" * 100_000, "\udcff"],
+)  # fmt: skip
+def test_broken_manifests_are_refused_by_name(tmp_path, text):
+    (tmp_path / NAME).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(RekindleError, match="cannot be read") as refused:
+        read_manifest(tmp_path)
+    assert refused.value.where == tmp_path / NAME
+    assert "holds no weights" in refused.value.hint
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@given(st.dictionaries(st.sampled_from(["version", "lineage", "parameters", "promise", "shards", "x"]), values))
+def test_any_json_is_read_or_refused(tmp_path, data):
+    (tmp_path / NAME).write_text(json.dumps(data))
+    try:
+        manifest = read_manifest(tmp_path)
+    except RekindleError:
+        return
+    assert all(isinstance(entry, dict) for entry in manifest.shards.values())

@@ -120,7 +120,10 @@ def test_recipes_with_mistakes(tiny, tmp_path):
         ("source: SRC\nsteps:\n- upcycle: {expert: 4}\n", "no option 'expert'"),
         ("source: SRC\nsteps: [a, b\n", "line 3"),
         ("steps:\n- upcycle: {experts: 4}\n", "names no source"),
-        ("source: SRC\nsteps:\n- upcycle: {experts: 4}\n- train: {tokens: 1k}\n", "train cannot be one of several steps"),
+        (
+            "source: SRC\nsteps:\n- upcycle: {experts: 4}\n- train: {tokens: 1k}\n",
+            "train cannot be one of several steps",
+        ),
         ("source: SRC\nsteps:\n- upcycle: {experts: 4}\nsave: {fuse: true}\n", "no option 'fuse'"),
     ):
         recipe.write_text(text.replace("SRC", str(tiny("llama"))))

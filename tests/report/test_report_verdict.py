@@ -105,3 +105,33 @@ def test_different_data_is_a_caution(tmp_path):
     write_rows(runs[1].folder, lines)
     runs = read_runs([run.folder for run in runs])
     assert any("different data (books and stdlib)" in line for line in cautions(compare(runs, "flops"), runs))
+
+
+def test_same_windows_pair_the_errors(tmp_path):
+    """Two runs whose windows differ a lot, but by nearly the same amount from one another: decided."""
+    import json
+
+    from rekindle.report.runs import read_runs
+    from rekindle.report.verdict import PAIRED, cautions
+
+    hard = [2.0 + 0.5 * (i % 7) for i in range(64)]
+    for name, shift, which in (("a", 0.0, "x"), ("b", 0.02, "x"), ("c", 0.02, "y")):
+        folder = tmp_path / name
+        folder.mkdir()
+        losses = [loss + shift + 0.001 * (i % 3) * bool(shift) for i, loss in enumerate(hard)]
+        mean = sum(losses) / len(losses)
+        rows = [{"kind": "run", "val_set": which}]
+        rows += [
+            {"kind": "eval", "step": s, "tokens": s, "flops": s, "val_loss": mean, "val_loss_stderr": 0.12}
+            | {"val_losses": losses}
+            for s in (0, 10)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    a, b, c = read_runs([tmp_path / name for name in "abc"])
+    paired = compare([a, b], "flops")
+    assert paired.decided(paired.readings[1])
+    assert paired.error(paired.readings[1]) < 0.001
+    assert PAIRED in cautions(paired, [a, b])
+    unpaired = compare([a, c], "flops")
+    assert not unpaired.decided(unpaired.readings[1])
+    assert PAIRED not in cautions(unpaired, [a, c])

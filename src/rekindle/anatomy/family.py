@@ -45,6 +45,7 @@ class Family:
     windows: str = "none"  # how attention windows are spelt, see layout.WINDOWS
     sparsity: str = "none"  # which layers may have experts, see layout.SPARSE
     twins: tuple[str, ...] = ()  # the sparse families that can hold it, best first
+    ignorable: tuple[str, ...] = ("rotary_emb.inv_freq",)  # ends of buffer names that old files have and no model reads
     runtime: Mapping[str, str] | None = None  # names transformers gives in memory where they differ from disk
 
     # -- config.json -> Settings ---------------------------------------------------------------------------

@@ -24,9 +24,6 @@ from rekindle.store.folder import Folder
 # The tensors of a feed-forward, where it has them.
 PARTS = ("gate", "gate.bias", "up", "up.bias", "down", "down.bias")
 
-# Buffers that old checkpoints saved and no model reads.
-IGNORABLE = ("rotary_emb.inv_freq", ".attn.masked_bias")
-
 
 @dataclass
 class Checkpoint:
@@ -220,7 +217,7 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
             child.tensors[role] = Leaf(name, stored)
     for name in names:
         tied = name == "lm_head.weight" and settings.tie_word_embeddings
-        if tied or name.endswith(IGNORABLE):
+        if tied or name.endswith(family.ignorable):
             child.unused.append(name)
         else:
             problems.append(RekindleError(f"{family.model_type} has no tensor {name}.", where=folder.path))

@@ -42,6 +42,7 @@ class Evaluation:
     load: tuple[tuple[float, ...], ...] | None = None  # fraction of the assignments, per MoE layer and expert
     entropy: tuple[float, ...] | None = None  # of the load, 1 = even, per MoE layer
     dead: tuple[int, ...] | None = None  # experts without tokens, per MoE layer
+    losses: tuple[float, ...] | None = None  # of each validation window, where the run logged them
 
 
 @dataclass
@@ -180,4 +181,5 @@ def _evaluation(row: _Row) -> Evaluation:
         load=row.table("expert_load"),
         entropy=row.numbers("expert_entropy"),
         dead=None if dead is None else tuple(int(n) if math.isfinite(n) else 0 for n in dead),
+        losses=row.numbers("val_losses"),
     )

@@ -1,6 +1,7 @@
 """Which run ends lower at equal cost, by how much, and whether the evaluations can tell.
 
-A difference counts when it exceeds twice the combined standard error, sqrt(se_a^2 + se_b^2).
+A difference counts when it exceeds twice its standard error: that of the differences window by window where both
+runs logged the loss of each window of the same validation text, else the combined sqrt(se_a^2 + se_b^2).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Literal
 
 from rekindle.report.metrics import Evaluation
@@ -20,6 +22,10 @@ TOLERANCE = 0.02  # budgets this close, relatively, are taken as equal
 SIGNIFICANT = 2.0  # combined standard errors
 NAMED = 3  # runs behind the best up to which the sentence names each
 SEED = "one seed each, so this is a direction, not a result"
+PAIRED = (
+    "± is one standard error of the difference, taken window by window on the same validation text; it says "
+    "nothing about how far another seed would move the result."
+)
 CONSERVATIVE = (
     "± is one combined standard error of the validation loss. The runs see the same validation tokens, so "
     "their errors largely cancel in a difference and this is conservative; it says nothing about how far "
@@ -35,6 +41,12 @@ class Reading:
     loss: float
     stderr: float
     ended: bool  # at the run's end; else before it, between two evaluations
+
+    @property
+    def windows(self) -> tuple[object, tuple[float, ...]] | None:
+        """Which validation windows were read, and the loss of each; None where that was not logged."""
+        losses, which = self.run.final.losses, self.run.metrics.header.get("val_set")
+        return (which, losses) if self.ended and which and losses and len(losses) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,18 @@ class Comparison:
         return reading.loss - self.best.loss
 
     def error(self, reading: Reading) -> float:
-        """Combined standard error of the margin; NaN where an evaluation states none."""
-        return math.hypot(reading.stderr, self.best.stderr)
+        """Standard error of the margin, paired where it can be; NaN where an evaluation states none."""
+        pairs = self.pairs(reading)
+        if pairs is None:
+            return math.hypot(reading.stderr, self.best.stderr)
+        return stdev(theirs - ours for theirs, ours in pairs) / math.sqrt(len(pairs))
+
+    def pairs(self, reading: Reading) -> list[tuple[float, float]] | None:
+        """Its losses beside the best's where both are means over the very same windows."""
+        theirs, ours = reading.windows, self.best.windows
+        if theirs is None or ours is None or theirs[0] != ours[0] or len(theirs[1]) != len(ours[1]):
+            return None
+        return list(zip(theirs[1], ours[1]))
 
     def decided(self, reading: Reading) -> bool:
         return self.margin(reading) > SIGNIFICANT * self.error(reading)
@@ -155,7 +177,7 @@ def cautions(comparison: Comparison | None, runs: Sequence[Run]) -> list[str]:
     """What a careful reader must know of the comparison, a sentence each."""
     found = []
     if comparison and len(comparison.readings) > 1:
-        found.append(CONSERVATIVE)
+        found.append(PAIRED if all(map(comparison.pairs, comparison.readings[1:])) else CONSERVATIVE)
         if early := comparison.early:
             are = "is" if len(early) == 1 else "are"
             found.append(

@@ -130,6 +130,15 @@ def test_checkpointing_changes_no_number(small: Small, run: Run):
         assert a.get("aux_loss", 0) == pytest.approx(b.get("aux_loss", 0), rel=1e-5)
 
 
+def test_compile_is_asked_for(small: Small, run: Run, monkeypatch: pytest.MonkeyPatch):
+    """Compiling for real takes a minute; that the numbers stay was checked by hand."""
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(type(module).__name__))
+    run(small(), tokens=256, compile=True)
+    run(small(), "other", tokens=256)
+    assert asked == ["LlamaForCausalLM"]
+
+
 def test_bf16_arithmetic_is_close_and_reaches_the_experts(small: Small, run: Run, monkeypatch: pytest.MonkeyPatch):
     seen = set()
     grouped_mm = torch.nn.functional.grouped_mm
@@ -149,6 +158,7 @@ def test_bf16_arithmetic_is_close_and_reaches_the_experts(small: Small, run: Run
     assert {t.dtype for t in open_folder(rough).tensors.values()} == {"F32"}
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_is_the_same(small: Small, run: Run):
     """On two threads, with three experts per token, where the order of additions would show."""
     torch.set_num_threads(2)

@@ -7,7 +7,24 @@ import random
 from pathlib import Path
 from typing import Any
 
-WORDS = "the cat sat on a mat and saw one red bird fly over two old green hills while rain fell".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "saw",
+    "one",
+    "red",
+    "bird",
+    "fly",
+    "over",
+    "two",
+    "old",
+    "hills",
+]
 
 
 def write_corpus(path: Path, documents: int = 60, seed: int = 0) -> list[str]:

@@ -61,7 +61,7 @@ class TrainConfig:
     compile: bool = option(False, help="torch.compile the model")
     seed: int = option(0, help="random seed of the data order")
     eval_every: Count | None = option(None, help="tokens between evaluations (default: a tenth of the run)")
-    eval_tokens: Count = option(Count(65536), help="validation tokens of each evaluation")
+    eval_tokens: Count = option(Count(32768), help="validation tokens of each evaluation")
     save_every: Count | None = option(None, help="tokens between saved states (default: a tenth of the run)")
     optimizer_state: str | None = option(None, help="folder of Adam's moments to start from (default: fresh)")
     trackers: tuple[str, ...] = option((), help="accelerate's trackers: tensorboard, wandb, trackio, ...")

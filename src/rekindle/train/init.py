@@ -34,7 +34,7 @@ def init_model(
         tokenizer = make_tokenizer(config.tokenizer, config.data, config.context)
         tokenizer.save_pretrained(partial)
         settings = AutoConfig.for_model(config.family, **model_settings(config, tokenizer))
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
         parameters = count_parameters(model)

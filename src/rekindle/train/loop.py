@@ -46,7 +46,7 @@ def train(
     check_free(out, overwrite)
     source = open_folder(src)
     lower = "a smaller --micro-batch, --gradient-checkpointing, or a shorter --seq-len"
-    with torch.random.fork_rng(), out_of_memory_explained(lower):
+    with torch.random.fork_rng(devices=[]), out_of_memory_explained(lower):
         stepper, run, saved = prepare(source, out, config, resume=resume, overwrite=overwrite)
         accelerator = stepper.accelerator
         session = Session(stepper, work_folder(out), run)

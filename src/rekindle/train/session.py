@@ -48,6 +48,8 @@ class Session:
                 if self._step(step, boundary, lambda: interrupts.wanted):
                     self._save(step + 1, self.metrics.position)
                     raise KeyboardInterrupt(f"Stopped after step {step + 1} of {self.plan.steps}; --resume continues.")
+            if start < self.plan.steps:  # what is left may fail too: a full disc, a scheduler's last word
+                self._save(self.plan.steps, self.metrics.position)
             self._evaluate(self.plan.steps)
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors_bytes import file_of
+from store.safetensors_bytes import file_of
 
 from rekindle.anatomy import FAMILIES
 from rekindle.store.dtypes import from_float

@@ -6,10 +6,10 @@ import json
 import os
 
 import pytest
-from folders import index_of, llama_tensors, write_index, write_llama
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors_bytes import file_of
+from store.folders import index_of, llama_tensors, write_index, write_llama
+from store.safetensors_bytes import file_of
 
 from rekindle import api
 from rekindle.errors import RekindleError

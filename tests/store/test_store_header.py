@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
-from safetensors_bytes import DTYPES, file_of, library, one_tensor, ours, with_header
+from store.safetensors_bytes import DTYPES, file_of, library, one_tensor, ours, with_header
 
 from rekindle.errors import RekindleError
 from rekindle.store import header

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 import pytest
-from safetensors_bytes import DTYPES, file_of, library, ours, with_header
+from store.safetensors_bytes import DTYPES, file_of, library, ours, with_header
 
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS

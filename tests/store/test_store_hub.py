@@ -6,7 +6,7 @@ import os
 
 import huggingface_hub.constants
 import pytest
-from folders import hashes, write_llama
+from store.folders import hashes, write_llama
 
 from rekindle import api
 from rekindle.errors import RekindleError

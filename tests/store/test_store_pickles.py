@@ -9,8 +9,8 @@ import random
 
 import pytest
 import torch
-from folders import TINY_LLAMA, llama_tensors
 from safetensors.torch import load_file
+from store.folders import TINY_LLAMA, llama_tensors
 
 from rekindle import api
 from rekindle.errors import RekindleError

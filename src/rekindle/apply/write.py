@@ -64,7 +64,7 @@ def write_shards(
             pending = set(jobs)
             while pending:
                 ended, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-                for job in ended:
+                for job in sorted(ended, key=lambda job: job.exception() is not None):  # note what is whole first
                     done[jobs[job].file] = job.result()
                     _note(folder, digest, done)
         except BaseException:

@@ -19,10 +19,10 @@ from rekindle.train.optimizer import load_optimizer, make_optimizer, read_descri
 SCHEDULE = {"name": "constant", "peak": 1e-3, "total": 10, "warmup": 0, "decay": 0, "start": 10, "rewarm": 0}
 
 
-@pytest.fixture(params=["llama", "mixtral", "qwen2_moe"])
+@pytest.fixture(params=["llama", "tied", "mixtral", "qwen2_moe"])
 def trained(request: pytest.FixtureRequest, small: Callable[..., Path]) -> tuple[Path, Any, torch.optim.AdamW]:
     """A folder, its model and an optimizer after two steps."""
-    folder = small(request.param)
+    folder = small("qwen2", tie_embeddings=True) if request.param == "tied" else small(request.param)
     return folder, *after_steps(folder)
 
 

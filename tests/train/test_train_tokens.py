@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,19 @@ def test_the_cache_is_used_renewed_and_mended(tmp_path: Path, tokenizer: Any, mo
     write_corpus(data, seed=5)
     assert open_corpus(str(data), tokenizer).train.tolist() != first
     assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 2
+
+
+def test_what_a_killed_process_left_is_swept_away(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, corpus: Path
+):
+    monkeypatch.setenv("REKINDLE_CACHE", str(tmp_path))
+    for name, age in ((".partial-old", 10**6), (".partial-busy", 10)):
+        (tmp_path / "tokens" / name).mkdir(parents=True)
+        (tmp_path / "tokens" / name / "train.bin").write_bytes(b"1")
+        for path in (tmp_path / "tokens" / name / "train.bin", tmp_path / "tokens" / name):
+            os.utime(path, (time.time() - age,) * 2)
+    open_corpus(str(corpus), tokenizer)
+    assert [path.name for path in (tmp_path / "tokens").glob(".partial-*")] == [".partial-busy"]
 
 
 def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

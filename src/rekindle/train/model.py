@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rekindle.anatomy import serving_spelling
+from rekindle.anatomy import family_of, serving_spelling
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 
@@ -118,11 +118,9 @@ def check_lengths(seq_len: int, context: int, micro_batch: int | None) -> None:
 
 
 def model_sizes(config: Mapping[str, Any]) -> tuple[int, int]:
-    """(vocabulary, context) of a config.json."""
-    try:
-        return int(config["vocab_size"]), int(config["max_position_embeddings"])
-    except KeyError as error:
-        raise RekindleError(f"The config has no {error}.", where="config.json") from None
+    """(vocabulary, context) of a config.json; raises RekindleError for an unknown architecture."""
+    settings = family_of(config).settings(config)
+    return settings.vocab_size, settings.max_position_embeddings
 
 
 def cast_experts(model: Any) -> None:

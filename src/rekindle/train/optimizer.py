@@ -30,7 +30,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 BETA1, EPS = 0.9, 1e-8
 
 Names = Mapping[str, str | tuple[tuple[str, ...], ...]]
-Parts = list[tuple[str, torch.Tensor]]
 
 
 def make_optimizer(model: torch.nn.Module, weight_decay: float, beta2: float) -> torch.optim.AdamW:

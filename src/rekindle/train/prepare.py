@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekindle.anatomy import family_of
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 from rekindle.train.config import TrainConfig
@@ -33,7 +32,6 @@ def prepare(
 
     Raises RekindleError for whatever does not fit.
     """
-    family_of(source.config)
     vocab_size, context = model_sizes(source.config)
     accelerator = _accelerator(config, work_folder(out))
     plan = make_plan(config, accelerator.num_processes, _saved_schedule(source, config))

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from rekindle.train.split import held_out_share, no_text, place
 from rekindle.train.text import Source, open_source
 
 FORMAT = 1  # raise it when the same text would give other files
+_DAY = 24 * 3600
 _CHUNK_CHARS = 1 << 18  # per core: what is encoded at once, about 15 MB of working memory
 
 
@@ -146,6 +148,7 @@ def _make(source: Source, encoder: Encoder, folder: Path) -> None:
     """Tokenise into `folder`, which appears whole; of two processes at it the second's work is dropped."""
     with explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
         try:
             meta = _write(source, encoder, partial)
@@ -161,6 +164,14 @@ def _make(source: Source, encoder: Encoder, folder: Path) -> None:
             if _open(folder) is None:
                 raise
         finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what killed processes left: partial folders that nobody has written to for a day."""
+    for partial in cache.glob(".partial-*"):
+        written = max((path.stat().st_mtime for path in (partial, *partial.glob("*"))), default=0)
+        if time.time() - written > _DAY:
             shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -27,6 +27,9 @@ class OptimizerState:
 
     def __init__(self, folder: Path, parent: Checkpoint):
         self.info = read_json(folder / STATE, missing=f"{folder} holds no optimizer state.")
+        steps = self.info.get("steps")
+        if not isinstance(steps, dict) or not all(isinstance(step, int | float) for step in steps.values()):
+            raise RekindleError("The optimizer state does not say the step of each tensor.", where=folder / STATE)
         self.stored = _read(folder)
         names = {leaf.name for x in parent.tensors.values() for leaf in x.leaves()}
         runtime = runtime_names(parent.config)

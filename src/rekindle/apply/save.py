@@ -16,6 +16,7 @@ from rekindle.config import Size, option
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.plan import Plan, plan
+from rekindle.store.header import unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ def write(job: Job, folder: Path, *, workers: int, resume: bool, progress: Progr
     text = json.dumps(job.plan.config, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     for path in job.checkpoint.folder.passengers():
-        shutil.copyfile(path, folder / path.name)
+        _copy(path, folder / path.name)
     (folder / JOURNAL).unlink(missing_ok=True)
     return written
 
@@ -91,4 +92,20 @@ def _sources(job: Job) -> list[tuple[str, int, int]]:
     """The files that the plan reads, by path, size and time of change: others must not finish what these began."""
     exprs = (*job.plan.distinct.values(), *job.moments.values())
     paths = sorted({leaf.stored.path for expr in exprs for leaf in expr.leaves()})
-    return [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    return [(path, stat.st_size, stat.st_mtime_ns) for path in paths if (stat := _stat(path))]
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _copy(path: Path, to: Path) -> None:
+    try:
+        source = path.open("rb")
+    except OSError as error:
+        raise unreadable(path, error) from None
+    with source, to.open("wb") as out:
+        shutil.copyfileobj(source, out)

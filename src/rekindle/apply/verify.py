@@ -9,11 +9,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rekindle.apply.load import load_model, quietly
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.plan import plan
@@ -107,7 +107,7 @@ def compare(
 def run(checkpoint: Checkpoint, batches: list[Any], dtype: str, blockwise: bool) -> Iterator[Any]:
     """Logits in float32 of each batch, from a model that is gone afterwards."""
     with Files() as files:
-        model = _blockwise(checkpoint, dtype, files) if blockwise else _whole(checkpoint.folder.path, dtype)
+        model = _blockwise(checkpoint, dtype, files) if blockwise else load_model(checkpoint.folder.path, dtype).eval()
         for batch in batches:
             yield model(input_ids=batch, use_cache=False).logits.float()
         del model
@@ -120,31 +120,13 @@ def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:
     return float(cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
 
 
-def _whole(folder: Path, dtype: str) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with quiet_transformers():
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
-    model, info = loaded
-    wrong = {
-        kind: sorted(map(str, info[kind]))
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if info[kind]
-    }
-    if wrong:
-        kind, names = next(iter(wrong.items()))
-        raise RekindleError(f"transformers reports {kind.replace('_', ' ')}: {', '.join(names[:5])}.", where=folder)
-    return model.eval()
-
-
 def _blockwise(checkpoint: Checkpoint, dtype: str, files: Files) -> Any:
     import torch
     from accelerate import init_empty_weights
     from accelerate.hooks import attach_align_device_hook
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with quiet_transformers(), init_empty_weights(include_buffers=False):
+    with quietly(), init_empty_weights(include_buffers=False):
         config = AutoConfig.from_pretrained(checkpoint.folder.path)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     weights = Weights(checkpoint, dtype, files)
@@ -173,20 +155,3 @@ class Weights(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._exprs)
-
-
-class quiet_transformers:
-    """No progress bars and no warnings of transformers while a model loads: what matters is raised."""
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self._level = logging.get_verbosity()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self._level)
-        logging.enable_progress_bar()

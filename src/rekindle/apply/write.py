@@ -176,7 +176,7 @@ def finished(folder: Path, digest: str) -> dict[str, Written]:
         state = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if state.get("plan") != digest:
+    if not isinstance(state, dict) or state.get("plan") != digest:
         return {}
     done = {file: Written(**written) for file, written in state["done"].items()}
     return {f: w for f, w in done.items() if (folder / f).is_file() and (folder / f).stat().st_size == w.bytes}

@@ -7,8 +7,7 @@ import os
 import threading
 from types import TracebackType
 
-from rekindle.errors import RekindleError
-from rekindle.store.header import broken
+from rekindle.store.header import broken, unreadable
 
 COPY_STEP = 1 << 26  # bytes handed to the kernel at once, so that Ctrl-C is heard
 
@@ -34,7 +33,7 @@ class Files:
                 try:
                     self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
-                    raise RekindleError(f"The file cannot be read: {error.strerror}.", where=path) from None
+                    raise unreadable(path, error) from None
             return self._open[path]
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from rekindle.errors import RekindleError, nearest
-from rekindle.store.header import Stored, read_header
+from rekindle.store.header import Stored, read_header, unreadable
 from rekindle.store.legacy import Held, read_pickles
 
 INDEX = "model.safetensors.index.json"
@@ -85,7 +85,7 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise RekindleError(missing, where=path) from None
     except OSError as error:
-        raise RekindleError(f"The file cannot be read: {error.strerror}.", where=path) from None
+        raise unreadable(path, error) from None
     except (ValueError, RecursionError) as error:
         raise RekindleError(f"This file is not JSON: {error}.", where=path) from None
     if not isinstance(data, dict):

@@ -44,7 +44,7 @@ def read_header(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:
                 raise broken(path, f"its header claims {length} bytes, but the file has {size}")
             text = file.read(length)
     except OSError as error:
-        raise RekindleError(f"The file cannot be read: {error.strerror}.", where=path) from None
+        raise unreadable(path, error) from None
     header = _parse_json(path, text)
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
@@ -55,6 +55,10 @@ def read_header(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 def broken(path: object, reason: str) -> RekindleError:
     return RekindleError(f"This file is broken: {reason}.", where=path, hint="download or copy it again")
+
+
+def unreadable(path: object, error: OSError) -> RekindleError:
+    return RekindleError(f"The file cannot be read: {error.strerror}.", where=path)
 
 
 def _parse_json(path: object, text: bytes) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from rekindle.errors import RekindleError
@@ -50,8 +50,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         data = json.loads(path.read_text(encoding="utf-8"))
         data["lineage"] = [Record(**record) for record in data.get("lineage", [])]
         manifest = Manifest(**data)
-        if not all(isinstance(entry, dict) for entry in manifest.shards.values()):
-            raise TypeError("its shards are no tables")
+        for file, entry in manifest.shards.items():
+            if PurePath(file).name != file or not isinstance(entry.get("sha256", ""), str):
+                raise TypeError(f"its entry of the shard {file!r} is none")
         return manifest
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RekindleError(

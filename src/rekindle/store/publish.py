@@ -57,8 +57,8 @@ def _publish(partial: Path, out: Path) -> None:
     for path in partial.rglob("*"):
         sync(path)
     sync(partial)
+    retired = out.parent / f".{out.name}.retired"
     if out.exists():
-        retired = out.parent / f".{out.name}.retired"
         shutil.rmtree(retired, ignore_errors=True)
         out.rename(retired)
         try:
@@ -66,10 +66,10 @@ def _publish(partial: Path, out: Path) -> None:
         except BaseException:
             retired.rename(out)
             raise
-        shutil.rmtree(retired, ignore_errors=True)
     else:
         partial.rename(out)
     sync(out.parent)
+    shutil.rmtree(retired, ignore_errors=True)  # also one that a kill between the two renames left
 
 
 def sync(path: Path) -> None:

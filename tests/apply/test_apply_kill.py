@@ -1,0 +1,78 @@
+"""kill -9 at every call that changes the disc: nothing that looks finished is left, and --resume finishes it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from apply_moments import write_moments
+from store.folders import write_llama
+
+from rekindle import api
+
+pytestmark = pytest.mark.slow
+
+
+def kills(parent: Path, tmp_path: Path, **options) -> tuple[dict, list[dict]]:
+    """The whole result, and what each kill left."""
+    (tmp_path / "work").mkdir()
+    program = [sys.executable, str(Path(__file__).parent / "kill_points.py"), str(parent), str(tmp_path / "work")]
+    ran = subprocess.run([*program, json.dumps(options)], capture_output=True, text=True, timeout=500, check=False)
+    assert ran.returncode == 0, ran.stderr
+    first, *rest = map(json.loads, ran.stdout.splitlines())
+    assert len(rest) > 30
+    assert {kill["status"] for kill in rest} == {-9}
+    return first["whole"], rest
+
+
+def weights(state: dict[str, str]) -> dict[str, str]:
+    return {file: digest for file, digest in state.items() if file.endswith(".safetensors")}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"experts": 2, "workers": 1, "max_shard_size": "25kB"},
+        {"every": 2, "experts": 2, "workers": 3, "max_shard_size": "20kB"},
+    ],
+    ids=["one worker", "three workers"],
+)
+def test_a_kill_leaves_nothing_or_all_and_resume_finishes(tmp_path, options):
+    parent = write_llama(tmp_path / "parent", shards=2)
+    (parent / "tokenizer.json").write_text("{}")
+    whole, killed = kills(parent, tmp_path, checksum=True, **options)
+    assert len(weights(whole)) > 2
+    for kill in killed:
+        assert kill["out"] in (None, whole), f"at {kill['point']} OUT was there, but not whole"
+        assert kill["resumed"] == whole
+        assert kill["kept"] == kill["done"], f"at {kill['point']} a finished shard was written again"
+        assert kill["left"] == ["out"] or kill["out"]
+    assert max(len(kill["done"]) for kill in killed) == len(weights(whole))
+    assert sum(kill["out"] is None for kill in killed) > len(killed) * 0.9
+
+
+def test_moments_too(tmp_path):
+    parent = write_llama(tmp_path / "parent")
+    state = write_moments(tmp_path / "state", parent)
+    whole, killed = kills(parent, tmp_path, every=3, experts=2, optimizer_state=str(state), max_shard_size="100kB")
+    assert "optimizer/optimizer.json" in whole
+    for kill in killed:
+        assert kill["out"] in (None, whole)
+        assert kill["resumed"] == whole
+        assert kill["kept"] == kill["done"]
+
+
+def test_overwriting_leaves_the_old_or_the_new(tmp_path):
+    """But for the moment between two renames, when the old one lies beside OUT, whole."""
+    parent = write_llama(tmp_path / "parent")
+    old = api.rewrite(parent).save(tmp_path / "old")
+    before = {path.name for path in old.iterdir()}
+    whole, killed = kills(parent, tmp_path, experts=2, overwrite=True, old=str(old))
+    for kill in killed:
+        assert kill["out"] is None or kill["out"] == whole or kill["out"].keys() == before
+        assert weights(kill["resumed"]) == weights(whole)
+        assert kill["left"] == ["out"]
+    assert sum(kill["out"] is None for kill in killed) == 1

@@ -60,10 +60,10 @@ def bare_loop(source: Path) -> float:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rekindle.apply.verify import quiet_transformers
+    from rekindle.apply.load import quietly
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with quiet_transformers():
+    with quietly():
         model = AutoModelForCausalLM.from_pretrained(source).to(device)
     experts: dict[str, Any] = {"output_router_logits": True} if hasattr(model.config, "num_experts_per_tok") else {}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)

@@ -12,10 +12,15 @@ from rekindle.cli.verbs import GROUPS, rekindle
 PAGE = Path(__file__).parent / "cli.md"
 
 
+HEAD = """# The command line
+
+Written by `make docs`. Results go to stdout, all else to stderr; exit codes: 0 done, 1 a check failed, 2 the request
+was wrong, 130 interrupted. `SRC` is a folder, `org/model[@revision]` or `hf://org/model`.
+"""
+
+
 def page() -> str:
-    parts = ["# The command line\n\nWritten by `make docs`. Results go to stdout, all else to stderr; exit codes: 0 done,"]
-    parts[0] += " 1 a check failed,\n2 the request was wrong, 130 interrupted. `SRC` is a folder, `org/model[@revision]`"
-    parts[0] += " or `hf://org/model`.\n"
+    parts = [HEAD]
     for group, verbs in GROUPS.items():
         parts.append(f"## {group}\n")
         for verb in verbs:

@@ -30,10 +30,10 @@ def save_tiny(folder: Path, family: str, dtype: str, fused: bool, changes: dict)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from rekindle.apply.verify import quiet_transformers
+    from rekindle.apply.load import quietly
 
     torch.manual_seed(0)
-    with quiet_transformers():
+    with quietly():
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **tiny_config(family, **changes)))
         for name, parameter in model.named_parameters():  # norms and biases too must matter
             if parameter.ndim == 1:

@@ -332,7 +332,9 @@ def rewrite(source: Model | str | Path, **options: Any) -> Model:
 # -- train and tell --------------------------------------------------------------------------------------------
 
 
-def init(out: str | Path, options: Resolved[InitConfig] | None = None, *, overwrite: bool = False, **given: Any) -> Path:
+def init(
+    out: str | Path, options: Resolved[InitConfig] | None = None, *, overwrite: bool = False, **given: Any
+) -> Path:
     """A model from scratch, with a tokenizer trained on its data. Options: train.config.InitConfig. Returns `out`."""
     from rekindle.train.config import InitConfig
     from rekindle.train.init import init_model

@@ -167,3 +167,20 @@ def test_broken_sizes_are_refused():
     for config in ({"hidden_size": 0}, {"num_attention_heads": "four"}, {"num_hidden_layers": 2.5}):
         with pytest.raises(RekindleError, match="positive whole number"):
             FAMILIES["llama"].settings({"model_type": "llama"} | config)
+
+
+@pytest.mark.parametrize("family", ["olmo2", "olmoe", "flex_olmo", "llama", "mistral"])
+def test_a_null_that_is_written_is_not_the_default(family):
+    """pad_token_id null: transformers zeroes and never trains the row of a padding token that is set."""
+    nulls = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    spelt = serving_spelling(tiny_config(family) | nulls | {"model_type": family})
+    assert {key: spelt[key] for key in nulls} == nulls
+    if family == "mistral":
+        assert serving_spelling(spelt | {"sliding_window": None})["sliding_window"] is None
+
+
+def test_nulls_that_mean_derived_are_derived():
+    settings = FAMILIES["llama"].settings(
+        tiny_config("llama", num_key_value_heads=None, head_dim=None) | {"model_type": "llama"}
+    )
+    assert (settings.num_kv_heads, settings.head_dim) == (4, 8)

@@ -96,9 +96,7 @@ def rows(curve: Curve, seed: int = 0) -> list[dict]:
              "lr": 3e-3 * warm, "grad_norm": 0.5 + 1.6 * math.exp(-9 * share) + abs(noise.gauss(0, 0.06)),
              "tokens_per_s": curve.speed * noise.uniform(0.94, 1.04), "peak_memory": 400_000_000}
         )  # fmt: skip
-        if (step * (curve.evaluations - 1)) // curve.steps > (
-            (step - 1) * (curve.evaluations - 1)
-        ) // curve.steps:
+        if (step * (curve.evaluations - 1)) // curve.steps > ((step - 1) * (curve.evaluations - 1)) // curve.steps:
             found.append(_evaluation(curve, step, noise))
     return found
 
@@ -117,10 +115,7 @@ def _evaluation(curve: Curve, step: int, noise: random.Random) -> dict:
 def _load(curve: Curve, share: float, noise: random.Random) -> dict:
     load, entropy = [], []
     for layer in range(curve.layers):
-        raw = [
-            math.exp(noise.gauss(0, 0.18 + 0.25 * (layer + 1) * math.exp(-4 * share)))
-            for _ in range(curve.experts)
-        ]
+        raw = [math.exp(noise.gauss(0, 0.18 + 0.25 * (layer + 1) * math.exp(-4 * share))) for _ in range(curve.experts)]
         shares = [x / sum(raw) for x in raw]
         load.append(shares)
         entropy.append(-sum(x * math.log(x) for x in shares) / math.log(curve.experts))
@@ -131,9 +126,9 @@ def write_run(folder: Path, curve: Curve, lineage: list[Record] | None = None, s
     folder.mkdir(parents=True)
     write_rows(folder, rows(curve, seed))
     if lineage is not None:
-        Manifest(
-            version="0.1.0", lineage=lineage, parameters={"total": curve.total, "active": curve.active}
-        ).write(folder)
+        Manifest(version="0.1.0", lineage=lineage, parameters={"total": curve.total, "active": curve.active}).write(
+            folder
+        )
     return folder
 
 

@@ -81,9 +81,7 @@ def test_the_parents_license_is_inherited(tmp_path):
     assert "Inherited from the parent's card: other." in body
 
 
-@pytest.mark.parametrize(
-    "readme", ["no head", "---\n[broken\n---\n", "---\n- list\n---\n", "---\nlicense: [a]\n---\n"]
-)
+@pytest.mark.parametrize("readme", ["no head", "---\n[broken\n---\n", "---\n- list\n---\n", "---\nlicense: [a]\n---\n"])
 def test_a_parent_that_states_no_license_leaves_it_unknown(tmp_path, readme):
     parent = tmp_path / "parent"
     parent.mkdir()

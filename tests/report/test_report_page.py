@@ -74,9 +74,7 @@ def test_the_page_is_one_well_formed_file_that_says_it_all(report):
                  "3.00M tokens sunk, then 1.50M here, 0.50 times as many",
                  "all 24 experts work"):  # fmt: skip
         assert part in text, part
-    assert (
-        html.count("rekindle train work/init work/parent") == 1 + 2
-    )  # once to repeat all, once for each child
+    assert html.count("rekindle train work/init work/parent") == 1 + 2  # once to repeat all, once for each child
 
 
 def test_colours_in_the_page_follow_the_theme_and_text_stays_text(report):
@@ -107,9 +105,7 @@ def test_the_csv_holds_exactly_what_was_evaluated(report):
     assert [float(row["loss"]) for row in drawn] == [row["val_loss"] for row in expected]
     assert [float(row["flops"]) for row in drawn] == [row["flops"] for row in expected]
     assert {row["stderr"] for row in drawn} == {"0.012"}
-    training = [
-        float(row["loss"]) for row in found if (row["run"], row["series"]) == ("dense-continued", "training")
-    ]
+    training = [float(row["loss"]) for row in found if (row["run"], row["series"]) == ("dense-continued", "training")]
     steps = [row["loss"] for row in rows(curve, 2) if row["kind"] == "step"]
     assert training == pytest.approx([(a + b) / 2 for a, b in zip(steps[::2], steps[1::2])])
 
@@ -139,9 +135,7 @@ def test_a_hostile_name_is_harmless(tmp_path):
     lines[0] |= {"model_type": "<script>alert(2)</script>", "data": "<b>"}
     write_rows(run, lines)
     (run / "verify.json").write_text('{"promise": "<script>3</script>", "held": false}')
-    report = write_report(
-        [run], tmp_path / "out", title="<script>4", verdict_note="<script>5", command="<script>6"
-    )
+    report = write_report([run], tmp_path / "out", title="<script>4", verdict_note="<script>5", command="<script>6")
     html = report.page.read_text()
     assert html.count("<script") == 1  # the copy button's
     assert "alert(&#39;$x_1$&#39;)" in html
@@ -210,9 +204,7 @@ def test_out_is_not_overwritten_unasked_and_never_over_a_run(tmp_path):
 
 
 def test_the_same_runs_make_the_same_page(tmp_path, report):
-    again = write_report(
-        demo(tmp_path / "runs"), tmp_path / "out", command="rekindle report A B C --out report"
-    )
+    again = write_report(demo(tmp_path / "runs"), tmp_path / "out", command="rekindle report A B C --out report")
     assert again.page.read_bytes() == report.page.read_bytes()
 
 

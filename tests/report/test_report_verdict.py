@@ -8,9 +8,7 @@ from rekindle.report.verdict import cautions, compare, headline, sentence
 
 
 def runs_of(tmp_path, **curves):
-    return read_runs(
-        [write_run(tmp_path / name, curve, seed=i) for i, (name, curve) in enumerate(curves.items())]
-    )
+    return read_runs([write_run(tmp_path / name, curve, seed=i) for i, (name, curve) in enumerate(curves.items())])
 
 
 def test_the_lower_loss_at_equal_flops_wins(tmp_path):
@@ -83,9 +81,7 @@ def test_a_diverged_run_is_left_out_and_named(tmp_path):
 def test_one_run_has_no_verdict(tmp_path):
     runs = runs_of(tmp_path, only=Curve(3.4, 3.0))
     found = compare(runs, "flops")
-    assert (
-        sentence(found, runs) == "There is nothing to compare: only goes from 3.400 to 3.000 nats per token."
-    )
+    assert sentence(found, runs) == "There is nothing to compare: only goes from 3.400 to 3.000 nats per token."
     assert headline(found) == "only goes from 3.400 to 3.000"
     write_rows(runs[0].folder, [row for row in rows(Curve(3.4, 3.0)) if row.get("step", 0) == 0])
     runs = read_runs([runs[0].folder])

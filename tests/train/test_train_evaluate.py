@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rekindle.apply.load import load_model
 from rekindle.errors import RekindleError
 from rekindle.train.config import EvaluateConfig
 from rekindle.train.evaluate import evaluate
-from rekindle.train.model import load_model, load_tokenizer
+from rekindle.train.model import load_tokenizer
 from rekindle.train.tokens import open_corpus
 
 

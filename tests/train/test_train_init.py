@@ -12,12 +12,13 @@ import torch
 from train_helpers import rows
 
 from rekindle.anatomy import family_of
+from rekindle.apply.load import load_model
 from rekindle.errors import RekindleError
 from rekindle.store.folder import open_folder
 from rekindle.store.manifest import read_manifest
 from rekindle.train.config import Family, InitConfig
 from rekindle.train.init import init_model
-from rekindle.train.model import load_model, load_tokenizer
+from rekindle.train.model import load_tokenizer
 
 SIZES = {"hidden": 16, "layers": 2, "heads": 4, "ffn": 24, "context": 64, "tokenizer": "bpe:300"}
 

@@ -16,12 +16,13 @@ import pytest
 import torch
 from train_helpers import curve, defaults, rows, write_corpus
 
+from rekindle.apply.load import load_model
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.folder import open_folder
 from rekindle.store.manifest import read_manifest
 from rekindle.train import step as step_module
 from rekindle.train.losses import cross_entropy
-from rekindle.train.model import load_model, load_tokenizer
+from rekindle.train.model import load_tokenizer
 from rekindle.train.optimizer import load_optimizer, make_optimizer, read_description
 from rekindle.train.state import work_folder
 from rekindle.train.tokens import open_corpus
@@ -69,6 +70,9 @@ def test_metrics(small: Small, run: Run):
     assert all(0 <= x <= 1 for x in last["expert_entropy"])
     assert len(last["dead_experts"]) == 2
     assert summary["val_loss"] == last["val_loss"] < summary["val_loss_before"] == evals[0]["val_loss"]
+    assert sum(last["val_losses"]) / len(last["val_losses"]) == pytest.approx(last["val_loss"], abs=1e-5)
+    assert "val_losses" not in evals[0]
+    assert len(described["val_set"]) == 16
 
 
 def test_a_dense_model_has_no_router_numbers(small: Small, run: Run):

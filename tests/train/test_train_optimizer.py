@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from rekindle.apply.load import load_model
 from rekindle.errors import RekindleError
-from rekindle.train.model import load_model
 from rekindle.train.optimizer import load_optimizer, make_optimizer, read_description, save_optimizer
 
 SCHEDULE = {"name": "constant", "peak": 1e-3, "total": 10, "warmup": 0, "decay": 0, "start": 10, "rewarm": 0}

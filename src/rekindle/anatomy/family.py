@@ -51,9 +51,9 @@ class Family:
     # -- config.json -> Settings ---------------------------------------------------------------------------
 
     def value(self, config: Mapping[str, Any], key: str) -> Any:
-        """A config value, under any of its spellings, or the family's default."""
+        """A config value, under any of its spellings, or the family's default; a null that is written is a value."""
         for spelling in (key, *SYNONYMS.get(key, ())):
-            if config.get(spelling) is not None:
+            if spelling in config:
                 return config[spelling]
         return self.defaults.get(key)
 

@@ -40,8 +40,7 @@ def _write_no_windows(settings: Settings, config: dict[str, Any]) -> str | None:
 
 
 def _uniform(config: Config, family: Family, layers: int) -> tuple[int | None, ...]:
-    # null is a value here ("no window"), so a silent config and a null one differ
-    return (config.get("sliding_window", family.defaults["sliding_window"]),) * layers
+    return (family.value(config, "sliding_window"),) * layers
 
 
 def _write_uniform(settings: Settings, config: dict[str, Any]) -> str | None:

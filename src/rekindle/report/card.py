@@ -112,9 +112,7 @@ def _verification(manifest: Manifest, verify: dict[str, Any] | None) -> str:
     text = f"Promise: {_inline(promise.get('kind', 'none'))}. {_inline(promise.get('text', ''))}".strip()
     if not verify:
         return f"## Verification\n\n{text} Not verified yet; `rekindle verify` measures it."
-    rows = [
-        (_inline(key.replace("_", " ")), _value(value)) for key, value in verify.items() if value is not None
-    ]
+    rows = [(_inline(key.replace("_", " ")), _value(value)) for key, value in verify.items() if value is not None]
     return f"## Verification\n\n{text}\n\n" + _table(("measured", "value"), rows)
 
 

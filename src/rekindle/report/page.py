@@ -89,9 +89,7 @@ def render(context: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     files = resources.files("rekindle.report")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files / "page.html.j2").read_text(encoding="utf-8"))
     css = Markup((files / "page.css").read_text(encoding="utf-8"))
     return template.render(context, css=css, palette=PALETTE, figures=FIGURES, drawn=_drawn)

@@ -83,9 +83,7 @@ class Sheet:
             self._write(14, 12 + 22 * i, line, color=colour("ink"), fontsize=17, fontweight="bold")
         for (name, index), (x, row) in zip(self.key, places):
             self._swatch(14 + x, key_top + 22 * row + 8, index)
-            self._write(
-                14 + x + 24, key_top + 22 * row, name, color=colour(series_name(index)), fontweight="bold"
-            )
+            self._write(14 + x + 24, key_top + 22 * row, name, color=colour(series_name(index)), fontweight="bold")
 
     def _write(self, x: float, y: float, text: str, **look: Any) -> None:
         self.figure.text(x / self.width, 1 - y / self.full_height, text, va="top", **look)
@@ -166,9 +164,7 @@ def svg(figure: Figure, transparent: bool = False) -> str:
     """The figure as a file that looks the same everywhere, in the light colours."""
     buffer = io.StringIO()
     nameless = {"Date": None, "Creator": None}
-    figure.savefig(
-        buffer, format="svg", metadata=nameless, transparent=transparent, facecolor=colour("paper")
-    )
+    figure.savefig(buffer, format="svg", metadata=nameless, transparent=transparent, facecolor=colour("paper"))
     return buffer.getvalue()
 
 

@@ -113,8 +113,7 @@ def compare(runs: Sequence[Run], by: Budget) -> Comparison | None:
     ends = [getattr(run.final, by) for run in able]
     budget = min(ends)
     readings = [
-        _last(run) if end <= budget * (1 + TOLERANCE) else _read_at(run, by, budget)
-        for run, end in zip(able, ends)
+        _last(run) if end <= budget * (1 + TOLERANCE) else _read_at(run, by, budget) for run, end in zip(able, ends)
     ]
     return Comparison(by, budget, tuple(sorted(readings, key=lambda r: r.loss)))
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from rekindle.apply.load import load_model
 from rekindle.errors import RekindleError
 from rekindle.store.folder import open_folder
 from rekindle.train.config import EvaluateConfig
@@ -21,7 +22,6 @@ from rekindle.train.model import (
     cast_experts,
     check_lengths,
     check_vocabulary,
-    load_model,
     load_tokenizer,
     model_sizes,
 )
@@ -41,10 +41,13 @@ class Result:
     stderr: float
     tokens: int
     counts: torch.Tensor | None
+    losses: tuple[float, ...]  # of each sequence
 
-    def row(self) -> dict[str, Any]:
+    def row(self, each: bool = False) -> dict[str, Any]:
+        """A row of metrics; with `each` the loss of every sequence, so that runs can be compared pair by pair."""
         load = NO_LOAD if self.counts is None else describe_load(self.counts)
-        return {"val_loss": self.loss, "val_loss_stderr": self.stderr, **load}
+        pairs = {"val_losses": [round(loss, 6) for loss in self.losses]} if each else {}
+        return {"val_loss": self.loss, "val_loss_stderr": self.stderr, **load, **pairs}
 
 
 @torch.no_grad()
@@ -68,7 +71,8 @@ def validation_loss(model: Any, windows: np.ndarray, accelerator: Accelerator, m
     losses = accelerator.reduce(losses, "sum").cpu().double()
     counts = None if counts is None else accelerator.reduce(counts, "sum").cpu()
     stderr = losses.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
-    return Result(losses.mean().item(), stderr, len(losses) * (windows.shape[1] - 1), counts)
+    tokens = len(losses) * (windows.shape[1] - 1)
+    return Result(losses.mean().item(), stderr, tokens, counts, tuple(losses.tolist()))
 
 
 def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,27 +13,12 @@ from typing import Any
 import torch
 
 from rekindle.anatomy import family_of, serving_spelling
+from rekindle.apply.load import quietly
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SHARD_SIZE = "5GB"
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """transformers without its progress bars and advice: stderr is the user's."""
-    from transformers.utils import logging as theirs
-
-    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        theirs.set_verbosity(level)
-        if bars:
-            theirs.enable_progress_bar()
 
 
 def load_tokenizer(folder: Path | str) -> Any:
@@ -52,27 +36,6 @@ def load_tokenizer(folder: Path | str) -> Any:
         ) from None
 
 
-def load_model(folder: Path) -> Any:
-    """The causal language model of a folder in float32, on the CPU, with grouped expert kernels.
-
-    Raises RekindleError where weights are missing, superfluous or misshaped.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with quietly():
-            model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise RekindleError(f"transformers cannot load this model: {_first_line(error)}.", where=folder) from None
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := sorted(map(str, report[kind])):
-            raise RekindleError(
-                f"The weights do not fit the config: {len(names)} {kind.replace('_', ' ')}, such as {names[0]}.",
-                where=folder,
-            )
-    return model
-
-
 def stored_dtype(folder: Folder) -> torch.dtype:
     """The dtype of most of a checkpoint's bytes."""
     sizes: Counter[str] = Counter()
@@ -88,10 +51,7 @@ def save_model(model: Any, folder: Path) -> None:
     with quietly():
         model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
     path = folder / "config.json"
-    written = json.loads(path.read_text(encoding="utf-8"))
-    config = serving_spelling(written)
-    # A null is a choice (no padding row), not a gap for the family's default to fill.
-    config |= {key: None for key in ("pad_token_id", "bos_token_id", "eos_token_id") if written.get(key, 0) is None}
+    config = serving_spelling(json.loads(path.read_text(encoding="utf-8")))
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rekindle.apply.load import load_model
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 from rekindle.train.config import TrainConfig
 from rekindle.train.device import make_accelerator, micro_batch_size
 from rekindle.train.losses import expert_grid
-from rekindle.train.model import cast_experts, check_lengths, check_vocabulary, load_model, load_tokenizer, model_sizes
+from rekindle.train.model import cast_experts, check_lengths, check_vocabulary, load_tokenizer, model_sizes
 from rekindle.train.optimizer import DESCRIPTION, FOLDER, load_optimizer, make_optimizer, read_description
 from rekindle.train.plan import check_corpus, make_plan
 from rekindle.train.state import TRACKERS, Saved, describe_run, find_start, load_state, work_folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -121,7 +122,7 @@ class Session:
 
     def _evaluate(self, step: int) -> None:
         result = validation_loss(self.stepper.model, self.windows, self.accelerator, self.stepper.micro_batch)
-        self._write("eval", {**self._place(step), **result.row()})
+        self._write("eval", {**self._place(step), **result.row(each=step == self.plan.steps)})
 
     def _write(self, kind: str, row: dict[str, Any]) -> None:
         self.metrics.write(kind, **row)
@@ -168,6 +169,7 @@ class Session:
             "devices": self.accelerator.num_processes,
             "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             "data": self.config.data,
+            "val_set": hashlib.sha256(self.windows.tobytes()).hexdigest()[:16],
             "train_tokens": len(self.stepper.corpus.train),
             "epochs": self.plan.steps * self.plan.batch / self.stepper.corpus.windows(self.plan.seq_len),
             "schedule": self.plan.schedule.name,

@@ -17,7 +17,7 @@ from rekindle.apply import write
 from rekindle.apply.shards import cut
 from rekindle.apply.write import merged
 from rekindle.edit.expressions import Fill, Span
-from rekindle.errors import CheckFailed
+from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.files import Files
 from rekindle.store.folder import open_folder
 
@@ -123,6 +123,12 @@ def test_max_shard_size(parent, tmp_path, limit):
     assert (out / "model.safetensors.index.json").exists() == (len(data) > 1)
     whole = api.upcycle(parent, experts=2).save(tmp_path / "whole")
     assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("size", ["0", "-5GB"])
+def test_a_shard_of_nothing_is_refused(parent, size):
+    with pytest.raises(RekindleError, match="holds nothing"):
+        api.rewrite(parent).job(max_shard_size=size)
 
 
 def test_data_begins_on_a_multiple_of_eight(parent, tmp_path):

@@ -92,7 +92,7 @@ EIGHT = b"12345678"
 BROKEN = {
     "nothing": (b"", "too short"),
     "seven bytes": (b"1234567", "too short"),
-    "header longer than the file": (with_header("{}", length=3), "the file has 10"),
+    "header longer than the file": (with_header("{}", length=3), "header claims 3 bytes, but the file has 10"),
     "header over 100 MB": (with_header("{}", length=100_000_001), "over the limit"),
     "header of 2^64 - 1": (b"\xff" * 8 + b"{}", "over the limit"),
     "no header": (with_header(""), "not JSON"),

@@ -87,6 +87,18 @@ def test_out_that_is_a_link_is_refused(out, overwrite, target):
         write(out, overwrite=overwrite)
 
 
+@pytest.mark.parametrize("name", [".", "..", "/", "../../home"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_out_that_holds_the_current_folder_is_refused(out, monkeypatch, name, overwrite):
+    """`rekindle rewrite model . --overwrite` would delete the model, and all else that is here."""
+    out.mkdir(parents=True)
+    (out / "mine").touch()
+    monkeypatch.chdir(out)
+    with pytest.raises(RekindleError, match="holds the folder you are in"):
+        check_free(Path(name), overwrite)
+    assert (out / "mine").exists()
+
+
 def test_out_inside_a_file_is_refused(out):
     out.parent.write_text("a file")
     with pytest.raises(RekindleError, match="is a file, not a folder"):

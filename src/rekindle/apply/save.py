@@ -16,6 +16,7 @@ from rekindle.config import Size, option
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.plan import Plan, plan
+from rekindle.errors import RekindleError
 from rekindle.store.header import unreadable
 
 
@@ -49,6 +50,8 @@ class Job:
 
 def prepare(checkpoint: Checkpoint, config: SaveConfig) -> Job:
     """Plan the writing; no byte moves. Raises RekindleError with every problem."""
+    if config.max_shard_size < 1:
+        raise RekindleError(f"A shard of {config.max_shard_size} bytes holds nothing.", hint="--max-shard-size 5GB")
     planned = plan(checkpoint, fused=config.fused)
     if not config.optimizer_state:
         return Job(checkpoint, planned, config, {}, {})

@@ -18,11 +18,13 @@ def partial_path(out: Path) -> Path:
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Refuse an OUT that is no folder; and one that is not empty, unless `overwrite`."""
+    """Refuse an OUT that is no folder or holds the current one; and one that is not empty, unless `overwrite`."""
     with explained(out):
         if out.is_symlink() or (out.exists() and not out.is_dir()):
             kind = "link" if out.is_symlink() else "file"
             raise RekindleError(f"{out} is a {kind}, not a folder.", hint="another OUT")
+        if out.exists() and Path.cwd().is_relative_to(out.resolve()):
+            raise RekindleError(f"{out} holds the folder you are in, and would be replaced.", hint="another OUT")
         if out.exists() and not overwrite and any(out.iterdir()):
             raise RekindleError(f"{out} exists and is not empty.", hint="another OUT, or --overwrite to replace it")
 

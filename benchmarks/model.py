@@ -9,7 +9,7 @@ import numpy as np
 
 from rekindle.anatomy import FAMILIES
 from rekindle.apply.shards import Shard, write_index
-from rekindle.edit.expressions import Fill
+from rekindle.edit.arithmetic import Fill
 from rekindle.store.dtypes import from_float
 
 LLAMA_2GB = {

@@ -10,7 +10,7 @@ import pytest
 from store.folders import TINY_LLAMA, write_llama
 
 from rekindle.apply.shards import Shard, write_index
-from rekindle.edit.expressions import Fill
+from rekindle.edit.arithmetic import Fill
 
 MEASURE = """
 import resource, sys

@@ -16,7 +16,8 @@ from rekindle import api
 from rekindle.apply import write
 from rekindle.apply.shards import cut
 from rekindle.apply.write import merged
-from rekindle.edit.expressions import Fill, Span
+from rekindle.edit.arithmetic import Fill
+from rekindle.edit.expressions import Span
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.files import Files
 from rekindle.store.folder import open_folder

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekindle.edit.expressions import Cast, Columns, Fill, Joined, Leaf, Normal, Rows, Scale, Sum, Twin
+from rekindle.edit.arithmetic import Cast, Fill, Normal, Scale, Sum, Twin
+from rekindle.edit.expressions import Columns, Joined, Leaf, Rows
 from rekindle.errors import RekindleError
 from rekindle.store.header import Stored
 
@@ -127,11 +128,11 @@ def test_arithmetic_is_float32_rounded_once():
 def test_codes_cannot_be_calculated_with():
     reader = Memory()
     code = reader.leaf(np.zeros((2, 2), np.uint8), "F8_E4M3")
-    assert code.twin(4).spans()
+    assert Twin(code, 4).spans()
     with pytest.raises(RekindleError, match="only copied"):
         Scale(code, 2.0)
     with pytest.raises(RekindleError, match="only copied"):
-        code.plus(Fill("F8_E4M3", (2, 2), 0.0))
+        Sum(code, Fill("F8_E4M3", (2, 2), 0.0))
 
 
 # -- moments: w' = f(w), so each rule follows from the gradient's --------------------------------------------------
@@ -147,14 +148,14 @@ def moments_of(expr, reader, array):
     ("build", "expected"),
     [
         (lambda x: x, lambda g: g),
-        (lambda x: x.twin(4), lambda g: g / 4),
+        (lambda x: Twin(x, 4), lambda g: g / 4),
         (lambda x: Scale(x, 2.0), lambda g: g / 2),
         (lambda x: Rows(x, 1, 3, (2, 4)), lambda g: g[1:3]),
         (lambda x: Joined([x, x], (6, 4)), lambda g: np.concatenate([g, g])),
         (lambda x: Columns(x, 1, 3), lambda g: g[:, 1:3]),
         (lambda x: Cast(x, "BF16"), lambda g: g),
-        (lambda x: x.twin(2).twin(2), lambda g: g / 4),
-        (lambda x: x.plus(Normal("F32", (3, 4), 0.1, 0, "n")), lambda g: 0 * g),
+        (lambda x: Twin(Twin(x, 2), 2), lambda g: g / 4),
+        (lambda x: Sum(x, Normal("F32", (3, 4), 0.1, 0, "n")), lambda g: 0 * g),
         (lambda x: Normal("F32", (3, 4), 0.1, 0, "n"), lambda g: 0 * g),
     ],
     ids=["leaf", "twin", "scale", "rows", "join", "columns", "cast", "twins", "noise", "new"],

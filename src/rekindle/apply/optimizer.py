@@ -36,7 +36,7 @@ class OptimizerState:
         self._stacked = {name: runtime[name] for name in names if not isinstance(runtime.get(name, ""), str)}
         self._check(parent)
 
-    def moment(self, leaf: Leaf, order: int) -> Expr | None:
+    def moment(self, leaf: Leaf, order: int) -> Expr:
         """The moment of a stored tensor; of a stacked one, stacked the same way."""
         suffix = MOMENTS[order - 1]
         if leaf.name in self._stacked:
@@ -45,7 +45,7 @@ class OptimizerState:
             ]
             return Joined(parts, leaf.shape)
         name = f"{leaf.name}.{suffix}"
-        return Leaf(name, self.stored[name]) if name in self.stored else None
+        return Leaf(name, self.stored[name])
 
     def step(self, moment: Expr) -> int:
         """Steps behind a child's moment: the most of what it was made of, 0 for a new tensor."""

@@ -18,7 +18,8 @@ from threading import Event
 import numpy as np
 
 from rekindle.apply.shards import Shard
-from rekindle.edit.expressions import Expr, Fill, Normal, Span
+from rekindle.edit.arithmetic import Fill, Normal
+from rekindle.edit.expressions import Expr, Span
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS, count_not_finite
 from rekindle.store.files import Files

@@ -16,7 +16,8 @@ from typing import Any
 
 from rekindle.anatomy import FUSED, Family, Role, Settings, Tensor, family_named, family_of, fused_slots
 from rekindle.anatomy.settings import role_of
-from rekindle.edit.expressions import Expr, Fill, Leaf, Normal, Rows
+from rekindle.edit.arithmetic import Fill, Normal, Sum, Twin
+from rekindle.edit.expressions import Expr, Leaf, Rows
 from rekindle.edit.promise import Promise, exact
 from rekindle.errors import RekindleError, together
 from rekindle.store.folder import Folder
@@ -167,14 +168,15 @@ class FeedForward(dict[str, Expr]):
     """The tensors of one feed-forward: gate, up, down and their biases."""
 
     def twin(self, of: int) -> FeedForward:
-        return FeedForward({part: expr.twin(of) for part, expr in self.items()})
+        """One of `of` exact copies that share the parent's gradient between them."""
+        return FeedForward({part: Twin(expr, of) for part, expr in self.items()})
 
     def noisy(self, std: float, seed: int, key: str) -> FeedForward:
         """Each tensor plus Gaussian noise of this standard deviation."""
         if not std:
             return self  # the very same expressions: a plan holds each once, however many experts share it
         return FeedForward(
-            {p: x.plus(Normal(x.dtype, x.shape, std, seed, f"{key}/{p}/noise")) for p, x in self.items()}
+            {p: Sum(x, Normal(x.dtype, x.shape, std, seed, f"{key}/{p}/noise")) for p, x in self.items()}
         )
 
 

@@ -1,5 +1,7 @@
 """Tensor expressions: what a tensor of the child is, in terms of the parent's bytes. Lazy, typed, priced.
 
+Here are those that pick and join rows of stored tensors; `arithmetic` has those that calculate.
+
 Every tensor is seen as a matrix of *rows*: all axes but the last, flattened, by the last (a vector is n rows of
 one). Operations along the leading axes only pick and join rows, so the bytes they need are runs of file bytes
 (`spans`) that the kernel can copy; all others yield `raw` blocks of rows, a bounded window at a time.
@@ -18,9 +20,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.edit.noise import normal_block
 from rekindle.errors import RekindleError
-from rekindle.store.dtypes import BITS, COMPUTED, from_float, nbytes, to_float
+from rekindle.store.dtypes import BITS, COMPUTED, nbytes, to_float
 from rekindle.store.header import Stored
 from rekindle.store.legacy import Held
 
@@ -39,7 +40,7 @@ class Reader(Protocol):
     def read(self, path: str, offset: int, nbytes: int) -> bytes: ...
 
 
-Moments = Callable[["Leaf", int], "Expr | None"]  # the moment (1 or 2) of a parent's tensor, None: there is none
+Moments = Callable[["Leaf", int], "Expr"]  # the moment (1 or 2) of a parent's tensor
 
 
 class Expr:
@@ -78,8 +79,8 @@ class Expr:
         return to_float(self.raw(lo, hi, reader), self.dtype)
 
     def moment(self, order: int, of: Moments) -> Expr:
-        """Adam's first (1) or second (2) moment of this, from the parent's; new tensors start at zero."""
-        return Fill("F32", self.shape, 0.0)
+        """Adam's first (1) or second (2) moment of this, from the parent's."""
+        raise AssertionError(f"{type(self).__name__} has no rule for moments")
 
     def memory(self) -> int:
         """Blocks in memory at once while a block of this is made: an upper bound."""
@@ -89,19 +90,10 @@ class Expr:
         for child in self.children():
             yield from child.leaves()
 
-    # -- words methods use -----------------------------------------------------------------------------------
-
-    def twin(self, of: int) -> Expr:
-        """One of `of` exact copies that share the parent's gradient between them."""
-        return Twin(self, of) if of > 1 else self
-
     def first(self, rows: int) -> Expr:
         """The first rows along axis 0."""
         inner = self.num_rows // self.shape[0]
         return Rows(self, 0, rows * inner, (rows, *self.shape[1:]))
-
-    def plus(self, noise: Expr) -> Expr:
-        return Sum(self, noise)
 
 
 class Leaf(Expr):
@@ -128,7 +120,7 @@ class Leaf(Expr):
         return np.frombuffer(data, RAW[self.dtype]).reshape(hi - lo, self.row_size)
 
     def moment(self, order: int, of: Moments) -> Expr:
-        return of(self, order) or Fill("F32", self.shape, 0.0)
+        return of(self, order)
 
     def leaves(self) -> Iterator[Leaf]:
         yield self
@@ -224,128 +216,6 @@ class Columns(Expr):
 
     def moment(self, order: int, of: Moments) -> Expr:
         return Columns(self.x.moment(order, of), self.lo, self.hi)
-
-
-class Twin(Expr):
-    """One of m exact copies whose outputs are averaged: each sees 1/m of the gradient, so m/m and v/m^2."""
-
-    __slots__ = ("of", "x")
-    live = 0
-
-    def __init__(self, x: Expr, of: int):
-        self.x, self.of = x, of
-        self.dtype, self.shape = x.dtype, x.shape
-
-    def children(self) -> Sequence[Expr]:
-        return (self.x,)
-
-    def spans(self) -> list[Span] | None:
-        return self.x.spans()
-
-    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        return self.x.raw(lo, hi, reader)
-
-    def moment(self, order: int, of: Moments) -> Expr:
-        return Scale(self.x.moment(order, of), 1.0 / self.of**order)
-
-
-class Computed(Expr):
-    """Calculated in floats and rounded once."""
-
-    __slots__ = ()
-    live = 3
-
-    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        return from_float(self.values(lo, hi, reader), self.dtype)
-
-
-class Fill(Computed):
-    """One value everywhere: zeros, ones."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, dtype: str, shape: tuple[int, ...], value: float):
-        self.dtype, self.shape, self.value = dtype, shape, value
-
-    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        return np.full((hi - lo, self.row_size), self.value, np.float32)
-
-
-class Normal(Computed):
-    """Gaussian values, a function of (seed, key, position) alone."""
-
-    __slots__ = ("key", "seed", "std")
-    live = 8
-
-    def __init__(self, dtype: str, shape: tuple[int, ...], std: float, seed: int, key: str):
-        self.dtype, self.shape, self.std, self.seed, self.key = dtype, shape, std, seed, key
-
-    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        width = self.row_size
-        block = normal_block(self.seed, self.key, lo * width, hi * width)
-        return (self.std * block).astype(np.float32).reshape(hi - lo, width)
-
-
-class Sum(Computed):
-    """Two tensors added, in float32. Starts with empty moments: its gradients are not its parent's any more."""
-
-    __slots__ = ("x", "y")
-
-    def __init__(self, x: Expr, y: Expr):
-        assert x.shape == y.shape, (x.shape, y.shape)
-        computable(x)
-        self.x, self.y, self.dtype, self.shape = x, y, x.dtype, x.shape
-
-    def children(self) -> Sequence[Expr]:
-        return (self.x, self.y)
-
-    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        return self.x.values(lo, hi, reader) + self.y.values(lo, hi, reader)
-
-
-class Scale(Computed):
-    """A tensor times a number."""
-
-    __slots__ = ("by", "x")
-
-    def __init__(self, x: Expr, by: float):
-        computable(x)
-        self.x, self.by, self.dtype, self.shape = x, by, x.dtype, x.shape
-
-    def children(self) -> Sequence[Expr]:
-        return (self.x,)
-
-    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        return self.x.values(lo, hi, reader) * np.float32(self.by)
-
-    def moment(self, order: int, of: Moments) -> Expr:
-        return Scale(self.x.moment(order, of), self.by**-order)
-
-
-class Cast(Computed):
-    """The same values in another dtype, rounded once."""
-
-    __slots__ = ("x",)
-
-    def __init__(self, x: Expr, dtype: str):
-        computable(x)
-        self.x, self.dtype, self.shape = x, dtype, x.shape
-
-    def children(self) -> Sequence[Expr]:
-        return (self.x,)
-
-    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        return self.x.values(lo, hi, reader)
-
-    def moment(self, order: int, of: Moments) -> Expr:
-        return self.x.moment(order, of)
-
-
-def computable(x: Expr) -> None:
-    """Refuse arithmetic on codes (fp8, integers): they are copied or not touched."""
-    if x.dtype not in COMPUTED:
-        name = next((leaf.name for leaf in x.leaves()), None)
-        raise RekindleError(f"{x.dtype} tensors cannot be calculated with, only copied.", where=name)
 
 
 # numpy dtypes of stored bytes; bits where numpy has no such type

@@ -10,7 +10,7 @@ from typing import Literal
 
 from rekindle.config import option
 from rekindle.edit import Checkpoint, exact, lossy
-from rekindle.edit.expressions import Cast
+from rekindle.edit.arithmetic import Cast
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 EXACT_CASTS = {("BF16", "F32"), ("F16", "F32")}

@@ -1,0 +1,34 @@
+"""The verbs as functions; the command line is their thin twin.
+
+rekindle.upcycle(rekindle.open("dense"), experts=8, top_k=2).save("moe")
+rekindle.verify("moe", against="dense")
+"""
+
+from __future__ import annotations
+
+from rekindle.api.look import checksums, env, inspect, not_finite, verify
+from rekindle.api.model import Model, apply, command, open, rewrite, summary, upcycle
+from rekindle.api.recipe import is_training, load_recipe, run
+from rekindle.api.training import evaluate, init, report, train
+
+__all__ = [
+    "Model",
+    "apply",
+    "checksums",
+    "command",
+    "env",
+    "evaluate",
+    "init",
+    "inspect",
+    "is_training",
+    "load_recipe",
+    "not_finite",
+    "open",
+    "report",
+    "rewrite",
+    "run",
+    "summary",
+    "train",
+    "upcycle",
+    "verify",
+]

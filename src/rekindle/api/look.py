@@ -1,0 +1,168 @@
+"""inspect, verify, env: what a checkpoint is, and whether it keeps its promise."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rekindle import __version__
+from rekindle.api.model import Model, open, papers, summary
+from rekindle.config import resolve
+from rekindle.edit import Checkpoint
+from rekindle.errors import RekindleError
+from rekindle.methods import METHODS, method_named
+from rekindle.store.folder import open_folder
+from rekindle.store.hub import locate
+from rekindle.store.manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from rekindle.apply.verify import Verdict
+
+
+def inspect(source: str | Path) -> dict[str, Any]:
+    """What a checkpoint is and what can be done with it, from headers alone."""
+    model = open(source)
+    checkpoint, s = model.checkpoint, model.checkpoint.settings
+    manifest = read_manifest(checkpoint.folder.path)
+    return {
+        "source": str(source),
+        "family": checkpoint.family.model_type,
+        "summary": summary(checkpoint),
+        "parameters": checkpoint.parameters(),
+        "layers": s.num_layers,
+        "hidden_size": s.hidden_size,
+        "heads": {"query": s.num_heads, "key_value": s.num_kv_heads, "dim": s.head_dim},
+        "feed_forward": {"dense": s.intermediate_size, "expert": s.expert_size, "shared": s.shared_size},
+        "experts": {"count": s.num_experts, "top_k": s.top_k, "layers": list(s.sparse_layers)},
+        "vocab_size": s.vocab_size,
+        "context": s.max_position_embeddings,
+        "tied": s.tie_word_embeddings,
+        "dtypes": dict(Counter(t.dtype for t in checkpoint.folder.tensors.values())),
+        "bytes": sum(t.nbytes for t in checkpoint.folder.tensors.values()),
+        "shards": [path.name for path in checkpoint.folder.shards],
+        "unused": checkpoint.unused,
+        "fingerprint": checkpoint.folder.fingerprint,
+        "promise": manifest.promise if manifest else None,
+        "lineage": [vars(record) for record in manifest.lineage] if manifest else [],
+        "can": {verb: _applies(model, verb) for verb in METHODS},
+        "notes": checkpoint.notes,
+    }
+
+
+def _applies(model: Model, verb: str) -> str:
+    """ "yes: what it would become", or "no: why not"."""
+    try:
+        child = model.then(verb, resolve(method_named(verb).config, METHODS[verb].trial))
+    except RekindleError as error:
+        return f"no: {error.why or error.what}".splitlines()[0]
+    return f"yes: {summary(child.checkpoint)}"
+
+
+def verify(
+    child: str | Path,
+    against: str | Path,
+    *,
+    tokens: int = 1024,
+    data: str = "stdlib",
+    blockwise: bool | None = None,
+) -> Verdict:
+    """Reload both in transformers and hold the child to its promise, on `tokens` tokens of `data`.
+
+    `blockwise`: one module in memory at a time; None: where both models do not fit. The verdict is kept beside the
+    child as verify.json and goes into its card.
+    """
+    from rekindle.apply.scan import not_finite
+    from rekindle.apply.verify import verify as measure
+
+    made, parent = open(child).checkpoint, open(against).checkpoint
+    ids, text = _some_tokens(parent, data, tokens)
+    if blockwise is None:
+        blockwise = not _both_fit(made, parent)
+    manifest = read_manifest(made.folder.path)
+    promise = (manifest.promise or {}).get("kind", "none") if manifest else "none"
+    bad = not_finite(made.folder)
+    verdict = measure(made, parent, ids, text=text, promise=promise, bad=bad, blockwise=blockwise)
+    _keep(made.folder.path, verdict.to_dict(), manifest, made.config)
+    return verdict
+
+
+def _some_tokens(parent: Checkpoint, data: str, tokens: int) -> tuple[np.ndarray, str]:
+    """Token ids [N, T] of held-out text, or random ones where the checkpoint has no tokenizer."""
+    if tokens < 2:
+        raise RekindleError(f"{tokens} tokens are too few to compare on.", hint="--tokens 1024")
+    length = min(128, parent.settings.max_position_embeddings, tokens)
+    rows = max(1, tokens // length)
+    folder = parent.folder.path
+    if any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        from rekindle.train.tokens import sample_tokens
+
+        return sample_tokens(folder, data, rows * length, length), f"validation text of {data}"
+    random = np.random.default_rng(0).integers(0, parent.settings.vocab_size, (rows, length))
+    return random, "random tokens: the checkpoint has no tokenizer"
+
+
+def _both_fit(*checkpoints: Checkpoint) -> bool:
+    """Whether both models in float32 leave a third of the free memory for activations."""
+    import psutil
+
+    needed = sum(4 * checkpoint.parameters()["total"] for checkpoint in checkpoints)
+    return needed < psutil.virtual_memory().available * 2 / 3
+
+
+def _keep(folder: Path, verdict: dict[str, Any], manifest: Manifest | None, config: dict[str, Any]) -> None:
+    """The verdict travels with the child, where its folder can be written and is one of ours."""
+    if manifest is None or not os.access(folder, os.W_OK):
+        return
+    from rekindle.report.card import write_card
+
+    (folder / "verify.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
+    write_card(folder, manifest, config, verdict, papers(record.verb for record in manifest.lineage))
+
+
+def checksums(source: str | Path) -> Iterator[str]:
+    """Each shard that agrees with its recorded SHA-256; raises CheckFailed at one that does not."""
+    from rekindle.apply.scan import check_shards
+
+    folder = locate(source)
+    return check_shards(folder, read_manifest(folder))
+
+
+def not_finite(source: str | Path) -> dict[str, int]:
+    """{tensor: number of NaN and infinite values}, reading every byte."""
+    from rekindle.apply.scan import not_finite as scan
+
+    return scan(open_folder(locate(source)))
+
+
+def env() -> dict[str, str]:
+    """Versions and device, ready to paste into an issue."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import psutil
+    import torch
+
+    found = {"rekindle": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in (
+        "torch",
+        "transformers",
+        "accelerate",
+        "safetensors",
+        "huggingface_hub",
+        "numpy",
+        "datasets",
+    ):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    found["cores"] = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    found["memory"] = f"{psutil.virtual_memory().total / 1e9:.1f} GB"
+    return found

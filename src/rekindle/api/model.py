@@ -1,0 +1,166 @@
+"""A checkpoint on disk and what has been decided to do to it; `save` does it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rekindle import __version__
+from rekindle.apply import save as saving
+from rekindle.apply.save import Job, SaveConfig
+from rekindle.config import Resolved, dump_yaml, resolve, to_dict
+from rekindle.edit import Checkpoint, open_checkpoint
+from rekindle.errors import CheckFailed
+from rekindle.methods import METHODS, method_named
+from rekindle.store.folder import open_folder
+from rekindle.store.hub import locate
+from rekindle.store.manifest import Manifest, Record, read_manifest
+from rekindle.store.publish import check_free, publishing
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One method applied, with its options."""
+
+    verb: str
+    options: Resolved[Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint on disk, and what has been decided to do to it. Nothing is written until `save`."""
+
+    source: str
+    checkpoint: Checkpoint
+    steps: tuple[Step, ...] = field(default=())
+
+    def then(self, verb: str, options: Resolved[Any]) -> Model:
+        child = method_named(verb).apply(self.checkpoint, options.config)
+        return replace(self, checkpoint=child, steps=(*self.steps, Step(verb, options)))
+
+    def job(self, **save_options: Any) -> Job:
+        """The plan, priced; raises RekindleError with every problem. No byte moves."""
+        return saving.prepare(self.checkpoint, resolve(SaveConfig, save_options).config)
+
+    def save(
+        self,
+        out: str | Path,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        workers: int | None = None,
+        progress: Progress = lambda done: None,
+        **save_options: Any,
+    ) -> Path:
+        """Write the result to `out`, whole or not at all. Options: see SaveConfig. Returns `out`."""
+        out = Path(out)
+        check_free(out, overwrite)
+        options = resolve(SaveConfig, save_options)
+        job = saving.prepare(self.checkpoint, options.config)
+        with publishing(out, overwrite=overwrite, keep_partial=True, resume=resume) as folder:
+            workers = workers or saving.default_workers()
+            written = saving.write(job, folder, workers=workers, resume=resume, progress=progress)
+            self._describe(folder, out, options, written)
+        bad = {file: w for file, w in written.items() if w.not_finite}
+        if bad:
+            file, w = next(iter(bad.items()))
+            raise CheckFailed(
+                f"{sum(w.not_finite for w in bad.values())} computed values are NaN or infinite.",
+                where=f"{w.where} in {out / file}",
+                why="the source has such values, or they overflowed",
+                hint=f"rekindle inspect {self.source} --checksum --nan",
+            )
+        return out
+
+    def recipe(self, options: Resolved[SaveConfig] | None = None) -> dict[str, Any]:
+        """What OUT/rekindle.yaml holds: `rekindle run` repeats it."""
+        steps = [{step.verb: to_dict(step.options.config)} for step in self.steps]
+        recipe: dict[str, Any] = {"rekindle": __version__, "source": self.source, "steps": steps}
+        return recipe | ({"save": to_dict(options.config)} if options else {})
+
+    def _describe(self, folder: Path, out: Path, options: Resolved[SaveConfig], written: Mapping[str, Any]) -> None:
+        from rekindle.report.card import write_card
+
+        before = read_manifest(self.checkpoint.folder.path)
+        records = [self._record(step, out, options) for step in self.steps]
+        manifest = Manifest(
+            version=__version__,
+            lineage=[*(before.lineage if before else []), *records],
+            parameters=self.checkpoint.parameters(),
+            promise={"kind": self.checkpoint.promise.kind, "text": self.checkpoint.promise.text},
+            shards={
+                file: {"bytes": w.bytes} | ({"sha256": w.sha256} if w.sha256 else {}) for file, w in written.items()
+            },
+        )
+        manifest.write(folder)
+        (folder / "rekindle.yaml").write_text(dump_yaml(self.recipe(options)), encoding="utf-8")
+        write_card(folder, manifest, self.checkpoint.config, None, papers(step.verb for step in self.steps))
+
+    def _record(self, step: Step, out: Path, options: Resolved[SaveConfig]) -> Record:
+        first = step is self.steps[0]
+        return Record(
+            verb=step.verb,
+            command=command(step.verb, [self.source, str(out)], step.options, options),
+            options=step.options.options() | options.options(),
+            source=self.source if first else None,
+            source_fingerprint=self.checkpoint.folder.fingerprint if first else None,
+            summary=summary(self.checkpoint),
+        )
+
+
+def summary(checkpoint: Checkpoint) -> str:
+    """One line on what a checkpoint is: "mixtral, 8 experts, top-2 in 16 of 16 layers"."""
+    s = checkpoint.settings
+    if not s.sparse_layers:
+        return f"{checkpoint.family.model_type}, dense, {s.num_layers} layers"
+    layers = f"{len(s.sparse_layers)} of {s.num_layers} layers"
+    return f"{checkpoint.family.model_type}, {s.num_experts} experts, top-{s.top_k} in {layers}"
+
+
+def command(verb: str, arguments: list[str], *options: Resolved[Any]) -> str:
+    """What to type to do this again: the arguments, and each option that is not its default."""
+    words = ["rekindle", verb, *arguments]
+    for resolved in options:
+        values = to_dict(resolved.config)
+        for f in fields(resolved.config):
+            value = values[f.name]
+            if value == f.default or resolved.origins[f.name] == "default":
+                continue
+            flag = f"--{f.name.replace('_', '-')}"
+            if isinstance(value, bool):
+                words += [flag if value else f"--no-{flag[2:]}"]
+            else:
+                words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    return shlex.join(words)
+
+
+def papers(verbs: Iterable[str]) -> str:
+    """The papers behind these verbs, a line each."""
+    lines = [f"{METHODS[verb].paper} {METHODS[verb].url}".strip() for verb in dict.fromkeys(verbs) if verb in METHODS]
+    return "\n".join(line for line in lines if line)
+
+
+def open(source: str | Path) -> Model:
+    """Open a checkpoint: a folder, `org/model[@revision]` or `hf://org/model`. Reads headers only."""
+    return Model(str(source), open_checkpoint(open_folder(locate(source))))
+
+
+def apply(verb: str, source: Model | str | Path, **options: Any) -> Model:
+    """Apply a method by its verb, see rekindle.methods.METHODS."""
+    model = source if isinstance(source, Model) else open(source)
+    return model.then(verb, resolve(method_named(verb).config, options))
+
+
+def upcycle(source: Model | str | Path, **options: Any) -> Model:
+    """Dense to mixture of experts, same function. Options: methods.sparse_upcycling.Config."""
+    return apply("upcycle", source, **options)
+
+
+def rewrite(source: Model | str | Path, **options: Any) -> Model:
+    """Other shards, dtype or layout. Options: methods.rewrite.Config."""
+    return apply("rewrite", source, **options)

@@ -1,0 +1,96 @@
+"""init, train, evaluate, report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rekindle import __version__
+from rekindle.api.model import command
+from rekindle.config import Resolved, dump_yaml, resolve, to_dict
+from rekindle.store.hub import locate
+
+if TYPE_CHECKING:
+    from rekindle.report.config import ReportConfig
+    from rekindle.report.page import Report
+    from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig
+
+
+def init(
+    out: str | Path, options: Resolved[InitConfig] | None = None, *, overwrite: bool = False, **given: Any
+) -> Path:
+    """A model from scratch, with a tokenizer trained on its data. Options: train.config.InitConfig. Returns `out`."""
+    from rekindle.train.config import InitConfig
+    from rekindle.train.init import init_model
+
+    out = Path(out)
+    options = options or resolve(InitConfig, given)
+    typed = command("init", [str(out)], options)
+    init_model(out, options.config, command=typed, options=options.options(), overwrite=overwrite)
+    _write_recipe(out, {"rekindle": __version__, "steps": [{"init": to_dict(options.config)}]})
+    return out
+
+
+def train(
+    source: str | Path,
+    out: str | Path,
+    options: Resolved[TrainConfig] | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    **given: Any,
+) -> dict[str, Any]:
+    """Continue a checkpoint's training into `out`. Options: train.config.TrainConfig.
+
+    Returns final losses (nats per token, the language model's alone), tokens, FLOPs and speed.
+    """
+    from rekindle.train.config import TrainConfig
+    from rekindle.train.loop import train as run
+
+    options = options or resolve(TrainConfig, given)
+    summary = run(
+        locate(source),
+        Path(out),
+        options.config,
+        command=command("train", [str(source), str(out)], options),
+        options=options.options(),
+        source_name=str(source),
+        resume=resume,
+        overwrite=overwrite,
+    )
+    if summary:  # of several ranks the main one writes
+        recipe = {"rekindle": __version__, "source": str(source), "steps": [{"train": to_dict(options.config)}]}
+        _write_recipe(Path(out), recipe)
+    return summary
+
+
+def evaluate(source: str | Path, options: Resolved[EvaluateConfig] | None = None, **given: Any) -> dict[str, Any]:
+    """Loss and perplexity on text, with standard errors. Options: train.config.EvaluateConfig."""
+    from rekindle.train.config import EvaluateConfig
+    from rekindle.train.evaluate import evaluate as measure
+
+    return measure(locate(source), (options or resolve(EvaluateConfig, given)).config)
+
+
+def report(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    options: Resolved[ReportConfig] | None = None,
+    *,
+    overwrite: bool = False,
+    **given: Any,
+) -> Report:
+    """Curves, costs and a verdict of several runs in one HTML page. Options: report.config.ReportConfig."""
+    from rekindle.report.config import ReportConfig
+    from rekindle.report.page import write_report
+
+    options = options or resolve(ReportConfig, given)
+    typed = shlex.join(["rekindle", "report", *map(str, runs), "--out", str(out)])
+    folders = [Path(run) for run in runs]
+    return write_report(folders, Path(out), command=typed, overwrite=overwrite, **to_dict(options.config))
+
+
+def _write_recipe(out: Path, recipe: dict[str, Any]) -> None:
+    (out / "rekindle.yaml").write_text(dump_yaml(recipe), encoding="utf-8")

@@ -1,0 +1,138 @@
+"""Expressions that calculate, in floats rounded once; and twins, which only calculate their moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rekindle.edit.expressions import Expr, Moments, Reader, Span
+from rekindle.edit.noise import normal_block
+from rekindle.errors import RekindleError
+from rekindle.store.dtypes import COMPUTED, from_float
+
+
+class Twin(Expr):
+    """One of m exact copies whose outputs are averaged: each sees 1/m of the gradient, so m/m and v/m^2."""
+
+    __slots__ = ("of", "x")
+    live = 0
+
+    def __init__(self, x: Expr, of: int):
+        self.x, self.of = x, of
+        self.dtype, self.shape = x.dtype, x.shape
+
+    def children(self) -> Sequence[Expr]:
+        return (self.x,)
+
+    def spans(self) -> list[Span] | None:
+        return self.x.spans()
+
+    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return self.x.raw(lo, hi, reader)
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return Scale(self.x.moment(order, of), 1.0 / self.of**order)
+
+
+class Computed(Expr):
+    """Calculated in floats and rounded once. Starts with empty moments, as a new tensor does, unless it says more."""
+
+    __slots__ = ()
+    live = 3
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return Fill("F32", self.shape, 0.0)
+
+    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return from_float(self.values(lo, hi, reader), self.dtype)
+
+
+class Fill(Computed):
+    """One value everywhere: zeros, ones."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], value: float):
+        self.dtype, self.shape, self.value = dtype, shape, value
+
+    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return np.full((hi - lo, self.row_size), self.value, np.float32)
+
+
+class Normal(Computed):
+    """Gaussian values, a function of (seed, key, position) alone."""
+
+    __slots__ = ("key", "seed", "std")
+    live = 8
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], std: float, seed: int, key: str):
+        self.dtype, self.shape, self.std, self.seed, self.key = dtype, shape, std, seed, key
+
+    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        width = self.row_size
+        block = normal_block(self.seed, self.key, lo * width, hi * width)
+        return (self.std * block).astype(np.float32).reshape(hi - lo, width)
+
+
+class Sum(Computed):
+    """Two tensors added, in float32. Starts with empty moments: its gradients are not its parent's any more."""
+
+    __slots__ = ("x", "y")
+
+    def __init__(self, x: Expr, y: Expr):
+        assert x.shape == y.shape, (x.shape, y.shape)
+        computable(x)
+        self.x, self.y, self.dtype, self.shape = x, y, x.dtype, x.shape
+
+    def children(self) -> Sequence[Expr]:
+        return (self.x, self.y)
+
+    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return self.x.values(lo, hi, reader) + self.y.values(lo, hi, reader)
+
+
+class Scale(Computed):
+    """A tensor times a number."""
+
+    __slots__ = ("by", "x")
+
+    def __init__(self, x: Expr, by: float):
+        computable(x)
+        self.x, self.by, self.dtype, self.shape = x, by, x.dtype, x.shape
+
+    def children(self) -> Sequence[Expr]:
+        return (self.x,)
+
+    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return self.x.values(lo, hi, reader) * np.float32(self.by)
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return Scale(self.x.moment(order, of), self.by**-order)
+
+
+class Cast(Computed):
+    """The same values in another dtype, rounded once."""
+
+    __slots__ = ("x",)
+
+    def __init__(self, x: Expr, dtype: str):
+        computable(x)
+        self.x, self.dtype, self.shape = x, dtype, x.shape
+
+    def children(self) -> Sequence[Expr]:
+        return (self.x,)
+
+    def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return self.x.values(lo, hi, reader)
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return self.x.moment(order, of)
+
+
+def computable(x: Expr) -> None:
+    """Refuse arithmetic on codes (fp8, integers): they are copied or not touched."""
+    if x.dtype not in COMPUTED:
+        name = next((leaf.name for leaf in x.leaves()), None)
+        raise RekindleError(f"{x.dtype} tensors cannot be calculated with, only copied.", where=name)

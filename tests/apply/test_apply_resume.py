@@ -144,10 +144,24 @@ def test_a_finished_shard_that_is_gone_or_cut_is_written_again(parent, tmp_path)
     assert hashes(model.save(tmp_path / "out", resume=True, **SMALL)) == hashes(model.save(tmp_path / "2", **SMALL))
 
 
+def test_a_shard_is_flushed_before_it_has_its_name(parent, tmp_path, monkeypatch):
+    """What the journal calls finished is on disc, whatever happens to the machine."""
+    flushed, replace, fsync = set(), os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.add(os.fstat(fd).st_ino) or fsync(fd))
+
+    def named(source, to):
+        assert not str(to).endswith(".safetensors") or os.stat(source).st_ino in flushed
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", named)
+    assert api.upcycle(parent, experts=2).save(tmp_path / "out", **SMALL)
+
+
 # -- the command line ------------------------------------------------------------------------------------------
 
 SLOWLY = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs pytest in the background ignores it
 from rekindle.store.files import Files
 copy = Files.copy
 Files.copy = lambda *a: (time.sleep(0.02), copy(*a))

@@ -34,7 +34,8 @@ def test_a_folder_of_others_has_none(tmp_path):
     "text",
     ["", "{", "[]", "1", "null", "{}", '{"version": "1", "what": 1}', '{"version": "1", "lineage": [{}]}',
      '{"version": "1", "lineage": 1}', '{"version": "1", "lineage": ["x"]}', '{"version": "1", "shards": []}',
-     '{"version": "1", "shards": {"a": 1}}', "[" * 100_000, "\udcff"],
+     '{"version": "1", "shards": {"a": 1}}', '{"version": "1", "shards": {"../a": {}}}',
+     '{"version": "1", "shards": {"a": {"sha256": 1}}}', "[" * 100_000, "\udcff"],
 )  # fmt: skip
 def test_broken_manifests_are_refused_by_name(tmp_path, text):
     (tmp_path / NAME).write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -5,6 +5,7 @@ Adding a family is adding a row of data in `families.py`; see docs/families.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -28,6 +29,9 @@ class Tensor:
     shape: str
     when: str = ""
     neutral: str = ""
+
+
+Shaped = list[tuple[Tensor, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -122,18 +126,30 @@ class Family:
 
     # -- the table -----------------------------------------------------------------------------------------
 
-    def table(self, settings: Settings) -> Iterator[tuple[Role, tuple[str, tuple[int, ...], Tensor]]]:
-        """role, (name on disk, shape, row) of every tensor, in the order they are written."""
-        dims, sparse = settings.dims(), frozenset(settings.sparse_layers)
+    def shapes(self, settings: Settings) -> tuple[Shaped, Shaped, Shaped]:
+        """Tensors and shapes outside the layers, of a layer with experts, and of one without."""
+        dims = settings.dims()
 
-        def shaped(rows: tuple[Tensor, ...]) -> list[tuple[Tensor, tuple[int, ...]]]:
+        def shaped(rows: tuple[Tensor, ...]) -> Shaped:
             return [(row, _shape(row, dims)) for row in rows if _present(row.when, settings)]
 
-        top, with_experts, without = (
-            shaped(self.top),
-            shaped(self.block + self.sparse),
-            shaped(self.block + self.dense),
-        )
+        return shaped(self.top), shaped(self.block + self.sparse), shaped(self.block + self.dense)
+
+    def parameters(self, settings: Settings) -> dict[str, int]:
+        """{"total", "active"}: a token uses all parameters but those of the experts it is not routed to."""
+        total = active = 0
+        sparse = len(settings.sparse_layers)
+        for times, rows in zip((1, sparse, settings.num_layers - sparse), self.shapes(settings), strict=True):
+            for row, shape in rows:
+                each = "{expert}" in row.name
+                total += times * math.prod(shape) * (settings.num_experts if each else 1)
+                active += times * math.prod(shape) * (settings.top_k if each else 1)
+        return {"total": total, "active": active}
+
+    def table(self, settings: Settings) -> Iterator[tuple[Role, tuple[str, tuple[int, ...], Tensor]]]:
+        """role, (name on disk, shape, row) of every tensor, in the order they are written."""
+        sparse = frozenset(settings.sparse_layers)
+        top, with_experts, without = self.shapes(settings)
         for row, shape in top:
             yield Role(row.part), (row.name, shape, row)
         for layer in range(settings.num_layers):

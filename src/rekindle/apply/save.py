@@ -93,7 +93,7 @@ def write(job: Job, folder: Path, *, workers: int, resume: bool, progress: Progr
 
 def _sources(job: Job) -> list[tuple[str, int, int]]:
     """The files that the plan reads, by path, size and time of change: others must not finish what these began."""
-    exprs = (*job.plan.distinct.values(), *job.moments.values())
+    exprs = (*(use.expr for use in job.plan.census.values()), *job.moments.values())
     paths = sorted({leaf.stored.path for expr in exprs for leaf in expr.leaves()})
     return [(path, stat.st_size, stat.st_mtime_ns) for path in paths if (stat := _stat(path))]
 

@@ -8,7 +8,6 @@ return child.with_rest_of(parent).promising(exact())
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -119,13 +118,7 @@ class Checkpoint:
 
     def parameters(self) -> dict[str, int]:
         """Total parameters, and those active for one token: all but the experts it is not routed to."""
-        s, once, expert = self.settings, 0, 0
-        for role, (_, shape, _) in self.rows.items():
-            if role[2] < 0:
-                once += math.prod(shape)
-            elif role[2] == 0:  # experts are all of one size
-                expert += math.prod(shape)
-        return {"total": once + s.num_experts * expert, "active": once + s.top_k * expert}
+        return self.family.parameters(self.settings)
 
 
 class Block:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,30 +20,35 @@ from rekindle.edit.expressions import Expr, Joined, Leaf
 from rekindle.errors import RekindleError, together
 
 
+class Use:
+    """A distinct expression of a plan: what becomes of it (copied file to file, computed, new), how often it stands."""
+
+    __slots__ = ("expr", "fate", "times")
+
+    def __init__(self, expr: Expr):
+        self.expr, self.times = expr, 1
+        self.fate = "copied" if expr.spans() is not None else "computed" if any(expr.leaves()) else "new"
+
+
 @dataclass(frozen=True)
 class Plan:
     """What will be written, tensor by tensor, in order."""
 
     tensors: dict[str, Expr]
     config: dict[str, Any]
-    dropped: list[str]
+    source: frozenset[str]  # names of all tensors of the folder it reads
 
     @cached_property
-    def uses(self) -> Counter[int]:
-        """How often each distinct expression is written, by its id."""
-        return Counter(map(id, self.tensors.values()))
-
-    @cached_property
-    def distinct(self) -> dict[int, Expr]:
-        return {id(expr): expr for expr in self.tensors.values()}
-
-    @cached_property
-    def fates(self) -> dict[int, str]:
-        """What becomes of each: copied (file to file), computed (read, changed) or new."""
-        return {
-            key: "copied" if expr.spans() is not None else "computed" if any(expr.leaves()) else "new"
-            for key, expr in self.distinct.items()
-        }
+    def census(self) -> dict[int, Use]:
+        """Each distinct expression by its id: experts share theirs, so there are far fewer than tensors."""
+        census: dict[int, Use] = {}
+        for expr in self.tensors.values():
+            use = census.get(id(expr))
+            if use is None:
+                census[id(expr)] = Use(expr)
+            else:
+                use.times += 1
+        return census
 
     @property
     def nbytes(self) -> int:
@@ -54,21 +58,29 @@ class Plan:
     def counts(self) -> dict[str, dict[str, int]]:
         """Tensors and bytes by what becomes of them."""
         counts = {fate: {"tensors": 0, "bytes": 0} for fate in ("copied", "computed", "new")}
-        for key, fate in self.fates.items():
-            counts[fate]["tensors"] += self.uses[key]
-            counts[fate]["bytes"] += self.uses[key] * self.distinct[key].nbytes
+        for use in self.census.values():
+            count = counts[use.fate]
+            count["tensors"] += use.times
+            count["bytes"] += use.times * use.expr.nbytes
         return counts
 
     def changed(self) -> Iterator[tuple[str, str]]:
         """(name, fate) of the tensors that are not plain copies."""
         for name, expr in self.tensors.items():
-            if self.fates[id(expr)] != "copied":
-                yield name, self.fates[id(expr)]
+            fate = self.census[id(expr)].fate
+            if fate != "copied":
+                yield name, fate
 
     def memory(self, workers: int, window: int) -> int:
         """Upper bound on bytes in memory while writing: blocks of the deepest expression, for each worker."""
-        computed = (self.distinct[key] for key, fate in self.fates.items() if fate != "copied")
+        computed = (use.expr for use in self.census.values() if use.fate != "copied")
         return workers * (max((expr.memory() for expr in computed), default=0) + 2) * window
+
+    @cached_property
+    def dropped(self) -> list[str]:
+        """Tensors of the source that nothing is made of."""
+        used = {leaf.name for use in self.census.values() for leaf in use.expr.leaves()}
+        return sorted(self.source - used)
 
     def digest(self) -> str:
         """Names the plan: the same whenever the same bytes would be written from the same files."""
@@ -99,7 +111,7 @@ def plan(checkpoint: Checkpoint, *, fused: bool = False) -> Plan:
     if problems:
         raise together(problems)
     tensors = dict(_fuse(checkpoint, named)) if fused else named
-    return Plan(tensors, checkpoint.config, _dropped(checkpoint, tensors))
+    return Plan(tensors, checkpoint.config, _source_names(checkpoint))
 
 
 def _fuse(checkpoint: Checkpoint, named: dict[str, Expr]) -> Iterator[tuple[str, Expr]]:
@@ -114,13 +126,11 @@ def _fuse(checkpoint: Checkpoint, named: dict[str, Expr]) -> Iterator[tuple[str,
         yield name, Joined(parts, (len(experts), rows, parts[0].shape[1]))
 
 
-def _dropped(checkpoint: Checkpoint, tensors: dict[str, Expr]) -> list[str]:
-    distinct = {id(expr): expr for expr in tensors.values()}
-    used = {leaf.name for expr in distinct.values() for leaf in expr.leaves()}
-    stored = {
+def _source_names(checkpoint: Checkpoint) -> frozenset[str]:
+    """As leaves name them: with the base-model prefix that a file may lack."""
+    return frozenset(
         name if name.startswith(("model.", "lm_head.")) else f"model.{name}" for name in checkpoint.folder.tensors
-    }
-    return sorted(stored - used)
+    )
 
 
 def _describe(expr: Expr, seen: dict[int, str]) -> str:

@@ -32,7 +32,8 @@ def loss_chart(runs: Sequence[Run], by: Budget) -> Chart:
         rows += [(run.name, "validation", e.step, e.tokens, e.flops, e.loss, e.stderr)
                  for e in run.metrics.evaluations]  # fmt: skip
         rows += [(run.name, "training", s.step, s.tokens, s.flops, s.loss, "") for s in curve]
-    caption = "Validation loss; error bars span two standard errors either way. Faint: training loss"
+    caption = "Validation loss; bars span two standard errors either way, which the runs share where they read the "
+    caption += "same text. Faint: training loss"
     longest = max(len(run.metrics.steps) for run in runs)
     caption += f", averaged over {-(-longest // POINTS)} logged steps." if longest > POINTS else "."
     caption += "".join(f" {run.name} starts at {nats(run.start.loss)}, above the frame." for run in above)  # type: ignore[union-attr]
@@ -77,8 +78,10 @@ def _draw_loss(
         doubled = [2 * e.stderr if math.isfinite(e.stderr) else 0.0 for e in run.metrics.evaluations]
         axes.plot(xs, losses, **look, zorder=3)
         if len(xs) <= BARS:
-            axes.errorbar(xs, losses, doubled, fmt="o", markersize=4, color=look["color"],
-                          elinewidth=1.2, capsize=0, zorder=3)  # fmt: skip
+            axes.plot(xs, losses, "o", markersize=4, color=look["color"], zorder=3)
+            # faint: most of this error is the text's, and the same for all runs
+            axes.errorbar(xs, losses, doubled, fmt="none", ecolor=look["color"], alpha=0.4,
+                          elinewidth=1.0, capsize=0, zorder=2)  # fmt: skip
         else:
             axes.fill_between(xs, [y - d for y, d in zip(losses, doubled)],
                               [y + d for y, d in zip(losses, doubled)],

@@ -73,8 +73,7 @@ def open_folder(path: str | Path) -> Folder:
         )
     else:
         raise RekindleError(f"{path} has no weights.", where=f"{SINGLE}, {INDEX} or pytorch_model.bin in {path}")
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
+    digest.update("".join(f"{name} {t.dtype} {t.shape};" for name, t in tensors.items()).encode())
     return Folder(path, config, tensors, digest.hexdigest()[:16], notice)
 
 

@@ -54,7 +54,7 @@ def cp(source: Path, to: Path, flush: bool = False) -> Run:
     to.mkdir()
     files = sorted(source.glob("*.safetensors"))
     if flush:
-        return run(["sh", "-c", 'cp --reflink=never "$@" && sync "$@"', "sh", *files, to])
+        return run(["sh", "-c", 'cp --reflink=never "$@" && sync -f "$0"', to, *files, to])
     return run(["cp", "--reflink=never", *files, to])
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -36,19 +36,25 @@ class Row:
     target: str
 
 
+# A process's peak memory counts its parent's at the fork; so a small process starts it and asks.
+LAUNCHER = """
+import json, os, sys, time
+start = time.perf_counter()
+pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])
+_, status, usage = os.wait4(pid, 0)
+took = time.perf_counter() - start
+print(json.dumps([os.waitstatus_to_exitcode(status), took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024]))
+"""
+
+
 def run(command: Sequence[str | Path], **environment: str) -> Run:
     """Run a command to its end; raises RuntimeError with its output where it fails."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | environment
-    )
-    assert process.stderr
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{command}: exit {process.returncode}\n{said.decode()[-2000:]}")
-    return Run(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    words = [sys.executable, "-S", "-c", LAUNCHER, *map(str, command)]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | environment, check=True)
+    code, wall, cpu, rss = json.loads(done.stdout)
+    if code:
+        raise RuntimeError(f"{command}: exit {code}\n{done.stderr[-2000:]}")
+    return Run(wall, cpu, rss)
 
 
 def middle(runs: Sequence[Run]) -> Run:

@@ -48,5 +48,17 @@ def make(folder: Path, shards: int = 4) -> Path:
                     file.write(take.tobytes())
                     left -= take.size
     write_index(made, folder)
+    _tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(LLAMA_2GB, indent=2))
     return folder
+
+
+def _tokenizer(folder: Path) -> None:
+    """A tokenizer of a few words: mergekit will not start without one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(100)}, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "0", "pad_token": "1"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -17,6 +17,7 @@ from store.folders import hashes, write_llama
 from rekindle import api
 from rekindle.apply import write
 from rekindle.errors import RekindleError
+from rekindle.store import files
 
 NOBODY = 65534
 
@@ -56,6 +57,7 @@ def test_a_disc_that_fills_up(parent, tmp_path, monkeypatch, call, after):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return inner(*args, **kwargs)
 
+    monkeypatch.setattr(files, "PAGE", 1)  # every copy is the kernel's
     monkeypatch.setattr(os, call, full)
     error = refused(parent, tmp_path / "out", "The disc is full", max_shard_size="20kB")
     assert "free some space" in error.hint

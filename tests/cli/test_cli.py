@@ -181,3 +181,14 @@ def test_ctrl_c_exits_130_and_leaves_nothing_that_looks_finished(tiny, tmp_path)
     assert not (tmp_path / "out").exists()
     assert rekindle("upcycle", tiny("llama"), tmp_path / "out", "--experts", 4, "--resume").returncode == 0
     assert api.verify(tmp_path / "out", against=tiny("llama"), tokens=64).held
+
+
+def test_overwriting_the_folder_around_the_source_is_refused(tiny, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny("llama"), tmp_path / "models" / "a")
+    (tmp_path / "models" / "b.txt").write_text("precious")
+    said = refused("rewrite", tmp_path / "models" / "a", tmp_path / "models", "--overwrite")
+    assert "holds the source" in said
+    assert (tmp_path / "models" / "b.txt").exists()
+    assert rekindle("rewrite", tmp_path / "models" / "a", tmp_path / "models" / "a", "--overwrite").returncode == 0

@@ -31,7 +31,7 @@ def out(tmp_path):
     os.close(fd)
 
 
-def copied(source, out, offset=100, nbytes=9000, at=7) -> bytes:
+def copied(source, out, offset=100, nbytes=9000, at=100) -> bytes:
     with Files() as opened:
         opened.copy(source, offset, nbytes, out, at)
     return PREAD(out, 1 << 20, at)
@@ -92,6 +92,12 @@ def test_a_real_failure_is_not_taken_for_a_refusal(source, out, monkeypatch, num
     monkeypatch.setattr(os, "copy_file_range", refuse(number))
     with pytest.raises(OSError, match=os.strerror(number)):
         copied(source, out)
+
+
+def test_bytes_that_lie_differently_on_their_pages_go_through_a_loop(source, out, monkeypatch):
+    """The kernel would split every page in two."""
+    monkeypatch.setattr(os, "copy_file_range", refuse(errno.EIO))
+    assert copied(source, out, at=7) == CONTENT[100:9100]
 
 
 def test_large_copies_go_in_steps(source, out, monkeypatch):

@@ -13,7 +13,7 @@ from rekindle.apply import save as saving
 from rekindle.apply.save import Job, SaveConfig
 from rekindle.config import Resolved, dump_yaml, resolve, to_dict
 from rekindle.edit import Checkpoint, open_checkpoint
-from rekindle.errors import CheckFailed
+from rekindle.errors import CheckFailed, RekindleError
 from rekindle.methods import METHODS, method_named
 from rekindle.store.folder import open_folder
 from rekindle.store.hub import locate
@@ -60,12 +60,14 @@ class Model:
         """Write the result to `out`, whole or not at all. Options: see SaveConfig. Returns `out`."""
         out = Path(out)
         check_free(out, overwrite)
+        self._check_source_survives(out)
         options = resolve(SaveConfig, save_options)
         job = saving.prepare(self.checkpoint, options.config)
         with publishing(out, overwrite=overwrite, keep_partial=True, resume=resume) as folder:
             workers = workers or saving.default_workers()
             written = saving.write(job, folder, workers=workers, resume=resume, progress=progress)
             self._describe(folder, out, options, written)
+            saving.close_journal(folder)
         bad = {file: w for file, w in written.items() if w.not_finite}
         if bad:
             file, w = next(iter(bad.items()))
@@ -76,6 +78,12 @@ class Model:
                 hint=f"rekindle inspect {self.source} --checksum --nan",
             )
         return out
+
+    def _check_source_survives(self, out: Path) -> None:
+        """Replacing OUT may replace SRC itself, but must not take it away with whatever else lies around it."""
+        source, target = self.checkpoint.folder.path.resolve(), out.resolve()
+        if target in source.parents:
+            raise RekindleError(f"{out} holds the source, {self.source}.", hint="another OUT")
 
     def recipe(self, options: Resolved[SaveConfig] | None = None) -> dict[str, Any]:
         """What OUT/rekindle.yaml holds: `rekindle run` repeats it."""

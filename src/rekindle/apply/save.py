@@ -87,8 +87,12 @@ def write(job: Job, folder: Path, *, workers: int, resume: bool, progress: Progr
     (folder / "config.json").write_text(text, encoding="utf-8")
     for path in job.checkpoint.folder.passengers():
         _copy(path, folder / path.name)
-    (folder / JOURNAL).unlink(missing_ok=True)
     return written
+
+
+def close_journal(folder: Path) -> None:
+    """Nothing is left to resume: the folder is complete but for its publication."""
+    (folder / JOURNAL).unlink(missing_ok=True)
 
 
 def _sources(job: Job) -> list[tuple[str, int, int]]:

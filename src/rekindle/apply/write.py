@@ -22,9 +22,10 @@ from rekindle.edit.arithmetic import Fill, Normal
 from rekindle.edit.expressions import Expr, Span
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS, count_not_finite
-from rekindle.store.files import Files
+from rekindle.store.files import Files, begin_writeback
 
 WINDOW = 1 << 21  # bytes of output made at once by one worker: fits the cache, and memory stays small
+WRITEBACK = 1 << 25  # bytes after which the disc is set to work
 JOURNAL = "journal.json"
 
 Progress = Callable[[int], object]  # called with bytes done
@@ -96,7 +97,7 @@ def _write_shard(shard: Shard, folder: Path, files: Files, checksum: bool, progr
     out = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         _write_all(out, head, 0)
-        at = len(head)
+        at = flushed = len(head)
         for name, expr in shard.tensors.items():
             for bad in _write_tensor(expr, out, at, files):
                 if stop.is_set():
@@ -106,6 +107,9 @@ def _write_shard(shard: Shard, folder: Path, files: Files, checksum: bool, progr
             if hasher:
                 _hash_back(hasher, out, at, expr.nbytes)
             at += expr.nbytes
+            if at - flushed >= WRITEBACK:
+                begin_writeback(out, flushed, at - flushed)
+                flushed = at
             progress(expr.nbytes)
         assert at == size == os.fstat(out).st_size, (at, size)
         os.fsync(out)

@@ -41,7 +41,7 @@ def to_float(stored: NDArray, dtype: str) -> NDArray:
 
 
 def from_float(values: NDArray, dtype: str) -> NDArray:
-    """Floats as `dtype`, rounded once to nearest, ties to even; NaN stays NaN."""
+    """Floats as `dtype`, rounded to nearest, ties to even (float64 to bfloat16 by way of float32); NaN stays NaN."""
     with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are counted, not warned of
         if dtype != "BF16":
             return values.astype(COMPUTED[dtype], copy=False)

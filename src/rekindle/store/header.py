@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS, nbytes
 
+PAGE = 4096  # headers are padded to it, so that copies between our files lie alike on their pages
 MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
 
 
@@ -135,7 +136,7 @@ def _place(path: str, name: str, entry: Any, start: int) -> Stored:
 
 
 def build_header(tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> tuple[bytes, int]:
-    """The bytes of a header for {name: (dtype, shape)} in this order, padded to 8; and the length of the data."""
+    """The bytes of a header for {name: (dtype, shape)} in this order, padded to a page; and the length of the data."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     at = 0
     for name, (dtype, shape) in tensors.items():
@@ -143,5 +144,5 @@ def build_header(tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dict
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % PAGE)
     return len(text).to_bytes(8, "little") + text, at

@@ -1,6 +1,8 @@
 # `make demo` and `make test` install what they need into .venv; a second call starts at once.
 PYTHON ?= python3
 BIN := .venv/bin
+# One thread for each of two workers: tiny models gain nothing from more, and spinning threads would starve each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test quick lint types docs bench browser clean
@@ -9,11 +11,11 @@ demo: .venv/.ready
 	$(BIN)/rekindle demo demo --overwrite
 
 test: .venv/.ready lint types browser
-	$(BIN)/pytest -m "not slow"
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m "not slow"
+	$(PYTEST) -m slow
 
 quick: .venv/.ready
-	$(BIN)/pytest -m "not slow" -x
+	$(PYTEST) -m "not slow" -x
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

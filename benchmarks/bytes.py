@@ -6,6 +6,7 @@ its own (`benchmarks/.mergekit`, made on the first run).
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,9 +36,11 @@ def pair(name: str, words: list[str], source: Path, work: Path) -> list[Row]:
     ours, copies, flushed, out, copy = [], [], [], work / "out", work / "copy"
     for _ in range(ROUNDS):
         drop(out, copy)
+        os.sync()  # what others left to be written must not be paid for here
         ours.append(run([BIN / "rekindle", words[0], source, out, *words[1:]]))
         copies.append(cp(out, copy))
         drop(copy)
+        os.sync()
         flushed.append(cp(out, copy, flush=True))
     size = sum(path.stat().st_size for path in out.glob("*.safetensors")) / 1e9
     drop(out, copy)
@@ -93,7 +96,9 @@ def peer(source: Path, work: Path) -> list[Row]:
     theirs, ours = [], []
     for _ in range(ROUNDS):
         drop(work / "peer", work / "out")
+        os.sync()
         theirs.append(run([PEER / "bin" / "mergekit-moe", recipe, work / "peer"], HF_HUB_OFFLINE="1"))
+        os.sync()
         ours.append(run([BIN / "rekindle", "upcycle", source, work / "out", "--experts", "4"]))
     drop(work / "peer", work / "out")
     us, them = middle(ours), middle(theirs)

@@ -61,7 +61,8 @@ def resolve(cls: type[C], flags: Mapping[str, Any], file: Mapping[str, Any] | No
             except ValueError as error:
                 problems.append(RekindleError(f"{name} is {value!r}, but {error}.", where=f"option {name}"))
     for name, f in known.items():
-        if name not in values and _default(f) is MISSING:
+        given = name in flags or name in (file or {})
+        if not given and _default(f) is MISSING:
             problems.append(RekindleError(f"{name} is not given.", hint=f"--{name.replace('_', '-')} ..."))
     if problems:
         raise together(problems)
@@ -128,11 +129,12 @@ def _scaled(value: Any, units: Mapping[str, int], wanted: str, suffix: str = "")
     try:
         text = match[1].replace("_", "")
         number = (int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)) * units[match[2]]
-    except ValueError:
+        whole = int(number)
+    except (ValueError, OverflowError):
         raise problem from None
-    if number != int(number):
+    if number != whole:
         raise problem
-    return int(number)
+    return whole
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rekindle.lab.demo import demo as run
 @click.option("--scale", type=float, default=1.0, metavar="X", help="length of both training stages  [1.0]")
 @click.option("--debug", is_flag=True, hidden=True)
 def demo(out: str, overwrite: bool, scale: float, debug: bool) -> None:
-    """Train a small model, upcycle it, verify, train on, compare, report. About 7 minutes on 2 cores.
+    """Train a small model, upcycle it, verify, train on, compare, report. About 6 minutes on 2 cores.
 
     \b
     rekindle demo

@@ -3,7 +3,7 @@
 A small dense llama is trained on Python's own standard library and upcycled to 8 experts, top-2. From there three
 ways on for the same FLOPs: train the upcycled model, continue the dense one, train the same mixture from scratch.
 
-Expected on 2 CPU cores: about 7 minutes. The mixture from scratch ends far above the others. Which of the other two
+Expected on 2 CPU cores: about 6 minutes. The mixture from scratch ends far above the others. Which of the other two
 is ahead depends on the regime, and that is the point: continuing dense wins while the parent is still improving
 fast, upcycling once the parent is saturated and the second stage long enough (notes/LOG.md has both signs).
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rekindle.apply import save as saving
 from rekindle.apply.save import Job, SaveConfig
 from rekindle.config import Resolved, dump_yaml, resolve, to_dict
 from rekindle.edit import Checkpoint, open_checkpoint
+from rekindle.edit.measure import Activations
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.methods import METHODS, method_named
 from rekindle.store.folder import open_folder
@@ -65,7 +67,9 @@ class Model:
         job = saving.prepare(self.checkpoint, options.config)
         with publishing(out, overwrite=overwrite, keep_partial=True, resume=resume) as folder:
             workers = workers or saving.default_workers()
-            written = saving.write(job, folder, workers=workers, resume=resume, progress=progress)
+            calibrate = partial(calibration, self.checkpoint.origin)
+            how = {"workers": workers, "resume": resume, "progress": progress, "calibrate": calibrate}
+            written = saving.write(job, folder, **how)
             self._describe(folder, out, options, written)
             saving.close_journal(folder)
         bad = {file: w for file, w in written.items() if w.not_finite}
@@ -119,6 +123,11 @@ class Model:
             source_fingerprint=self.checkpoint.folder.fingerprint if first else None,
             summary=summary(self.checkpoint),
         )
+
+
+def calibration(origin: Checkpoint, data: str) -> Activations:
+    """What the checkpoint on disk computes on a text: `DATA` or `DATA:TOKENS`."""
+    raise RekindleError("Nothing can be calibrated yet.", where=data)
 
 
 def summary(checkpoint: Checkpoint) -> str:

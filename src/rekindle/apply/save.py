@@ -6,15 +6,19 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rekindle.apply.measure import FOLDER as FOUND
+from rekindle.apply.measure import Calibrate, Found, fingerprint, read_found, settle, write_found
 from rekindle.apply.optimizer import OptimizerState, recycle, write_info
 from rekindle.apply.shards import cut, write_index
 from rekindle.apply.write import JOURNAL, WINDOW, Progress, Written, finished, write_shards
 from rekindle.config import Size, option
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
+from rekindle.edit.measure import Measurement, measurements
 from rekindle.edit.plan import Plan, plan
 from rekindle.errors import RekindleError
 from rekindle.store.header import unreadable
@@ -28,6 +32,7 @@ class SaveConfig:
     fused: bool = option(False, help="stack experts as transformers v5 holds them in memory, not one by one")
     checksum: bool = option(False, help="hash each shard (SHA-256) in the same pass; costs about a copy's time again")
     optimizer_state: str | None = option(None, help="folder with the parent's Adam moments, to recycle them too")
+    measurements: str | None = option(None, help="earlier result of the same source whose measurements are reused")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,16 @@ class Job:
     @property
     def nbytes(self) -> int:
         return self.plan.nbytes + sum(expr.nbytes for expr in self.moments.values())
+
+    @cached_property
+    def measurements(self) -> list[Measurement]:
+        """What must be found before the write."""
+        return measurements((*(use.expr for use in self.plan.census.values()), *self.moments.values()))
+
+    @property
+    def nbytes_measured(self) -> int:
+        """Bytes read to measure, each measurement once."""
+        return sum({m.name: m.nbytes for m in self.measurements}.values())
 
     def memory(self, workers: int) -> int:
         return self.plan.memory(workers, WINDOW)
@@ -65,12 +80,19 @@ def default_workers() -> int:
     return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def write(job: Job, folder: Path, *, workers: int, resume: bool, progress: Progress) -> dict[str, Written]:
-    """Write everything but the manifest and the card into `folder`. Returns what became of each weight file."""
-    digest = f"{job.plan.digest()}/{job.config}/{_sources(job)}"
+def write(
+    job: Job, folder: Path, *, workers: int, resume: bool, progress: Progress, calibrate: Calibrate
+) -> dict[str, Written]:
+    """Measure, then write everything but the manifest and the card into `folder`. Returns what became of each file.
+
+    `progress` hears of bytes measured and written; `calibrate` runs the source on a text, where the plan asks for it.
+    """
+    found = _measure(job, folder, resume, workers, progress, calibrate)
+    digest = f"{job.plan.digest()}/{job.config}/{_sources(job)}/{fingerprint(found)}"
     if not (resume and finished(folder, digest)):
         for stale in folder.iterdir():
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    write_found(folder, found)
     how = {"checksum": job.config.checksum, "workers": workers, "resume": resume, "progress": progress}
     shards = cut(job.plan.tensors, job.config.max_shard_size)
     written = write_shards(shards, folder, digest=digest, **how)
@@ -88,6 +110,14 @@ def write(job: Job, folder: Path, *, workers: int, resume: bool, progress: Progr
     for path in job.checkpoint.folder.passengers():
         _copy(path, folder / path.name)
     return written
+
+
+def _measure(job: Job, folder: Path, resume: bool, workers: int, progress: Progress, calibrate: Calibrate) -> Found:
+    known = read_found(Path(job.config.measurements)) if job.config.measurements else {}
+    if resume and (folder / FOUND).is_dir():
+        known |= read_found(folder)
+    exprs = (*(use.expr for use in job.plan.census.values()), *job.moments.values())
+    return settle(exprs, workers=workers, known=known, calibrate=calibrate, progress=progress)
 
 
 def close_journal(folder: Path) -> None:

@@ -109,7 +109,9 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
     from tqdm import tqdm
 
     check_free(Path(out), given["overwrite"])
-    with tqdm(total=job.nbytes, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False) as bar:
+    with tqdm(
+        total=job.nbytes + job.nbytes_measured, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False
+    ) as bar:
         path = model.save(
             out,
             overwrite=given["overwrite"],
@@ -131,6 +133,7 @@ def dry_data(job: Job, workers: int) -> dict[str, Any]:
         "tensors": len(job.plan.tensors),
         "bytes": job.nbytes,
         "peak_memory": job.memory(workers),
+        "measured": {"count": len({m.name for m in job.measurements}), "bytes": job.nbytes_measured},
         "fates": job.plan.counts,
         "dropped": job.plan.dropped,
         "parameters": job.checkpoint.parameters(),
@@ -154,6 +157,12 @@ def dry_text(job: Job, workers: int) -> str:
         lines.append(f"  {fate}: {name} {expr.dtype} {list(expr.shape)}")
     lines += [f"  ... and {changed - SHOWN} more"] if changed > SHOWN else []
     lines.append(f"  dropped: {', '.join(job.plan.dropped) or 'nothing'}")
+    if job.measurements:
+        texts = sorted({m.data for m in job.measurements if m.data})
+        by = "".join(f", and the source run on {text}" for text in texts)
+        lines.append(
+            f"  measure: {len({m.name for m in job.measurements})} tensors, {nbytes(job.nbytes_measured)} read{by}"
+        )
     lines.append(f"  memory:  at most {nbytes(job.memory(workers))} of blocks, {workers} workers")
     lines.append(f"  promise: {job.checkpoint.promise.kind}: {job.checkpoint.promise.text}")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rekindle.edit.expressions import Expr, Moments, Reader, Span
+from rekindle.edit.measure import Number, number
 from rekindle.edit.noise import normal_block
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import COMPUTED, from_float
@@ -62,18 +63,21 @@ class Fill(Computed):
 
 
 class Normal(Computed):
-    """Gaussian values, a function of (seed, key, position) alone."""
+    """Gaussian values, a function of (seed, key, position) alone; mean and std may be measured."""
 
-    __slots__ = ("key", "seed", "std")
+    __slots__ = ("key", "mean", "seed", "std")
     live = 8
 
-    def __init__(self, dtype: str, shape: tuple[int, ...], std: float, seed: int, key: str):
-        self.dtype, self.shape, self.std, self.seed, self.key = dtype, shape, std, seed, key
+    def __init__(self, dtype: str, shape: tuple[int, ...], std: Number, seed: int, key: str, mean: Number = 0.0):
+        self.dtype, self.shape, self.std, self.mean, self.seed, self.key = dtype, shape, std, mean, seed, key
 
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         width = self.row_size
         block = normal_block(self.seed, self.key, lo * width, hi * width)
-        return (self.std * block).astype(np.float32).reshape(hi - lo, width)
+        block *= number(self.std)
+        if mean := number(self.mean):
+            block += mean
+        return block.astype(np.float32, copy=False).reshape(hi - lo, width)
 
 
 class Sum(Computed):

@@ -2,7 +2,7 @@
 
 child = parent.as_family("mixtral", num_experts=8, ...)    a target to fill
 child[layer].expert[e] = parent[layer].ffn                 role by role, a group at a time
-child[layer].router = normal(...)
+child[layer]["router"] = Normal(...)
 return child.with_rest_of(parent).promising(exact())
 """
 
@@ -74,6 +74,15 @@ class Checkpoint:
             raise RekindleError(f"There is no layer {outside[0]}: the model has layers 0 to {count - 1}.")
         return layers
 
+    @cached_property
+    def by_layer(self) -> dict[int, dict[tuple[str, int], Expr]]:
+        """layer -> (part, expert) -> expression, of a checkpoint that is filled; expert is -1 where there is none."""
+        layers: dict[int, dict[tuple[str, int], Expr]] = {layer: {} for layer in range(self.settings.num_layers)}
+        for (part, layer, expert), expr in self.tensors.items():
+            if layer >= 0:
+                layers[layer][part, expert] = expr
+        return layers
+
     @property
     def origin(self) -> Checkpoint:
         """The checkpoint over the bytes on disk that this one is made of."""
@@ -127,6 +136,15 @@ class Block:
     def __init__(self, checkpoint: Checkpoint, layer: int):
         self._checkpoint, self._layer = checkpoint, layer
 
+    def __contains__(self, part: str) -> bool:
+        return Role(part, self._layer) in self._checkpoint.tensors
+
+    def __getitem__(self, part: str) -> Expr:
+        return self._checkpoint.tensors[Role(part, self._layer)]
+
+    def __setitem__(self, part: str, value: Expr) -> None:
+        self._checkpoint.tensors[Role(part, self._layer)] = value
+
     @property
     def ffn(self) -> FeedForward:
         return _group(self._checkpoint, "ffn", self._layer)
@@ -134,14 +152,6 @@ class Block:
     @property
     def expert(self) -> Experts:
         return Experts(self._checkpoint, self._layer)
-
-    @property
-    def router(self) -> Expr:
-        return self._checkpoint.tensors[Role("router", self._layer)]
-
-    @router.setter
-    def router(self, value: Expr) -> None:
-        self._checkpoint.tensors[Role("router", self._layer)] = value
 
 
 class Experts:

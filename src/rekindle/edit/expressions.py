@@ -13,9 +13,10 @@ divided by a and a^2, and whatever mixes or draws anew starts empty, as a new te
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +91,18 @@ class Expr:
         for child in self.children():
             yield from child.leaves()
 
+    def own(self) -> Iterator[tuple[str, Any]]:
+        """Its numbers by name, without the expressions it is made of."""
+        for cls in type(self).__mro__:
+            for name in getattr(cls, "__slots__", ()):
+                value = getattr(self, name)
+                if not isinstance(value, Expr) and not (isinstance(value, tuple) and name != "shape"):
+                    yield name, value
+
+    def label(self) -> str:
+        """Names what it computes, on any machine: a stored tensor's name, or one followed by a digest."""
+        return f"{next((leaf.name for leaf in self.leaves()), 'new')}#{signature(self)[:16]}"
+
     def first(self, rows: int) -> Expr:
         """The first rows along axis 0."""
         inner = self.num_rows // self.shape[0]
@@ -124,6 +137,9 @@ class Leaf(Expr):
 
     def leaves(self) -> Iterator[Leaf]:
         yield self
+
+    def label(self) -> str:
+        return self.name
 
 
 class Rows(Expr):
@@ -216,6 +232,25 @@ class Columns(Expr):
 
     def moment(self, order: int, of: Moments) -> Expr:
         return Columns(self.x.moment(order, of), self.lo, self.hi)
+
+
+def signature(x: Expr, seen: dict[int, str] | None = None) -> str:
+    """SHA-256 of what an expression computes from which stored tensors; their names stand for their bytes."""
+    seen = {} if seen is None else seen
+    if id(x) not in seen:
+        if isinstance(x, Leaf):
+            own = x.name
+        else:
+            own = ",".join(f"{name}={_text(value)}" for name, value in x.own())
+        inner = ",".join(signature(child, seen) for child in x.children())
+        seen[id(x)] = hashlib.sha256(f"{type(x).__name__}({own};{inner}){x.dtype}{x.shape}".encode()).hexdigest()
+    return seen[id(x)]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(f"{value.dtype}{value.shape}".encode() + value.tobytes()).hexdigest()
+    return repr(value)
 
 
 # numpy dtypes of stored bytes; bits where numpy has no such type

@@ -16,7 +16,7 @@ from typing import Any
 from rekindle.anatomy import fused_slots, runtime_name
 from rekindle.anatomy.family import Family
 from rekindle.edit.checkpoint import Checkpoint
-from rekindle.edit.expressions import Expr, Joined, Leaf
+from rekindle.edit.expressions import Expr, Joined, signature
 from rekindle.errors import RekindleError, together
 
 
@@ -83,11 +83,11 @@ class Plan:
         return sorted(self.source - used)
 
     def digest(self) -> str:
-        """Names the plan: the same whenever the same bytes would be written from the same files."""
+        """Names the plan: the same whenever the same bytes would be written from the same stored tensors."""
         state = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         seen: dict[int, str] = {}
         for name, expr in self.tensors.items():
-            state.update(f"{name}={_describe(expr, seen)};".encode())
+            state.update(f"{name}={signature(expr, seen)};".encode())
         return state.hexdigest()
 
 
@@ -131,21 +131,3 @@ def _source_names(checkpoint: Checkpoint) -> frozenset[str]:
     return frozenset(
         name if name.startswith(("model.", "lm_head.")) else f"model.{name}" for name in checkpoint.folder.tensors
     )
-
-
-def _describe(expr: Expr, seen: dict[int, str]) -> str:
-    """An expression as text, its numbers included."""
-    if id(expr) not in seen:
-        if isinstance(expr, Leaf):
-            stored = expr.stored
-            own = f"{stored.path}:{stored.offset}" if hasattr(stored, "offset") else f"{stored.path}:{expr.name}"
-        else:
-            names = [n for cls in type(expr).__mro__ for n in getattr(cls, "__slots__", ())]
-            own = ",".join(
-                f"{n}={v}" for n in names if not isinstance(v := getattr(expr, n), (Expr, tuple)) or n == "shape"
-            )
-        inner = ",".join(_describe(child, seen) for child in expr.children())
-        seen[id(expr)] = hashlib.sha256(
-            f"{type(expr).__name__}({own};{inner}){expr.dtype}{expr.shape}".encode()
-        ).hexdigest()
-    return seen[id(expr)]

@@ -48,7 +48,7 @@ def sparse_upcycling(parent: Checkpoint, config: Config) -> Checkpoint:
         for expert in range(config.experts):
             child[layer].expert[expert] = copy.noisy(config.expert_noise, config.seed, f"{layer}/{expert}")
         shape_ED = (config.experts, parent.settings.hidden_size)
-        child[layer].router = Normal(parent.dtype, shape_ED, config.router_std, config.seed, f"{layer}/router")
+        child[layer]["router"] = Normal(parent.dtype, shape_ED, config.router_std, config.seed, f"{layer}/router")
     child.noting(*_notes(child, config))
     promise = lossy(f"noise of {config.expert_noise:g} was added to the experts") if config.expert_noise else exact()
     return child.with_rest_of(parent).promising(promise)

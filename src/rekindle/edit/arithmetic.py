@@ -36,6 +36,9 @@ class Twin(Expr):
     def moment(self, order: int, of: Moments) -> Expr:
         return Scale(self.x.moment(order, of), 1.0 / self.of**order)
 
+    def transposed(self) -> Expr:
+        return Twin(self.x.transposed(), self.of)
+
 
 class Computed(Expr):
     """Calculated in floats and rounded once. Starts with empty moments, as a new tensor does, unless it says more."""
@@ -60,6 +63,9 @@ class Fill(Computed):
 
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         return np.full((hi - lo, self.row_size), self.value, np.float32)
+
+    def transposed(self) -> Expr:
+        return Fill(self.dtype, self.shape[::-1], self.value)
 
 
 class Normal(Computed):
@@ -96,6 +102,9 @@ class Sum(Computed):
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         return self.x.values(lo, hi, reader) + self.y.values(lo, hi, reader)
 
+    def transposed(self) -> Expr:
+        return Sum(self.x.transposed(), self.y.transposed())
+
 
 class Scale(Computed):
     """A tensor times a number."""
@@ -115,6 +124,9 @@ class Scale(Computed):
     def moment(self, order: int, of: Moments) -> Expr:
         return Scale(self.x.moment(order, of), self.by**-order)
 
+    def transposed(self) -> Expr:
+        return Scale(self.x.transposed(), self.by)
+
 
 class Cast(Computed):
     """The same values in another dtype, rounded once."""
@@ -133,6 +145,9 @@ class Cast(Computed):
 
     def moment(self, order: int, of: Moments) -> Expr:
         return self.x.moment(order, of)
+
+    def transposed(self) -> Expr:
+        return Cast(self.x.transposed(), self.dtype)
 
 
 def computable(x: Expr) -> None:

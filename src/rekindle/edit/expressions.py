@@ -106,7 +106,21 @@ class Expr:
     def first(self, rows: int) -> Expr:
         """The first rows along axis 0."""
         inner = self.num_rows // self.shape[0]
-        return Rows(self, 0, rows * inner, (rows, *self.shape[1:]))
+        return self.rows(0, rows * inner, (rows, *self.shape[1:]))
+
+    def rows(self, lo: int, hi: int, shape: tuple[int, ...] | None = None) -> Expr:
+        """Rows lo to hi, as a matrix (or vector) or in the given shape; itself where that is all of it."""
+        if shape is None:
+            shape = (hi - lo, self.row_size) if len(self.shape) > 1 else (hi - lo,)
+        return self if shape == self.shape else Rows(self, lo, hi, shape)
+
+    def columns(self, lo: int, hi: int) -> Expr:
+        """Columns lo to hi of a matrix; itself where that is all of it."""
+        return self if (lo, hi) == (0, self.shape[-1]) else Columns(self, lo, hi)
+
+    def transposed(self) -> Expr:
+        """A matrix [n, m] as [m, n]; turned twice it is itself."""
+        return Transposed(self)
 
 
 class Leaf(Expr):
@@ -165,12 +179,27 @@ class Rows(Expr):
         return list(_cut(whole, bits * self.lo // 8, bits * self.hi // 8))
 
     def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        scale = self.row_size / self.x.row_size  # 1 but where a matrix of one row becomes a vector
-        at, to = int(lo * scale), int(hi * scale)
-        return self.x.raw(self.lo + at, self.lo + to, reader).reshape(hi - lo, self.row_size)
+        size, wide = self.row_size, self.x.row_size  # they differ where a row of a matrix becomes a vector
+        at, to = lo * size // wide, -(-hi * size // wide)
+        block = self.x.raw(self.lo + at, self.lo + to, reader).reshape(-1)
+        return block[lo * size - at * wide : hi * size - at * wide].reshape(hi - lo, size)
 
     def moment(self, order: int, of: Moments) -> Expr:
-        return Rows(self.x.moment(order, of), self.lo, self.hi, self.shape)
+        return self.x.moment(order, of).rows(self.lo, self.hi, self.shape)
+
+    def meets(self, other: Rows) -> bool:
+        """Whether the other rows are those that follow in the same tensor."""
+        return self.x is other.x and self.hi == other.lo and self.row_size == self.x.row_size == other.row_size
+
+    def rows(self, lo: int, hi: int, shape: tuple[int, ...] | None = None) -> Expr:
+        if self.row_size != self.x.row_size:
+            return super().rows(lo, hi, shape)
+        return self.x.rows(self.lo + lo, self.lo + hi, shape)
+
+    def transposed(self) -> Expr:
+        if isinstance(self.x, Transposed) and len(self.shape) == 2:
+            return self.x.x.columns(self.lo, self.hi)
+        return super().transposed()
 
 
 class Joined(Expr):
@@ -207,7 +236,23 @@ class Joined(Expr):
         return np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
 
     def moment(self, order: int, of: Moments) -> Expr:
-        return Joined([part.moment(order, of) for part in self.parts], self.shape)
+        return joined([part.moment(order, of) for part in self.parts], self.shape)
+
+    def rows(self, lo: int, hi: int, shape: tuple[int, ...] | None = None) -> Expr:
+        if self.row_size != self.parts[0].row_size or len(self.shape) != len(self.parts[0].shape):
+            return super().rows(lo, hi, shape)
+        found, start = [], 0
+        for part in self.parts:
+            stop = start + part.num_rows
+            if start < hi and stop > lo:
+                found.append(part.rows(max(lo, start) - start, min(hi, stop) - start))
+            start = stop
+        return joined(found, shape)
+
+    def transposed(self) -> Expr:
+        if len(self.shape) != 2 or any(len(part.shape) != 2 for part in self.parts):
+            return super().transposed()
+        return beside([part.transposed() for part in self.parts])
 
 
 class Columns(Expr):
@@ -233,6 +278,98 @@ class Columns(Expr):
     def moment(self, order: int, of: Moments) -> Expr:
         return Columns(self.x.moment(order, of), self.lo, self.hi)
 
+    def transposed(self) -> Expr:
+        return self.x.transposed().rows(self.lo, self.hi)
+
+
+class Beside(Expr):
+    """Matrices side by side: a concatenation along the last axis."""
+
+    __slots__ = ("parts",)
+    live = 1
+
+    def __init__(self, parts: Sequence[Expr]):
+        assert len({(part.dtype, part.shape[:-1]) for part in parts}) == 1, [p.shape for p in parts]
+        self.parts = tuple(parts)
+        self.dtype, self.shape = parts[0].dtype, (*parts[0].shape[:-1], sum(part.row_size for part in parts))
+
+    def children(self) -> Sequence[Expr]:
+        return self.parts
+
+    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        return np.concatenate([part.raw(lo, hi, reader) for part in self.parts], axis=1)
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return beside([part.moment(order, of) for part in self.parts])
+
+    def transposed(self) -> Expr:
+        return joined([part.transposed() for part in self.parts])
+
+
+class Transposed(Expr):
+    """A matrix with its axes exchanged; made by `x.transposed()`."""
+
+    __slots__ = ("x",)
+    live = 2
+
+    def __init__(self, x: Expr):
+        assert len(x.shape) == 2, x.shape
+        self.x, self.dtype, self.shape = x, x.dtype, (x.shape[1], x.shape[0])
+
+    def children(self) -> Sequence[Expr]:
+        return (self.x,)
+
+    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        x, step = self.x, max(1, BLOCK // self.x.row_size)
+        out: NDArray | None = None
+        for at in range(0, x.num_rows, step):  # a block of x at a time: never the whole of it
+            block = x.raw(at, min(at + step, x.num_rows), reader)[:, lo:hi]
+            out = np.empty((hi - lo, x.num_rows), block.dtype) if out is None else out
+            out[:, at : at + len(block)] = block.T
+        assert out is not None
+        return out
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return self.x.moment(order, of).transposed()
+
+    def transposed(self) -> Expr:
+        return self.x
+
+
+def joined(parts: Sequence[Expr], shape: tuple[int, ...] | None = None) -> Expr:
+    """Tensors one below the other, in `shape` or as a matrix (or vector).
+
+    Neighbouring rows of one tensor are one run again, and all of its rows the tensor itself: what was taken apart
+    and put together unchanged is a plain copy.
+    """
+    runs: list[Expr] = []
+    for piece in (inner for part in parts for inner in _flat(part)):
+        last = runs[-1] if runs else None
+        if isinstance(last, Rows) and isinstance(piece, Rows) and last.meets(piece):
+            runs[-1] = last.x.rows(last.lo, piece.hi)
+        else:
+            runs.append(piece)
+    if shape is None:
+        count = sum(run.num_rows for run in runs)
+        shape = (count, runs[0].row_size) if len(runs[0].shape) > 1 else (count,)
+    return runs[0].rows(0, runs[0].num_rows, shape) if len(runs) == 1 else Joined(runs, shape)
+
+
+def beside(parts: Sequence[Expr]) -> Expr:
+    """Matrices side by side; neighbouring columns of one tensor are one run again."""
+    runs: list[Expr] = []
+    for part in parts:
+        last = runs[-1] if runs else None
+        if isinstance(last, Columns) and isinstance(part, Columns) and last.x is part.x and last.hi == part.lo:
+            runs[-1] = last.x.columns(last.lo, part.hi)
+        else:
+            runs.append(part)
+    return runs[0] if len(runs) == 1 else Beside(runs)
+
+
+def _flat(x: Expr) -> Sequence[Expr]:
+    return x.parts if isinstance(x, Joined) and x.row_size == x.parts[0].row_size else (x,)
+
 
 def signature(x: Expr, seen: dict[int, str] | None = None) -> str:
     """SHA-256 of what an expression computes from which stored tensors; their names stand for their bytes."""
@@ -252,6 +389,8 @@ def _text(value: Any) -> str:
         return hashlib.sha256(f"{value.dtype}{value.shape}".encode() + value.tobytes()).hexdigest()
     return repr(value)
 
+
+BLOCK = 1 << 18  # values of a block where an operation must go through a whole tensor
 
 # numpy dtypes of stored bytes; bits where numpy has no such type
 RAW: dict[str, type[np.generic]] = {

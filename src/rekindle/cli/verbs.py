@@ -26,7 +26,10 @@ GROUPS = {
         "evaluate": "Loss and perplexity with a standard error.",
     },
     "tell": {"report": "Curves, costs and a verdict of several runs: one HTML page."},
-    "try": {"demo": "All of it on a small model, in minutes."},
+    "try": {
+        "demo": "All of it on a small model, in minutes.",
+        "lab": "A paper's claims, rerun small with seeds and intervals.",
+    },
 }
 MODULES = {
     "look": "look",
@@ -34,7 +37,7 @@ MODULES = {
     "check": "look",
     "train": "training",
     "tell": "training",
-    "try": "demo",
+    "try": "lab",
 }
 
 

@@ -83,16 +83,21 @@ def write_report(
     return Report(out / "index.html", said, rows)
 
 
-def render(context: dict[str, Any]) -> str:
+def render(context: dict[str, Any], template: str = "page.html.j2") -> str:
     """The page's HTML. Everything in `context` is escaped, but for the `<svg>` elements we drew."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    files = resources.files("rekindle.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files / "page.html.j2").read_text(encoding="utf-8"))
-    css = Markup((files / "page.css").read_text(encoding="utf-8"))
-    return template.render(context, css=css, palette=PALETTE, figures=FIGURES, drawn=_drawn)
+    environment = Environment(
+        loader=PackageLoader("rekindle.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    css = Markup((resources.files("rekindle.report") / "page.css").read_text(encoding="utf-8"))
+    given = {"css": css, "palette": PALETTE, "figures": FIGURES, "drawn": _drawn}
+    return environment.get_template(template).render(context, **given)
 
 
 def _drawn(picture: Picture) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""demo: the whole way on a small model of your own. lab: the papers' claims, rerun small."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from rekindle.cli.out import say
+from rekindle.errors import RekindleError, nearest
+from rekindle.lab import STUDIES, study
+from rekindle.lab.demo import demo as run
+
+_TEXT = "\n".join(f"{name:<18} {what}" for name, what in STUDIES.items())
+
+
+@click.command("demo")
+@click.argument("out", default="demo")
+@click.option("--overwrite", is_flag=True, help="replace the results of an earlier demo in OUT")
+@click.option("--scale", type=float, default=1.0, metavar="X", help="length of both training stages  [1.0]")
+@click.option("--debug", is_flag=True, hidden=True)
+def demo(out: str, overwrite: bool, scale: float, debug: bool) -> None:
+    """Train a small model, upcycle it, verify, train on, compare, report. About 6 minutes on 2 cores.
+
+    \b
+    rekindle demo
+    """
+    made = run(Path(out), _narrator(), scale=scale, overwrite=overwrite)
+    click.echo(f"\n{made.verdict}\n")
+    click.echo(f"The page: {made.page}\n\nTry next:")
+    click.echo(f"  rekindle inspect {made.runs[0]}")
+    click.echo(f"  rekindle train {made.runs[0]} {Path(out) / 'longer'} --tokens 3M --seq-len 128 --batch-tokens 4096")
+    click.echo("  rekindle upcycle YOUR_MODEL OUT --experts 8 --top-k 2 --dry-run")
+
+
+@click.command(
+    "lab",
+    help="Rerun a paper's claims small, with seeds and intervals, and write a page that says what reproduced.\n\n"
+    f"\b\n{_TEXT}\n\n\b\nrekindle lab sparse-upcycling --quick",
+)
+@click.argument("name", metavar="STUDY")
+@click.option("--out", metavar="DIR", help="where runs and page go; a study cut off goes on there  [lab-STUDY]")
+@click.option("--seeds", type=int, metavar="N", help="parents to start from  [3, with --quick 1]")
+@click.option("--quick", is_flag=True, help="a small part of the tokens: about 5 minutes on 2 cores")
+@click.option("--debug", is_flag=True, hidden=True)
+def lab(name: str, out: str | None, seeds: int | None, quick: bool, debug: bool) -> None:
+    if name not in STUDIES:
+        raise RekindleError(f"There is no study {name!r}.", hint=nearest(name, STUDIES) or ", ".join(STUDIES))
+    seeds = seeds if seeds is not None else 1 if quick else 3
+    if seeds < 1:
+        raise RekindleError(f"{seeds} seeds are too few.", hint="--seeds 3")
+    page, verdict = study(name, Path(out or f"lab-{name}"), _narrator(), seeds=seeds, quick=quick)
+    click.echo(f"\n{verdict}\n\nThe page: {page}")
+
+
+def _narrator() -> Callable[[str], None]:
+    """Says what happens, with the minutes since now."""
+    start = time.monotonic()
+
+    def narrate(text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - start), 60)
+        say(f"{minutes}:{seconds:02d}  {text}")
+
+    return narrate
+
+
+COMMANDS = {"demo": demo, "lab": lab}

@@ -32,7 +32,7 @@ class Step:
     verb: str
     source: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()  # folders it reads besides its source
+    warm: bool = False  # `train` goes on with the source's optimizer state
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,7 @@ def perform(steps_of_seed: Callable[[int], Sequence[Step]], seeds: int, out: Pat
     Raises what a step raised, once the steps that are running have ended.
     """
     steps = {
-        seeded(step.name, seed): (
-            step,
-            seed,
-            tuple(seeded(n, seed) for n in (step.source, *step.needs) if n),
-        )
+        seeded(step.name, seed): (step, seed, {seeded(step.source, seed)} if step.source else set())
         for seed in range(seeds)
         for step in steps_of_seed(seed)
     }
@@ -103,7 +99,7 @@ def perform(steps_of_seed: Callable[[int], Sequence[Step]], seeds: int, out: Pat
         try:
             while len(done) < len(steps):
                 for name, (step, seed, needs) in steps.items():
-                    if name not in done and name not in running.values() and set(needs) <= done:
+                    if name not in done and name not in running.values() and needs <= done:
                         if len(running) == workers:
                             break
                         running[pool.submit(_do, step, seed, out)] = name
@@ -164,7 +160,10 @@ def _do(step: Step, seed: int, out: Path) -> str:
     if step.verb == "init":
         api.init(target, **step.options)
     elif step.verb == "train":
-        summary = api.train(source, target, seed=seed, eval_every=10**12, save_every=10**12, **step.options)
+        never = 10**12  # but at the start and the end
+        how: dict[str, Any] = {"seed": seed, "eval_every": never, "save_every": never}
+        how |= {"optimizer_state": str(source / "optimizer")} if step.warm else {}
+        summary = api.train(source, target, **how, **step.options)
         return f"{summary['val_loss_before']:.3f} -> {summary['val_loss']:.3f} nats, {summary['seconds']:.0f} s"
     elif step.verb in METHODS:
         api.apply(step.verb, source, **step.options).save(target)

@@ -17,6 +17,7 @@ from rekindle.edit import Checkpoint, open_checkpoint
 from rekindle.edit.measure import Activations
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.methods import METHODS, method_named
+from rekindle.report.words import listed
 from rekindle.store.folder import open_folder
 from rekindle.store.hub import locate
 from rekindle.store.manifest import Manifest, Record, read_manifest
@@ -42,7 +43,15 @@ class Model:
     steps: tuple[Step, ...] = field(default=())
 
     def then(self, verb: str, options: Resolved[Any]) -> Model:
-        child = method_named(verb).apply(self.checkpoint, options.config)
+        """This model with one more method applied; raises RekindleError where it does not fit what is there."""
+        try:
+            child = method_named(verb).apply(self.checkpoint, options.config)
+        except RekindleError as error:
+            if not self.steps:
+                raise
+            made = f"{listed([step.verb for step in self.steps])} made of {self.source}: {summary(self.checkpoint)}"
+            what = f"Step {len(self.steps) + 1}, {verb}, does not fit what comes before it. {error.what}"
+            raise RekindleError(what, where=error.where or made, why=error.why, hint=error.hint) from None
         return replace(self, checkpoint=child, steps=(*self.steps, Step(verb, options)))
 
     def job(self, **save_options: Any) -> Job:

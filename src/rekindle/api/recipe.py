@@ -15,9 +15,18 @@ from rekindle.methods import method_named
 def load_recipe(path: str | Path) -> tuple[Model, dict[str, Any]]:
     """A recipe's model with all its steps applied, and its save options. Raises with every unknown key."""
     recipe = _read_recipe(path)
+    steps, problems = [], []
+    for i, (verb, options) in enumerate(recipe["steps"], 1):
+        try:
+            steps.append((verb, resolve(method_named(verb).config, {}, options)))
+        except RekindleError as error:
+            where = f"step {i}, {verb}, in {path}"
+            problems.append(RekindleError(error.what, where=where, why=error.why, hint=error.hint))
+    if problems:
+        raise together(problems)
     model = open(recipe["source"])
-    for verb, options in recipe["steps"]:
-        model = model.then(verb, resolve(method_named(verb).config, {}, options))
+    for verb, options in steps:
+        model = model.then(verb, options)
     return model, recipe["save"]
 
 

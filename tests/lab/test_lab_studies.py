@@ -1,0 +1,79 @@
+"""Studies: their steps hang together, run, go on after an interruption, and end in a page."""
+
+from __future__ import annotations
+
+import csv
+from importlib import import_module
+
+import pytest
+
+from rekindle import lab
+from rekindle.config import resolve
+from rekindle.errors import RekindleError
+from rekindle.lab.study import Size, Step, perform
+from rekindle.methods import METHODS, method_named
+from rekindle.train.config import InitConfig, TrainConfig
+
+MODULES = {name: import_module(f"rekindle.lab.{name.replace('-', '_')}") for name in lab.STUDIES}
+
+
+@pytest.mark.parametrize("name", lab.STUDIES)
+@pytest.mark.parametrize("size", [Size(3), Size(1, lab.QUICK, quick=True)], ids=["full", "quick"])
+def test_every_step_is_made_once_from_one_that_is_there(name, size):
+    steps = MODULES[name].steps(0, size)
+    names = [step.name for step in steps]
+    assert len(names) == len(set(names))
+    assert {step.source for step in steps if step.verb != "init"} <= set(names)
+    for step in steps:  # options are checked before hours are spent
+        if step.verb == "init":
+            resolve(InitConfig, step.options)
+        elif step.verb == "train":
+            assert resolve(TrainConfig, step.options).config.tokens % 4096 in range(4096)
+        elif step.verb in METHODS:
+            resolve(method_named(step.verb).config, step.options)
+        else:
+            module, _, function = step.verb.partition(":")
+            assert callable(getattr(import_module(module), function))
+
+
+@pytest.mark.parametrize("name", lab.STUDIES)
+def test_claims_name_arms_that_are_trained(name):
+    module = MODULES[name]
+    trained = {step.name for step in module.steps(0, Size(1)) if step.verb == "train"}
+    for claim in module.CLAIMS:
+        for arm in (claim.low, claim.high):
+            found = {arm, f"{arm}-100", arm.removesuffix("-0") + "-1"} & trained
+            assert found, arm
+
+
+def test_another_study_in_the_folder_is_refused(tmp_path):
+    def one(seed):
+        return [Step("start", "init", options={"hidden": 32, "seed": seed})]
+
+    (tmp_path / "start-0").mkdir()
+    (tmp_path / "steps.json").write_text('{"start-0": ["init", "", {"hidden": 64}]}')
+    with pytest.raises(RekindleError, match="step start-0 was made in another way"):
+        perform(one, 1, tmp_path, print)
+    (tmp_path / "steps.json").unlink()
+    with pytest.raises(RekindleError, match="holds no study"):
+        perform(one, 1, tmp_path, print)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", lab.STUDIES)
+def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(lab, "QUICK", 1e-9)  # one step each
+    said: list[str] = []
+    page, verdict = lab.study(name, tmp_path, said.append, seeds=1, quick=True)
+    text = page.read_text()
+    assert verdict.split(".")[0] in text
+    assert all(claim.text.replace("'", "&#39;") in text for claim in MODULES[name].CLAIMS)
+    with (page.parent / "findings.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) >= len(MODULES[name].CLAIMS)
+    assert {row["judgement"] for row in rows} == {"direction only"}
+    before = len(said)
+    again, same = lab.study(name, tmp_path, said.append, seeds=1, quick=True)
+    assert (again, same) == (page, verdict)
+    assert len(said) == before + 1
+    assert "are there already" in said[-1]

@@ -11,19 +11,22 @@ TINY = {
 }  # fmt: skip
 TINY_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
-DENSE = ("llama", "mistral", "qwen2", "qwen3", "olmo2")
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "olmo2")  # with a sparse twin
+PLAIN = ("phi3", "gpt_neox")  # dense, without one
 SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo")
+PACKED = PLAIN  # several roles in a tensor, or transposed ones
+DECODERS = DENSE + PLAIN + SPARSE
+
+OWN = {  # what a family needs besides, or cannot be told: None
+    "qwen2_moe": {"shared_expert_intermediate_size": 16},
+    "mixtral": {"num_local_experts": 4, "num_experts": None},
+    "gpt_neox": {"num_key_value_heads": None},
+}
 
 
 def tiny_config(family: str, **changes: object) -> dict:
-    config = dict(TINY)
-    if family in SPARSE:
-        config |= TINY_MOE
-    if family == "mixtral":
-        config["num_local_experts"] = config.pop("num_experts")
-    if family == "qwen2_moe":
-        config["shared_expert_intermediate_size"] = 16
-    return config | changes
+    config = TINY | (TINY_MOE if family in SPARSE else {}) | OWN.get(family, {})
+    return {key: value for key, value in config.items() if value is not None} | changes
 
 
 def save_tiny(folder: Path, family: str, dtype: str, fused: bool, changes: dict) -> Path:

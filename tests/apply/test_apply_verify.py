@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny_models import PLAIN
 
 from rekindle import api
 from rekindle.apply.verify import Weights
@@ -30,6 +31,16 @@ def test_weights_are_made_when_asked_for_and_kept_by_nobody(tiny):
         assert tuple(weights[name].shape) == (4, 96, 32)
         assert weights[name] is not weights[name]
         assert len(weights) == len(list(weights))
+
+
+@pytest.mark.parametrize("family", PLAIN)
+def test_block_by_block_is_the_whole(tiny, tmp_path, family):
+    out = api.rewrite(tiny(family)).save(tmp_path / "out")
+    whole = api.verify(out, against=tiny(family), tokens=128, blockwise=False)
+    blockwise = api.verify(out, against=tiny(family), tokens=128, blockwise=True)
+    assert blockwise.held
+    assert blockwise.relative_difference == 0
+    assert blockwise.loss_child == pytest.approx(whole.loss_child, abs=1e-5)
 
 
 @pytest.mark.slow

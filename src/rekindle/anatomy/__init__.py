@@ -3,6 +3,9 @@
 family_of(config)          the table for a config.json
 runtime_names(config)      transformers' parameter names -> names on disk
 serving_spelling(config)   config.json as transformers v4 and the serving engines read it
+packs(table, settings)     the tensors on disk that hold several roles, or one of them transposed
+stacks(family, settings)   those in which transformers v5 keeps a layer's experts in memory
+on_disk(table, settings)   all tensors on disk, with their shapes
 """
 
 from __future__ import annotations
@@ -11,28 +14,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from rekindle.anatomy.families import FAMILIES
-from rekindle.anatomy.family import Family, Tensor
+from rekindle.anatomy.family import Family, Placed, Tensor
+from rekindle.anatomy.packing import Packed, on_disk, packs, stacks
 from rekindle.anatomy.settings import Role, Settings
 from rekindle.errors import RekindleError
 
 __all__ = [
     "FAMILIES",
     "Family",
+    "Packed",
+    "Placed",
     "Role",
     "Settings",
     "Tensor",
     "family_named",
     "family_of",
-    "fused_slots",
+    "on_disk",
+    "packs",
     "runtime_names",
     "serving_spelling",
+    "stacks",
 ]
-
-# On load, transformers v5 stacks the experts of a layer into these two, gate rows above up rows.
-FUSED = {
-    "mlp.experts.gate_up_proj": ("expert.gate", "expert.up"),
-    "mlp.experts.down_proj": ("expert.down",),
-}
 
 
 def family_named(name: str) -> Family:
@@ -59,35 +61,21 @@ def family_of(config: Mapping[str, Any]) -> Family:
     return family_named(name)
 
 
-def fused_slots(family: Family, settings: Settings) -> dict[str, tuple[tuple[Role, ...], ...]]:
-    """{fused name: for each expert the roles stacked on axis 0} of every layer with experts."""
-    return {
-        f"model.layers.{layer}.{name}": tuple(
-            tuple(Role(part, layer, expert) for part in parts) for expert in range(settings.num_experts)
-        )
-        for layer in settings.sparse_layers
-        for name, parts in FUSED.items()
-    }
-
-
 def runtime_names(config: Mapping[str, Any]) -> dict[str, str | tuple[tuple[str, ...], ...]]:
-    """transformers' parameter name -> its name on disk, or for a fused one, expert by expert, the names stacked."""
+    """transformers' parameter name -> its name on disk, or for stacked experts, expert by expert, the names of each."""
     family = family_of(config)
     settings = family.settings(config)
     disk = {role: name for role, (name, _, _) in family.table(settings)}
     names: dict[str, str | tuple[tuple[str, ...], ...]] = {
-        runtime_name(family, name): name for role, name in disk.items() if role.expert < 0
+        name: disk[role]
+        for role, (name, _, row) in family.table(settings, fused=True)
+        if not (row.buffer or row.stacked)
     }
-    for name, experts in fused_slots(family, settings).items():
-        names[name] = tuple(tuple(disk[role] for role in roles) for roles in experts)
+    for stack in stacks(family, settings):
+        held = [disk[role] for role in stack.roles]
+        each = len(held) // settings.num_experts
+        names[stack.name] = tuple(tuple(held[at : at + each]) for at in range(0, len(held), each))
     return names
-
-
-def runtime_name(family: Family, name: str) -> str:
-    """A disk name as transformers v5 has it in memory."""
-    for disk, memory in (family.runtime or {}).items():
-        name = name.replace(disk, memory)
-    return name
 
 
 def serving_spelling(config: Mapping[str, Any]) -> dict[str, Any]:

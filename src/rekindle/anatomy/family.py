@@ -1,17 +1,19 @@
 """A family of models as a table: names to roles, config keys to settings, defaults, what it fixes.
 
-Adding a family is adding a row of data in `families.py`; see docs/families.md.
+Adding a family is adding a row of data; see docs/families.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from rekindle.anatomy.layout import ROPE_KEYS, SPARSE, WINDOWS, read_rope
+from rekindle.anatomy.layout import SPARSE, WINDOWS
+from rekindle.anatomy.rope import ROPE, ROPE_KEYS
 from rekindle.anatomy.settings import Role, Settings, meaning, role_of
+from rekindle.anatomy.spelling import Spelling
 from rekindle.errors import RekindleError, together
 
 
@@ -19,9 +21,10 @@ from rekindle.errors import RekindleError, together
 class Tensor:
     """One row: its role, its name on disk, its shape in letters (see Settings.dims), when it is there.
 
-    `when` names the setting that must be true, or "setting=value". `neutral` is the value it takes in a child
-    whose parent lacks it, chosen so that the function is kept and training is not blocked: "zeros", "ones", or
-    "first ROLE" (the first units of the parent's tensor).
+    `when` names the setting that must be true, or "setting=value"; several are divided by commas. `neutral` is the
+    value it takes in a child whose parent lacks it, chosen so that the function is kept and training is not blocked:
+    "zeros", "ones", or "first ROLE" (the first units of the parent's tensor). How tensors that are not one role each
+    are said: see `packing`. A `buffer` is not trained: it has no moments.
     """
 
     part: str
@@ -29,28 +32,44 @@ class Tensor:
     shape: str
     when: str = ""
     neutral: str = ""
+    packed: str = ""
+    transposed: bool = False
+    stacked: str = ""
+    buffer: bool = False
 
 
+Placed = tuple[str, tuple[int, ...], Tensor]  # name of the tensor that holds a role, the role's shape, its row
 Shaped = list[tuple[Tensor, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class Family:
     model_type: str
-    architecture: str  # the transformers class
+    classes: Mapping[str, str]  # Settings.output -> the transformers class
     top: tuple[Tensor, ...]  # tensors outside the layers
     block: tuple[Tensor, ...]  # of every layer
     dense: tuple[Tensor, ...]  # of layers with one feed-forward
     sparse: tuple[Tensor, ...]  # of layers with experts; `{expert}` in the name: one for each
     keys: Mapping[str, str]  # setting -> config key
-    fixed: Mapping[str, Any]  # setting -> the only value this architecture has
+    fixed: Mapping[str, Any]  # setting -> the only value this architecture has, where it is not the default
     defaults: Mapping[str, Any]  # config key -> value where config.json is silent, as in transformers
+    prefix: str = "model."  # of the base model's tensors; a file may lack it
+    rope: str = "whole"  # how RoPE is spelt, see rope.ROPE
     rope_theta: float = 10_000.0  # the default
     windows: str = "none"  # how attention windows are spelt, see layout.WINDOWS
     sparsity: str = "none"  # which layers may have experts, see layout.SPARSE
+    spelt: tuple[Spelling, ...] = ()  # what else is not one key to one setting
     twins: tuple[str, ...] = ()  # the sparse families that can hold it, best first
-    ignorable: tuple[str, ...] = ("rotary_emb.inv_freq",)  # ends of buffer names that old files have and no model reads
+    only: Mapping[str, Any] | None = None  # config key -> the one value that is known here
+    written: Mapping[str, Any] | None = None  # config key -> what the engines want to read besides
+    extra_layers: str = ""  # config key that counts layers which a file has beyond the last, and no model reads
+    ignorable: tuple[str, ...] = ("rotary_emb.inv_freq",)  # ends of names of tensors that no model reads
     runtime: Mapping[str, str] | None = None  # names transformers gives in memory where they differ from disk
+    copies: Mapping[str, str] | None = None  # in memory, name -> name of the tensor that it is too, always
+
+    @property
+    def spellings(self) -> tuple[Spelling, ...]:
+        return (ROPE[self.rope], WINDOWS[self.windows], SPARSE[self.sparsity], *self.spelt)
 
     # -- config.json -> Settings ---------------------------------------------------------------------------
 
@@ -65,18 +84,44 @@ class Family:
         """Read a config.json; raises RekindleError where a value is missing or makes no sense."""
         given = {name: self.value(config, key) for name, key in self.keys.items()}
         given |= self.fixed
-        given["rope_theta"], given["rope_scaling"] = read_rope(config, self.rope_theta)
-        heads, layers = given["num_heads"], given["num_layers"]
+        self._check(given, config)
+        heads = given["num_heads"]
+        given["num_kv_heads"] = given.get("num_kv_heads") or heads
+        given["head_dim"] = given.get("head_dim") or config.get("head_dim") or given["hidden_size"] // heads
+        if given["intermediate_size"] is None:
+            given["intermediate_size"] = 4 * given["hidden_size"]
+        given["output"] = self._output(config)
+        for spelling in self.spellings:
+            given |= spelling.read(config, self, given)
+        return Settings(**given)
+
+    def _check(self, given: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads"):
             if type(given[name]) is not int or given[name] < 1:
                 raise RekindleError(
                     f"{self.keys[name]} is {given[name]!r}, not a positive whole number.", where="config.json"
                 )
-        given["num_kv_heads"] = given["num_kv_heads"] or heads
-        given["head_dim"] = given.get("head_dim") or config.get("head_dim") or given["hidden_size"] // heads
-        given["sparse_layers"] = SPARSE[self.sparsity].read(config, self, layers)
-        given["windows"] = WINDOWS[self.windows].read(config, self, layers)
-        return Settings(**given)
+        for key, known in (self.only or {}).items():
+            found = self.value(config, key)
+            if found is not None and found != known:
+                raise RekindleError(
+                    f"{key} is {found!r}: of {self.model_type} only models with {known!r} are known.",
+                    where="config.json",
+                )
+
+    def _output(self, config: Mapping[str, Any]) -> str:
+        """By the class that the config names, where the family has several."""
+        if len(self.classes) == 1:
+            return next(iter(self.classes))
+        names = config.get("architectures") or list(self.classes.values())[:1]
+        for output, name in self.classes.items():
+            if names == [name]:
+                return output
+        raise RekindleError(
+            f"A {self.model_type} of the class {', '.join(map(str, names))} is not known.",
+            where="config.json: architectures",
+            hint=" or ".join(self.classes.values()),
+        )
 
     # -- Settings -> config.json ---------------------------------------------------------------------------
 
@@ -85,44 +130,58 @@ class Family:
 
         Raises RekindleError with every reason why this family cannot compute what the settings say.
         """
-        config: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
+        own = self.classes.get(settings.output, next(iter(self.classes.values())))
+        config: dict[str, Any] = {"architectures": [own], "model_type": self.model_type}
         spoken_for = {*parent_family.defaults, *self.defaults, *config, *ROPE_KEYS, *_SPELLINGS}
         for key, default in self.defaults.items():
             known = key in parent_family.defaults or key in parent
             config[key] = parent_family.value(parent, key) if known else default
         config |= {key: value for key, value in parent.items() if key not in spoken_for}
-        problems = self._write_keys(settings, config)
-        for spelling in (WINDOWS[self.windows], SPARSE[self.sparsity]):
+        config |= self.written or {}
+        problems = self._write_keys(settings, config, parent_family)
+        for spelling in self.spellings:
             reason = spelling.write(settings, config)
             problems += [f"{self.model_type} {reason}"] if reason else []
         if problems:
             raise together([RekindleError(f"{problem}.") for problem in problems])
-        config["rope_theta"] = settings.rope_theta
-        config["rope_scaling"] = dict(settings.rope_scaling) if settings.rope_scaling else None
+        if self.extra_layers:
+            config[self.extra_layers] = 0  # they are not carried
         dtype = parent.get("torch_dtype", parent.get("dtype"))
         return config | ({"torch_dtype": dtype} if dtype is not None else {})
 
-    def _write_keys(self, settings: Settings, config: dict[str, Any]) -> list[str]:
+    def _write_keys(self, settings: Settings, config: dict[str, Any], parent_family: Family) -> list[str]:
         problems: list[str] = []
         written: dict[str, Any] = {}
-        for setting in (f.name for f in fields(Settings)):
-            wanted = getattr(settings, setting)
-            if setting in self.fixed and self.fixed[setting] != wanted:
-                reason = (
-                    f"{self.model_type} {meaning(setting, self.fixed[setting])}; the parent {meaning(setting, wanted)}"
-                )
-                problems.append(reason)
+        spelt = {"head_dim", "num_kv_heads", "output", *(name for s in self.spellings for name in s.settings)}
+        for field in fields(Settings):
+            setting, wanted = field.name, getattr(settings, field.name)
             key = self.keys.get(setting)
             if key is None:
+                known = self.fixed.get(setting, field.default)
+                if setting not in spelt and known is not MISSING and known != wanted:
+                    problems.append(self._differs(setting, known, wanted))
                 continue
+            if wanted is None and setting not in parent_family.keys:
+                continue  # the parent's family cannot say it: the default stays
             if written.setdefault(key, wanted) != wanted:
                 problems.append(
                     f"{self.model_type} has one switch, {key}, where the parent {meaning(setting, wanted)} only"
                 )
             config[key] = wanted
+        return [*problems, *self._write_heads(settings)]
+
+    def _differs(self, setting: str, known: Any, wanted: Any) -> str:
+        return f"{self.model_type} {meaning(setting, known)}; the parent {meaning(setting, wanted)}"
+
+    def _write_heads(self, settings: Settings) -> Iterator[str]:
+        if settings.output not in self.classes:
+            yield self._differs("output", next(iter(self.classes)), settings.output)
+        if settings.latent_attention:
+            return
         if "head_dim" not in self.keys and settings.head_dim * settings.num_heads != settings.hidden_size:
-            problems.append(f"{self.model_type} has no head_dim of its own; the parent has {settings.head_dim}")
-        return problems
+            yield f"{self.model_type} has no head_dim of its own; the parent has {settings.head_dim}"
+        if "num_kv_heads" not in self.keys and settings.num_kv_heads != settings.num_heads:
+            yield f"{self.model_type} has keys and values for each of its heads; asked for are {settings.num_kv_heads}"
 
     # -- the table -----------------------------------------------------------------------------------------
 
@@ -141,26 +200,49 @@ class Family:
         sparse = len(settings.sparse_layers)
         for times, rows in zip((1, sparse, settings.num_layers - sparse), self.shapes(settings), strict=True):
             for row, shape in rows:
+                if row.buffer:
+                    continue
                 each = "{expert}" in row.name
                 total += times * math.prod(shape) * (settings.num_experts if each else 1)
                 active += times * math.prod(shape) * (settings.top_k if each else 1)
         return {"total": total, "active": active}
 
-    def table(self, settings: Settings) -> Iterator[tuple[Role, tuple[str, tuple[int, ...], Tensor]]]:
-        """role, (name on disk, shape, row) of every tensor, in the order they are written."""
+    def table(self, settings: Settings, *, fused: bool = False) -> Iterator[tuple[Role, Placed]]:
+        """role, (name of its tensor, shape of the role, row) of every role, in the order they are written.
+
+        `fused`: by the names that transformers v5 gives in memory, where a layer's experts are stacked.
+        """
         sparse = frozenset(settings.sparse_layers)
-        top, with_experts, without = self.shapes(settings)
-        for row, shape in top:
-            yield Role(row.part), (row.name, shape, row)
+        top, with_experts, without = (self._named(rows, settings, fused) for rows in self.shapes(settings))
+        for row, name, shape in top:
+            yield Role(row.part), (name, shape, row)
         for layer in range(settings.num_layers):
-            for row, shape in with_experts if layer in sparse else without:
-                before, one_each, after = row.name.replace("{layer}", str(layer)).partition("{expert}")
-                if not one_each:
-                    yield role_of((row.part, layer, -1)), (before, shape, row)
-                    continue
+            for row, name, shape in with_experts if layer in sparse else without:
+                before, one_each, after = name.replace("{layer}", str(layer)).partition("{expert}")
                 part = row.part
+                if not part.startswith("expert."):
+                    yield role_of((part, layer, -1)), (before, shape, row)
+                    continue
                 for expert in range(settings.num_experts):
-                    yield role_of((part, layer, expert)), (f"{before}{expert}{after}", shape, row)
+                    own = f"{before}{expert}{after}" if one_each else before
+                    yield role_of((part, layer, expert)), (own, shape, row)
+
+    def aliases(self, settings: Settings) -> dict[str, str]:
+        """In memory, name -> name of the tensor that it is too: a tied head is the embeddings."""
+        named = {row.part: name for row, name, _ in self._named([(row, ()) for row in self.top], settings, fused=True)}
+        if settings.output == "none":
+            return {}
+        tied = {named["head"]: named["embed"]} if settings.tie_word_embeddings else {}
+        return tied | dict(self.copies or {})
+
+    def _named(self, rows: Shaped, settings: Settings, fused: bool) -> list[tuple[Tensor, str, tuple[int, ...]]]:
+        named = []
+        for row, shape in rows:
+            name = row.stacked if fused and row.stacked else row.name
+            for disk, memory in (self.runtime or {}).items() if fused else ():
+                name = name.replace(disk, memory)
+            named.append((row, name.removeprefix(self.prefix) if settings.output == "none" else name, shape))
+        return named
 
 
 def _shape(row: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
@@ -168,18 +250,25 @@ def _shape(row: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def _present(when: str, settings: Settings) -> bool:
-    if not when:
-        return True
-    name, _, value = when.removeprefix("not ").partition("=")
+    return all(_holds(condition, settings) for condition in when.split(",")) if when else True
+
+
+def _holds(condition: str, settings: Settings) -> bool:
+    name, _, value = condition.removeprefix("not ").partition("=")
     there = getattr(settings, name)
-    return str(there) == value if value else bool(there) != when.startswith("not ")
+    return str(there) == value if value else bool(there) != condition.startswith("not ")
 
 
 # The same thing under two names: transformers v4 and v5, or one family's own history. The first is written.
 SYNONYMS = {
     "num_experts": ("num_local_experts",),
     "num_local_experts": ("num_experts",),
-    "norm_topk_prob": (),
+    "n_routed_experts": ("num_local_experts",),
+    "num_nextn_predict_layers": ("num_mtp_layers",),
+    "n_embd": ("hidden_size",),
+    "n_layer": ("num_hidden_layers",),
+    "n_head": ("num_attention_heads",),
+    "n_positions": ("max_position_embeddings",),
 }
 _SPELLINGS = {
     "architectures",
@@ -188,4 +277,6 @@ _SPELLINGS = {
     "dtype",
     "transformers_version",
     "layer_types",
+    "sliding_window_pattern",
+    "_sliding_window_pattern",
 } | {name for names in SYNONYMS.values() for name in names}

@@ -1,37 +1,22 @@
-"""The spellings that are not one key to one setting: windows, which layers are sparse, RoPE."""
+"""How families spell what differs from layer to layer: attention windows, which layers have experts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from rekindle.anatomy.spelling import Config, Spelling
 
 if TYPE_CHECKING:
     from rekindle.anatomy.family import Family
     from rekindle.anatomy.settings import Settings
 
-Config = Mapping[str, Any]
-
-ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
-
-
-class Spelling(NamedTuple):
-    read: Callable[[Config, Family, int], tuple]
-    write: Callable[[Settings, dict[str, Any]], str | None]  # returns why it cannot be spelt, or None
-
-
-def read_rope(config: Config, default_theta: float) -> tuple[float, dict[str, Any] | None]:
-    """theta and scaling out of v5's rope_parameters or v4's rope_theta and rope_scaling."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope = dict(given)
-    theta = rope.pop("rope_theta", None) or config.get("rope_theta") or default_theta
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    return float(theta), None if kind == "default" and not rope else {"rope_type": kind, **rope}
-
-
 # -- attention windows -------------------------------------------------------------------------------------
 
+Windows = tuple[int | None, ...]
 
-def _no_windows(config: Config, family: Family, layers: int) -> tuple[int | None, ...]:
+
+def _no_windows(config: Config, family: Family, layers: int) -> Windows:
     return (None,) * layers
 
 
@@ -39,7 +24,7 @@ def _write_no_windows(settings: Settings, config: dict[str, Any]) -> str | None:
     return f"has no attention window; the parent has one of {max(_widths(settings))}" if _widths(settings) else None
 
 
-def _uniform(config: Config, family: Family, layers: int) -> tuple[int | None, ...]:
+def _uniform(config: Config, family: Family, layers: int) -> Windows:
     return (family.value(config, "sliding_window"),) * layers
 
 
@@ -48,7 +33,7 @@ def _write_uniform(settings: Settings, config: dict[str, Any]) -> str | None:
     return None if len(set(settings.windows)) <= 1 else "has one attention window for all layers; the parent's differ"
 
 
-def _switched(config: Config, family: Family, layers: int) -> tuple[int | None, ...]:
+def _switched(config: Config, family: Family, layers: int) -> Windows:
     on = family.value(config, "use_sliding_window")
     return (family.value(config, "sliding_window") or 4096 if on else None,) * layers
 
@@ -58,11 +43,11 @@ def _write_switched(settings: Settings, config: dict[str, Any]) -> str | None:
     return _write_uniform(settings, config)
 
 
-def _listed(config: Config, family: Family, layers: int) -> tuple[int | None, ...]:
+def _listed(config: Config, family: Family, layers: int) -> Windows:
     window = (family.value(config, "sliding_window") or 4096) if family.value(config, "use_sliding_window") else None
     kinds = config.get("layer_types")
     if kinds is not None:
-        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+        return _by_kind(kinds, window)
     first = family.value(config, "max_window_layers")
     if family.model_type == "qwen2_moe":  # transformers: every other layer among the first ones
         return tuple(window if layer % 2 == 0 and layer < first else None for layer in range(layers))
@@ -73,28 +58,71 @@ def _write_listed(settings: Settings, config: dict[str, Any]) -> str | None:
     widths = _widths(settings)
     config["use_sliding_window"] = bool(widths)
     config["sliding_window"] = max(widths) if widths else None
-    config["layer_types"] = ["full_attention" if w is None else "sliding_attention" for w in settings.windows]
+    config["layer_types"] = _kinds(settings)
     if widths:  # for readers that know no layer_types: the first layers are full, the rest have the window
         full = next((i for i, w in enumerate(settings.windows) if w is not None), settings.num_layers)
         config["max_window_layers"] = full
-    return None if len(widths) <= 1 else "has one width for its attention windows; the parent has several"
+    return _one_width(settings)
+
+
+def _patterned(config: Config, family: Family, layers: int) -> Windows:
+    window = family.value(config, "sliding_window")
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        return _by_kind(kinds, window)
+    step = config.get("sliding_window_pattern") or 6
+    return tuple(window if (layer + 1) % step else None for layer in range(layers))
+
+
+def _write_patterned(settings: Settings, config: dict[str, Any]) -> str | None:
+    """A list, and for readers that know none the pattern, where there is one: every n-th layer is full."""
+    widths = _widths(settings)
+    if widths:
+        config["sliding_window"] = max(widths)
+    config["layer_types"] = _kinds(settings)
+    full = [layer + 1 for layer, width in enumerate(settings.windows) if width is None]
+    step = full[0] if full else settings.num_layers + 1
+    if full == list(range(step, settings.num_layers + 1, step)):
+        config["sliding_window_pattern"] = step
+    return _one_width(settings)
+
+
+def _by_kind(kinds: list[str], window: int | None) -> Windows:
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _kinds(settings: Settings) -> list[str]:
+    return ["full_attention" if width is None else "sliding_attention" for width in settings.windows]
 
 
 def _widths(settings: Settings) -> set[int]:
     return {width for width in settings.windows if width is not None}
 
 
+def _one_width(settings: Settings) -> str | None:
+    return "has one width for its attention windows; the parent has several" if len(_widths(settings)) > 1 else None
+
+
+def _windows(
+    read: Callable[[Config, Family, int], Windows], write: Callable[[Settings, dict[str, Any]], str | None]
+) -> Spelling:
+    return Spelling(("windows",), lambda c, family, given: {"windows": read(c, family, given["num_layers"])}, write)
+
+
 WINDOWS = {
-    "none": Spelling(_no_windows, _write_no_windows),
-    "uniform": Spelling(_uniform, _write_uniform),
-    "switched": Spelling(_switched, _write_switched),
-    "listed": Spelling(_listed, _write_listed),
+    "none": _windows(_no_windows, _write_no_windows),
+    "uniform": _windows(_uniform, _write_uniform),
+    "switched": _windows(_switched, _write_switched),
+    "listed": _windows(_listed, _write_listed),
+    "patterned": _windows(_patterned, _write_patterned),
 }
 
 # -- layers with experts -----------------------------------------------------------------------------------
 
+Layers = tuple[int, ...]
 
-def _no_experts(config: Config, family: Family, layers: int) -> tuple[int, ...]:
+
+def _no_experts(config: Config, family: Family, layers: int) -> Layers:
     return ()
 
 
@@ -102,7 +130,7 @@ def _write_no_experts(settings: Settings, config: dict[str, Any]) -> str | None:
     return "has no experts" if settings.sparse_layers else None
 
 
-def _all_experts(config: Config, family: Family, layers: int) -> tuple[int, ...]:
+def _all_experts(config: Config, family: Family, layers: int) -> Layers:
     return tuple(range(layers))
 
 
@@ -112,7 +140,7 @@ def _write_all_experts(settings: Settings, config: dict[str, Any]) -> str | None
     return f"has experts in every layer; asked for are {len(settings.sparse_layers)} of {settings.num_layers}"
 
 
-def _stepped(config: Config, family: Family, layers: int) -> tuple[int, ...]:
+def _stepped(config: Config, family: Family, layers: int) -> Layers:
     dense = set(family.value(config, "mlp_only_layers") or ())
     step = family.value(config, "decoder_sparse_step")
     return tuple(layer for layer in range(layers) if layer not in dense and (layer + 1) % step == 0)
@@ -125,8 +153,49 @@ def _write_stepped(settings: Settings, config: dict[str, Any]) -> str | None:
     return None
 
 
+def _first_dense(config: Config, family: Family, layers: int) -> Layers:
+    return tuple(range(min(family.value(config, "first_k_dense_replace") or 0, layers), layers))
+
+
+def _write_first_dense(settings: Settings, config: dict[str, Any]) -> str | None:
+    sparse, layers = settings.sparse_layers, settings.num_layers
+    config["first_k_dense_replace"] = layers - len(sparse)
+    if sparse == tuple(range(layers - len(sparse), layers)):
+        return None
+    dense = [layer for layer in range(layers) if layer not in set(sparse)]
+    return f"has experts in all layers but the first few; asked for are dense layers {', '.join(map(str, dense))}"
+
+
+def _sparsity(
+    read: Callable[[Config, Family, int], Layers], write: Callable[[Settings, dict[str, Any]], str | None]
+) -> Spelling:
+    def settings(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"sparse_layers": read(config, family, given["num_layers"])}
+
+    return Spelling(("sparse_layers",), settings, write)
+
+
 SPARSE = {
-    "none": Spelling(_no_experts, _write_no_experts),
-    "all": Spelling(_all_experts, _write_all_experts),
-    "stepped": Spelling(_stepped, _write_stepped),
+    "none": _sparsity(_no_experts, _write_no_experts),
+    "all": _sparsity(_all_experts, _write_all_experts),
+    "stepped": _sparsity(_stepped, _write_stepped),
+    "first_dense": _sparsity(_first_dense, _write_first_dense),
 }
+
+# -- how many shared experts, where their size is that of the others ---------------------------------------
+
+
+def _read_shared(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"shared_size": (family.value(config, "n_shared_experts") or 0) * given["expert_size"]}
+
+
+def _write_shared(settings: Settings, config: dict[str, Any]) -> str | None:
+    config["n_shared_experts"], rest = divmod(settings.shared_size, settings.expert_size)
+    if not rest:
+        return None
+    return (
+        f"counts its shared experts, each {settings.expert_size} wide like the others; {settings.shared_size} is none"
+    )
+
+
+COUNTED_SHARED = Spelling(("shared_size",), _read_shared, _write_shared)

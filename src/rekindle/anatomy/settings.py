@@ -25,38 +25,75 @@ role_of = partial(tuple.__new__, Role)  # role_of((part, layer, expert)): three 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything of a config that decides the function, family by family spelt in its table."""
+    """Everything of a config that decides the function, family by family spelt in its table.
+
+    A setting with a default here is one that a family has only if its table says so.
+    """
 
     vocab_size: int
     hidden_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
-    head_dim: int
+    head_dim: int  # of queries and keys
     intermediate_size: int  # of a dense feed-forward; 0 where no layer has one
     hidden_act: str
-    rms_norm_eps: float
+    norm_eps: float
     tie_word_embeddings: bool
     max_position_embeddings: int
+    windows: tuple[int | None, ...]  # attention window of each layer, None: full
     rope_theta: float
     rope_scaling: Mapping[str, Any] | None
-    windows: tuple[int | None, ...]  # attention window of each layer, None: full
+    rotary_dim: int  # dims of each head that RoPE turns, in pairs (i, i + rotary_dim / 2); 0: no RoPE
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
-    qk_norm: str  # "none", "head" (each head on its own) or "full" (all heads together)
-    norm_order: str  # "pre" (before each branch) or "post" (after it, before the residual is added)
+    qk_norm: str = "none"  # "none", "head" (each head on its own) or "full" (all heads together)
+    # "pre" (before each branch), "post" (after it, before the residual is added), "sandwich" (both), or "post_ln"
+    # (of the sum with the residual)
+    norm_order: str = "pre"
+    norm: str = "rms"  # or "layer": the mean is taken off, and there is a bias
+    norm_offset: float = 0.0  # a norm's gain is this plus its weight
+    output: str = "causal"  # language-model head: "causal", "masked" (it fills gaps), or "none" (hidden states)
+    bidirectional: bool = False  # each token sees those after it
+    parallel_residual: bool = False  # attention and feed-forward both read what entered the layer
+    learned_positions: bool = False  # a vector for each position is added to the embeddings
+    token_types: int = 0  # kinds of tokens that have a vector each, added to the embeddings
+    scaled_embeddings: bool = False  # times the root of hidden_size
+    gated: bool = True  # down(act(gate x) * up x); False: down(act(up x))
+    local_rope_theta: float | None = None  # of the layers with a window, where it is another
+    rope_interleaved: bool = False  # RoPE turns the pairs (2i, 2i + 1)
+    query_scalar: float | None = None  # scores are divided by its root; None: by that of head_dim
+    attn_softcap: float | None = None  # scores are bent below this by tanh
+    logit_softcap: float | None = None
     clip_qkv: float | None = None
+    # latent attention: queries, and keys and values together, come out of small vectors
+    kv_rank: int = 0  # 0: none
+    q_rank: int | None = None  # None: queries come straight out of the hidden state
+    value_dim: int = 0  # of each head
+    # experts
     num_experts: int = 0
     top_k: int = 0
     expert_size: int = 0  # intermediate size of one expert
     shared_size: int = 0  # intermediate size of the expert every token uses; 0: there is none
+    shared_switch: bool = False  # the shared expert's output is multiplied by a sigmoid gate
     norm_topk_prob: bool = True  # the top-k routing weights are divided by their sum
+    scoring: str = "softmax"  # or "sigmoid": what turns router logits into routing weights
+    router_bias: bool = False  # added to the scores for the choice of experts alone
+    num_groups: int = 1  # experts stand in groups of equal size;
+    top_k_groups: int = 1  # those of the best so many groups can be chosen
+    routed_scaling: float = 1.0  # factor on the routing weights
     router_jitter: float = 0.0
+    aux_loss_coef: float | None = None  # of the load-balance loss in training; None: the family has none
     sparse_layers: tuple[int, ...] = ()
 
+    @property
+    def latent_attention(self) -> bool:
+        return self.kv_rank > 0
+
     def dims(self) -> dict[str, int]:
-        """The letters shapes are written in: V D H=heads*dim K=kv heads*dim A=head dim F E X=expert S=shared."""
+        """The letters shapes are written in, see `rows`."""
+        nope = self.head_dim - self.rotary_dim
         return {
             "V": self.vocab_size,
             "D": self.hidden_size,
@@ -64,9 +101,16 @@ class Settings:
             "K": self.num_kv_heads * self.head_dim,
             "A": self.head_dim,
             "F": self.intermediate_size,
+            "M": self.max_position_embeddings,
+            "T": self.token_types,
             "E": self.num_experts,
             "X": self.expert_size,
             "S": self.shared_size,
+            "Q": self.q_rank or 0,
+            "C": self.kv_rank,
+            "R": self.kv_rank + self.rotary_dim,
+            "B": self.num_heads * (nope + self.value_dim),
+            "O": self.num_heads * self.value_dim,
             "1": 1,
         }
 
@@ -78,10 +122,33 @@ MEANING = {
         "head": "normalises queries and keys head by head",
         "full": "normalises queries and keys over all heads",
     },
-    "norm_order": {"pre": "normalises before each branch", "post": "normalises after each branch"},
+    "norm_order": {
+        "pre": "normalises before each branch",
+        "post": "normalises after each branch",
+        "sandwich": "normalises before and after each branch",
+        "post_ln": "normalises the sum after each branch",
+    },
+    "norm": {"rms": "has RMS norms", "layer": "has layer norms with biases"},
     "qkv_bias": {True: "has biases on q, k and v", False: "has no biases on q, k and v"},
     "o_bias": {True: "has a bias on the attention output", False: "has no bias on the attention output"},
     "mlp_bias": {True: "has biases in its feed-forwards", False: "has no biases in its feed-forwards"},
+    "gated": {True: "has gated feed-forwards", False: "has feed-forwards without a gate"},
+    "parallel_residual": {
+        True: "computes attention and feed-forward side by side",
+        False: "computes the feed-forward after the attention",
+    },
+    "learned_positions": {True: "has learned positions", False: "has no learned positions"},
+    "bidirectional": {True: "looks both ways", False: "looks back only"},
+    "output": {
+        "causal": "predicts the next token",
+        "masked": "predicts masked tokens",
+        "none": "has no language-model head",
+    },
+    "scaled_embeddings": {True: "scales its embeddings", False: "does not scale its embeddings"},
+    "kv_rank": {0: "has no latent attention"},
+    "scoring": {"softmax": "routes by softmax", "sigmoid": "routes by sigmoid"},
+    "shared_switch": {True: "gates its shared expert", False: "does not gate its shared expert"},
+    "router_bias": {True: "has a bias for the choice of experts", False: "has no bias for the choice of experts"},
 }
 
 

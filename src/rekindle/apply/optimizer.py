@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rekindle.anatomy import runtime_names
+from rekindle.anatomy import on_disk, runtime_names
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Joined, Leaf
 from rekindle.edit.plan import Plan
@@ -54,13 +54,14 @@ class OptimizerState:
 
     def _check(self, parent: Checkpoint) -> None:
         problems = []
-        for role, (name, shape, _) in parent.rows.items():
+        trained = {role: placed for role, placed in parent.rows.items() if not placed[2].buffer}
+        for name, shape in on_disk(trained.items(), parent.settings).items():
             for suffix in MOMENTS:
                 stored = self.stored.get(f"{name}.{suffix}")
                 if stored is None:
-                    problems.append(RekindleError(f"The optimizer state lacks {suffix} of the {role}.", where=name))
+                    problems.append(RekindleError(f"The optimizer state lacks {suffix} of a weight.", where=name))
                 elif stored.shape != shape:
-                    what = f"{suffix} of the {role} is {list(stored.shape)}, but the weight {list(shape)}."
+                    what = f"{suffix} is {list(stored.shape)}, but the weight {list(shape)}."
                     problems.append(RekindleError(what, where=name))
         if problems:
             raise together(problems)
@@ -71,6 +72,8 @@ def recycle(plan: Plan, state: OptimizerState) -> tuple[dict[str, Expr], dict[st
     tensors: dict[str, Expr] = {}
     steps: dict[str, int] = {}
     for name, expr in plan.tensors.items():
+        if name in plan.buffers:
+            continue
         for order, suffix in enumerate(MOMENTS, 1):
             tensors[f"{name}.{suffix}"] = expr.moment(order, state.moment)
         steps[name] = state.step(tensors[f"{name}.{MOMENTS[0]}"])

@@ -139,8 +139,8 @@ class Weights(Mapping[str, Any]):
 
     def __init__(self, checkpoint: Checkpoint, dtype: str, files: Files):
         self._exprs: dict[str, Expr] = plan(checkpoint, fused=True).tensors
-        if checkpoint.settings.tie_word_embeddings:
-            self._exprs["lm_head.weight"] = self._exprs["model.embed_tokens.weight"]
+        for name, same in checkpoint.family.aliases(checkpoint.settings).items():
+            self._exprs[name] = self._exprs[same]
         self._dtype, self._files = dtype, files
 
     def __getitem__(self, name: str) -> Any:

@@ -1,8 +1,9 @@
 """The language methods are written in: checkpoints of tensor expressions, promises, plans."""
 
 from rekindle.edit.arithmetic import Fill, Normal
-from rekindle.edit.checkpoint import Checkpoint, open_checkpoint
+from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
+from rekindle.edit.opening import open_checkpoint
 from rekindle.edit.plan import Plan, plan
 from rekindle.edit.promise import Promise, exact, lossy
 

@@ -8,17 +8,16 @@ return child.with_rest_of(parent).promising(exact())
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from rekindle.anatomy import FUSED, Family, Role, Settings, Tensor, family_named, family_of, fused_slots
+from rekindle.anatomy import Family, Placed, Role, Settings, Tensor, family_named
 from rekindle.anatomy.settings import role_of
 from rekindle.edit.arithmetic import Fill, Normal, Sum, Twin
-from rekindle.edit.expressions import Expr, Leaf, Rows
+from rekindle.edit.expressions import Expr
 from rekindle.edit.promise import Promise, exact
-from rekindle.errors import RekindleError, together
+from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 
 # The tensors of a feed-forward, where it has them.
@@ -48,8 +47,8 @@ class Checkpoint:
         return self.tensors[Role("embed")].dtype
 
     @cached_property
-    def rows(self) -> dict[Role, tuple[str, tuple[int, ...], Tensor]]:
-        """Every tensor this checkpoint must have: role -> (name on disk, shape, row of the table)."""
+    def rows(self) -> dict[Role, Placed]:
+        """Every role this checkpoint must have: role -> (name of its tensor on disk, its shape, row of the table)."""
         return dict(self.family.table(self.settings))
 
     def layers(self, chosen: str) -> tuple[int, ...]:
@@ -99,7 +98,7 @@ class Checkpoint:
         family = family_named(name)
         settings = replace(self.settings, **changes)
         config = family.config(settings, self.config, self.family)
-        return self.derive(family=family, settings=settings, config=config, tensors={})
+        return self.derive(family=family, settings=family.settings(config), config=config, tensors={})
 
     def with_rest_of(self, parent: Checkpoint) -> Checkpoint:
         """Fill what is still empty: the parent's tensor of the same role, or else the family's neutral value."""
@@ -194,67 +193,3 @@ def _neutral(row: Tensor, shape: tuple[int, ...], role: Role, parent: Checkpoint
         source = parent.tensors[Role(row.neutral.removeprefix("first "), role.layer)]
         return source.first(shape[0])
     return Fill(parent.dtype, shape, {"zeros": 0.0, "ones": 1.0}[row.neutral])
-
-
-# -- opening -------------------------------------------------------------------------------------------------
-
-
-def open_checkpoint(folder: Folder) -> Checkpoint:
-    """A checkpoint over a folder's bytes; raises RekindleError with every tensor missing, extra or misshaped."""
-    family = family_of(folder.config)
-    settings = family.settings(folder.config)
-    notes = [folder.notice] if folder.notice else []
-    child = Checkpoint(family, settings, dict(folder.config), {}, folder, notes)
-    names = dict(folder.tensors)
-    bare = "model.embed_tokens.weight" not in names and "embed_tokens.weight" in names
-    problems: list[RekindleError] = []
-    for role, expr in _fused(family, settings, names, problems):
-        child.tensors[role] = expr
-    for role, (name, shape, _) in child.rows.items():
-        if role in child.tensors:
-            continue
-        stored = names.pop(name.removeprefix("model.") if bare else name, None)
-        if stored is None:
-            problems.append(RekindleError(f"The {role} is missing.", where=f"{name} in {folder.path}"))
-        elif stored.shape != shape:
-            problems.append(_misshapen(name, stored.shape, shape))
-        else:
-            child.tensors[role] = Leaf(name, stored)
-    for name in names:
-        tied = name == "lm_head.weight" and settings.tie_word_embeddings
-        if tied or name.endswith(family.ignorable):
-            child.unused.append(name)
-        else:
-            problems.append(RekindleError(f"{family.model_type} has no tensor {name}.", where=folder.path))
-    if problems:
-        raise together(problems)
-    return child
-
-
-def _fused(family: Family, settings: Settings, names: dict[str, Any], problems: list) -> Iterator[tuple[Role, Expr]]:
-    """Experts that the file stacks, taken apart into their roles."""
-    if not any(name.endswith(tuple(FUSED)) for name in names):
-        return
-    width, hidden = settings.expert_size, settings.hidden_size
-    for name, experts in fused_slots(family, settings).items():
-        stored = names.pop(name, None)
-        rows = hidden if len(experts[0]) == 1 else width
-        columns = width if len(experts[0]) == 1 else hidden
-        expected = (len(experts), len(experts[0]) * rows, columns)
-        if stored is None or stored.shape != expected:
-            problems.append(_misshapen(name, stored.shape if stored else None, expected))
-            continue
-        leaf, at = Leaf(name, stored), 0
-        for roles in experts:
-            for role in roles:
-                yield role, Rows(leaf, at, at + rows, (rows, columns))
-                at += rows
-    for disk, memory in (family.runtime or {}).items():  # other tensors may carry their names in memory
-        for name in [n for n in names if memory in n]:
-            names[name.replace(memory, disk)] = names.pop(name)
-
-
-def _misshapen(name: str, found: tuple[int, ...] | None, expected: tuple[int, ...]) -> RekindleError:
-    if found is None:
-        return RekindleError(f"{name} is missing.")
-    return RekindleError(f"{name} is {list(found)}, but the config says {list(expected)}.", where=name)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rekindle.anatomy import fused_slots, runtime_name
-from rekindle.anatomy.family import Family
+from rekindle.anatomy import Packed, Role, packs
 from rekindle.edit.checkpoint import Checkpoint
-from rekindle.edit.expressions import Expr, Joined, signature
+from rekindle.edit.expressions import Expr, joined, signature
 from rekindle.errors import RekindleError, together
 
 
@@ -37,6 +36,7 @@ class Plan:
     tensors: dict[str, Expr]
     config: dict[str, Any]
     source: frozenset[str]  # names of all tensors of the folder it reads
+    buffers: frozenset[str] = frozenset()  # tensors that are not trained
 
     @cached_property
     def census(self) -> dict[int, Use]:
@@ -92,42 +92,40 @@ class Plan:
 
 
 def plan(checkpoint: Checkpoint, *, fused: bool = False) -> Plan:
-    """Settle what is written; raises RekindleError with every tensor unfilled, unknown or misshaped."""
+    """Settle what is written; raises RekindleError with every tensor unfilled, unknown or misshaped.
+
+    `fused`: as transformers v5 holds the tensors in memory, a layer's experts stacked, under its names.
+    """
     problems: list[RekindleError] = []
-    named: dict[str, Expr] = {}
-    rows = checkpoint.rows
-    for role, (name, shape, _) in rows.items():
+    tensors: dict[str, Expr] = {}
+    table = dict(checkpoint.family.table(checkpoint.settings, fused=True)) if fused else checkpoint.rows
+    for role, (name, shape, _) in table.items():
         expr = checkpoint.tensors.get(role)
         if expr is None:
             problems.append(RekindleError(f"Nothing fills the {role}.", where=f"{name} {list(shape)}"))
         elif expr.shape != shape:
             problems.append(RekindleError(f"The {role} would be {list(expr.shape)}, not {list(shape)}.", where=name))
         else:
-            named[name] = expr
-    for role in checkpoint.tensors if len(checkpoint.tensors) > len(named) else ():
-        if role in rows:
-            continue
+            tensors[name] = expr
+    for role in (
+        checkpoint.tensors.keys() - table.keys() if len(checkpoint.tensors) > len(table) - len(problems) else ()
+    ):
         problems.append(RekindleError(f"{checkpoint.family.model_type} has no {role}.", where="the method"))
     if problems:
         raise together(problems)
-    tensors = dict(_fuse(checkpoint, named)) if fused else named
-    return Plan(tensors, checkpoint.config, _source_names(checkpoint))
+    for pack in packs(table.items(), checkpoint.settings, fused=fused):
+        tensors[pack.name] = put_together(pack, checkpoint.tensors)
+    buffers = frozenset(name for name, _, row in table.values() if row.buffer)
+    return Plan(tensors, checkpoint.config, _source(checkpoint.origin), buffers)
 
 
-def _fuse(checkpoint: Checkpoint, named: dict[str, Expr]) -> Iterator[tuple[str, Expr]]:
-    """The same tensors as transformers v5 holds them in memory: experts stacked, its names."""
-    family: Family = checkpoint.family
-    for role, (name, _, _) in checkpoint.rows.items():
-        if role.expert < 0:
-            yield runtime_name(family, name), named[name]
-    for name, experts in fused_slots(family, checkpoint.settings).items():
-        parts = [checkpoint.tensors[role] for roles in experts for role in roles]
-        rows = sum(part.shape[0] for part in parts[: len(experts[0])])
-        yield name, Joined(parts, (len(experts), rows, parts[0].shape[1]))
+def put_together(pack: Packed, roles: Mapping[Role, Expr]) -> Expr:
+    """A packed tensor out of its roles: the stored tensor itself where none of them was changed."""
+    shape = pack.shape[::-1] if pack.transposed else pack.shape
+    x = joined([roles[role].rows(lo, hi) for role, lo, hi in pack.pieces()], shape)
+    return x.transposed() if pack.transposed else x
 
 
-def _source_names(checkpoint: Checkpoint) -> frozenset[str]:
-    """As leaves name them: with the base-model prefix that a file may lack."""
-    return frozenset(
-        name if name.startswith(("model.", "lm_head.")) else f"model.{name}" for name in checkpoint.folder.tensors
-    )
+def _source(origin: Checkpoint) -> frozenset[str]:
+    """Names of all tensors of the folder, as leaves name them."""
+    return frozenset(leaf.name for x in origin.tensors.values() for leaf in x.leaves()).union(origin.unused)

@@ -81,7 +81,8 @@ def seeded(name: str, seed: int) -> str:
 def perform(steps_of_seed: Callable[[int], Sequence[Step]], seeds: int, out: Path, say: Say) -> None:
     """Run all steps of all seeds under `out`, each once what it reads is there; finished folders are kept.
 
-    Raises what a step raised, once the steps that are running have ended.
+    Raises what a step raised, once the steps that are running have ended. Ctrl-C reaches the workers too: a run
+    saves its state, and goes on from there the next time.
     """
     steps = {
         seeded(step.name, seed): (step, seed, {seeded(step.source, seed)} if step.source else set())
@@ -141,11 +142,8 @@ def _workers() -> tuple[int, int]:
 
 
 def _few_threads(threads: int) -> None:
-    import signal
-
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and stops its workers
     import torch
 
     torch.set_num_threads(threads)
@@ -161,7 +159,7 @@ def _do(step: Step, seed: int, out: Path) -> str:
         api.init(target, **step.options)
     elif step.verb == "train":
         never = 10**12  # but at the start and the end
-        how: dict[str, Any] = {"seed": seed, "eval_every": never, "save_every": never}
+        how: dict[str, Any] = {"seed": seed, "eval_every": never, "save_every": never, "resume": True}
         how |= {"optimizer_state": str(source / "optimizer")} if step.warm else {}
         summary = api.train(source, target, **how, **step.options)
         return f"{summary['val_loss_before']:.3f} -> {summary['val_loss']:.3f} nats, {summary['seconds']:.0f} s"

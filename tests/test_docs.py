@@ -18,7 +18,7 @@ from rekindle.methods import METHODS
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 VERBS = [verb for verbs in GROUPS.values() for verb in verbs]
-SHOWN = ("demo",)  # runs for minutes: tests/lab runs it at a smaller scale
+SHOWN = ("demo", "lab")  # run for minutes: tests/lab runs them at a smaller scale
 
 
 def examples(text: str) -> list[str]:
@@ -72,7 +72,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A folder with what examples speak of: SRC, CKPT, RUN, corpus/, corpus.jsonl, recipe.yaml."""
+    """A folder with what examples speak of: SRC, CKPT, MOE, RUN, corpus/, corpus.jsonl, recipe.yaml, scores.json."""
     desk = tmp_path_factory.mktemp("desk")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(desk)
@@ -87,6 +87,8 @@ def desk(tmp_path_factory):
         )
         api.init("CKPT", hidden=32, layers=2, heads=4, ffn=64, tokenizer="bpe:512", data="corpus")
         api.rewrite("CKPT").save("SRC", checksum=True)
+        api.upcycle("CKPT", experts=4).save("MOE")
+        api.utility("MOE", "scores.json", data="corpus", batches=1, batch_tokens=1024, seq_len=64)
         api.train("CKPT", "RUN", data="corpus", tokens="4k", seq_len=64, batch_tokens=1024, eval_tokens="2k")
         (desk / "recipe.yaml").write_text("source: SRC\nsteps:\n- upcycle: {experts: 4}\n")
         yield desk
@@ -106,7 +108,9 @@ def test_every_example_runs(desk, monkeypatch):
 
 
 def _prepare(desk: Path, words: list[str]) -> None:
-    """OUT is new for a verb that writes it, and made from SRC for one that reads it."""
+    """OUT and scores.json are new for a verb that writes them; OUT is made from SRC for one that reads it."""
+    if words[0] == "utility":
+        (desk / "scores.json").unlink(missing_ok=True)
     reads = words[0] in ("verify", "inspect") or any(word.startswith("OUT/") for word in words)
     for name in ("OUT", "AGAIN"):
         if name in words or f"{name}/rekindle.yaml" in words:

@@ -13,13 +13,29 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rekindle.api import Model, apply, evaluate, init, inspect, open, report, rewrite, run, train, upcycle, verify
+    from rekindle.api import (
+        Model,
+        apply,
+        evaluate,
+        grow_experts,
+        init,
+        inspect,
+        open,
+        report,
+        rewrite,
+        run,
+        train,
+        upcycle,
+        utility,
+        verify,
+    )
 
 __all__ = [
     "Model",
     "__version__",
     "apply",
     "evaluate",
+    "grow_experts",
     "init",
     "inspect",
     "open",
@@ -28,6 +44,7 @@ __all__ = [
     "run",
     "train",
     "upcycle",
+    "utility",
     "verify",
 ]
 

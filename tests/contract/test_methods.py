@@ -37,14 +37,24 @@ ROWS = [
     ("upcycle", {"experts": 4}, ("qwen3", "olmo2"), {"attention_bias": True}),
     ("upcycle", {"experts": 4}, DENSE, {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 3e3}}),
     ("upcycle", {"experts": 4}, DENSE, {"rms_norm_eps": 0.1}),
+    ("grow-experts", {"noise": 0.0}, SPARSE, {}),
+    ("grow-experts", {"noise": 0.0, "factor": 3}, SPARSE, {}),
+    ("grow-experts", {"noise": 0.0}, ("qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo"), {"norm_topk_prob": True}),
+    ("grow-experts", {"noise": 0.0}, ("qwen3_moe",), {"mlp_only_layers": [1]}),
+    ("grow-experts", {"factor": 1}, SPARSE, {}),
     ("rewrite", {}, DENSE + SPARSE, {}),
     ("rewrite", {}, ("llama", "qwen2_moe"), {"tie_word_embeddings": True}),
 ]
+PARENT = {"grow-experts": "mixtral"}  # what the tests of every method give it, where that is not a llama
 CASES = [(verb, options, family, changes) for verb, options, families, changes in ROWS for family in families]
 
 
 def label(value):
     return value if isinstance(value, str) else ",".join(f"{k}={v}" for k, v in value.items() if k != "rope_parameters")
+
+
+def parent_of(verb, tiny, **changes):
+    return tiny(PARENT.get(verb, "llama"), **changes)
 
 
 def tensors(folder):
@@ -74,7 +84,7 @@ def test_promise_holds_block_by_block(tiny, tmp_path, family):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("verb", METHODS)
 def test_dtype_is_kept(tiny, tmp_path, verb, dtype):
-    parent = tiny("llama", dtype=dtype)
+    parent = parent_of(verb, tiny, dtype=dtype)
     out = api.apply(verb, parent, **METHODS[verb].trial).save(tmp_path / "out")
     stored = {t.dtype for t in read_header(out / "model.safetensors")[0].values()}
     assert stored == {t.dtype for t in read_header(parent / "model.safetensors")[0].values()}
@@ -85,7 +95,7 @@ def test_dtype_is_kept(tiny, tmp_path, verb, dtype):
 
 @pytest.mark.parametrize("verb", METHODS)
 def test_same_seed_same_bytes(tiny, tmp_path, verb):
-    model = api.apply(verb, tiny("llama"), **METHODS[verb].trial)
+    model = api.apply(verb, parent_of(verb, tiny), **METHODS[verb].trial)
     one = model.save(tmp_path / "one", checksum=True)
     many = model.save(tmp_path / "many", checksum=True, workers=3)
     assert (one / "model.safetensors").read_bytes() == (many / "model.safetensors").read_bytes()
@@ -113,16 +123,16 @@ def test_config_survives_yaml_both_ways(verb):
 @pytest.mark.parametrize("verb", METHODS)
 def test_command_line_is_the_api(tiny, tmp_path, verb):
     flags = [word for name, value in METHODS[verb].trial.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "rekindle", verb, str(tiny("llama")), str(tmp_path / "cli"), *flags]
+    command = [sys.executable, "-m", "rekindle", verb, str(parent_of(verb, tiny)), str(tmp_path / "cli"), *flags]
     subprocess.run(command, check=True, capture_output=True)
-    api.apply(verb, tiny("llama"), **METHODS[verb].trial).save(tmp_path / "api")
+    api.apply(verb, parent_of(verb, tiny), **METHODS[verb].trial).save(tmp_path / "api")
     for name in ("model.safetensors", "config.json", "rekindle.yaml"):
         assert (tmp_path / "cli" / name).read_bytes() == (tmp_path / "api" / name).read_bytes()
 
 
 @pytest.mark.parametrize("verb", METHODS)
 def test_saved_recipe_repeats_it(tiny, tmp_path, verb):
-    out = api.apply(verb, tiny("llama"), **METHODS[verb].trial).save(tmp_path / "out", max_shard_size=50_000)
+    out = api.apply(verb, parent_of(verb, tiny), **METHODS[verb].trial).save(tmp_path / "out", max_shard_size=50_000)
     model, save_options = api.load_recipe(out / "rekindle.yaml")
     again = model.save(tmp_path / "again", **save_options)
     for shard in out.glob("*.safetensors"):
@@ -131,8 +141,8 @@ def test_saved_recipe_repeats_it(tiny, tmp_path, verb):
 
 @pytest.mark.parametrize("verb", METHODS)
 def test_dry_run_writes_nothing(tiny, tmp_path, verb):
-    job = api.apply(verb, tiny("llama"), **METHODS[verb].trial).job()
-    out = api.apply(verb, tiny("llama"), **METHODS[verb].trial).save(tmp_path / "out")
+    job = api.apply(verb, parent_of(verb, tiny), **METHODS[verb].trial).job()
+    out = api.apply(verb, parent_of(verb, tiny), **METHODS[verb].trial).save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == [out]
     header = read_header(out / "model.safetensors")[0]
     assert {name: (x.dtype, x.shape) for name, x in job.plan.tensors.items()} == {
@@ -143,7 +153,7 @@ def test_dry_run_writes_nothing(tiny, tmp_path, verb):
 
 @pytest.mark.parametrize("verb", METHODS)
 def test_card_and_lineage_say_where_it_came_from(tiny, tmp_path, verb):
-    parent = tiny("llama")
+    parent = parent_of(verb, tiny)
     out = api.apply(verb, parent, **METHODS[verb].trial).save(tmp_path / "out")
     card = (out / "README.md").read_text()
     assert str(parent) in card
@@ -164,7 +174,7 @@ def test_method_reads_like_a_method_section(verb):
 def test_wrong_option_names_the_nearest(verb, tiny):
     known = fields(METHODS[verb].config)[0].name
     with pytest.raises(RekindleError, match=f"no option '{known}z'") as error:
-        api.apply(verb, tiny("llama"), **{known + "z": 1}, **METHODS[verb].trial)
+        api.apply(verb, parent_of(verb, tiny), **{known + "z": 1}, **METHODS[verb].trial)
     assert error.value.hint == known
 
 

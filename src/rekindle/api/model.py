@@ -187,6 +187,11 @@ def upcycle(source: Model | str | Path, **options: Any) -> Model:
     return apply("upcycle", source, **options)
 
 
+def grow_experts(source: Model | str | Path, **options: Any) -> Model:
+    """More experts, copies with a little noise. Options: methods.grow_experts.Config."""
+    return apply("grow-experts", source, **options)
+
+
 def rewrite(source: Model | str | Path, **options: Any) -> Model:
     """Other shards, dtype or layout. Options: methods.rewrite.Config."""
     return apply("rewrite", source, **options)

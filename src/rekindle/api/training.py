@@ -1,7 +1,8 @@
-"""init, train, evaluate, report."""
+"""init, train, evaluate, utility, report."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from rekindle import __version__
 from rekindle.api.model import command
 from rekindle.config import Resolved, dump_yaml, resolve, to_dict
+from rekindle.errors import RekindleError
 from rekindle.store.hub import locate
+from rekindle.store.publish import explained
 
 if TYPE_CHECKING:
     from rekindle.report.config import ReportConfig
     from rekindle.report.page import Report
-    from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig
+    from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
 
 
 def init(
@@ -72,6 +75,27 @@ def evaluate(source: str | Path, options: Resolved[EvaluateConfig] | None = None
     from rekindle.train.evaluate import evaluate as measure
 
     return measure(locate(source), (options or resolve(EvaluateConfig, given)).config)
+
+
+def utility(
+    source: str | Path,
+    out: str | Path | None = None,
+    options: Resolved[UtilityConfig] | None = None,
+    *,
+    overwrite: bool = False,
+    **given: Any,
+) -> dict[str, Any]:
+    """A score of every expert, as JSON in the file `out` for `grow-experts`. Options: train.config.UtilityConfig."""
+    from rekindle.train.config import UtilityConfig
+    from rekindle.train.utility import utility as measure
+
+    if out is not None and Path(out).exists() and not overwrite:
+        raise RekindleError("The file exists already.", where=out, hint="--overwrite replaces it")
+    scores = measure(locate(source), (options or resolve(UtilityConfig, given)).config)
+    if out is not None:
+        with explained(Path(out)):
+            Path(out).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    return scores
 
 
 def report(

@@ -1,8 +1,9 @@
-"""init, train, evaluate, report."""
+"""init, train, evaluate, utility, report."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ from rekindle import api
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, result, say, table
 from rekindle.report.config import ReportConfig
-from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig
+from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
 
 DEBUG = click.option("--debug", is_flag=True, hidden=True)
 CONFIG = click.option("--config", "config_file", metavar="FILE", help="YAML with values for these options")
@@ -94,6 +95,41 @@ def evaluate(ckpt: str, config_file: str | None, format_: str, debug: bool, **gi
     result(found, table([(key.replace("_", " "), _short(value)) for key, value in found.items()]), format_)
 
 
+@click.command("utility")
+@click.argument("ckpt")
+@options_of(UtilityConfig)
+@click.option("--out", metavar="FILE", help="where the scores go, as JSON; else only what is shown")
+@click.option("--overwrite", is_flag=True, help="replace FILE")
+@CONFIG
+@FORMAT
+@DEBUG
+def utility(
+    ckpt: str, out: str | None, overwrite: bool, config_file: str | None, format_: str, debug: bool, **given: Any
+) -> None:
+    """How much the loss leans on each expert: scores for grow-experts.
+
+    Dwivedi et al. 2026, Expert Upcycling (arXiv 2604.19835)
+
+    \b
+    rekindle utility MOE --out scores.json
+    rekindle utility MOE --batches 4 --batch-tokens 2048 --score weight-gradient --format json
+    """
+    options = resolved(UtilityConfig, given, config_file)
+    echo(f"rekindle utility: {ckpt}", options)
+    found = api.utility(ckpt, out, options, overwrite=overwrite)
+    rows = [("layer", "least", "median", "most", "highest experts")]
+    rows += [(layer, *_spread(scores)) for layer, scores in found["layers"].items()]
+    result(found, table(rows, right=(0, 1, 2, 3)), format_)
+    if out:
+        say(f"next:  rekindle grow-experts {ckpt} OUT --top-k keep --copies utility --scores {out}")
+
+
+def _spread(scores: list[float]) -> tuple[str, str, str, str]:
+    best = sorted(range(len(scores)), key=lambda expert: -scores[expert])[:4]
+    least, most = f"{min(scores):.3g}", f"{max(scores):.3g}"
+    return least, f"{median(scores):.3g}", most, ", ".join(map(str, best))
+
+
 @click.command("report")
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="DIR", help="where the page and its figures go")
@@ -116,4 +152,4 @@ def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-COMMANDS = {"init": init, "train": train, "evaluate": evaluate, "report": report}
+COMMANDS = {"init": init, "train": train, "evaluate": evaluate, "utility": utility, "report": report}

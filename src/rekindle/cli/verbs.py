@@ -24,6 +24,7 @@ GROUPS = {
         "init": "Make a model from scratch.",
         "train": "Continue the training of a checkpoint.",
         "evaluate": "Loss and perplexity with a standard error.",
+        "utility": "How much the loss leans on each expert: scores for grow-experts.",
     },
     "tell": {"report": "Curves, costs and a verdict of several runs: one HTML page."},
     "try": {

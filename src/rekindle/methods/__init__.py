@@ -49,6 +49,13 @@ METHODS = {
             {"experts": 8},
         ),
         Method(
+            "grow-experts",
+            "rekindle.methods.grow_experts:grow_experts",
+            "Give a mixture of experts more of them, copies with a little noise.",
+            "Orthogonal Growth (arXiv 2510.08008); Dwivedi et al. 2026, Expert Upcycling (arXiv 2604.19835)",
+            "https://arxiv.org/abs/2510.08008",
+        ),
+        Method(
             "rewrite",
             "rekindle.methods.rewrite:rewrite",
             "Write the same checkpoint in other shards, another dtype or another layout.",

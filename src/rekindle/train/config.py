@@ -1,4 +1,4 @@
-"""The options of `init`, `train` and `evaluate`. No torch here: the command line builds its help from these."""
+"""The options of `init`, `train`, `evaluate`, `utility`. No torch here: the command line builds its help from these."""
 
 from __future__ import annotations
 
@@ -78,3 +78,18 @@ class EvaluateConfig:
     precision: Precision = option("auto", help="arithmetic; auto: bf16 where a GPU has it")
     micro_batch: int | None = option(None, help="sequences per forward pass (default: what fits)")
     tasks: tuple[str, ...] = option((), help="lm-eval tasks to run as well")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtilityConfig:
+    """How much the loss leans on each expert."""
+
+    data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, or stdlib")
+    score: Literal["gradient", "weight-gradient", "weight"] = option(
+        "gradient", help="|g|^2, |w| |g| or |w|^2, norms over all weights of an expert"
+    )
+    batches: int = option(10, help="batches of training text that the gradient is averaged over")
+    batch_tokens: Count = option(Count(16384), help="tokens of each batch")
+    seq_len: int | None = option(None, help="tokens per sequence (default: the context, 1024 at most)")
+    precision: Precision = option("auto", help="arithmetic; auto: bf16 where a GPU has it")
+    micro_batch: int | None = option(None, help="sequences per forward pass (default: what fits)")

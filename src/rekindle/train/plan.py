@@ -56,11 +56,11 @@ def make_plan(config: TrainConfig, ranks: int, saved_schedule: Mapping[str, Any]
     )
 
 
-def check_corpus(corpus: Corpus, plan: Plan, vocab_size: int) -> None:
+def check_corpus(corpus: Corpus, seq_len: int, vocab_size: int) -> None:
     """Refuse a corpus without a full sequence, or with a token the model has no embedding for."""
-    if corpus.windows(plan.seq_len) < 1:
+    if corpus.windows(seq_len) < 1:
         raise RekindleError(
-            f"The training text is {len(corpus.train)} tokens, too short for one sequence of {plan.seq_len}.",
+            f"The training text is {len(corpus.train)} tokens, too short for one sequence of {seq_len}.",
             hint="a smaller --seq-len, or more --data",
         )
     if corpus.meta.largest_id >= vocab_size:

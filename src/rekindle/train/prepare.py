@@ -41,7 +41,7 @@ def prepare(
     check_vocabulary(tokenizer, vocab_size, source.path)
     with accelerator.main_process_first():
         corpus = open_corpus(config.data, tokenizer)
-    check_corpus(corpus, plan, vocab_size)
+    check_corpus(corpus, plan.seq_len, vocab_size)
     run = describe_run(config, source.fingerprint, len(corpus.train))
     saved = find_start(out, run, resume=resume, overwrite=overwrite)
 

@@ -11,16 +11,18 @@ TINY = {
 }  # fmt: skip
 TINY_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
-DENSE = ("llama", "mistral", "qwen2", "qwen3", "olmo2")  # with a sparse twin
-PLAIN = ("phi3", "gpt_neox")  # dense, without one
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "olmo2")  # with sparse kin
+PLAIN = ("phi3", "gemma3_text", "gpt_neox", "gpt2")  # dense, without
 SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo")
-PACKED = PLAIN  # several roles in a tensor, or transposed ones
+PACKED = ("phi3", "gpt_neox", "gpt2")  # several roles in a tensor, or transposed ones
 DECODERS = DENSE + PLAIN + SPARSE
 
 OWN = {  # what a family needs besides, or cannot be told: None
     "qwen2_moe": {"shared_expert_intermediate_size": 16},
     "mixtral": {"num_local_experts": 4, "num_experts": None},
     "gpt_neox": {"num_key_value_heads": None},
+    "gpt2": {"num_key_value_heads": None, "intermediate_size": None, "n_inner": 48},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -16,7 +17,7 @@ from rekindle.errors import RekindleError
 NOT_OURS = {  # keys every transformers config has, and rope, which is spelt apart
     "architectures", "dtype", "model_type", "transformers_version", "rope_parameters", "layer_types",
     "return_dict", "output_hidden_states", "chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id",
-    "problem_type", "_name_or_path", "output_attentions",
+    "problem_type", "_name_or_path", "output_attentions", "_sliding_window_pattern",
 }  # fmt: skip
 DERIVED = {"num_key_value_heads", "head_dim", "sliding_window"}  # transformers fills these in from others
 
@@ -36,6 +37,10 @@ VARIANTS = [
     ("flex_olmo", {"num_key_value_heads": 4}),
     ("phi3", {"num_key_value_heads": 4, "rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 3e3}}),
     ("phi3", {"sliding_window": 8, "rope_parameters": LONGROPE}),
+    ("gemma3_text", {"tie_word_embeddings": False, "attention_bias": True, "attn_logit_softcapping": 5.0}),
+    ("gemma3_text", {"layer_types": ["full_attention"] * 3, "final_logit_softcapping": 3.0}),
+    ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+    ("gpt2", {"tie_word_embeddings": False}),
     ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),
     ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 3e3}}),
 ]
@@ -100,7 +105,9 @@ def test_defaults_are_those_of_transformers(family):
     assert {k: theirs[k] for k, v in spelt.items() if v not in DERIVED} == {
         k: ours[v] for k, v in spelt.items() if v not in DERIVED
     }
-    assert theirs["rope_parameters"]["rope_theta"] == FAMILIES[family].rope_theta
+    rope = theirs.get("rope_parameters") or {"rope_theta": None}
+    rope = rope.get("full_attention", rope)
+    assert rope["rope_theta"] == (FAMILIES[family].rope_theta if FAMILIES[family].rope != "none" else None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,7 +119,12 @@ def test_silent_config_means_what_transformers_reads(family):
     assert s.num_kv_heads == getattr(theirs, "num_key_value_heads", theirs.num_attention_heads)
     assert s.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
     window = getattr(theirs, "sliding_window", None) or None
-    assert set(s.windows) == {window if family in ("mistral", "mixtral") else None}
+    if family == "gemma3_text":
+        assert s.windows == tuple(window if "sliding" in kind else None for kind in theirs.layer_types)
+    else:
+        assert set(s.windows) == {window if family in ("mistral", "mixtral") else None}
+    rope = theirs.to_dict().get("rope_parameters") or {}
+    assert s.rotary_dim == int(s.head_dim * rope.get("partial_rotary_factor", bool(rope)))
 
 
 @pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=name_of)
@@ -122,12 +134,14 @@ def test_serving_spelling_means_the_same(tiny, family, changes):
     config = json.loads((tiny(family, **changes) / "config.json").read_text())
     spelt = serving_spelling(config)
     assert "rope_parameters" not in spelt
-    assert changes or FAMILIES[family].settings(spelt).rope_theta == FAMILIES[family].rope_theta
+    assert FAMILIES[family].settings(spelt) == FAMILIES[family].settings(config)
     before, after = AutoConfig.for_model(**config).to_dict(), AutoConfig.for_model(**spelt).to_dict()
     for values in (before, after):
         (values.get("rope_parameters") or {}).pop("type", None)  # v4's word beside v5's
         values["head_dim"] = values.get("head_dim") or 8  # written out where it was derived
         values["layer_types"] = values.get("layer_types") or []
+        for key in ("sliding_window_pattern", "_sliding_window_pattern"):  # where a list says it
+            values.pop(key, None)
         if values.pop("decoder_sparse_step", 1) == 2:  # written as the list it means
             values["mlp_only_layers"] = [0, 2]
     assert {k: v for k, v in before.items() if after.get(k) != v} == {}
@@ -169,6 +183,49 @@ def test_listed_windows(family):
     windows = FAMILIES[family].settings(config).windows
     assert windows == tuple(16 if kind == "sliding_attention" else None for kind in theirs.layer_types)
     assert AutoConfig.for_model(**serving_spelling(config)).layer_types == theirs.layer_types
+
+
+def test_gemma3_in_both_spellings():
+    """v4 has a pattern and two thetas by name, v5 a list and two of rope_parameters."""
+    from transformers import AutoConfig
+
+    v4 = tiny_config("gemma3_text", num_hidden_layers=7) | {
+        "model_type": "gemma3_text", "sliding_window_pattern": 3, "rope_theta": 2e6, "rope_local_base_freq": 5e3,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }  # fmt: skip
+    theirs = AutoConfig.for_model(**json.loads(json.dumps(v4)))
+    s = FAMILIES["gemma3_text"].settings(v4)
+    assert s == FAMILIES["gemma3_text"].settings(theirs.to_dict())
+    assert (s.windows, s.rope_theta, s.local_rope_theta) == ((8, 8, None, 8, 8, None, 8), 2e6, 5e3)
+    spelt = serving_spelling(theirs.to_dict())
+    assert (spelt["sliding_window_pattern"], spelt["rope_local_base_freq"]) == (3, 5e3)
+    assert AutoConfig.for_model(**json.loads(json.dumps(spelt))).rope_parameters == theirs.rope_parameters
+    irregular = dataclasses.replace(s, windows=(None, 8, 8, 8, None, None, 8))
+    spelt = FAMILIES["gemma3_text"].config(irregular, v4, FAMILIES["gemma3_text"])
+    assert "sliding_window_pattern" not in spelt
+    assert FAMILIES["gemma3_text"].settings(spelt).windows == irregular.windows
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "only models with False are known"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "layers with a window is scaled",
+        ),
+    ],
+)
+def test_what_a_family_cannot_say_is_refused(family, changes, words):
+    with pytest.raises(RekindleError, match=words):
+        FAMILIES[family].settings(tiny_config(family) | {"model_type": family} | changes)
+
+
+def test_gpt2_without_n_inner_is_four_wide():
+    s = FAMILIES["gpt2"].settings({"model_type": "gpt2", "n_embd": 24, "n_head": 2})
+    assert (s.intermediate_size, s.num_kv_heads, s.head_dim) == (96, 2, 12)
 
 
 def test_unknown_architecture_lists_the_known_ones():

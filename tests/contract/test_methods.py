@@ -11,7 +11,7 @@ from dataclasses import fields
 import pytest
 import yaml
 from safetensors.torch import load_file
-from tiny_models import DENSE, SPARSE
+from tiny_models import DECODERS, DENSE
 
 from rekindle import api
 from rekindle.config import dump_yaml, resolve, to_dict
@@ -42,7 +42,7 @@ ROWS = [
     ("grow-experts", {"noise": 0.0}, ("qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo"), {"norm_topk_prob": True}),
     ("grow-experts", {"noise": 0.0}, ("qwen3_moe",), {"mlp_only_layers": [1]}),
     ("grow-experts", {"factor": 1}, SPARSE, {}),
-    ("rewrite", {}, DENSE + SPARSE, {}),
+    ("rewrite", {}, DECODERS, {}),
     ("rewrite", {}, ("llama", "qwen2_moe"), {"tie_word_embeddings": True}),
 ]
 PARENT = {"grow-experts": "mixtral"}  # what the tests of every method give it, where that is not a llama

@@ -92,7 +92,7 @@ PHI3 = Family(
         "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
         "bos_token_id": 1, "eos_token_id": 32000, "pad_token_id": 32000, "sliding_window": None,
     },
-    rope="factor", windows="uniform",
+    rope="factor", windows="uniform", twins=("mixtral",),
 )  # fmt: skip
 
 N = "gpt_neox.layers.{layer}."
@@ -136,4 +136,80 @@ GPT_NEOX = Family(
     ignorable=("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
 )  # fmt: skip
 
-DENSE = (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO_2, PHI3, GPT_NEOX)
+G = "transformer.h.{layer}."
+GPT2_QKV = tuple(
+    row
+    for part, letter in (("q", "H"), ("k", "K"), ("v", "K"))
+    for row in with_bias(
+        Tensor(f"attn.{part}", G + "attn.c_attn.weight", f"{letter} D", packed="rows", transposed=True)
+    )
+)
+GPT2 = Family(
+    "gpt2", {"causal": "GPT2LMHeadModel"},
+    (
+        Tensor("embed", "transformer.wte.weight", "V D"),
+        Tensor("positions", "transformer.wpe.weight", "M D"),
+        *layer_norm("norm", "transformer.ln_f"),
+        Tensor("head", "lm_head.weight", "V D", when="not tie_word_embeddings"),
+    ),
+    (
+        *GPT2_QKV,
+        *with_bias(Tensor("attn.o", G + "attn.c_proj.weight", "D H", transposed=True)),
+        *layer_norm("attn.pre_norm", G + "ln_1"),
+        *layer_norm("ffn.pre_norm", G + "ln_2"),
+    ),
+    (
+        *with_bias(Tensor("ffn.up", G + "mlp.c_fc.weight", "F D", transposed=True)),
+        *with_bias(Tensor("ffn.down", G + "mlp.c_proj.weight", "D F", transposed=True)),
+    ),
+    (),
+    keys={
+        "vocab_size": "vocab_size", "hidden_size": "n_embd", "num_layers": "n_layer", "num_heads": "n_head",
+        "intermediate_size": "n_inner", "hidden_act": "activation_function", "norm_eps": "layer_norm_epsilon",
+        "max_position_embeddings": "n_positions", "tie_word_embeddings": "tie_word_embeddings",
+    },
+    fixed={
+        "norm": "layer", "gated": False, "learned_positions": True,
+        "qkv_bias": True, "o_bias": True, "mlp_bias": True,
+    },
+    defaults={
+        "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None,
+        "activation_function": "gelu_new", "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1,
+        "layer_norm_epsilon": 1e-5, "initializer_range": 0.02, "summary_type": "cls_index",
+        "summary_use_proj": True, "summary_activation": None, "summary_proj_to_labels": True,
+        "summary_first_dropout": 0.1, "scale_attn_weights": True, "use_cache": True, "bos_token_id": 50256,
+        "eos_token_id": 50256, "pad_token_id": None, "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False, "add_cross_attention": False, "tie_word_embeddings": True,
+    },
+    prefix="transformer.", rope="none",
+    only={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    ignorable=(".attn.bias", ".attn.masked_bias"),
+)  # fmt: skip
+
+GEMMA3 = Family(
+    "gemma3_text", {"causal": "Gemma3ForCausalLM"}, TOP,
+    (
+        *ATTENTION, *HEAD_QK_NORMS, *POST_NORMS,
+        Tensor("attn.pre_norm", L + "input_layernorm.weight", "D"),
+        Tensor("ffn.pre_norm", L + "pre_feedforward_layernorm.weight", "D"),
+    ),
+    FFN, (),
+    keys=DENSE_KEYS | BIASES | {
+        "head_dim": "head_dim", "hidden_act": "hidden_activation", "query_scalar": "query_pre_attn_scalar",
+        "attn_softcap": "attn_logit_softcapping", "logit_softcap": "final_logit_softcapping",
+    },
+    fixed={
+        "norm_order": "sandwich", "norm_offset": 1.0, "qk_norm": "head", "scaled_embeddings": True, "mlp_bias": False,
+    },
+    defaults={
+        "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 131072, "initializer_range": 0.02, "rms_norm_eps": 1e-6, "use_cache": True,
+        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "tie_word_embeddings": True, "attention_bias": False,
+        "attention_dropout": 0.0, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+        "final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": False,
+    },
+    rope="local", rope_theta=1_000_000.0, windows="patterned", only={"use_bidirectional_attention": False},
+)  # fmt: skip
+
+DENSE = (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO_2, PHI3, GEMMA3, GPT_NEOX, GPT2)

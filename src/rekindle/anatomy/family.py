@@ -88,7 +88,7 @@ class Family:
         heads = given["num_heads"]
         given["num_kv_heads"] = given.get("num_kv_heads") or heads
         given["head_dim"] = given.get("head_dim") or config.get("head_dim") or given["hidden_size"] // heads
-        if given["intermediate_size"] is None:
+        if given["intermediate_size"] is None:  # gpt2
             given["intermediate_size"] = 4 * given["hidden_size"]
         given["output"] = self._output(config)
         for spelling in self.spellings:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rekindle.anatomy.family import Family
     from rekindle.anatomy.settings import Settings
 
+_TRAINED = "original_max_position_embeddings"  # positions before they were stretched
+
 Rope = tuple[float, dict[str, Any] | None]  # theta, scaling
 
 
@@ -59,6 +61,8 @@ def _partial(theta_key: str, factor_key: str, default: float, kind_key: str) -> 
         rope = _said(config)
         factor = rope.pop("partial_rotary_factor", None) or config.get(factor_key) or default
         theta, scaling = _split(rope, config.get(theta_key) or family.rope_theta)
+        if scaling and _TRAINED in family.defaults:
+            scaling[_TRAINED] = family.value(config, _TRAINED)
         return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": int(given["head_dim"] * factor)}
 
     def write(settings: Settings, config: dict[str, Any]) -> str | None:
@@ -68,8 +72,8 @@ def _partial(theta_key: str, factor_key: str, default: float, kind_key: str) -> 
         scaling = _scaling(settings)
         if scaling:
             scaling = {kind_key: scaling.pop("rope_type"), **scaling}
-        if scaling and "original_max_position_embeddings" in config:  # said beside it, and v4 refuses it here
-            scaling.pop("original_max_position_embeddings", None)
+            if _TRAINED in config:  # phi3 says it beside, and v4 refuses it here
+                config[_TRAINED] = scaling.pop(_TRAINED)
         config |= {theta_key: settings.rope_theta, factor_key: factor, "rope_scaling": scaling}
         return None if settings.rotary_dim else "turns queries and keys by RoPE; the parent does not"
 

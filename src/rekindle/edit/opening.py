@@ -24,10 +24,10 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
     packed = packs(child.rows.items(), settings)
     stacked = stacks(family, settings)
     known = {name for name, _, _ in child.rows.values()} | {stack.name for stack in stacked}
-    names = _by_known_names(folder.tensors, family, known)
+    problems: list[RekindleError] = []
+    names = _by_known_names(folder.tensors, family, known, problems)
     if any(stack.name in names for stack in stacked):
         packed += stacked
-    problems: list[RekindleError] = []
     for pack in packed:
         stored = names.pop(pack.name, None)
         if stored is None or stored.shape != pack.shape:
@@ -67,7 +67,7 @@ def taken_apart(pack: Packed, x: Expr) -> Iterator[tuple[Role, Expr]]:
         yield role, joined(parts, pack.roles[role])
 
 
-def _by_known_names(tensors: Tensors, family: Family, known: set[str]) -> Tensors:
+def _by_known_names(tensors: Tensors, family: Family, known: set[str], problems: list[RekindleError]) -> Tensors:
     """The same under the table's names: a file may lack the base model's prefix, or use the names of memory."""
     if tensors.keys() <= known:
         return dict(tensors)
@@ -77,7 +77,13 @@ def _by_known_names(tensors: Tensors, family: Family, known: set[str]) -> Tensor
             aliases[name.replace(disk, memory)] = name
         aliases[name.removeprefix(family.prefix)] = name
         aliases[family.prefix + name] = name
-    return {name if name in known else aliases.get(name, name): stored for name, stored in tensors.items()}
+    names: dict[str, str] = {}
+    for name in tensors:
+        own = name if name in known else aliases.get(name, name)
+        if own in names:
+            problems.append(RekindleError(f"{name} and {names[own]} are the same tensor."))
+        names[own] = name
+    return {own: tensors[name] for own, name in names.items()}
 
 
 def _unread(name: str, family: Family, settings: Settings, config: dict) -> bool:

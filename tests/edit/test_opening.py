@@ -1,0 +1,113 @@
+"""Files as they lie on the hub: without the base model's prefix, with buffers of older libraries."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny_models import DECODERS
+
+from rekindle import api
+from rekindle.anatomy import FAMILIES
+from rekindle.errors import RekindleError
+
+
+def edited(source, to, change):
+    """A copy of a checkpoint with its tensors changed."""
+    shutil.copytree(source, to)
+    tensors = load_file(to / "model.safetensors")
+    change(tensors)
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_the_base_models_prefix_may_be_missing(tiny, tmp_path, family):
+    prefix = FAMILIES[family].prefix
+
+    def strip(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix(prefix)] = tensors.pop(name)
+
+    bare = api.rewrite(edited(tiny(family), tmp_path / "bare", strip)).job().plan
+    whole = api.rewrite(tiny(family)).job().plan
+    assert bare.tensors.keys() == whole.tensors.keys()
+    assert bare.digest() == whole.digest()
+    assert bare.dropped == []
+
+
+def test_a_name_with_and_without_prefix_is_one_tensor_too_many(tiny, tmp_path):
+    def double(tensors):
+        tensors["wte.weight"] = tensors["transformer.wte.weight"].clone()
+
+    with pytest.raises(RekindleError, match=r"wte.weight and transformer.wte.weight are the same tensor"):
+        api.open(edited(tiny("gpt2"), tmp_path / "double", double))
+
+
+@pytest.mark.parametrize(
+    ("family", "buffers"),
+    [
+        ("gpt2", ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias", "lm_head.weight"]),
+        (
+            "gpt_neox",
+            [f"gpt_neox.layers.2.attention.{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq")],
+        ),
+    ],
+)
+def test_buffers_of_older_libraries_and_a_tied_head_are_left_behind(tiny, tmp_path, family, buffers):
+    import torch
+
+    def add(tensors):
+        tensors.update({name: torch.ones(2) for name in buffers})
+
+    planned = api.rewrite(edited(tiny(family), tmp_path / "old", add)).job().plan
+    assert planned.dropped == sorted(buffers)
+
+
+def test_a_bias_that_is_no_buffer_is_not_left_behind(tiny, tmp_path):
+    def add(tensors):
+        tensors["transformer.h.3.attn.c_attn.bias"] = tensors["transformer.h.0.attn.c_attn.bias"].clone()
+
+    with pytest.raises(RekindleError, match=r"gpt2 has no tensor transformer.h.3.attn.c_attn.bias"):
+        api.open(edited(tiny("gpt2"), tmp_path / "more", add))
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [("gemma3_text", "multiplies by its norms' weights"), ("gpt_neox", "side by side"), ("gpt2", "learned positions")],
+)
+def test_families_without_a_sparse_twin_are_not_upcycled(tiny, family, words):
+    with pytest.raises(RekindleError, match=f"hold a {family}"):
+        api.upcycle(tiny(family), experts=4)
+    with pytest.raises(RekindleError, match=words):
+        api.upcycle(tiny(family), experts=4, target="mixtral")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 3e3,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [2.0, 2.1, 2.2, 2.3],
+            },
+        },
+    ],
+    ids=["plain", "longrope"],
+)
+def test_packed_phi3_becomes_experts_of_mixtral(tiny, tmp_path, changes):
+    parent = tiny("phi3", **changes)
+    model = api.upcycle(parent, experts=4)
+    assert model.checkpoint.family.model_type == "mixtral"
+    assert api.verify(model.save(tmp_path / "out"), against=parent, tokens=128).held
+
+
+def test_phi3_that_turns_some_dims_is_refused(tiny):
+    parent = tiny("phi3", rope_parameters={"partial_rotary_factor": 0.5, "rope_theta": 1e4})
+    with pytest.raises(RekindleError, match="mixtral turns all 8 dims of a head by RoPE; the parent 4"):
+        api.upcycle(parent, experts=4)

@@ -11,7 +11,7 @@ from dataclasses import fields
 import pytest
 import yaml
 from safetensors.torch import load_file
-from tiny_models import DECODERS, DENSE
+from tiny_models import DECODERS, DENSE, SPARSE
 
 from rekindle import api
 from rekindle.config import dump_yaml, resolve, to_dict
@@ -20,6 +20,8 @@ from rekindle.methods import METHODS
 from rekindle.store.header import read_header
 
 TWIN = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe", "olmo2": "flex_olmo"}
+
+WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 
 # (verb, options, families it works on, config changes of the parent)
 ROWS = [

@@ -21,7 +21,7 @@ import traceback
 from pathlib import Path
 
 from rekindle import api
-from rekindle.apply.write import JOURNAL
+from rekindle.apply.crew import JOURNAL
 from rekindle.store.publish import partial_path
 
 CHANGES = ["open", "pwrite", "copy_file_range", "replace", "rename", "unlink", "rmdir", "mkdir", "fsync"]

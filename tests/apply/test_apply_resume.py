@@ -15,7 +15,7 @@ from apply_moments import write_moments
 from store.folders import hashes, write_llama
 
 from rekindle import api
-from rekindle.apply.write import JOURNAL
+from rekindle.apply.crew import JOURNAL
 from rekindle.store.publish import partial_path
 
 SMALL = {"max_shard_size": "20kB", "workers": 1}

@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rekindle.apply.crew import JOURNAL, Progress, finished, write_shards
 from rekindle.apply.measure import FOLDER as FOUND
 from rekindle.apply.measure import Calibrate, Found, fingerprint, read_found, settle, write_found
 from rekindle.apply.optimizer import OptimizerState, recycle, write_info
 from rekindle.apply.shards import cut, write_index
-from rekindle.apply.write import JOURNAL, WINDOW, Progress, Written, finished, write_shards
+from rekindle.apply.write import WINDOW, Written
 from rekindle.config import Size, option
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr

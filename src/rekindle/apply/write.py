@@ -1,34 +1,30 @@
-"""Write shards: plain copies file to file in the kernel, the rest through a bounded window, by several threads.
+"""Write one shard: plain copies file to file in the kernel, the rest through a bounded window.
 
-Threads suffice: the kernel copies and numpy's loops run without the interpreter's lock. A shard is written under a
-temporary name, flushed, and renamed; `--resume` keeps the shards that have their name.
+Every byte has its place before the first is written, so several workers write one shard, each its own *stretches*.
+A shard is written under a temporary name, flushed, and renamed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
+from typing import NamedTuple
 
 import numpy as np
 
 from rekindle.apply.shards import Shard
-from rekindle.edit.arithmetic import Fill, Normal
-from rekindle.edit.expressions import Expr, Span
-from rekindle.errors import RekindleError
+from rekindle.edit.expressions import Expr, Rows, Span
 from rekindle.store.dtypes import BITS, count_not_finite
 from rekindle.store.files import Files, begin_writeback
+from rekindle.store.header import PAGE
 
 WINDOW = 1 << 21  # bytes of output made at once by one worker: fits the cache, and memory stays small
-WRITEBACK = 1 << 25  # bytes after which the disc is set to work
-JOURNAL = "journal.json"
-
-Progress = Callable[[int], object]  # called with bytes done
+STRETCH = 1 << 24  # bytes that one worker writes before it takes up the next; then the disc is set to work
 
 
 @dataclass(frozen=True)
@@ -43,81 +39,109 @@ class Stopped(Exception):
     """Another worker failed."""
 
 
-def write_shards(
-    shards: Sequence[Shard],
-    folder: Path,
-    *,
-    checksum: bool,
-    workers: int,
-    digest: str,
-    resume: bool,
-    progress: Progress,
-) -> dict[str, Written]:
-    """Write all shards into `folder`, finished ones first looked up in its journal. Returns {file: Written}."""
-    done = finished(folder, digest) if resume else {}
-    for written in done.values():
-        progress(written.bytes)
-    todo = [shard for shard in shards if shard.file not in done]
-    _reserve(todo, folder)
-    stop = Event()
-    with Files() as files, ThreadPoolExecutor(max(1, min(workers, len(todo) or 1))) as pool:
-        jobs = {pool.submit(_write_shard, s, folder, files, checksum, progress, stop): s for s in todo}
-        try:
-            pending = set(jobs)
-            while pending:
-                ended, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-                for job in sorted(ended, key=lambda job: job.exception() is not None):  # note what is whole first
-                    done[jobs[job].file] = job.result()
-                    _note(folder, digest, done)
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return {shard.file: done[shard.file] for shard in shards}
+class Stretch(NamedTuple):
+    """Neighbouring tensors, or rows of one, and the byte of the file where they begin."""
+
+    at: int
+    tensors: list[tuple[str, Expr]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(expr.nbytes for _, expr in self.tensors)
 
 
-def _reserve(shards: Sequence[Shard], folder: Path) -> None:
-    """Refuse before the first byte where the disc cannot hold the plan."""
-    needed = sum(shard.header()[1] for shard in shards)
-    stat = os.statvfs(folder)
-    free = stat.f_bavail * stat.f_frsize
-    if needed > free:
-        raise RekindleError(
-            f"The result needs {needed / 1e9:.2f} GB, but the disc has {free / 1e9:.2f} GB free.",
-            where=folder.parent,
-            hint="free some space, or another OUT",
-        )
+def stretches(shard: Shard, at: int) -> Iterator[Stretch]:
+    """A shard in stretches of about STRETCH bytes, in order; its first tensor begins at byte `at`."""
+    tensors: list[tuple[str, Expr]] = []
+    size = 0
+    for name, whole in shard.tensors.items():
+        for expr in _pieces(whole):
+            if tensors and size + expr.nbytes > STRETCH:
+                yield Stretch(at, tensors)
+                at, tensors, size = at + size, [], 0
+            tensors.append((name, expr))
+            size += expr.nbytes
+    yield Stretch(at, tensors)
 
 
-def _write_shard(shard: Shard, folder: Path, files: Files, checksum: bool, progress: Progress, stop: Event) -> Written:
-    head, size = shard.header()
-    part = folder / f"{shard.file}.part"
-    not_finite: dict[str, int] = {}
-    hasher = hashlib.sha256(head) if checksum else None
-    out = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        _write_all(out, head, 0)
-        at = flushed = len(head)
-        for name, expr in shard.tensors.items():
-            for bad in _write_tensor(expr, out, at, files):
+def _pieces(expr: Expr) -> Iterator[Expr]:
+    """A tensor's rows, about STRETCH bytes at a time; cut on pages where rows allow, as a shared block must be."""
+    row = expr.row_size * BITS[expr.dtype] // 8
+    if expr.nbytes <= STRETCH or BITS[expr.dtype] % 8:
+        yield expr
+        return
+    rows, page = max(1, STRETCH // row), PAGE // math.gcd(PAGE, row)
+    rows -= rows % page if rows > page else 0
+    for lo in range(0, expr.num_rows, rows):
+        n = min(rows, expr.num_rows - lo)
+        yield Rows(expr, lo, lo + n, (n, expr.row_size) if len(expr.shape) > 1 else (n,))
+
+
+class ShardWriter:
+    """A shard while it is written: stretches in any order, by several threads; the hash follows in file order."""
+
+    def __init__(self, shard: Shard, folder: Path, checksum: bool):
+        self.shard, self._folder = shard, folder
+        head, self._size = shard.header()
+        self.stretches = list(stretches(shard, len(head)))
+        self._hasher = hashlib.sha256(head) if checksum else None
+        self._lock = Lock()
+        self._whole: set[int] = set()  # stretches that are written
+        self._next = 0  # the stretch up to which the hash has come
+        self._following = False  # whether a worker is at the hash
+        self._not_finite: dict[str, int] = {}
+        self._part = folder / f"{shard.file}.part"
+        self._out = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        _write_all(self._out, head, 0)
+
+    def write(self, index: int, files: Files, stop: Event) -> Iterator[int]:
+        """Write one stretch; yields the bytes of each tensor, or part of one, that is done. Raises Stopped."""
+        stretch = self.stretches[index]
+        at = stretch.at
+        for name, expr in stretch.tensors:
+            for bad in _write_tensor(expr, self._out, at, files):
                 if stop.is_set():
                     raise Stopped
                 if bad:
-                    not_finite[name] = not_finite.get(name, 0) + bad
-            if hasher:
-                _hash_back(hasher, out, at, expr.nbytes)
+                    with self._lock:
+                        self._not_finite[name] = self._not_finite.get(name, 0) + bad
             at += expr.nbytes
-            if at - flushed >= WRITEBACK:
-                begin_writeback(out, flushed, at - flushed)
-                flushed = at
-            progress(expr.nbytes)
-        assert at == size == os.fstat(out).st_size, (at, size)
-        os.fsync(out)
-    finally:
-        os.close(out)
-    os.replace(part, folder / shard.file)
-    digest = hasher.hexdigest() if hasher else None
-    return Written(size, digest, sum(not_finite.values()), next(iter(not_finite), None))
+            yield expr.nbytes
+        begin_writeback(self._out, stretch.at, stretch.nbytes)
+
+    def follow(self, index: int, stop: Event) -> bool:
+        """Hash what is whole from the start on, unless another worker is at it. True once, where all is."""
+        with self._lock:
+            self._whole.add(index)
+            if self._following:
+                return False  # that worker will find this stretch too
+            self._following = True
+        while True:
+            with self._lock:
+                if self._next not in self._whole:
+                    self._following = False
+                    return self._next == len(self.stretches)
+                stretch = self.stretches[self._next]
+                self._next += 1
+            if stop.is_set():
+                raise Stopped
+            if self._hasher:
+                _hash_back(self._hasher, self._out, stretch.at, stretch.nbytes)
+
+    def seal(self) -> Written:
+        """Flush it and give it its name."""
+        assert os.fstat(self._out).st_size == self._size, (self.shard.file, self._size)
+        os.fsync(self._out)
+        self.close()
+        os.replace(self._part, self._folder / self.shard.file)
+        bad = self._not_finite
+        first = next((name for name in self.shard.tensors if name in bad), None)
+        return Written(self._size, self._hasher.hexdigest() if self._hasher else None, sum(bad.values()), first)
+
+    def close(self) -> None:
+        if self._out >= 0:
+            os.close(self._out)
+            self._out = -1
 
 
 def _write_tensor(expr: Expr, out: int, at: int, files: Files) -> Iterator[int]:
@@ -134,7 +158,7 @@ def _write_tensor(expr: Expr, out: int, at: int, files: Files) -> Iterator[int]:
         block = np.ascontiguousarray(expr.raw(lo, min(lo + rows, expr.num_rows), files))
         _write_all(out, block.view(np.uint8).reshape(-1).data if block.size else b"", at)
         at += block.nbytes
-        yield 0 if isinstance(expr, (Fill, Normal)) else count_not_finite(block, expr.dtype)
+        yield count_not_finite(block, expr.dtype)
 
 
 def _write_all(out: int, data: bytes | memoryview, at: int) -> None:
@@ -163,25 +187,3 @@ def _hash_back(hasher, out: int, at: int, nbytes: int) -> None:
         data = os.pread(out, min(nbytes, 1 << 22), at)
         hasher.update(data)
         at, nbytes = at + len(data), nbytes - len(data)
-
-
-# -- the journal of an interrupted write -----------------------------------------------------------------------
-
-
-def _note(folder: Path, digest: str, done: dict[str, Written]) -> None:
-    state = {"plan": digest, "done": {file: vars(written) for file, written in done.items()}}
-    temporary = folder / f"{JOURNAL}.part"
-    temporary.write_text(json.dumps(state), encoding="utf-8")
-    os.replace(temporary, folder / JOURNAL)
-
-
-def finished(folder: Path, digest: str) -> dict[str, Written]:
-    """Shards of the same plan that an earlier attempt finished; {} where there is nothing to resume."""
-    try:
-        state = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(state, dict) or state.get("plan") != digest:
-        return {}
-    done = {file: Written(**written) for file, written in state["done"].items()}
-    return {f: w for f, w in done.items() if (folder / f).is_file() and (folder / f).stat().st_size == w.bytes}

@@ -7,7 +7,7 @@ rekindle.verify("moe", against="dense")
 from __future__ import annotations
 
 from rekindle.api.look import checksums, env, inspect, not_finite, verify
-from rekindle.api.model import Model, apply, command, grow_experts, open, rewrite, summary, upcycle
+from rekindle.api.model import Model, apply, command, grow_depth, grow_experts, open, rewrite, summary, upcycle
 from rekindle.api.recipe import is_training, load_recipe, run
 from rekindle.api.training import evaluate, init, report, train, utility
 
@@ -18,6 +18,7 @@ __all__ = [
     "command",
     "env",
     "evaluate",
+    "grow_depth",
     "grow_experts",
     "init",
     "inspect",

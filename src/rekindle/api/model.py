@@ -187,6 +187,11 @@ def upcycle(source: Model | str | Path, **options: Any) -> Model:
     return apply("upcycle", source, **options)
 
 
+def grow_depth(source: Model | str | Path, **options: Any) -> Model:
+    """Deeper, out of copies of its own layers. Options: methods.grow_depth.Config."""
+    return apply("grow-depth", source, **options)
+
+
 def grow_experts(source: Model | str | Path, **options: Any) -> Model:
     """More experts, copies with a little noise. Options: methods.grow_experts.Config."""
     return apply("grow-experts", source, **options)

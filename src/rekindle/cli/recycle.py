@@ -26,6 +26,10 @@ EXAMPLES = {
         "rekindle upcycle SRC OUT --experts 8 --top-k 2",
         "rekindle upcycle SRC OUT --experts 4 --dry-run",
     ],
+    "grow-depth": [
+        "rekindle grow-depth SRC OUT --factor 2",
+        "rekindle grow-depth SRC OUT --layers 3 --order llama-pro",
+    ],
     "grow-experts": [
         "rekindle grow-experts MOE OUT --factor 2 --noise 0.01",
         "rekindle grow-experts MOE OUT --top-k keep --copies utility --scores scores.json",

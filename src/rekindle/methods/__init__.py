@@ -49,6 +49,14 @@ METHODS = {
             {"experts": 8},
         ),
         Method(
+            "grow-depth",
+            "rekindle.methods.grow_depth:grow_depth",
+            "Make a model deeper out of copies of its own layers.",
+            "Orthogonal Growth (arXiv 2510.08008), LLaMA Pro (arXiv 2401.02415), SOLAR (arXiv 2312.15166)",
+            "https://arxiv.org/abs/2510.08008",
+            {"factor": 2},
+        ),
+        Method(
             "grow-experts",
             "rekindle.methods.grow_experts:grow_experts",
             "Give a mixture of experts more of them, copies with a little noise.",

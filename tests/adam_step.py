@@ -18,7 +18,7 @@ from rekindle.train.losses import cross_entropy
 from rekindle.train.model import save_model
 from rekindle.train.optimizer import load_optimizer, make_optimizer, save_optimizer
 
-LR, EPS = 1e-3, 1e-30
+LR, EPS = 1e-4, 1e-30
 SCHEDULE = {"name": "constant", "peak": LR, "total": 10, "warmup": 0, "decay": 0, "start": 10, "rewarm": 0}
 
 

@@ -13,13 +13,26 @@ TINY_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size":
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "olmo2")  # with sparse kin
 PLAIN = ("phi3", "gemma3_text", "gpt_neox", "gpt2")  # dense, without
-SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo")
+SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "deepseek_v3")
 PACKED = ("phi3", "gpt_neox", "gpt2")  # several roles in a tensor, or transposed ones
 DECODERS = DENSE + PLAIN + SPARSE
 
 OWN = {  # what a family needs besides, or cannot be told: None
     "qwen2_moe": {"shared_expert_intermediate_size": 16},
     "mixtral": {"num_local_experts": 4, "num_experts": None},
+    "deepseek_v3": {
+        "num_experts": None,
+        "n_routed_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+        "num_key_value_heads": 4,
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 12,
+        "q_lora_rank": 20,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 6,
+        "v_head_dim": 8,
+    },
     "gpt_neox": {"num_key_value_heads": None},
     "gpt2": {"num_key_value_heads": None, "intermediate_size": None, "n_inner": 48},
     "gemma3_text": {"head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8},
@@ -45,5 +58,9 @@ def save_tiny(folder: Path, family: str, dtype: str, fused: bool, changes: dict)
                 torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.3)
         if getattr(model.config, "pad_token_id", None) is not None:  # real models have a padding row, not zeros
             torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
-        model.to(getattr(torch, dtype)).save_pretrained(folder, save_original_format=not fused)
+        model.to(getattr(torch, dtype))
+        for name, buffer in model.named_buffers():  # stays float32 in models of any dtype
+            if name.endswith("e_score_correction_bias"):
+                buffer.data = torch.nn.init.normal_(buffer.float(), std=0.3)
+        model.save_pretrained(folder, save_original_format=not fused)
     return folder

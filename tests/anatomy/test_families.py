@@ -19,12 +19,18 @@ NOT_OURS = {  # keys every transformers config has, and rope, which is spelt apa
     "return_dict", "output_hidden_states", "chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id",
     "problem_type", "_name_or_path", "output_attentions", "_sliding_window_pattern",
 }  # fmt: skip
-DERIVED = {"num_key_value_heads", "head_dim", "sliding_window"}  # transformers fills these in from others
+DERIVED = {
+    "num_key_value_heads",
+    "head_dim",
+    "qk_head_dim",
+    "sliding_window",
+}  # transformers fills these in from others
 
 LONGROPE = {
     "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.1, 2.2, 2.3],
     "partial_rotary_factor": 1.0, "rope_theta": 1e4,
 }  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "mscale_all_dim": 1.0}
 VARIANTS = [
     *((family, {}) for family in DECODERS),
     *((family, {"tie_word_embeddings": True}) for family in ("llama", "qwen2", "qwen2_moe", "olmo2", "gpt_neox")),
@@ -37,6 +43,9 @@ VARIANTS = [
     ("flex_olmo", {"num_key_value_heads": 4}),
     ("phi3", {"num_key_value_heads": 4, "rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 3e3}}),
     ("phi3", {"sliding_window": 8, "rope_parameters": LONGROPE}),
+    ("deepseek_v3", {"q_lora_rank": None, "attention_bias": True, "n_shared_experts": 2}),
+    ("deepseek_v3", {"first_k_dense_replace": 0, "attention_bias": True, "rope_parameters": YARN}),
+    ("deepseek_v3", {"first_k_dense_replace": 3, "tie_word_embeddings": True, "rope_interleave": False}),
     ("gemma3_text", {"tie_word_embeddings": False, "attention_bias": True, "attn_logit_softcapping": 5.0}),
     ("gemma3_text", {"layer_types": ["full_attention"] * 3, "final_logit_softcapping": 3.0}),
     ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
@@ -101,7 +110,7 @@ def test_defaults_are_those_of_transformers(family):
     ours = FAMILIES[family].defaults
     spelt = {next((s for s in (key, *SYNONYMS.get(key, ())) if s in theirs), key): key for key in ours}
     assert spelt.keys() - theirs.keys() <= DERIVED
-    assert theirs.keys() - spelt.keys() - NOT_OURS == set()
+    assert theirs.keys() - spelt.keys() - NOT_OURS - DERIVED == set()
     assert {k: theirs[k] for k, v in spelt.items() if v not in DERIVED} == {
         k: ours[v] for k, v in spelt.items() if v not in DERIVED
     }
@@ -117,14 +126,16 @@ def test_silent_config_means_what_transformers_reads(family):
 
     s, theirs = FAMILIES[family].settings({"model_type": family}), AutoConfig.for_model(family)
     assert s.num_kv_heads == getattr(theirs, "num_key_value_heads", theirs.num_attention_heads)
-    assert s.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
+    head_dim = getattr(theirs, "qk_head_dim", None) or getattr(theirs, "head_dim", None)
+    assert s.head_dim == (head_dim or theirs.hidden_size // theirs.num_attention_heads)
     window = getattr(theirs, "sliding_window", None) or None
     if family == "gemma3_text":
         assert s.windows == tuple(window if "sliding" in kind else None for kind in theirs.layer_types)
     else:
         assert set(s.windows) == {window if family in ("mistral", "mixtral") else None}
     rope = theirs.to_dict().get("rope_parameters") or {}
-    assert s.rotary_dim == int(s.head_dim * rope.get("partial_rotary_factor", bool(rope)))
+    turned = getattr(theirs, "qk_rope_head_dim", s.head_dim)
+    assert s.rotary_dim == int(turned * rope.get("partial_rotary_factor", bool(rope)))
 
 
 @pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=name_of)
@@ -138,6 +149,7 @@ def test_serving_spelling_means_the_same(tiny, family, changes):
     before, after = AutoConfig.for_model(**config).to_dict(), AutoConfig.for_model(**spelt).to_dict()
     for values in (before, after):
         (values.get("rope_parameters") or {}).pop("type", None)  # v4's word beside v5's
+        values.pop("num_nextn_predict_layers", None)  # such layers are not carried
         values["head_dim"] = values.get("head_dim") or 8  # written out where it was derived
         values["layer_types"] = values.get("layer_types") or []
         for key in ("sliding_window_pattern", "_sliding_window_pattern"):  # where a list says it
@@ -221,6 +233,26 @@ def test_gemma3_in_both_spellings():
 def test_what_a_family_cannot_say_is_refused(family, changes, words):
     with pytest.raises(RekindleError, match=words):
         FAMILIES[family].settings(tiny_config(family) | {"model_type": family} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sparse_layers": (0, 2)}, "experts in all layers but the first few; asked for are dense layers 1"),
+        ({"shared_size": 30}, "as wide as the others, 24 units; 30 are no such"),
+    ],
+)
+def test_deepseek_says_what_it_can(changes, words):
+    family, config = FAMILIES["deepseek_v3"], tiny_config("deepseek_v3") | {"model_type": "deepseek_v3"}
+    settings = family.settings(config)
+    assert (settings.latent_attention, settings.head_dim, settings.rotary_dim) == (True, 10, 4)
+    assert (settings.sparse_layers, settings.shared_size, settings.num_kv_heads) == ((1, 2), 24, 4)
+    with pytest.raises(RekindleError, match=words):
+        family.config(dataclasses.replace(settings, **changes), config, family)
+    grown = dataclasses.replace(settings, num_layers=5, sparse_layers=(2, 3, 4), shared_size=48, num_experts=16)
+    assert family.settings(family.config(grown, config, family)) == dataclasses.replace(grown, windows=(None,) * 5)
+    spelt = serving_spelling(config)
+    assert (spelt["n_routed_experts"], spelt["scoring_func"], spelt["topk_method"]) == (8, "sigmoid", "noaux_tc")
 
 
 def test_gpt2_without_n_inner_is_four_wide():

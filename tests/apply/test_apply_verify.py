@@ -33,7 +33,7 @@ def test_weights_are_made_when_asked_for_and_kept_by_nobody(tiny):
         assert len(weights) == len(list(weights))
 
 
-@pytest.mark.parametrize("family", PLAIN)
+@pytest.mark.parametrize("family", (*PLAIN, "deepseek_v3"))
 def test_block_by_block_is_the_whole(tiny, tmp_path, family):
     out = api.rewrite(tiny(family)).save(tmp_path / "out")
     whole = api.verify(out, against=tiny(family), tokens=128, blockwise=False)

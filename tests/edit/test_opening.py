@@ -11,6 +11,7 @@ from tiny_models import DECODERS
 from rekindle import api
 from rekindle.anatomy import FAMILIES
 from rekindle.errors import RekindleError
+from rekindle.store.header import read_header
 
 
 def edited(source, to, change):
@@ -63,6 +64,40 @@ def test_buffers_of_older_libraries_and_a_tied_head_are_left_behind(tiny, tmp_pa
 
     planned = api.rewrite(edited(tiny(family), tmp_path / "old", add)).job().plan
     assert planned.dropped == sorted(buffers)
+
+
+def test_layers_that_guess_further_tokens_are_left_behind(tiny, tmp_path):
+    """DeepSeek-V3 has one beyond num_hidden_layers; no second one, and no other family may have any."""
+
+    def add(layer):
+        def change(tensors):
+            for name in list(tensors):
+                if ".layers.2." in name:
+                    tensors[name.replace(".layers.2.", f".layers.{layer}.")] = tensors[name].clone()
+            tensors[f"model.layers.{layer}.eh_proj.weight"] = tensors["lm_head.weight"].clone()
+
+        return change
+
+    folder = edited(tiny("deepseek_v3"), tmp_path / "whole", add(3))
+    model = api.rewrite(folder)
+    assert len(model.job().plan.dropped) == 1 + len([r for r in model.checkpoint.rows if r.layer == 2])
+    assert all(name.startswith("model.layers.3.") for name in api.inspect(folder)["unused"])
+    assert model.checkpoint.config["num_nextn_predict_layers"] == 0
+    assert api.verify(model.save(tmp_path / "out"), against=tiny("deepseek_v3"), tokens=128).held
+    for family, layer in (("deepseek_v3", 4), ("qwen3_moe", 3)):
+        with pytest.raises(RekindleError, match=rf"no tensor model.layers.{layer}.eh_proj.weight"):
+            api.open(edited(tiny(family), tmp_path / family, add(layer)))
+
+
+def test_the_router_bias_stays_in_float32(tiny, tmp_path):
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    stored = {"before": tiny("deepseek_v3", dtype="bfloat16")}
+    stored["kept"] = api.rewrite(stored["before"]).save(tmp_path / "kept")
+    stored["narrowed"] = api.rewrite(tiny("deepseek_v3"), dtype="bfloat16").save(tmp_path / "narrowed")
+    dtypes = {which: read_header(folder / "model.safetensors")[0] for which, folder in stored.items()}
+    assert {header[name].dtype for header in dtypes.values()} == {"F32"}
+    assert {header["model.norm.weight"].dtype for header in dtypes.values()} == {"BF16"}
+    assert api.verify(stored["kept"], against=stored["before"], tokens=128, blockwise=True).stored_difference == 0
 
 
 def test_a_bias_that_is_no_buffer_is_not_left_behind(tiny, tmp_path):

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from tiny_models import PACKED
+from tiny_models import PACKED, SPARSE
 
 from rekindle import api
-from rekindle.anatomy import Role
+from rekindle.anatomy import Role, stacks
 from rekindle.edit import Fill, plan
 from rekindle.edit.plan import put_together
 from rekindle.errors import RekindleError
@@ -112,12 +112,18 @@ def test_a_packed_tensor_of_another_shape_or_missing_is_named(tiny, tmp_path):
         assert words in str(error.value)
 
 
-def test_experts_stacked_in_memory_are_packed_too(tiny):
-    from rekindle.anatomy import stacks
-
-    checkpoint = api.open(tiny("mixtral", fused=True)).checkpoint
+@pytest.mark.parametrize("family", SPARSE)
+def test_experts_stacked_in_memory_are_packed_too(tiny, tmp_path, family):
+    separate, fused = tiny(family), tiny(family, fused=True)
+    checkpoint = api.open(fused).checkpoint
     for stack in stacks(checkpoint.family, checkpoint.settings):
         assert put_together(stack, checkpoint.tensors).label() == stack.name
+    apart = api.rewrite(fused).save(tmp_path / "apart")
+    together = api.rewrite(separate).save(tmp_path / "together", fused=True)
+    for made, expected in ((apart, separate), (together, fused)):
+        ours, theirs = load_file(made / "model.safetensors"), load_file(expected / "model.safetensors")
+        assert ours.keys() == theirs.keys()
+        assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
 @pytest.mark.parametrize("family", PACKED)

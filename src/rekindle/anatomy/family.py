@@ -12,7 +12,7 @@ from typing import Any
 
 from rekindle.anatomy.layout import SPARSE, WINDOWS
 from rekindle.anatomy.rope import ROPE, ROPE_KEYS
-from rekindle.anatomy.settings import Role, Settings, meaning, role_of
+from rekindle.anatomy.settings import ROUTING, Role, Settings, meaning, role_of
 from rekindle.anatomy.spelling import Spelling
 from rekindle.errors import RekindleError, together
 
@@ -152,13 +152,14 @@ class Family:
     def _write_keys(self, settings: Settings, config: dict[str, Any], parent_family: Family) -> list[str]:
         problems: list[str] = []
         written: dict[str, Any] = {}
-        spelt = {"head_dim", "num_kv_heads", "output", *(name for s in self.spellings for name in s.settings)}
+        silent = () if parent_family.sparse else ROUTING
+        free = {"head_dim", "num_kv_heads", "output", *silent, *(name for s in self.spellings for name in s.settings)}
         for field in fields(Settings):
             setting, wanted = field.name, getattr(settings, field.name)
             key = self.keys.get(setting)
             if key is None:
                 known = self.fixed.get(setting, field.default)
-                if setting not in spelt and known is not MISSING and known != wanted:
+                if setting not in free and known is not MISSING and known != wanted:
                     problems.append(self._differs(setting, known, wanted))
                 continue
             if wanted is None and setting not in parent_family.keys:
@@ -168,12 +169,12 @@ class Family:
                     f"{self.model_type} has one switch, {key}, where the parent {meaning(setting, wanted)} only"
                 )
             config[key] = wanted
-        return [*problems, *self._write_heads(settings)]
+        return [*problems, *self._misfits(settings)]
 
     def _differs(self, setting: str, known: Any, wanted: Any) -> str:
         return f"{self.model_type} {meaning(setting, known)}; the parent {meaning(setting, wanted)}"
 
-    def _write_heads(self, settings: Settings) -> Iterator[str]:
+    def _misfits(self, settings: Settings) -> Iterator[str]:
         if settings.output not in self.classes:
             yield self._differs("output", next(iter(self.classes)), settings.output)
         if settings.latent_attention:

@@ -193,9 +193,7 @@ def _write_shared(settings: Settings, config: dict[str, Any]) -> str | None:
     config["n_shared_experts"], rest = divmod(settings.shared_size, settings.expert_size)
     if not rest:
         return None
-    return (
-        f"counts its shared experts, each {settings.expert_size} wide like the others; {settings.shared_size} is none"
-    )
+    return f"has shared experts as wide as the others, {settings.expert_size} units; {settings.shared_size} are no such"
 
 
 COUNTED_SHARED = Spelling(("shared_size",), _read_shared, _write_shared)

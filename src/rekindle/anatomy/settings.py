@@ -115,6 +115,8 @@ class Settings:
         }
 
 
+ROUTING = ("shared_switch", "scoring", "router_bias")  # of which a parent without experts says nothing
+
 # How a refusal names a setting that a family cannot be set to.
 MEANING = {
     "qk_norm": {

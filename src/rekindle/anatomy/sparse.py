@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rekindle.anatomy.family import Family, Tensor
+from rekindle.anatomy.layout import COUNTED_SHARED
 from rekindle.anatomy.rows import (
     ATTENTION,
     BIASES,
@@ -12,6 +13,8 @@ from rekindle.anatomy.rows import (
     FFN,
     FULL_QK_NORMS,
     HEAD_QK_NORMS,
+    INTERMEDIATE,
+    KEYS,
     LLAMA_KEYS,
     NO_BIAS,
     OLMO,
@@ -115,4 +118,49 @@ FLEX_OLMO = Family(
     rope_theta=500_000.0, sparsity="all",
 )  # fmt: skip
 
-SPARSE = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, FLEX_OLMO)
+LATENT_ATTENTION = (
+    Tensor("attn.q", L + "self_attn.q_proj.weight", "H D", when="not q_rank"),
+    Tensor("attn.q_a", L + "self_attn.q_a_proj.weight", "Q D", when="q_rank"),
+    Tensor("attn.q_a.bias", L + "self_attn.q_a_proj.bias", "Q", when="q_rank,qkv_bias"),
+    Tensor("attn.q_a_norm", L + "self_attn.q_a_layernorm.weight", "Q", when="q_rank"),
+    Tensor("attn.q_b", L + "self_attn.q_b_proj.weight", "H Q", when="q_rank"),
+    Tensor("attn.kv_a", L + "self_attn.kv_a_proj_with_mqa.weight", "R D"),
+    Tensor("attn.kv_a.bias", L + "self_attn.kv_a_proj_with_mqa.bias", "R", when="qkv_bias"),
+    Tensor("attn.kv_a_norm", L + "self_attn.kv_a_layernorm.weight", "C"),
+    Tensor("attn.kv_b", L + "self_attn.kv_b_proj.weight", "B C"),
+    Tensor("attn.o", L + "self_attn.o_proj.weight", "D O"),
+    Tensor("attn.o.bias", L + "self_attn.o_proj.bias", "D", when="o_bias"),
+)
+DEEPSEEK_V3 = Family(
+    "deepseek_v3", {"causal": "DeepseekV3ForCausalLM"}, TOP, LATENT_ATTENTION + PRE_NORMS, FFN,
+    (
+        *EXPERTS,
+        Tensor("router.bias", L + "mlp.gate.e_score_correction_bias", "E", buffer=True),
+        Tensor("shared.gate", L + "mlp.shared_experts.gate_proj.weight", "S D"),
+        Tensor("shared.up", L + "mlp.shared_experts.up_proj.weight", "S D"),
+        Tensor("shared.down", L + "mlp.shared_experts.down_proj.weight", "D S"),
+    ),
+    keys=KEYS | INTERMEDIATE | BIASES | {
+        "norm_eps": "rms_norm_eps", "kv_rank": "kv_lora_rank", "q_rank": "q_lora_rank", "value_dim": "v_head_dim",
+        "rope_interleaved": "rope_interleave", "num_experts": "n_routed_experts", "top_k": "num_experts_per_tok",
+        "expert_size": "moe_intermediate_size", "norm_topk_prob": "norm_topk_prob", "num_groups": "n_group",
+        "top_k_groups": "topk_group", "routed_scaling": "routed_scaling_factor",
+    },
+    fixed={"scoring": "sigmoid", "router_bias": True, "mlp_bias": False},
+    defaults=DEFAULTS | {
+        "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+        "num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128, "n_shared_experts": 1,
+        "n_routed_experts": 256, "output_router_logits": False, "routed_scaling_factor": 2.5, "kv_lora_rank": 512,
+        "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128, "n_group": 8,
+        "topk_group": 4, "num_experts_per_tok": 8, "first_k_dense_replace": 3, "norm_topk_prob": True,
+        "max_position_embeddings": 4096, "bos_token_id": 0, "eos_token_id": 1, "pretraining_tp": 1,
+        "rope_interleave": True, "attention_bias": False, "num_nextn_predict_layers": 1,
+    },
+    rope="latent", sparsity="first_dense", spelt=(COUNTED_SHARED,),
+    # transformers always does so; engines only where they are told
+    only={"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+    written={"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+    extra_layers="num_nextn_predict_layers",
+)  # fmt: skip
+
+SPARSE = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, FLEX_OLMO, DEEPSEEK_V3)

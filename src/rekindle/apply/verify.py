@@ -131,6 +131,9 @@ def _blockwise(checkpoint: Checkpoint, dtype: str, files: Files) -> Any:
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     weights = Weights(checkpoint, dtype, files)
     attach_align_device_hook(model, execution_device=torch.device("cpu"), offload=True, weights_map=weights)
+    for name, buffer in model.named_buffers():  # the hooks ask for parameters only
+        if name in weights:
+            buffer.data = weights.in_float32(name)
     return model.eval()
 
 
@@ -146,9 +149,14 @@ class Weights(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         import torch
 
+        return self.in_float32(name).to(getattr(torch, self._dtype))
+
+    def in_float32(self, name: str) -> Any:
+        """A tensor in float32, whatever dtype the model computes in."""
+        import torch
+
         expr = self._exprs[name]
-        values = expr.values(0, expr.num_rows, self._files).reshape(expr.shape)
-        return torch.from_numpy(np.array(values)).to(getattr(torch, self._dtype))
+        return torch.from_numpy(np.array(expr.values(0, expr.num_rows, self._files).reshape(expr.shape)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._exprs)

@@ -26,7 +26,8 @@ def rewrite(parent: Checkpoint, config: Config) -> Checkpoint:
     if config.dtype == "keep":
         return parent.derive(config=spelling).promising(exact())
     dtype = DTYPES[config.dtype]
-    tensors = {role: x if x.dtype == dtype else Cast(x, dtype) for role, x in parent.tensors.items()}
+    kept = {role for role, (_, _, row) in parent.rows.items() if row.buffer}  # libraries hold these in float32
+    tensors = {role: x if x.dtype == dtype or role in kept else Cast(x, dtype) for role, x in parent.tensors.items()}
     child = parent.derive(tensors=tensors, config=spelling | {"torch_dtype": config.dtype})
-    changed = {(x.dtype, dtype) for x in parent.tensors.values()} - {(dtype, dtype)}
+    changed = {(x.dtype, dtype) for role, x in parent.tensors.items() if role not in kept} - {(dtype, dtype)}
     return child.promising(exact() if changed <= EXACT_CASTS else lossy(f"weights rounded to {config.dtype}"))

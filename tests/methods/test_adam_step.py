@@ -38,7 +38,7 @@ def test_one_step_apart_as_the_page_says(tiny, tmp_path, family, command, before
     assert all(map(agrees, said, apart)), f"the page says {said} of {family}, {command}: measured {found}"
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "deepseek_v3"])
 @pytest.mark.parametrize("options", [{"factor": 2}, {"factor": 3}])
 def test_noise_free_growth_takes_the_parents_step(tiny, tmp_path, family, options):
     apart = one_step_apart(tiny(family), "grow-experts", tmp_path, noise=0, **options)

@@ -173,6 +173,53 @@ def test_exact_copies_stay_copies_in_training(tiny, tmp_path, noise, same):
     assert apart < LR / 10 if same else apart > LR
 
 
+# -- groups of experts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({"noise": 0}, {"n_group": 8, "topk_group": 4, "num_experts_per_tok": 4}),
+        ({"noise": 0, "factor": 3}, {"n_group": 12, "topk_group": 6, "num_experts_per_tok": 6}),
+        ({"top_k": "keep"}, {"n_group": 4, "topk_group": 2, "num_experts_per_tok": 2}),
+    ],
+)
+def test_groups_grow_with_the_visits(tiny, options, changed):
+    config = api.grow_experts(tiny("deepseek_v3"), **options).checkpoint.config
+    assert changed.items() <= config.items()
+    assert config["n_routed_experts"] == options.get("factor", 2) * 8
+    assert config["routed_scaling_factor"] == 2.5
+
+
+def test_raw_sigmoid_weights_are_scaled(tiny):
+    parent = tiny("deepseek_v3", norm_topk_prob=False)
+    assert api.grow_experts(parent, factor=4).checkpoint.settings.routed_scaling == 2.5 / 4
+    assert api.grow_experts(parent, top_k="keep").checkpoint.settings.routed_scaling == 2.5
+
+
+def test_without_new_groups_the_function_is_lost(tiny, tmp_path):
+    out = api.grow_experts(tiny("deepseek_v3"), noise=0).save(tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"n_group": 4, "topk_group": 2}))
+    assert api.verify(out, against=tiny("deepseek_v3"), tokens=128).held is False
+
+
+@pytest.mark.parametrize(
+    ("top_k", "order"),
+    [("scale", [*range(8), *range(8)]), ("keep", [0, 1, 0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7, 6, 7])],
+)
+def test_the_bias_of_the_choice_goes_where_its_expert_goes(tiny, tmp_path, top_k, order):
+    model = api.grow_experts(tiny("deepseek_v3"), top_k=top_k, noise_router=True)
+    parent, child = tensors(tiny("deepseek_v3")), tensors(model.save(tmp_path / "out"))
+    name = "model.layers.{}.mlp.gate.e_score_correction_bias"
+    assert all((child[name.format(layer)] == parent[name.format(layer)][order]).all() for layer in (1, 2))
+    assert name.format(0) not in child
+    up = "model.layers.1.mlp.experts.{}.up_proj.weight"
+    for new, old in enumerate(order):
+        same = (child[up.format(new)] == parent[up.format(old)]).all()
+        assert same == (order.index(old) == new)
+
+
 # -- who gets copies -------------------------------------------------------------------------------------------
 
 UTILITY = st.integers(1, 4).flatmap(

@@ -78,7 +78,7 @@ def lines(name: str, title: str, arms: Sequence[Line], below: str, axis: str = L
             aside = 0.0 if log else (i - (len(arms) - 1) / 2) * step / 2  # so that bars of arms don't hide each other
             means = {x: interval(values) for x, values in arm.points.items()}
             xs = [x + aside for x in means]
-            axes.plot(xs, [m.mean for m in means.values()], "o-", markersize=5, **look, zorder=3)
+            axes.plot(xs, [m.mean for m in means.values()], marker="o", markersize=5, **look, zorder=3)
             halves = [0.0 if math.isnan(m.half) else m.half for m in means.values()]
             axes.errorbar(xs, [m.mean for m in means.values()], halves, fmt="none", ecolor=look["color"],
                           elinewidth=1.2, alpha=0.6, zorder=2)  # fmt: skip

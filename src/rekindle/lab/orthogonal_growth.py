@@ -23,7 +23,7 @@ TRAIN = {"seq_len": 128, "batch_tokens": 4096, "lr": 3e-3, "eval_tokens": 65536}
 SUNK = {"quarter": 1_500_000, "half": 3_000_000, "whole": 6_000_000}  # tokens of the base when it is grown
 AFTER = 1_000_000  # tokens of every grown model
 INIT_STD = 0.02  # of experts made afresh
-COST = 1.35  # FLOPs of a token after width growth, in tokens of the base; checked against the checkpoints
+COST = 1.40  # FLOPs of a token after width growth, in tokens of the base; checked against the checkpoints
 
 DEPTH = {"interpose": "interposed", "stack": "stacked", "llama-pro": "zeroed inserts"}
 WIDTH = {
@@ -51,16 +51,17 @@ CLAIMS = (
 
 
 def steps(seed: int, size: Size) -> list[Step]:
-    quarter, half, whole = map(size.tokens, SUNK.values())
+    quarter, half, whole = SUNK.values()
+    first, second, third = map(size.tokens, (quarter, half - quarter, whole - half))
     on = {**TRAIN, "schedule": "constant", "warmup": 0.0}
     base = {**SHAPE, "experts": EXPERTS, "top_k": TOP_K, "seed": seed}
     made = [
         Step("start", "init", options={**base, "layers": LAYERS}),
-        Step("base-quarter", "train", "start", {**on, "tokens": quarter, "warmup": 0.02}),
-        Step("base-half", "train", "base-quarter", {**on, "tokens": half - quarter}, warm=True),
-        Step("base-whole", "train", "base-half", {**on, "tokens": whole - half}, warm=True),
+        Step("base-quarter", "train", "start", {**on, "tokens": first, "warmup": 0.02}),
+        Step("base-half", "train", "base-quarter", {**on, "tokens": second}, warm=True),
+        Step("base-whole", "train", "base-half", {**on, "tokens": third}, warm=True),
         Step("base-annealed", "train", "base-half",
-             {**on, "tokens": whole - half, "schedule": "wsd", "decay": 0.4}, warm=True),
+             {**on, "tokens": third, "schedule": "wsd", "decay": 0.4}, warm=True),
         Step("blank", "init", options={**base, "layers": 2 * LAYERS}),
     ]  # fmt: skip
     after = {**TRAIN, "tokens": size.tokens(AFTER)}

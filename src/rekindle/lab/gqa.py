@@ -96,10 +96,10 @@ def read(runs: Path, size: Size) -> Study:
         ),
         findings=[judge(claim, ends) for claim in CLAIMS],
         charts=[
-            lines("two", f"{HEADS} key-value heads to 2", by_fraction(2, 0), below),
-            lines("two-after", "The same, after uptraining began", by_fraction(2, 1), below),
-            lines("one", f"{HEADS} key-value heads to 1", by_fraction(1, 0), below),
-            lines("one-after", "The same, after uptraining began", by_fraction(1, 1), below),
+            lines("two", f"{HEADS} key-value heads to 2, after {FRACTIONS[-1]} % uptraining", by_fraction(2, 0), below),
+            lines("two-after", "To 2, from 1 % on", by_fraction(2, 1), below),
+            lines("one", f"{HEADS} key-value heads to 1, after {FRACTIONS[-1]} % uptraining", by_fraction(1, 0), below),
+            lines("one-after", "To 1, from 1 % on", by_fraction(1, 1), below),
         ],
         tables=[_decode_table(runs)],
         limits=(

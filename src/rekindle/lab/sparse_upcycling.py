@@ -90,7 +90,7 @@ def read(runs: Path, size: Size) -> Study:
         charts=[
             lines(
                 "budget",
-                "Loss after the second stage, by its cost",
+                "For as much again as was sunk",
                 [Line(ARMS[arm], ends[arm]) for arm in ARMS],
                 "extra training FLOPs, % of the sunk cost",
             )

@@ -21,6 +21,8 @@ from rekindle.store.header import read_header
 
 TWIN = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe", "olmo2": "flex_olmo"}
 
+NO_KV_HEADS = ("gpt2", "gpt_neox", "deepseek_v3")
+KV_HEADS = tuple(family for family in DECODERS if family not in NO_KV_HEADS)
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 
 # (verb, options, families it works on, config changes of the parent)
@@ -50,6 +52,10 @@ ROWS = [
     ("grow-experts", {"noise": 0.0}, ("qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo"), {"norm_topk_prob": True}),
     ("grow-experts", {"noise": 0.0}, ("qwen3_moe",), {"mlp_only_layers": [1]}),
     ("grow-experts", {"factor": 1}, SPARSE, {}),
+    ("gqa", {"kv_heads": 4}, KV_HEADS, {}),
+    ("gqa", {"kv_heads": 4}, ("llama", "olmo2", "phi3"), {"num_key_value_heads": 1}),
+    ("gqa", {"kv_heads": 4}, ("llama", "qwen3", "olmoe"), {"attention_bias": True}),
+    ("gqa", {"kv_heads": 2}, KV_HEADS, {}),
     ("rewrite", {}, DECODERS, {}),
     ("rewrite", {}, ("llama", "qwen2_moe"), {"tie_word_embeddings": True}),
 ]
@@ -118,6 +124,8 @@ def test_neutral_configs_give_the_parent_back(tiny, tmp_path):
     single = tensors(api.upcycle(tiny("llama"), experts=1, top_k=1).save(tmp_path / "single"))
     expert = single["model.layers.1.block_sparse_moe.experts.0.w3.weight"]
     assert (expert == parent["model.layers.1.mlp.up_proj.weight"]).all()
+    heads = tensors(api.gqa(tiny("llama"), kv_heads=2).save(tmp_path / "heads"))
+    assert all((parent[name] == heads[name]).all() for name in parent)
 
 
 @pytest.mark.parametrize("verb", METHODS)
@@ -130,7 +138,8 @@ def test_config_survives_yaml_both_ways(verb):
 
 @pytest.mark.parametrize("verb", METHODS)
 def test_command_line_is_the_api(tiny, tmp_path, verb):
-    flags = [word for name, value in METHODS[verb].trial.items() for word in (f"--{name}", str(value))]
+    options = {name.replace("_", "-"): value for name, value in METHODS[verb].trial.items()}
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "rekindle", verb, str(parent_of(verb, tiny)), str(tmp_path / "cli"), *flags]
     subprocess.run(command, check=True, capture_output=True)
     api.apply(verb, parent_of(verb, tiny), **METHODS[verb].trial).save(tmp_path / "api")

@@ -6,8 +6,9 @@ rekindle.verify("moe", against="dense")
 
 from __future__ import annotations
 
+from rekindle.api.join import join
 from rekindle.api.look import checksums, env, inspect, not_finite, verify
-from rekindle.api.model import Model, apply, command, grow_depth, grow_experts, open, rewrite, summary, upcycle
+from rekindle.api.model import Model, apply, command, gqa, grow_depth, grow_experts, open, rewrite, summary, upcycle
 from rekindle.api.recipe import is_training, load_recipe, run
 from rekindle.api.training import evaluate, init, report, train, utility
 
@@ -18,11 +19,13 @@ __all__ = [
     "command",
     "env",
     "evaluate",
+    "gqa",
     "grow_depth",
     "grow_experts",
     "init",
     "inspect",
     "is_training",
+    "join",
     "load_recipe",
     "not_finite",
     "open",

@@ -77,13 +77,14 @@ def verify(
     `blockwise`: one module in memory at a time; None: where both models do not fit. The verdict is kept beside the
     child as verify.json and goes into its card.
     """
+    from rekindle.apply.load import fit
     from rekindle.apply.scan import not_finite
     from rekindle.apply.verify import verify as measure
 
     made, parent = open(child).checkpoint, open(against).checkpoint
     ids, text = _some_tokens(parent, data, tokens)
     if blockwise is None:
-        blockwise = not _both_fit(made, parent)
+        blockwise = not fit(made, parent)
     manifest = read_manifest(made.folder.path)
     promise = (manifest.promise or {}).get("kind", "none") if manifest else "none"
     bad = not_finite(made.folder)
@@ -105,14 +106,6 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int) -> tuple[np.ndarray
         return sample_tokens(folder, data, rows * length, length), f"validation text of {data}"
     random = np.random.default_rng(0).integers(0, parent.settings.vocab_size, (rows, length))
     return random, "random tokens: the checkpoint has no tokenizer"
-
-
-def _both_fit(*checkpoints: Checkpoint) -> bool:
-    """Whether both models in float32 leave a third of the free memory for activations."""
-    import psutil
-
-    needed = sum(4 * checkpoint.parameters()["total"] for checkpoint in checkpoints)
-    return needed < psutil.virtual_memory().available * 2 / 3
 
 
 def _keep(folder: Path, verdict: dict[str, Any], manifest: Manifest | None, config: dict[str, Any]) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 
 from rekindle import __version__
 from rekindle.apply import save as saving
+from rekindle.apply.join import is_there, publishing_part
+from rekindle.apply.parts import parse_part
 from rekindle.apply.save import Job, SaveConfig
 from rekindle.config import Resolved, dump_yaml, resolve, to_dict
 from rekindle.edit import Checkpoint, open_checkpoint
 from rekindle.edit.measure import Activations
-from rekindle.errors import CheckFailed, RekindleError
+from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, method_named
 from rekindle.report.words import listed
 from rekindle.store.folder import open_folder
@@ -66,30 +68,34 @@ class Model:
         resume: bool = False,
         workers: int | None = None,
         progress: Progress = lambda done: None,
+        part: str | None = None,
         **save_options: Any,
     ) -> Path:
-        """Write the result to `out`, whole or not at all. Options: see SaveConfig. Returns `out`."""
-        out = Path(out)
-        check_free(out, overwrite)
+        """Write the result to `out`, whole or not at all. Options: see SaveConfig. Returns `out`.
+
+        `part`: "2/8" writes the second of eight parts, on any machine; `join` makes them whole.
+        """
+        out, mine = Path(out), parse_part(part) if part else None
+        if not mine:
+            check_free(out, overwrite)
         self._check_source_survives(out)
         options = resolve(SaveConfig, save_options)
         job = saving.prepare(self.checkpoint, options.config)
-        with publishing(out, overwrite=overwrite, keep_partial=True, resume=resume) as folder:
+        if mine and is_there(out, mine, job.identity, overwrite=overwrite, resume=resume):
+            return out
+        with (
+            publishing_part(out, mine, resume=resume)
+            if mine
+            else publishing(out, overwrite=overwrite, keep_partial=True, resume=resume)
+        ) as folder:
             workers = workers or saving.default_workers()
             calibrate = partial(calibration, self.checkpoint.origin)
             how = {"workers": workers, "resume": resume, "progress": progress, "calibrate": calibrate}
-            written = saving.write(job, folder, **how)
-            self._describe(folder, out, options, written)
-            saving.close_journal(folder)
-        bad = {file: w for file, w in written.items() if w.not_finite}
-        if bad:
-            file, w = next(iter(bad.items()))
-            raise CheckFailed(
-                f"{sum(w.not_finite for w in bad.values())} computed values are NaN or infinite.",
-                where=f"{w.where} in {out / file}",
-                why="the source has such values, or they overflowed",
-                hint=f"rekindle inspect {self.source} --checksum --nan",
-            )
+            written = saving.write(job, folder, out, part=mine, **how)
+            self._describe(folder, out, options, {} if mine else written)
+            if not mine:
+                saving.close_journal(folder)
+        saving.check_finite(written, out, self.source)
         return out
 
     def _check_source_survives(self, out: Path) -> None:
@@ -114,9 +120,7 @@ class Model:
             lineage=[*(before.lineage if before else []), *records],
             parameters=self.checkpoint.parameters(),
             promise={"kind": self.checkpoint.promise.kind, "text": self.checkpoint.promise.text},
-            shards={
-                file: {"bytes": w.bytes} | ({"sha256": w.sha256} if w.sha256 else {}) for file, w in written.items()
-            },
+            shards={file: w.entry for file, w in written.items() if "/" not in file},
         )
         manifest.write(folder)
         (folder / "rekindle.yaml").write_text(dump_yaml(self.recipe(options)), encoding="utf-8")
@@ -135,8 +139,21 @@ class Model:
 
 
 def calibration(origin: Checkpoint, data: str) -> Activations:
-    """What the checkpoint on disk computes on a text: `DATA` or `DATA:TOKENS`."""
-    raise RekindleError("Nothing can be calibrated yet.", where=data)
+    """What the checkpoint on disk computes on `DATA:TOKENS`, tokens of DATA's training part.
+
+    Block by block where model and moments do not fit into memory. Raises RekindleError where there is no tokenizer.
+    """
+    import torch
+
+    from rekindle.apply.calibrate import Calibration, nbytes
+    from rekindle.apply.load import fit
+    from rekindle.train.tokens import sample_tokens
+
+    name, _, tokens = data.rpartition(":")
+    length = min(512, origin.settings.max_position_embeddings, int(tokens))
+    rows = torch.from_numpy(sample_tokens(origin.folder.path, name, int(tokens), length, "train"))
+    batches = ({"input_ids": ids} for ids in rows.split(max(1, 4096 // length)))
+    return Calibration(origin, batches, blockwise=not fit(origin, besides=nbytes(origin)))
 
 
 def summary(checkpoint: Checkpoint) -> str:
@@ -195,6 +212,11 @@ def grow_depth(source: Model | str | Path, **options: Any) -> Model:
 def grow_experts(source: Model | str | Path, **options: Any) -> Model:
     """More experts, copies with a little noise. Options: methods.grow_experts.Config."""
     return apply("grow-experts", source, **options)
+
+
+def gqa(source: Model | str | Path, **options: Any) -> Model:
+    """Fewer key-value heads, or more. Options: methods.gqa.Config."""
+    return apply("gqa", source, **options)
 
 
 def rewrite(source: Model | str | Path, **options: Any) -> Model:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.edit.expressions import Expr
 from rekindle.edit.measure import Activations, Measurement, measurements
 from rekindle.errors import RekindleError
 from rekindle.store.files import Files
@@ -29,16 +28,16 @@ Found = dict[str, Mapping[str, NDArray]]  # name -> key -> array
 
 
 def settle(
-    exprs: Iterable[Expr],
+    wanted: Iterable[Measurement],
     *,
     workers: int,
     known: Mapping[str, Mapping[str, NDArray]],
     calibrate: Calibrate,
     progress: Progress,
 ) -> Found:
-    """Find every measurement that these expressions wait for, unless `known` has it. Returns {name: {key: array}}."""
+    """Find these measurements, unless `known` has them. Returns {name: {key: array}}."""
     alike: dict[str, list[Measurement]] = {}
-    for measurement in measurements(exprs):
+    for measurement in wanted:
         alike.setdefault(measurement.name, []).append(measurement)
     found: Found = {}
     texts: dict[str, Activations] = {}
@@ -82,7 +81,7 @@ def fingerprint(found: Found) -> str:
 
 def write_found(folder: Path, found: Found) -> None:
     """Nothing is written where nothing was measured."""
-    arrays = {f"{name}/{key}": np.ascontiguousarray(a) for name, keys in found.items() for key, a in keys.items()}
+    arrays = {f"{name}/{key}": np.asarray(a, order="C") for name, keys in found.items() for key, a in keys.items()}
     if not arrays:
         return
     head, _ = build_header({name: (_DTYPES[a.dtype.name], a.shape) for name, a in arrays.items()}, {})

@@ -1,4 +1,4 @@
-"""One verb per method, out of the table of methods; and `run`."""
+"""One verb per method, out of the table of methods; `run`, and `join`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import gc
 import os
 import shlex
 import sys
-from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import click
 
 from rekindle import api
+from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
 from rekindle.apply.save import Job, SaveConfig, default_workers
+from rekindle.cli.dry_run import dry_data, dry_text, parameters
 from rekindle.cli.options import options_of, resolved
-from rekindle.cli.out import FORMAT, count, echo, nbytes, result, say, table
+from rekindle.cli.out import FORMAT, echo, nbytes, result, say
 from rekindle.config import Resolved, dump_yaml, resolve
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, Method
-
-SHOWN = 4  # tensors named one by one in a dry run
+from rekindle.store.publish import check_free
 
 EXAMPLES = {
     "upcycle": [
@@ -33,6 +34,10 @@ EXAMPLES = {
     "grow-experts": [
         "rekindle grow-experts MOE OUT --factor 2 --noise 0.01",
         "rekindle grow-experts MOE OUT --top-k keep --copies utility --scores scores.json",
+    ],
+    "gqa": [
+        "rekindle gqa SRC OUT --kv-heads 1",
+        "rekindle gqa SRC OUT --kv-heads 2 --pool aligned --data stdlib --data-tokens 8k",
     ],
     "rewrite": ["rekindle rewrite SRC OUT --max-shard-size 2GB", "rekindle rewrite SRC OUT --dtype bfloat16"],
 }
@@ -69,8 +74,11 @@ def _writing(function: Any) -> Any:
         click.option("--debug", is_flag=True, hidden=True),
         FORMAT,
         click.option("--workers", type=int, metavar="N", help="threads that write  [cores, at most 4]"),
+        click.option(
+            "--part", metavar="I/N", help="write the I-th N-th of the shards only; `rekindle join` makes one of all"
+        ),
         click.option("--resume", is_flag=True, help="finish an interrupted write; starts afresh where there is none"),
-        click.option("--overwrite", is_flag=True, help="replace OUT"),
+        click.option("--overwrite", is_flag=True, help="replace OUT, or this part of it"),
         click.option("--dry-run", is_flag=True, help="say what would be written and what it costs; write nothing"),
     ):
         function = option(function)
@@ -91,6 +99,8 @@ def run(recipe: str, out: str, **given: Any) -> None:
     if api.is_training(recipe):
         if given["dry_run"]:
             raise RekindleError("A recipe that trains has no dry run.", where=recipe)
+        if given["part"]:
+            raise RekindleError("A recipe that trains has no parts.", where=recipe)
         path = api.run(recipe, out, overwrite=given["overwrite"], resume=given["resume"])
         result({"out": str(path)}, str(path), given["format_"])
         return
@@ -101,86 +111,72 @@ def run(recipe: str, out: str, **given: Any) -> None:
     _write(model, out, save, given)
 
 
-def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[str, Any]) -> None:
-    from rekindle.store.publish import check_free
+@click.command("join")
+@click.argument("out")
+@FORMAT
+@click.option("--debug", is_flag=True, hidden=True)
+def join(out: str, format_: str, debug: bool) -> None:
+    """Make one model of the parts that `--part` wrote: the same files as a single write.
 
+    Every part must be in OUT, written there or copied there. What is missing or does not belong is named.
+
+    \b
+    rekindle join OUT
+    """
+    path = api.join(out)
+    checkpoint = api.open(path).checkpoint
+    stored = sum(tensor.nbytes for tensor in checkpoint.folder.tensors.values())
+    human = f"{path}: {api.summary(checkpoint)}, {parameters(checkpoint)}, {nbytes(stored)}"
+    result({"out": str(path), "bytes": stored, "parameters": checkpoint.parameters()}, human, format_)
+
+
+def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[str, Any]) -> None:
     for note in model.checkpoint.notes:
         say(f"note: {note}")
     given_save = {name: value["value"] for name, value in save.options().items() if value["origin"] != "default"}
     workers = given["workers"] or default_workers()
+    part = parse_part(given["part"]) if given["part"] else None
     job = model.job(**given_save)
     if given["dry_run"]:
-        result(dry_data(job, workers), dry_text(job, workers), given["format_"])
+        result(dry_data(job, part, workers), dry_text(job, part, workers), given["format_"])
         return
-    from pathlib import Path
-
     from tqdm import tqdm
 
-    check_free(Path(out), given["overwrite"])
-    with tqdm(
-        total=job.nbytes + job.nbytes_measured, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False
-    ) as bar:
+    if part:
+        _say_nothing_to_write(job, part)
+    else:
+        check_free(Path(out), given["overwrite"])
+    size = sum(shard.nbytes for shard in job.share(part))
+    total = size + job.nbytes_measured
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False) as bar:
         path = model.save(
             out,
             overwrite=given["overwrite"],
             resume=given["resume"],
             workers=workers,
             progress=bar.update,
+            part=given["part"],
             **given_save,
         )
-    data = {"out": str(path), "bytes": job.nbytes, "parameters": model.checkpoint.parameters()}
-    lines = [f"{path}: {api.summary(model.checkpoint)}, {_parameters(job)}, {nbytes(job.nbytes)}"]
+    data = {"out": str(path), "bytes": size, "parameters": model.checkpoint.parameters()}
+    lines = [f"{path}: {api.summary(model.checkpoint)}, {parameters(model.checkpoint)}, {nbytes(size)}"]
+    if part:
+        data |= {"part": str(part), "shards": [shard.file for shard in job.share(part)]}
+        lines[0] += f", part {part}: {len(job.share(part))} of {len(job.share(None))} shards"
     lines.append(f"promise: {model.checkpoint.promise.kind}: {model.checkpoint.promise.text}")
     result(data, "\n".join(lines), given["format_"])
-    if os.path.isdir(model.source):
+    if part:
+        missing = missing_parts(read_records(path))
+        once = f", once part {', '.join(map(str, missing))} of {part.of} is here too" if missing else ""
+        say(f"next:  {shlex.join(['rekindle', 'join', str(path)])}{once}")
+    elif os.path.isdir(model.source):
         say(f"next:  {shlex.join(['rekindle', 'verify', str(path), '--against', model.source])}")
 
 
-def dry_data(job: Job, workers: int) -> dict[str, Any]:
-    return {
-        "tensors": len(job.plan.tensors),
-        "bytes": job.nbytes,
-        "peak_memory": job.memory(workers),
-        "measured": {"count": len({m.name for m in job.measurements}), "bytes": job.nbytes_measured},
-        "fates": job.plan.counts,
-        "dropped": job.plan.dropped,
-        "parameters": job.checkpoint.parameters(),
-        "promise": {"kind": job.checkpoint.promise.kind, "text": job.checkpoint.promise.text},
-        "notes": job.checkpoint.notes,
-        "config": job.plan.config,
-    }
+def _say_nothing_to_write(job: Job, part: Part) -> None:
+    if not job.share(part):
+        n = len(job.share(None))
+        say(f"note: part {part} has nothing to write: there are {n} shards; a smaller --max-shard-size makes more")
 
 
-def dry_text(job: Job, workers: int) -> str:
-    rows = [("", "tensors", "bytes")]
-    rows += [(fate, str(n["tensors"]), nbytes(n["bytes"])) for fate, n in job.plan.counts.items()]
-    if job.moments:
-        rows.append(("moments", str(len(job.moments)), nbytes(sum(x.nbytes for x in job.moments.values()))))
-    rows.append(("total", str(len(job.plan.tensors) + len(job.moments)), nbytes(job.nbytes)))
-    lines = ["[dry-run] " + api.summary(job.checkpoint) + ", " + _parameters(job)]
-    lines.append(table(rows, indent=2, right=(1, 2)))
-    changed = len(job.plan.tensors) - job.plan.counts["copied"]["tensors"]
-    for name, fate in islice(job.plan.changed(), SHOWN):
-        expr = job.plan.tensors[name]
-        lines.append(f"  {fate}: {name} {expr.dtype} {list(expr.shape)}")
-    lines += [f"  ... and {changed - SHOWN} more"] if changed > SHOWN else []
-    lines.append(f"  dropped: {', '.join(job.plan.dropped) or 'nothing'}")
-    if job.measurements:
-        texts = sorted({m.data for m in job.measurements if m.data})
-        by = "".join(f", and the source run on {text}" for text in texts)
-        lines.append(
-            f"  measure: {len({m.name for m in job.measurements})} tensors, {nbytes(job.nbytes_measured)} read{by}"
-        )
-    lines.append(f"  memory:  at most {nbytes(job.memory(workers))} of blocks, {workers} workers")
-    lines.append(f"  promise: {job.checkpoint.promise.kind}: {job.checkpoint.promise.text}")
-    return "\n".join(lines)
-
-
-def _parameters(job: Job) -> str:
-    n = job.checkpoint.parameters()
-    if n["total"] == n["active"]:
-        return f"{count(n['total'])} parameters"
-    return f"{count(n['total'])} parameters, {count(n['active'])} active"
-
-
-COMMANDS = {method.verb: _verb(method) for method in METHODS.values()} | {"run": run}
+COMMANDS = {method.verb: _verb(method) for method in METHODS.values()} | {"run": run, "join": join}

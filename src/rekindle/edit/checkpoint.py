@@ -16,6 +16,7 @@ from rekindle.anatomy import Family, Placed, Role, Settings, Tensor, family_name
 from rekindle.anatomy.settings import role_of
 from rekindle.edit.arithmetic import Fill, Normal, Sum, Twin
 from rekindle.edit.expressions import Expr
+from rekindle.edit.measure import Measurement
 from rekindle.edit.promise import Promise, exact
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
@@ -37,6 +38,7 @@ class Checkpoint:
     promise: Promise = field(default_factory=exact)
     unused: list[str] = field(default_factory=list)  # tensors of the folder that the family does not read
     opened: Checkpoint | None = None  # what was opened, where this is not it
+    findings: list[Measurement] = field(default_factory=list)  # what it tells of them the user should know
 
     def __getitem__(self, layer: int) -> Block:
         return Block(self, layer)
@@ -91,7 +93,8 @@ class Checkpoint:
 
     def derive(self, **changes: Any) -> Checkpoint:
         """A child that is this checkpoint but for the changes."""
-        return replace(self, opened=self.origin, notes=list(self.notes), **changes)
+        own = {"notes": list(self.notes), "findings": list(self.findings)}
+        return replace(self, opened=self.origin, **own, **changes)
 
     def as_family(self, name: str, **changes: Any) -> Checkpoint:
         """An empty child of another family with these settings changed; refused with every reason it cannot be."""
@@ -120,6 +123,10 @@ class Checkpoint:
 
     def noting(self, *notes: str) -> Checkpoint:
         self.notes += notes
+        return self
+
+    def telling(self, *measurements: Measurement) -> Checkpoint:
+        self.findings += measurements
         return self
 
     # -- counting --------------------------------------------------------------------------------------------

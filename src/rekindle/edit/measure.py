@@ -44,6 +44,10 @@ class Measurement:
     def __getitem__(self, key: str) -> Found:
         return Found(self, key)
 
+    def told(self) -> dict[str, float]:
+        """Numbers worth telling the user once they are found, each by what it is. Most measurements have none."""
+        return {}
+
     @property
     def nbytes(self) -> int:
         """Bytes read to find it."""
@@ -113,8 +117,8 @@ class Statistics(Measurement):
         return {"mean": np.asarray(mean, np.float32), "std": np.asarray(std, np.float32)}
 
 
-def measurements(exprs: Iterable[Expr]) -> list[Measurement]:
-    """All measurements these expressions wait for; what a measurement's own tensors wait for comes before it."""
+def measurements(exprs: Iterable[Expr], also: Iterable[Measurement] = ()) -> list[Measurement]:
+    """All measurements these expressions wait for, and others; what one's own tensors wait for comes before it."""
     needed: dict[int, Measurement] = {}
     seen: set[int] = set()
 
@@ -125,11 +129,17 @@ def measurements(exprs: Iterable[Expr]) -> list[Measurement]:
         for child in x.children():
             walk(child)
         for _, value in x.own():
-            if isinstance(value, Found) and id(value.measurement) not in needed:
-                for read in value.measurement.of:
-                    walk(read)
-                needed[id(value.measurement)] = value.measurement
+            if isinstance(value, Found):
+                add(value.measurement)
+
+    def add(measurement: Measurement) -> None:
+        if id(measurement) not in needed:
+            for read in measurement.of:
+                walk(read)
+            needed[id(measurement)] = measurement
 
     for x in exprs:
         walk(x)
+    for measurement in also:
+        add(measurement)
     return list(needed.values())

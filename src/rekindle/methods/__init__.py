@@ -64,6 +64,14 @@ METHODS = {
             "https://arxiv.org/abs/2510.08008",
         ),
         Method(
+            "gqa",
+            "rekindle.methods.gqa:gqa",
+            "Pool key-value heads, for a smaller cache and faster decoding; or repeat them.",
+            "Ainslie et al. 2023, GQA (arXiv 2305.13245)",
+            "https://arxiv.org/abs/2305.13245",
+            {"kv_heads": 1},
+        ),
+        Method(
             "rewrite",
             "rekindle.methods.rewrite:rewrite",
             "Write the same checkpoint in other shards, another dtype or another layout.",

@@ -1,0 +1,72 @@
+"""What a checkpoint computes on text, as far as measurements ask for it: moments of the inputs of attention.
+
+Memory: the model, whole or a block at a time, and 8 (D + 1)^2 bytes for each layer, D being the hidden size: about a
+sixth of a dense model's float32 weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rekindle.anatomy import Role
+from rekindle.apply.verify import loaded
+from rekindle.edit.checkpoint import Checkpoint
+from rekindle.errors import RekindleError
+
+Batch = Mapping[str, Any]  # what the model is called with: input_ids [N, T], and attention_mask where rows are padded
+
+
+def nbytes(checkpoint: Checkpoint) -> int:
+    """Memory of the moments."""
+    return 8 * checkpoint.settings.num_layers * (checkpoint.settings.hidden_size + 1) ** 2
+
+
+class Calibration:
+    """The activations of a checkpoint on a text; see edit.measure.Activations."""
+
+    def __init__(self, checkpoint: Checkpoint, batches: Iterable[Batch], *, blockwise: bool = False):
+        """Runs the model of the checkpoint's folder, in float32, on all batches."""
+        size = checkpoint.settings.hidden_size + 1
+        self._moments = np.zeros((checkpoint.settings.num_layers, size, size))
+        self._tokens = 0
+        self._run(checkpoint, batches, blockwise)
+        if not np.isfinite(self._moments).all():
+            raise RekindleError("The model computes NaN or infinite values on this text.", where=checkpoint.folder.path)
+
+    def attention_inputs(self, layer: int) -> NDArray[np.float64]:
+        return self._moments[layer] / self._tokens
+
+    def _run(self, checkpoint: Checkpoint, batches: Iterable[Batch], blockwise: bool) -> None:
+        import torch
+
+        with loaded(checkpoint, "float32", blockwise) as model, torch.no_grad(), ExitStack() as hooks:
+            for layer, name in enumerate(_key_projections(checkpoint)):
+                hook = model.get_submodule(name).register_forward_pre_hook(partial(self._add, layer))
+                hooks.callback(hook.remove)
+            for batch in batches:
+                mask = batch.get("attention_mask")
+                self._kept = None if mask is None else mask.flatten().bool()
+                self._tokens += batch["input_ids"].numel() if mask is None else int(mask.sum())
+                model.base_model(**batch)  # without the head: logits are not needed, and large
+
+    def _add(self, layer: int, module: Any, inputs: tuple[Any, ...]) -> None:
+        """Called before a layer's keys are computed, with their input [N, T, D]."""
+        x = inputs[0].flatten(0, -2).double()
+        x = x if self._kept is None else x[self._kept]
+        total, moment = x.sum(0).numpy(), self._moments[layer]
+        moment[:-1, :-1] += (x.T @ x).numpy()
+        moment[-1, :-1] += total
+        moment[:-1, -1] += total
+        moment[-1, -1] += len(x)
+
+
+def _key_projections(checkpoint: Checkpoint) -> list[str]:
+    """The module of each layer that computes keys, perhaps with queries and values, by its name in transformers."""
+    names = {role: name for role, (name, _, _) in checkpoint.family.table(checkpoint.settings, fused=True)}
+    return [names[Role("attn.k", layer)].removesuffix(".weight") for layer in range(checkpoint.settings.num_layers)]

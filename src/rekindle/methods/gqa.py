@@ -1,0 +1,244 @@
+"""Grouped-query attention: the key and value heads of each group become one, which all their queries share.
+
+Preserves the function exactly when the heads of a group are equal, and always when heads are added: each is then
+repeated for its share of the queries. Pooling unequal heads is lossy; what each layer loses is measured and told.
+
+`mean` is the paper's. `aligned` first brings the heads of a group together by the maps that attention leaves free,
+and folds those into queries and output projection: see `alignment`. Without `data` it goes by the weights alone, as
+if the inputs of attention were white; with it, by what the checkpoint computes on that text.
+
+Departures from the paper, with reasons:
+- `aligned` and `similar`: heads have bases of their own, so a plain mean averages things with nothing in common;
+- where the output projection has a bias, that of the values is folded into it first: exact, so nothing of it is pooled;
+- keys are not aligned where queries and keys are normalised or clipped, nor values where they are clipped: there
+  the maps are not free. `random` heads have the standard deviation of the parent's, not of a fresh model's.
+
+Source: Ainslie et al. 2023, "GQA", arXiv 2305.13245, section 2.1; alignment after Jin et al. 2024, arXiv 2412.20677.
+
+H query heads   K key-value heads of the parent, J of the child   A head dim
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rekindle.anatomy import FAMILIES
+from rekindle.config import Count, option
+from rekindle.edit import Checkpoint, Normal, exact, lossy
+from rekindle.edit.arithmetic import Fill, Twin
+from rekindle.edit.checkpoint import Block
+from rekindle.edit.choose import Chosen
+from rekindle.edit.expressions import Expr
+from rekindle.edit.heads import Folded, Heads, picked
+from rekindle.edit.measure import Statistics
+from rekindle.errors import RekindleError, together
+from rekindle.methods.pooling import Pooling, Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    kv_heads: int = option(help="key-value heads per layer (J); 1: multi-query; more than now: each is repeated")
+    pool: Literal["mean", "first", "random", "aligned"] = option(
+        "mean", help="a group's head: the mean, the first, a new one, or the mean of aligned heads"
+    )
+    grouping: Literal["consecutive", "similar"] = option("consecutive", help="which heads are pooled together")
+    data: str | None = option(None, help="text to measure heads on: see train --data (default: the weights alone)")
+    data_tokens: Count = option(Count(65536), help="tokens of that text")
+    restore_norm: bool = option(False, help="scale each pooled head to the norm that its members had")
+    seed: int = option(0, help="seed of the search for similar heads, and of random ones")
+
+
+def gqa(parent: Checkpoint, config: Config) -> Checkpoint:
+    _check(parent, config)
+    child = parent.as_family(parent.family.model_type, num_kv_heads=config.kv_heads)
+    if config.kv_heads >= parent.settings.num_kv_heads:
+        return replicated(parent, child)
+    return pooled(parent, child, config)
+
+
+def replicated(parent: Checkpoint, child: Checkpoint) -> Checkpoint:
+    """Fill `child`, which has a multiple of the parent's key-value heads, with each of them repeated."""
+    before, times = parent.settings.num_kv_heads, child.settings.num_kv_heads // parent.settings.num_kv_heads
+    for layer in range(parent.settings.num_layers):
+        for part in _per_kv_head(parent, layer):
+            heads = picked(parent[layer][part], parent.settings.head_dim, np.repeat(np.arange(before), times).tolist())
+            child[layer][part] = Twin(heads, times)
+    return child.with_rest_of(parent).promising(exact())
+
+
+def pooled(parent: Checkpoint, child: Checkpoint, config: Config) -> Checkpoint:
+    """Fill `child`, which has fewer key-value heads, with those of each group pooled."""
+    before, after = parent.settings.num_kv_heads, child.settings.num_kv_heads
+    rule, text = _rule(parent, config), f"{config.data}:{config.data_tokens}" if config.data else ""
+    for layer in range(parent.settings.num_layers):
+        old, new = parent[layer], child[layer]
+        settled = _settled_biases(parent, child, layer)
+        parts = [part for part in _per_kv_head(parent, layer) if part not in settled]
+        if config.pool == "random":
+            filled = {part: _fresh(old[part], part, child, f"{layer}/{part}", config.seed) for part in parts}
+        else:
+            biases = [part for part in ("attn.q.bias", "attn.k.bias", "attn.v.bias") if part in old]
+            pooling = Pooling(parent, layer, after, rule, [part for part in biases if part not in settled], text)
+            child.telling(pooling)
+            filled = {part: _of_each_group(old[part], part, pooling, config) for part in parts}
+            filled |= _readers(old, pooling)
+        for part, expr in (filled | settled).items():
+            new[part] = expr
+    child.noting(*_notes(parent, config, rule))
+    promise = lossy(f"{before} key-value heads pooled to {after}: exact only where the heads of a group are equal")
+    return child.with_rest_of(parent).promising(promise)
+
+
+def _of_each_group(x: Expr, part: str, pooling: Pooling, config: Config) -> Expr:
+    """The one head of each group, out of the heads of k or v, their biases or their norms."""
+    size, kind = pooling.settings.head_dim, "keys" if part.startswith("attn.k") else "values"
+    if config.pool == "first" and not pooling.rule.similar:
+        return picked(x, size, pooling.neighbours[:, 0].tolist())
+    if config.pool == "first":
+        return Chosen(x, pooling["firsts"], count=pooling.count * size)
+    a_norm = part == "attn.k_norm"
+    turn = pooling[f"{kind}.encode"] if kind in pooling.rule.aligned and not a_norm else None
+    scale = pooling[f"{kind}.scale"] if config.restore_norm and not a_norm else None
+    return Heads(x, size, pooling.groups, count=pooling.count, turn_HAA=turn, scale_J=scale)
+
+
+def _readers(old: Block, pooling: Pooling) -> dict[str, Expr]:
+    """What reads the pooled heads: queries and output projection, turned as those were and in their order."""
+    s, filled = pooling.settings, {}
+    readers = [("attn.q", "keys", 0), ("attn.q.bias", "keys", 0), ("attn.o", "values", 1)]
+    readers += [("attn.q_norm", "keys", 0)] if s.qk_norm == "full" else []
+    for part, kind, axis in readers:
+        if part not in old:
+            continue
+        if kind in pooling.rule.aligned:
+            turn = pooling[f"{kind}.decode"]
+            filled[part] = Heads(old[part], s.head_dim, pooling.queries, count=s.num_heads, turn_HAA=turn, axis=axis)
+        elif pooling.rule.similar:
+            filled[part] = Chosen(old[part], pooling["query_rows"], axis, count=s.num_heads * s.head_dim)
+    return filled
+
+
+def _settled_biases(parent: Checkpoint, child: Checkpoint, layer: int) -> dict[str, Expr]:
+    """Biases that need no pooling, since the function can do without them."""
+    s, old, settled = parent.settings, parent[layer], {}
+    none = Fill(parent.dtype, (child.settings.num_kv_heads * s.head_dim,), 0.0)
+    if "attn.k.bias" in old and not s.rotary_dim and _free(parent, "keys"):
+        # it adds the same to all scores of a query, which softmax does not see
+        settled["attn.k.bias"] = none
+    if "attn.v.bias" in old and s.o_bias and _free(parent, "values"):
+        # attention weights sum to 1: what the bias adds to the output is always the same
+        each = np.repeat(np.arange(s.num_kv_heads), s.num_heads // s.num_kv_heads).tolist()
+        constant = picked(old["attn.v.bias"], s.head_dim, each)
+        settled["attn.o.bias"] = Folded(old["attn.o.bias"], old["attn.o"], constant)
+        settled["attn.v.bias"] = none
+    return settled
+
+
+def _fresh(x: Expr, part: str, child: Checkpoint, key: str, seed: int) -> Expr:
+    """New heads as wide as the parent's: normal weights, no biases, gains of 1."""
+    shape = (child.settings.num_kv_heads * child.settings.head_dim, *x.shape[1:])
+    if part in ("attn.k", "attn.v"):
+        return Normal(x.dtype, shape, Statistics(x)["std"], seed, key)
+    return Fill(x.dtype, shape, 1.0 - child.settings.norm_offset if part == "attn.k_norm" else 0.0)
+
+
+def _per_kv_head(parent: Checkpoint, layer: int) -> list[str]:
+    """Parts that have a block of rows for each key-value head."""
+    norm = ["attn.k_norm"] if parent.settings.qk_norm == "full" else []  # one for each head is the same for all
+    return [p for p in ("attn.k", "attn.k.bias", "attn.v", "attn.v.bias", *norm) if p in parent[layer]]
+
+
+def _rule(parent: Checkpoint, config: Config) -> Rule:
+    aligned = [kind for kind in ("keys", "values") if config.pool == "aligned" and _free(parent, kind)]
+    pool = "first" if config.pool == "first" else "mean"
+    return Rule(pool, tuple(aligned), config.grouping == "similar", config.seed)
+
+
+def _free(parent: Checkpoint, kind: str) -> bool:
+    """Whether heads may be mapped, and what reads them mapped back, without a change of function."""
+    s = parent.settings
+    return s.clip_qkv is None and (kind == "values" or (s.qk_norm == "none" and not s.rope_interleaved))
+
+
+# -- what is asked for ---------------------------------------------------------------------------------------------
+
+
+def _check(parent: Checkpoint, config: Config) -> None:
+    name, s = parent.family.model_type, parent.settings
+    if s.latent_attention:
+        what = (
+            f"{name} has latent attention: all heads share one vector of {s.kv_rank} per token, and none can be pooled."
+        )
+        raise RekindleError(what, hint=f"a checkpoint of {_families()}")
+    if "num_kv_heads" not in parent.family.keys:
+        what = f"{name} has no number of key-value heads: in transformers each query head of it has its own."
+        raise RekindleError(what, hint=f"a checkpoint of {_families()}")
+    problems = [*_wrong_counts(s.num_heads, s.num_kv_heads, config.kv_heads), *_without_effect(s.num_kv_heads, config)]
+    if config.data_tokens < 1:
+        problems.append(RekindleError(f"data_tokens is {config.data_tokens}.", hint="--data-tokens 64k"))
+    if config.data and parent.opened is not None:
+        problems.append(
+            RekindleError(
+                f"--data {config.data} is run through the checkpoint on disk, which earlier steps have changed.",
+                where=parent.folder.path,
+                hint="gqa as the first step, or another run for it, on what these steps write",
+            )
+        )
+    if problems:
+        raise together(problems)
+
+
+def _wrong_counts(heads: int, before: int, after: int) -> list[RekindleError]:
+    whole = [n for n in range(1, heads + 1) if heads % n == 0 and (before % n == 0 or n % before == 0)]
+    if after in whole:
+        return []
+    hint = "--kv-heads " + ", ".join(map(str, whole[:-1])) + f" or {whole[-1]}" if len(whole) > 1 else "--kv-heads 1"
+    if after < 1:
+        what = f"{after} key-value heads are too few."
+    elif after > heads:
+        what = f"{after} key-value heads are more than the {heads} query heads that would share them."
+    elif heads % after:
+        what = f"{heads} query heads cannot share {after} key-value heads: {heads} is not a multiple of {after}."
+    elif after < before:
+        what = f"{before} key-value heads cannot be pooled into {after}: {before} is not a multiple of {after}."
+    else:
+        what = f"{before} key-value heads cannot be repeated to {after}: {after} is not a multiple of {before}."
+    return [RekindleError(what, where="--kv-heads", hint=hint)]
+
+
+def _without_effect(before: int, config: Config) -> list[RekindleError]:
+    """Options that would do nothing."""
+    given = {
+        "--grouping similar": config.grouping == "similar",
+        "--data": config.data is not None,
+        "--restore-norm": config.restore_norm,
+    }
+    useless = [flag for flag, on in given.items() if on]
+    if config.kv_heads >= before:
+        why = f"{before} key-value heads are kept or repeated, not pooled"
+    elif config.pool == "random":
+        why = "random heads owe nothing to those there were"
+    elif config.pool == "first":
+        why, useless = "first heads are copied as they are", [flag for flag in useless if flag == "--restore-norm"]
+    else:
+        return []
+    return [RekindleError(f"{flag} would have no effect.", why=why, hint=f"leave {flag} out") for flag in useless]
+
+
+def _families() -> str:
+    named = [f.model_type for f in FAMILIES.values() if "num_kv_heads" in f.keys]
+    return f"{', '.join(named[:-1])} or {named[-1]}"
+
+
+def _notes(parent: Checkpoint, config: Config, rule: Rule) -> list[str]:
+    notes = []
+    if config.pool == "aligned" and "keys" not in rule.aligned:
+        reason = "clipped" if parent.settings.clip_qkv else "normalised"
+        which = "values alone are aligned" if rule.aligned else "nothing is aligned"
+        notes.append(f"queries and keys are {reason} in this model, so their heads cannot be turned: {which}")
+    if rule.aligned and not config.data:
+        notes.append("heads are aligned by the weights alone; measured on text, with --data, pooling loses less")
+    return notes

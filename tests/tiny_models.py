@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 TINY = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
@@ -16,6 +17,9 @@ PLAIN = ("phi3", "gemma3_text", "gpt_neox", "gpt2")  # dense, without
 SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "deepseek_v3")
 PACKED = ("phi3", "gpt_neox", "gpt2")  # several roles in a tensor, or transposed ones
 DECODERS = DENSE + PLAIN + SPARSE
+ENCODERS = ("bert",)
+FAMILIES = DECODERS + ENCODERS
+MASKED = {"architectures": ["BertForMaskedLM"]}  # bert with its head
 
 OWN = {  # what a family needs besides, or cannot be told: None
     "qwen2_moe": {"shared_expert_intermediate_size": 16},
@@ -33,6 +37,7 @@ OWN = {  # what a family needs besides, or cannot be told: None
         "qk_nope_head_dim": 6,
         "v_head_dim": 8,
     },
+    "bert": {"num_key_value_heads": None, "architectures": ["BertModel"]},
     "gpt_neox": {"num_key_value_heads": None},
     "gpt2": {"num_key_value_heads": None, "intermediate_size": None, "n_inner": 48},
     "gemma3_text": {"head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8},
@@ -44,15 +49,24 @@ def tiny_config(family: str, **changes: object) -> dict:
     return {key: value for key, value in config.items() if value is not None} | changes
 
 
+def make(config: dict) -> Any:
+    """A model of the class that a config names, or the causal one of its family."""
+    import transformers
+
+    name = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
+    cls = getattr(transformers, name)
+    made = transformers.AutoConfig.for_model(**config)
+    return cls.from_config(made) if name.startswith("Auto") else cls(made)
+
+
 def save_tiny(folder: Path, family: str, dtype: str, fused: bool, changes: dict) -> Path:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     from rekindle.apply.load import quietly
 
     torch.manual_seed(0)
     with quietly():
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **tiny_config(family, **changes)))
+        model = make(tiny_config(family, **changes) | {"model_type": family})
         for name, parameter in model.named_parameters():  # norms and biases too must matter
             if parameter.ndim == 1:
                 torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.3)

@@ -8,7 +8,8 @@ import math
 
 import pytest
 from safetensors import safe_open
-from tiny_models import DECODERS, tiny_config
+from tiny_models import FAMILIES as NAMES
+from tiny_models import MASKED, make, tiny_config
 
 from rekindle.anatomy import FAMILIES, family_named, family_of, on_disk, packs, runtime_names, serving_spelling
 from rekindle.anatomy.family import SYNONYMS
@@ -32,7 +33,9 @@ LONGROPE = {
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "mscale_all_dim": 1.0}
 VARIANTS = [
-    *((family, {}) for family in DECODERS),
+    *((family, {}) for family in NAMES),
+    ("bert", MASKED),
+    ("bert", {"type_vocab_size": 3}),
     *((family, {"tie_word_embeddings": True}) for family in ("llama", "qwen2", "qwen2_moe", "olmo2", "gpt_neox")),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
     ("llama", {"head_dim": 16}),
@@ -90,10 +93,8 @@ def test_every_tensor_holds_its_roles_once(tiny, family, changes, fused):
 
 @pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=name_of)
 def test_runtime_names_are_the_parameters(tiny, family, changes):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     config = json.loads((tiny(family, **changes) / "config.json").read_text())
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    model = make(config)
     names = runtime_names(config)
     parameters = dict(model.named_parameters())
     assert names.keys() == parameters.keys()

@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from tiny_models import PLAIN
+from safetensors.torch import load_file, save_file
+from tiny_models import ENCODERS, MASKED, PLAIN
 
 from rekindle import api
+from rekindle.apply.load import load_model
 from rekindle.apply.verify import Weights
+from rekindle.errors import RekindleError
 from rekindle.store.files import Files
 
 # Runs verify in a process of its own and prints its peak memory.
@@ -33,14 +36,56 @@ def test_weights_are_made_when_asked_for_and_kept_by_nobody(tiny):
         assert len(weights) == len(list(weights))
 
 
-@pytest.mark.parametrize("family", (*PLAIN, "deepseek_v3"))
-def test_block_by_block_is_the_whole(tiny, tmp_path, family):
-    out = api.rewrite(tiny(family)).save(tmp_path / "out")
-    whole = api.verify(out, against=tiny(family), tokens=128, blockwise=False)
-    blockwise = api.verify(out, against=tiny(family), tokens=128, blockwise=True)
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [*((family, {}) for family in (*PLAIN, *ENCODERS, "deepseek_v3")), ("bert", MASKED)],
+)
+def test_block_by_block_is_the_whole(tiny, tmp_path, family, changes):
+    parent = tiny(family, **changes)
+    out = api.rewrite(parent).save(tmp_path / "out")
+    whole = api.verify(out, against=parent, tokens=128, blockwise=False)
+    blockwise = api.verify(out, against=parent, tokens=128, blockwise=True)
     assert blockwise.held
     assert blockwise.relative_difference == 0
     assert blockwise.loss_child == pytest.approx(whole.loss_child, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "compared", "role"),
+    [
+        *(({}, "hidden states", role) for role in ("attn.q", "embed_norm", "pooler.bias")),
+        *((MASKED, "logits of all tokens", role) for role in ("attn.q", "mlm.dense", "head.bias")),
+    ],
+    ids=str,
+)
+def test_every_tensor_of_an_encoder_is_compared(tiny, tmp_path, changes, compared, role):
+    parent = tiny("bert", **changes)
+    rows = api.open(parent).checkpoint.rows
+    name = next(name for key, (name, _, _) in rows.items() if key.part == role)
+    out = api.rewrite(parent).save(tmp_path / "out")
+    spoilt = load_file(out / "model.safetensors")
+    spoilt[name] += 0.01
+    save_file(spoilt, out / "model.safetensors", metadata={"format": "pt"})
+    verdict = api.verify(out, against=parent, tokens=128)
+    assert verdict.held is False
+    assert verdict.compared == compared
+    assert verdict.loss_parent is verdict.loss_child is None
+
+
+def test_what_cannot_be_compared_is_refused(tiny):
+    for child, words in (
+        (tiny("bert", **MASKED), "predicts masked tokens, the parent has no language-model head"),
+        (tiny("bert", hidden_size=16), "Hidden states of 16 and 32 dimensions"),
+        (tiny("bert", vocab_size=32), "vocabularies differ: 32 and 64"),
+    ):
+        with pytest.raises(RekindleError, match=words):
+            api.verify(child, against=tiny("bert"), tokens=128)
+
+
+def test_an_encoder_is_not_loaded_as_a_decoder(tiny):
+    """transformers would: and train it to copy the token it sees."""
+    with pytest.raises(RekindleError, match="predicts masked tokens; needed is one that predicts the next token"):
+        load_model(tiny("bert", **MASKED))
 
 
 @pytest.mark.slow

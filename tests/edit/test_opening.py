@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_models import DECODERS
+from tiny_models import DECODERS, MASKED
 
 from rekindle import api
 from rekindle.anatomy import FAMILIES
@@ -89,6 +90,52 @@ def test_layers_that_guess_further_tokens_are_left_behind(tiny, tmp_path):
             api.open(edited(tiny(family), tmp_path / family, add(layer)))
 
 
+def test_a_bert_of_the_hub_has_old_names_and_both_heads(tiny, tmp_path):
+    """As bert-base-uncased: saved for pretraining, its config names the class with the masked head."""
+    import torch
+
+    def older(tensors):
+        for name in list(tensors):
+            old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            tensors[old] = tensors.pop(name)
+        tensors["bert.pooler.dense.weight"] = torch.ones(32, 32)
+        tensors["bert.pooler.dense.bias"] = torch.ones(32)
+        tensors["cls.seq_relationship.weight"] = torch.ones(2, 32)
+        tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
+        tensors["bert.embeddings.position_ids"] = torch.arange(64)[None]
+
+    parent = tiny("bert", **MASKED)
+    model = api.rewrite(edited(parent, tmp_path / "old", older))
+    assert len(model.job().plan.dropped) == 5
+    before = load_file(parent / "model.safetensors")
+    after = load_file(model.save(tmp_path / "out") / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_a_bert_without_a_head_may_carry_the_prefix(tiny, tmp_path):
+    def prefixed(tensors):
+        for name in list(tensors):
+            tensors[f"bert.{name}"] = tensors.pop(name)
+
+    out = api.rewrite(edited(tiny("bert"), tmp_path / "prefixed", prefixed)).save(tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["BertModel"]
+    assert load_file(out / "model.safetensors").keys() == load_file(tiny("bert") / "model.safetensors").keys()
+    assert api.verify(out, against=tiny("bert"), tokens=128).held
+
+
+def test_other_classes_of_bert_are_refused(tiny, tmp_path):
+    folder = edited(tiny("bert"), tmp_path / "other", lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    for change, words in (
+        ({"architectures": ["BertForSequenceClassification"]}, "class BertForSequenceClassification is not known"),
+        ({"is_decoder": True}, "is_decoder is True: of bert only models with False are known"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(RekindleError, match=words):
+            api.open(folder)
+
+
 def test_the_router_bias_stays_in_float32(tiny, tmp_path):
     name = "model.layers.1.mlp.gate.e_score_correction_bias"
     stored = {"before": tiny("deepseek_v3", dtype="bfloat16")}
@@ -110,7 +157,12 @@ def test_a_bias_that_is_no_buffer_is_not_left_behind(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "words"),
-    [("gemma3_text", "multiplies by its norms' weights"), ("gpt_neox", "side by side"), ("gpt2", "learned positions")],
+    [
+        ("gemma3_text", "multiplies by its norms' weights"),
+        ("gpt_neox", "side by side"),
+        ("gpt2", "learned positions"),
+        ("bert", "looks back only; the parent looks both ways"),
+    ],
 )
 def test_families_without_a_sparse_twin_are_not_upcycled(tiny, family, words):
     with pytest.raises(RekindleError, match=f"hold a {family}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rekindle.anatomy.dense import DENSE
+from rekindle.anatomy.encoders import ENCODERS
 from rekindle.anatomy.sparse import SPARSE
 
-FAMILIES = {family.model_type: family for family in (*DENSE, *SPARSE)}
+FAMILIES = {family.model_type: family for family in (*DENSE, *SPARSE, *ENCODERS)}

@@ -64,6 +64,7 @@ class Family:
     written: Mapping[str, Any] | None = None  # config key -> what the engines want to read besides
     extra_layers: str = ""  # config key that counts layers which a file has beyond the last, and no model reads
     ignorable: tuple[str, ...] = ("rotary_emb.inv_freq",)  # ends of names of tensors that no model reads
+    older: Mapping[str, str] | None = None  # parts of names in old files -> what they are called now
     runtime: Mapping[str, str] | None = None  # names transformers gives in memory where they differ from disk
     copies: Mapping[str, str] | None = None  # in memory, name -> name of the tensor that it is too, always
 

@@ -73,8 +73,8 @@ ROUTER = Tensor("router", L + "mlp.gate.weight", "E D")
 EXPERTS = (ROUTER, *experts("mlp.experts", "gate_proj", "up_proj", "down_proj"))
 
 
-def layer_norm(part: str, name: str) -> tuple[Tensor, Tensor]:
-    return with_bias(Tensor(part, f"{name}.weight", "D"))
+def layer_norm(part: str, name: str, when: str = "") -> tuple[Tensor, Tensor]:
+    return with_bias(Tensor(part, f"{name}.weight", "D", when=when), when)
 
 
 def with_bias(weight: Tensor, when: str = "") -> tuple[Tensor, Tensor]:

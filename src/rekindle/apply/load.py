@@ -7,7 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rekindle.anatomy import family_of
+from rekindle.anatomy.settings import meaning
+from rekindle.edit.checkpoint import Checkpoint
 from rekindle.errors import RekindleError
+from rekindle.store.folder import read_json
 
 
 @contextmanager
@@ -26,17 +30,31 @@ def quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_model(folder: Path, dtype: str = "float32") -> Any:
-    """The causal language model of a folder in `dtype`, on the CPU, with grouped expert kernels.
+def model_class(output: str) -> Any:
+    """The transformers class that loads models with this output, see Settings.output."""
+    import transformers
 
-    Raises RekindleError where weights are missing, superfluous or misshaped.
+    names = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "none": "AutoModel"}
+    return getattr(transformers, names[output])
+
+
+def load_model(folder: Path, dtype: str = "float32", output: str = "causal") -> Any:
+    """The model of a folder in `dtype`, on the CPU, with grouped expert kernels.
+
+    Raises RekindleError where its output is another, and where weights are missing, superfluous or misshaped.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
+    config = read_json(folder / "config.json", missing=f"{folder} is not a checkpoint: it has no config.json.")
+    found = family_of(config).settings(config).output
+    if found != output:
+        raise RekindleError(
+            f"This {config['model_type']} {meaning('output', found)}; needed is one that {meaning('output', output)}.",
+            where=folder,
+        )
     try:
         with quietly():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = model_class(output).from_pretrained(
                 folder, dtype=getattr(torch, dtype), output_loading_info=True
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -49,3 +67,11 @@ def load_model(folder: Path, dtype: str = "float32") -> Any:
                 where=folder,
             )
     return model
+
+
+def fit(*checkpoints: Checkpoint, besides: int = 0) -> bool:
+    """Whether these models in float32, and so many bytes, leave a third of the free memory for activations."""
+    import psutil
+
+    needed = besides + sum(4 * checkpoint.parameters()["total"] for checkpoint in checkpoints)
+    return needed < psutil.virtual_memory().available * 2 / 3

@@ -7,13 +7,15 @@ hooks ask for them one module at a time, and the checkpoint's own expressions an
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rekindle.apply.load import load_model, quietly
+from rekindle.anatomy.settings import meaning
+from rekindle.apply.load import load_model, model_class, quietly
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.plan import plan
@@ -25,7 +27,7 @@ from rekindle.store.files import Files
 if TYPE_CHECKING:
     import torch
 
-Forward = Callable[[Any], Any]  # token ids [N, T] -> logits [N, T, V] in float32
+COMPARED = {"causal": "logits", "masked": "logits of all tokens", "none": "hidden states"}  # by Settings.output
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,12 @@ class Verdict:
 
     promise: str  # "exact", "lossy" or "none"
     held: bool | None  # None: nothing was promised
-    relative_difference: float  # max |difference of logits| / max |logit|, float32
+    compared: str  # what the model puts out, see COMPARED
+    relative_difference: float  # max |difference of logits| / max |logit|, or of hidden states, float32
     stored_difference: float | None  # the same with both sides in the stored dtype; None where that is float32
     dtype: str
-    loss_parent: float  # nats per token
-    loss_child: float
+    loss_parent: float | None  # nats per token; None where the next token is not predicted
+    loss_child: float | None
     tokens: int
     text: str  # what the tokens are
     not_finite: dict[str, int]  # tensors of the child with NaN or infinite values
@@ -58,12 +61,11 @@ def verify(
     bad: dict[str, int],
     blockwise: bool,
 ) -> Verdict:
-    """Compare logits on `tokens` [N, T]. `promise`: what the child was made under; `bad`: see scan.not_finite."""
-    if child.settings.vocab_size != parent.settings.vocab_size:
-        raise RekindleError(
-            f"The vocabularies differ: {child.settings.vocab_size} and {parent.settings.vocab_size} tokens.",
-            where=child.folder.path,
-        )
+    """Compare outputs on `tokens` [N, T]. `promise`: what the child was made under; `bad`: see scan.not_finite.
+
+    Raises RekindleError where the two cannot be compared.
+    """
+    _check(child, parent)
     dtype = TORCH.get(child.dtype, "float32")
     difference, loss_parent, loss_child = compare(child, parent, tokens, "float32", blockwise)
     stored = compare(child, parent, tokens, dtype, blockwise)[0] if dtype != "float32" else None
@@ -72,6 +74,7 @@ def verify(
     return Verdict(
         promise,
         held,
+        COMPARED[child.settings.output],
         difference,
         stored,
         dtype,
@@ -84,10 +87,23 @@ def verify(
     )
 
 
+def _check(child: Checkpoint, parent: Checkpoint) -> None:
+    ours, theirs = child.settings, parent.settings
+    if ours.vocab_size != theirs.vocab_size:
+        what = f"The vocabularies differ: {ours.vocab_size} and {theirs.vocab_size} tokens."
+    elif ours.output != theirs.output:
+        what = f"This one {meaning('output', ours.output)}, the parent {meaning('output', theirs.output)}."
+    elif ours.output == "none" and ours.hidden_size != theirs.hidden_size:
+        what = f"Hidden states of {ours.hidden_size} and {theirs.hidden_size} dimensions cannot be compared."
+    else:
+        return
+    raise RekindleError(what, where=child.folder.path)
+
+
 def compare(
     child: Checkpoint, parent: Checkpoint, tokens: np.ndarray, dtype: str, blockwise: bool
-) -> tuple[float, float, float]:
-    """(max |difference| / max |logit|, the parent's loss, the child's loss), computed in `dtype`."""
+) -> tuple[float, float | None, float | None]:
+    """(max |difference| / max |output|, the parent's loss, the child's loss), computed in `dtype`."""
     import torch
 
     ids = torch.from_numpy(tokens.astype(np.int64))
@@ -95,23 +111,40 @@ def compare(
     with torch.no_grad():
         before = [logits.clone() for logits in run(parent, batches, dtype, blockwise)]
         largest = max(float(logits.abs().max()) for logits in before)
-        loss_parent = float(np.mean([_loss(x, b) for x, b in zip(before, batches, strict=True)]))
-        worst, losses = 0.0, []
+        causal = parent.settings.output == "causal"
+        losses = [_loss(x, b) for x, b in zip(before, batches, strict=True)] if causal else []
+        worst, losses_child = 0.0, []
         for logits, reference, batch in zip(run(child, batches, dtype, blockwise), before, batches, strict=True):
             difference = float((logits - reference).abs().max())
             worst = max(worst, difference) if difference == difference else float("nan")
-            losses.append(_loss(logits, batch))
-    return worst / largest if largest else float("inf"), loss_parent, float(np.mean(losses))
+            losses_child += [_loss(logits, batch)] if causal else []
+    return worst / largest if largest else float("inf"), _mean(losses), _mean(losses_child)
 
 
 def run(checkpoint: Checkpoint, batches: list[Any], dtype: str, blockwise: bool) -> Iterator[Any]:
-    """Logits in float32 of each batch, from a model that is gone afterwards."""
-    with Files() as files:
-        model = _blockwise(checkpoint, dtype, files) if blockwise else load_model(checkpoint.folder.path, dtype).eval()
+    """The output [N, T, ...] in float32 for each batch [N, T], from a model that is gone afterwards."""
+    with loaded(checkpoint, dtype, blockwise) as model:
         for batch in batches:
-            yield model(input_ids=batch, use_cache=False).logits.float()
-        del model
+            out = model(input_ids=batch, use_cache=False)
+            yield (_hidden(out) if checkpoint.settings.output == "none" else out.logits).float()
+
+
+@contextmanager
+def loaded(checkpoint: Checkpoint, dtype: str, blockwise: bool) -> Iterator[Any]:
+    """The model of a folder, whole or a block at a time; its memory is free again afterwards."""
+    with Files() as files:
+        if blockwise:
+            yield _blockwise(checkpoint, dtype, files)
+        else:
+            yield load_model(checkpoint.folder.path, dtype, checkpoint.settings.output).eval()
     gc.collect()
+
+
+def _hidden(out: Any) -> torch.Tensor:
+    """Hidden states [N, T, D], and what a pooler makes of them as one more: [N, T + 1, D]."""
+    import torch
+
+    return torch.cat([out.last_hidden_state, out.pooler_output[:, None]], 1)
 
 
 def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:
@@ -120,15 +153,19 @@ def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:
     return float(cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
 
 
+def _mean(losses: list[float]) -> float | None:
+    return float(np.mean(losses)) if losses else None
+
+
 def _blockwise(checkpoint: Checkpoint, dtype: str, files: Files) -> Any:
     import torch
     from accelerate import init_empty_weights
     from accelerate.hooks import attach_align_device_hook
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     with quietly(), init_empty_weights(include_buffers=False):
         config = AutoConfig.from_pretrained(checkpoint.folder.path)
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        model = model_class(checkpoint.settings.output).from_config(config, dtype=getattr(torch, dtype))
     weights = Weights(checkpoint, dtype, files)
     attach_align_device_hook(model, execution_device=torch.device("cpu"), offload=True, weights_map=weights)
     for name, buffer in model.named_buffers():  # the hooks ask for parameters only

@@ -120,14 +120,15 @@ def verify(out: str, against: str, tokens: str, data: str, blockwise: bool | Non
             verdict.promise + {True: ", held", False: ", BROKEN", None: ": measured only"}[verdict.held],
         ),
         (
-            "logits",
+            verdict.compared,
             f"differ by {verdict.relative_difference:.2e} of the largest (float32; exact is <= {EXACT:.0e})",
         ),
     ]
     if verdict.stored_difference is not None:
         rows.append(("", f"differ by {verdict.stored_difference:.2e} in {verdict.dtype}, as stored"))
+    if verdict.loss_parent is not None:
+        rows.append(("loss", f"{verdict.loss_parent:.6f} before, {verdict.loss_child:.6f} after (nats per token)"))
     rows += [
-        ("loss", f"{verdict.loss_parent:.6f} before, {verdict.loss_child:.6f} after (nats per token)"),
         ("on", f"{verdict.tokens} tokens, {verdict.text}"),
         ("NaN scan", ", ".join(f"{name}: {n}" for name, n in verdict.not_finite.items()) or "all finite"),
     ]
@@ -138,7 +139,7 @@ def verify(out: str, against: str, tokens: str, data: str, blockwise: bool | Non
         raise CheckFailed(
             f"{Path(out).name} does not keep its promise ({verdict.promise}).",
             where=next(iter(verdict.not_finite), None),
-            why=f"the logits differ by {verdict.relative_difference:.2e} of the largest",
+            why=f"the {verdict.compared} differ by {verdict.relative_difference:.2e} of the largest",
         )
     if verdict.held is None:
         say(f"note: {out} carries no promise (no rekindle.json); this is only a measurement")

@@ -79,7 +79,10 @@ def _by_known_names(tensors: Tensors, family: Family, known: set[str], problems:
         aliases[family.prefix + name] = name
     names: dict[str, str] = {}
     for name in tensors:
-        own = name if name in known else aliases.get(name, name)
+        own = name
+        for old, new in (family.older or {}).items():
+            own = own.replace(old, new)
+        own = own if own in known else aliases.get(own, own)
         if own in names:
             problems.append(RekindleError(f"{name} and {names[own]} are the same tensor."))
         names[own] = name

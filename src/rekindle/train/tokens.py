@@ -60,13 +60,12 @@ class Corpus:
         order = sample_windows(first, count, self.windows(seq_len), seed)
         return _gather(self.train, order * seq_len, seq_len + 1)
 
-    def sample(self, split: Literal["validation", "train", "all"], tokens: int, seq_len: int) -> np.ndarray:
-        """About `tokens` tokens in windows spread evenly over the documents of one side, or over all [N, T + 1].
+    def sample(self, split: Literal["validation", "all"], tokens: int, seq_len: int) -> np.ndarray:
+        """About `tokens` tokens in windows spread evenly over the validation documents, or over all [N, T + 1].
 
         At least one window; raises RekindleError where the text is shorter than that.
         """
-        sides = {"validation": [self.validation], "train": [self.train], "all": [self.train, self.validation]}
-        streams = sides[split]
+        streams = [self.validation] if split == "validation" else [self.train, self.validation]
         total = sum(map(len, streams))
         streams = [stream for stream in streams if len(stream) > seq_len]
         if not streams:
@@ -77,14 +76,12 @@ class Corpus:
         return np.concatenate([_spread(stream, tokens * len(stream) // total, seq_len) for stream in streams])
 
 
-def sample_tokens(
-    folder: Path, data: str, tokens: int, seq_len: int, split: Literal["validation", "train"] = "validation"
-) -> np.ndarray:
-    """About `tokens` tokens of one side of `data` in a checkpoint's own vocabulary [N, T], int64."""
+def sample_tokens(folder: Path, data: str, tokens: int, seq_len: int) -> np.ndarray:
+    """About `tokens` validation tokens of `data` in a checkpoint's own vocabulary [N, T], int64."""
     from rekindle.train.model import load_tokenizer
 
     corpus = open_corpus(data, load_tokenizer(folder))
-    return corpus.sample(split, tokens, seq_len)[:, :-1]
+    return corpus.sample("validation", tokens, seq_len)[:, :-1]
 
 
 def open_corpus(data: str, tokenizer: Any) -> Corpus:
@@ -117,7 +114,8 @@ class Encoder:
     """Text to token ids, on all cores (the tokenizers library's own threads)."""
 
     def __init__(self, tokenizer: Any):
-        end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+        known = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
+        end = next((token for token in known if token is not None), None)
         if end is None:
             raise RekindleError(
                 "The tokenizer has no end-of-text token to put between documents.",

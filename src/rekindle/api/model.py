@@ -120,6 +120,7 @@ class Model:
             lineage=[*(before.lineage if before else []), *records],
             parameters=self.checkpoint.parameters(),
             promise={"kind": self.checkpoint.promise.kind, "text": self.checkpoint.promise.text},
+            measured=self.checkpoint.told,
             shards={file: w.entry for file, w in written.items() if "/" not in file},
         )
         manifest.write(folder)

@@ -16,7 +16,7 @@ from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
 from rekindle.apply.save import Job, SaveConfig, default_workers
 from rekindle.cli.dry_run import dry_data, dry_text, parameters
 from rekindle.cli.options import options_of, resolved
-from rekindle.cli.out import FORMAT, echo, nbytes, result, say
+from rekindle.cli.out import FORMAT, echo, nbytes, result, say, table
 from rekindle.config import Resolved, dump_yaml, resolve
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, Method
@@ -164,6 +164,11 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
         data |= {"part": str(part), "shards": [shard.file for shard in job.share(part)]}
         lines[0] += f", part {part}: {len(job.share(part))} of {len(job.share(None))} shards"
     lines.append(f"promise: {model.checkpoint.promise.kind}: {model.checkpoint.promise.text}")
+    if told := model.checkpoint.told:
+        data["measured"] = told
+        columns = list(next(iter(told.values())))
+        rows = [("measured", *columns), *((row, *(f"{x:.3f}" for x in found.values())) for row, found in told.items())]
+        lines.append(table(rows, right=range(1, len(columns) + 1)))
     result(data, "\n".join(lines), given["format_"])
     if part:
         missing = missing_parts(read_records(path))

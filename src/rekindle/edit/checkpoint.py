@@ -38,7 +38,7 @@ class Checkpoint:
     promise: Promise = field(default_factory=exact)
     unused: list[str] = field(default_factory=list)  # tensors of the folder that the family does not read
     opened: Checkpoint | None = None  # what was opened, where this is not it
-    findings: list[Measurement] = field(default_factory=list)  # what it tells of them the user should know
+    findings: list[Measurement] = field(default_factory=list)  # what they find the user should know
 
     def __getitem__(self, layer: int) -> Block:
         return Block(self, layer)
@@ -128,6 +128,11 @@ class Checkpoint:
     def telling(self, *measurements: Measurement) -> Checkpoint:
         self.findings += measurements
         return self
+
+    @property
+    def told(self) -> dict[str, dict[str, float]]:
+        """Row -> column -> number of what was measured for the user to know; empty before the measuring pass."""
+        return dict(measurement.told() for measurement in self.findings if measurement.found is not None)
 
     # -- counting --------------------------------------------------------------------------------------------
 

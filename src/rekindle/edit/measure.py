@@ -44,9 +44,9 @@ class Measurement:
     def __getitem__(self, key: str) -> Found:
         return Found(self, key)
 
-    def told(self) -> dict[str, float]:
-        """Numbers worth telling the user once they are found, each by what it is. Most measurements have none."""
-        return {}
+    def told(self) -> tuple[str, dict[str, float]]:
+        """What the user should know of what was found, as a row of a table: its name, and a number by column."""
+        raise AssertionError(f"{type(self).__name__} has nothing to tell")
 
     @property
     def nbytes(self) -> int:

@@ -71,9 +71,10 @@ class Pooling(Measurement):
         """Consecutive heads in groups [J, N]."""
         return np.arange(self.settings.num_kv_heads).reshape(self.count, -1)
 
-    def told(self) -> dict[str, float]:
+    def told(self) -> tuple[str, dict[str, float]]:
         assert self.found is not None
-        return {f"layer {self.layer}, {where}": float(self.found[f"{kind}.error"]) for kind, where in WHERE.items()}
+        row = f"layer {self.layer}, {self.settings.num_kv_heads} to {self.count} key-value heads"
+        return row, {f"error of {where}": float(self.found[f"{kind}.error"]) for kind, where in WHERE.items()}
 
     # -- looking ---------------------------------------------------------------------------------------------------
 

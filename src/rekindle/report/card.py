@@ -45,6 +45,7 @@ def write_card(
         escape(method_note.strip(), quote=False),
         _parents(manifest),
         _verification(manifest, verify),
+        _measured(manifest),
         _repeat(folder, manifest),
         "## Config\n\n" + _fenced(_yaml(config), "yaml") if config else "",
         _license(license_),
@@ -114,6 +115,14 @@ def _verification(manifest: Manifest, verify: dict[str, Any] | None) -> str:
         return f"## Verification\n\n{text} Not verified yet; `rekindle verify` measures it."
     rows = [(_inline(key.replace("_", " ")), _value(value)) for key, value in verify.items() if value is not None]
     return f"## Verification\n\n{text}\n\n" + _table(("measured", "value"), rows)
+
+
+def _measured(manifest: Manifest) -> str:
+    if not manifest.measured:
+        return ""
+    columns = list(next(iter(manifest.measured.values())))
+    rows = [[_inline(row), *map(_value, found.values())] for row, found in manifest.measured.items()]
+    return "## Measured while it was made\n\n" + _table(["", *map(_inline, columns)], rows)
 
 
 def _repeat(folder: Path, manifest: Manifest) -> str:

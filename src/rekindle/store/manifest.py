@@ -35,6 +35,7 @@ class Manifest:
     lineage: list[Record] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)  # {"total", "active"}
     promise: dict[str, str] | None = None  # {"kind": "exact" | "lossy" | ..., "text": ...}
+    measured: dict[str, dict[str, float]] = field(default_factory=dict)  # row -> column -> what making it has found
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)  # {file: {"bytes", "sha256" if hashed}}
 
     def write(self, folder: Path) -> None:

@@ -101,6 +101,12 @@ def test_growth_follows_upcycling_in_one_pass(tiny, tmp_path):
     assert (verdict.promise, verdict.held) == ("exact", True)
 
 
+def test_a_second_growth_draws_other_noise(tiny, tmp_path):
+    out = api.grow_experts(api.grow_experts(tiny("mixtral"))).save(tmp_path / "out")
+    held = tensors(out)
+    assert len({held[expert(0, number, "w1")].numpy().tobytes() for number in range(4 * E)}) == 4 * E
+
+
 @pytest.mark.parametrize("options", [{}, {"noise_router": True}, {"top_k": "keep"}, {"top_k": "keep", "noise": 0}])
 def test_what_is_not_exact_is_promised_lossy_and_measured(tiny, tmp_path, options):
     model = api.grow_experts(tiny("olmoe"), **options)

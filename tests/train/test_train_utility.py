@@ -74,6 +74,12 @@ def test_micro_batches_change_nothing(small: Callable[..., Path], options: dict,
     torch.testing.assert_close(split, whole, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_half_precision_gives_nearly_the_same_scores(small: Callable[..., Path], options: dict, family: str):
+    exact, half = (scores(api.utility(small(family), **options, precision=precision)) for precision in ("fp32", "bf16"))
+    torch.testing.assert_close(half, exact, rtol=0.1, atol=0)
+
+
 def test_layers_without_experts_have_no_scores(small: Callable[..., Path], options: dict, tmp_path: Path):
     sparse = api.upcycle(small("qwen3"), experts=3, layers="1").save(tmp_path / "sparse")
     found = api.utility(sparse, **options)

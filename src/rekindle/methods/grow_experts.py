@@ -24,7 +24,7 @@ Departures from the papers, with reasons:
 
 Sources: "Orthogonal Growth", arXiv 2510.08008; Dwivedi et al. 2026, "Expert Upcycling", arXiv 2604.19835, section 3.
 
-E experts   K experts per token   D hidden size   m factor
+E experts   K experts per token   m factor
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def grow_experts(parent: Checkpoint, config: Config) -> Checkpoint:
     for layer in s.sparse_layers:
         if scores:
             counts = _share_out(scores.layers[layer], config.factor, groups)
-        _grow(parent[layer], child[layer], _places(counts, groups), config, str(layer))
+        # the number of experts is in the key, so that a second growth draws other noise than the first
+        key = f"{layer}/of {s.num_experts}"
+        _grow(parent[layer], child[layer], _places(counts, groups), config, key)
     child.noting(*_notes(parent, child, config, scores))
     return child.with_rest_of(parent).promising(_promise(child, config))
 

@@ -84,12 +84,18 @@ def no_torch(source: Path, work: Path) -> Row:
     return Row("torch imported by a pure copy", said, "", "", "False")
 
 
-def peer(source: Path, work: Path) -> list[Row]:
-    """mergekit-moe, 4 experts, random gates, same input and same count of output bytes."""
-    if not (PEER / "bin" / "mergekit-moe").exists():
+def mergekit(command: str) -> Path:
+    """One of mergekit's commands, in its own environment."""
+    if not (PEER / "bin" / command).exists():
         subprocess.run([sys.executable, "-m", "venv", PEER], check=True)
         pins = ["mergekit==0.1.5", "torch==2.13.0"]
         subprocess.run([PEER / "bin" / "python", "-m", "pip", "install", "-q", *pins], check=True)
+    return PEER / "bin" / command
+
+
+def peer(source: Path, work: Path) -> list[Row]:
+    """mergekit-moe, 4 experts, random gates, same input and same count of output bytes."""
+    command = mergekit("mergekit-moe")
     recipe = work / "moe.yaml"
     experts = "".join(f'\n  - source_model: {source}\n    positive_prompts: ["{i}"]' for i in range(4))
     recipe.write_text(f"base_model: {source}\ngate_mode: random\ndtype: bfloat16\nexperts:{experts}\n")
@@ -97,7 +103,7 @@ def peer(source: Path, work: Path) -> list[Row]:
     for _ in range(ROUNDS):
         drop(work / "peer", work / "out")
         os.sync()
-        theirs.append(run([PEER / "bin" / "mergekit-moe", recipe, work / "peer"], HF_HUB_OFFLINE="1"))
+        theirs.append(run([command, recipe, work / "peer"], HF_HUB_OFFLINE="1"))
         os.sync()
         ours.append(run([BIN / "rekindle", "upcycle", source, work / "out", "--experts", "4"]))
     drop(work / "peer", work / "out")

@@ -20,13 +20,13 @@ LLAMA_2GB = {
 }  # fmt: skip
 
 
-def make(folder: Path, shards: int = 4) -> Path:
-    """A bf16 llama of 2.0 GB in `shards` files; kept for the next run."""
+def make(folder: Path, shards: int = 4, layers: int = 16) -> Path:
+    """A bf16 llama of 2.0 GB, or with more layers more, in `shards` files; kept for the next run."""
     if (folder / "config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    family = FAMILIES["llama"]
-    table = [(name, shape) for _, (name, shape, _) in family.table(family.settings(LLAMA_2GB))]
+    family, config = FAMILIES["llama"], LLAMA_2GB | {"num_hidden_layers": layers}
+    table = [(name, shape) for _, (name, shape, _) in family.table(family.settings(config))]
     rng = np.random.default_rng(0)
     # one block of noise, rolled: random enough for bytes to be moved, and made at memory speed
     noise = from_float(rng.standard_normal(1 << 24, np.float32) * 0.02, "BF16")
@@ -49,7 +49,7 @@ def make(folder: Path, shards: int = 4) -> Path:
                     left -= take.size
     write_index(made, folder)
     _tokenizer(folder)
-    (folder / "config.json").write_text(json.dumps(LLAMA_2GB, indent=2))
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder
 
 

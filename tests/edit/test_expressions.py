@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rekindle.edit.arithmetic import Cast, Fill, Normal, Scale, Sum, Twin
 from rekindle.edit.expressions import Columns, Joined, Leaf, Rows
 from rekindle.errors import RekindleError
+from rekindle.store.dtypes import from_float
 from rekindle.store.header import Stored
 
 
@@ -123,6 +124,16 @@ def test_arithmetic_is_float32_rounded_once():
     expected = (expected + torch.full((8, 4), 0.125)).to(torch.bfloat16).view(torch.uint16).numpy()
     out = Sum(Cast(Scale(Cast(x, "F32"), 1 / 3), "F32"), Fill("F32", (8, 4), 0.125))
     np.testing.assert_array_equal(whole(Cast(out, "BF16"), reader), expected)
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+@pytest.mark.parametrize("value", [0.0, -1.0, 1 / 3, 1e30])
+def test_a_fill_is_its_value_rounded_once(dtype, value):
+    fill = Fill(dtype, (5, 3), value)
+    expected = from_float(np.full((5, 3), value, np.float32), dtype)
+    made = whole(fill, Memory(), 2)
+    assert made.dtype == expected.dtype
+    np.testing.assert_array_equal(made, expected)
 
 
 def test_codes_cannot_be_calculated_with():

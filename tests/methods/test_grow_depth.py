@@ -128,7 +128,7 @@ def test_as_many_layers_as_before_are_the_parent(tiny, tmp_path, family, order):
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_nothing_is_computed_but_zeros(tiny, family):
-    for options in (*LOSSY, LLAMA_PRO):
+    for options in (LOSSY[0], LOSSY[-1], LLAMA_PRO):
         plan = api.grow_depth(tiny(family), **options).job().plan
         assert plan.counts["computed"]["tensors"] == 0
         assert plan.dropped == []
@@ -208,6 +208,26 @@ def test_windows_go_with_their_layers(tiny, family):
     assert child.config["layer_types"] == [full, cut, cut, cut, cut]
     child = api.grow_depth(tiny(family, **windows), factor=2, order="stack").checkpoint
     assert child.config["layer_types"] == [full, cut, cut, full, cut, cut]
+
+
+def test_gemma_keeps_its_windows_and_is_silenced_at_minus_one(tiny):
+    """Its norms multiply by 1 + w."""
+    parent = api.open(tiny("gemma3_text", layer_types=["sliding_attention", "full_attention", "sliding_attention"]))
+    child = api.grow_depth(parent, layers=5, order="llama-pro").checkpoint
+    kinds = ["sliding", "full", "full", "sliding", "sliding"]
+    assert child.config["layer_types"] == [f"{kind}_attention" for kind in kinds]
+    assert child[2]["ffn.post_norm"].value == child[4]["attn.post_norm"].value == -1.0
+
+
+def test_orders_that_first_k_dense_replace_cannot_say_are_refused(tiny):
+    parent = tiny("deepseek_v3", num_hidden_layers=4, first_k_dense_replace=2)
+    child = api.grow_depth(parent, factor=2).checkpoint
+    assert child.config["first_k_dense_replace"] == 4
+    assert child.settings.sparse_layers == (4, 5, 6, 7)
+    assert api.grow_depth(parent, order="solar", drop=2).checkpoint.settings.sparse_layers == (2, 3)
+    for options in ({"factor": 2, "order": "stack"}, {"order": "solar", "drop": 1}):
+        with pytest.raises(RekindleError, match="all layers but the first few; asked for are dense layers 0, 1,"):
+            api.grow_depth(parent, **options)
 
 
 @pytest.mark.parametrize(

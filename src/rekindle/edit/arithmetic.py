@@ -64,6 +64,10 @@ class Fill(Computed):
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         return np.full((hi - lo, self.row_size), self.value, np.float32)
 
+    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
+        once = from_float(np.full(1, self.value, np.float32), self.dtype)  # rounded once for all
+        return np.full((hi - lo, self.row_size), once[0])
+
     def transposed(self) -> Expr:
         return Fill(self.dtype, self.shape[::-1], self.value)
 

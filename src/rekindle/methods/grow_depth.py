@@ -37,7 +37,7 @@ from typing import Literal
 from rekindle.anatomy.settings import Settings, role_of
 from rekindle.config import option
 from rekindle.edit import Checkpoint, exact, lossy
-from rekindle.edit.arithmetic import Fill
+from rekindle.edit.arithmetic import Fill, computable
 from rekindle.edit.expressions import Expr
 from rekindle.edit.promise import Promise
 from rekindle.errors import RekindleError, together
@@ -116,12 +116,10 @@ def _empty(parent: Checkpoint, source: Sequence[int], order: str) -> Checkpoint:
 
 def _silent(part: str, x: Expr, s: Settings) -> Expr:
     """A tensor of an inserted copy: zero where one of its branches ends."""
-    weight = part.removesuffix(".bias")
-    if s.norm_order == "pre":
-        return Fill(x.dtype, x.shape, 0.0) if weight in LAST else x
-    if weight in AFTER:
-        return Fill(x.dtype, x.shape, 0.0 - s.norm_offset if part == weight else 0.0)
-    return x
+    if part.removesuffix(".bias") not in (LAST if s.norm_order == "pre" else AFTER):
+        return x
+    computable(x)
+    return Fill(x.dtype, x.shape, 0.0 - s.norm_offset if part in AFTER else 0.0)  # a gain is offset + weight
 
 
 def _promise(parent: Checkpoint, child: Checkpoint, order: str) -> Promise:

@@ -1,0 +1,115 @@
+"""Steps compose: planned together and written in one pass they are the same as one by one through disk."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from apply.apply_moments import write_moments
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rekindle import api
+from rekindle.errors import RekindleError
+from rekindle.methods import METHODS
+
+# Steps that often fit one after the other; which do, the test finds out.
+STEPS = [
+    ("upcycle", {"experts": 2, "top_k": 1}),
+    ("upcycle", {"experts": 4, "expert_noise": 0.1}),
+    ("grow-depth", {"factor": 2}),
+    ("grow-depth", {"factor": 1.5, "order": "stack"}),
+    ("grow-depth", {"layers": 4, "order": "llama-pro"}),
+    ("grow-depth", {"layers": 4, "order": "solar"}),
+    ("grow-experts", {"noise": 0.0}),
+    ("grow-experts", {"noise": 0.1, "noise_router": True, "seed": 3}),
+    ("grow-experts", {"noise": 0.0, "top_k": "keep"}),
+    ("rewrite", {}),
+]
+FAMILIES = ("llama", "qwen2", "olmo2", "phi3", "gpt2", "qwen2_moe", "deepseek_v3")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a step makes: weights, config and moments, by name."""
+    paths = [*folder.glob("*.safetensors"), folder / "config.json", *folder.glob("optimizer/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def through_disk(source: Path, state: Path, steps: list, work: Path) -> Path:
+    """The folder after the last step."""
+    for i, (verb, options) in enumerate(steps):
+        source = api.apply(verb, source, **options).save(work / str(i), optimizer_state=str(state))
+        state = source / "optimizer"
+    return source
+
+
+def chained(source: Path, steps: list) -> api.Model:
+    model = api.open(source)
+    for verb, options in steps:
+        model = api.apply(verb, model, **options)
+    return model
+
+
+def fitting(model: api.Model) -> list:
+    """The steps that a model can take next."""
+    return [step for step in STEPS if not refused(model, *step)]
+
+
+def refused(model: api.Model, verb: str, options: dict) -> bool:
+    try:
+        api.apply(verb, model, **options).job()
+    except RekindleError:
+        return True
+    return False
+
+
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None)
+@given(family=st.sampled_from(FAMILIES), data=st.data())
+def test_one_pass_is_the_steps_one_by_one(tiny, family, data):
+    """In float32, where what lies on disk between two steps has been rounded no more than what lies in memory."""
+    steps: list = []
+    while len(steps) < 3 and (fits := fitting(chained(tiny(family), steps))):
+        steps.append(data.draw(st.sampled_from(fits)))
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        state = write_moments(work / "state", tiny(family))
+        apart = through_disk(tiny(family), state, steps, work)
+        together = chained(tiny(family), steps)
+        assert files(together.save(work / "together", optimizer_state=str(state))) == files(apart)
+        assert fitting(together) == fitting(api.open(apart))
+
+
+def test_every_method_is_among_the_steps():
+    assert {verb for verb, _ in STEPS} == METHODS.keys()
+
+
+CHAIN = [("grow-depth", {"factor": 2}), ("upcycle", {"experts": 2}), ("grow-experts", {"noise": 0.0})]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_copies_are_the_same_in_any_dtype(tiny, tmp_path, dtype):
+    parent = tiny("llama", dtype=dtype)
+    state = write_moments(tmp_path / "state", parent)
+    apart = through_disk(parent, state, CHAIN, tmp_path)
+    together = chained(parent, CHAIN).save(tmp_path / "together", optimizer_state=str(state))
+    assert files(together) == files(apart)
+
+
+@pytest.mark.parametrize(
+    ("steps", "kind"),
+    [
+        ([("grow-depth", {"factor": 2, "order": "llama-pro"}), ("upcycle", {"experts": 2})], "exact"),
+        ([("upcycle", {"experts": 2}), ("grow-experts", {"noise": 0.0}), ("rewrite", {})], "exact"),
+        ([("grow-depth", {"factor": 2}), ("upcycle", {"experts": 2})], "lossy"),
+        ([("upcycle", {"experts": 2, "expert_noise": 0.1}), ("grow-experts", {"noise": 0.0})], "lossy"),
+        ([("upcycle", {"experts": 2}), ("rewrite", {"dtype": "bfloat16"})], "lossy"),
+    ],
+)
+def test_a_promise_is_as_good_as_the_worst_of_its_steps(tiny, tmp_path, steps, kind):
+    model = chained(tiny("llama"), steps)
+    assert model.checkpoint.promise.kind == kind
+    verdict = api.verify(model.save(tmp_path / "out"), against=tiny("llama"), tokens=128)
+    assert verdict.held
+    assert (verdict.relative_difference > 1e-5) == (kind == "lossy")

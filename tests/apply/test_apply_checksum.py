@@ -18,7 +18,7 @@ from rekindle.store.manifest import NAME, read_manifest
 @pytest.fixture
 def out(tmp_path):
     parent = write_llama(tmp_path / "parent")
-    model = api.upcycle(parent, experts=2, expert_noise=0.1)
+    model = api.upcycle(parent, experts=2, init="noise", noise=0.1)
     return model.save(tmp_path / "out", checksum=True, max_shard_size="20kB", workers=3)
 
 

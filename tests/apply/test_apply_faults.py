@@ -35,7 +35,7 @@ def refused(parent: Path, out: Path, match: str, **options) -> RekindleError:
         else None
     )
     with pytest.raises(RekindleError, match=match) as error:
-        api.upcycle(parent, experts=2, expert_noise=0.1).save(out, **options)
+        api.upcycle(parent, experts=2, init="noise", noise=0.1).save(out, **options)
     assert before is None or set(out.parent.iterdir()) == before
     return error.value
 

@@ -66,7 +66,7 @@ def large(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [["--experts", "2"], ["--experts", "2", "--expert-noise", "0.01", "--layers", "all"]],
+    [["--experts", "2"], ["--experts", "2", "--init", "noise", "--layers", "all"]],
     ids=["copied", "computed"],
 )
 def test_upcycling_300_MB_takes_less_than_150(large, tmp_path, flags):

@@ -90,7 +90,7 @@ def test_every_weight_has_its_two_moments(parent, state, tmp_path):
 
 
 def test_noise_empties_the_moments_of_what_it_changed(parent, state, tmp_path):
-    model = api.upcycle(parent, experts=E, expert_noise=0.1)
+    model = api.upcycle(parent, experts=E, init="noise", noise=0.1)
     made, info = recycled(model.save(tmp_path / "out", optimizer_state=str(state)))
     for child, _ in experts(0, 1):
         assert not made[f"{child}.exp_avg"].any()

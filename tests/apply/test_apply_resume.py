@@ -81,7 +81,7 @@ def test_without_resume_what_was_cut_short_is_dropped(parent, tmp_path):
 CHANGED = {
     "seed": {"experts": 4, "seed": 1},
     "experts": {"experts": 3},
-    "noise": {"experts": 4, "expert_noise": 0.01},
+    "noise": {"experts": 4, "init": "noise", "noise": 0.01},
     "router": {"experts": 4, "router_std": 0.01},
     "top-k": {"experts": 4, "top_k": 1},
 }

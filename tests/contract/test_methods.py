@@ -266,17 +266,15 @@ def test_shared_expert_is_stated_and_silent(tiny, tmp_path):
 
 
 def test_noise_is_lossy_and_says_by_how_much(tiny, tmp_path):
-    out = api.upcycle(tiny("llama"), experts=4, expert_noise=0.05).save(tmp_path / "out")
+    out = api.upcycle(tiny("llama"), experts=4, init="noise", noise=0.05).save(tmp_path / "out")
     verdict = api.verify(out, against=tiny("llama"), tokens=128)
     assert verdict.promise == "lossy"
     assert verdict.held
     assert verdict.relative_difference > 1e-3
     child, parent = tensors(out), tensors(tiny("llama"))
-    added = [
-        child[f"model.layers.0.block_sparse_moe.experts.{e}.w1.weight"] - parent["model.layers.0.mlp.gate_proj.weight"]
-        for e in range(4)
-    ]
-    assert all(abs(noise.std().item() / 0.05 - 1) < 0.1 for noise in added)
+    gate = parent["model.layers.0.mlp.gate_proj.weight"]
+    added = [child[f"model.layers.0.block_sparse_moe.experts.{e}.w1.weight"] - gate for e in range(4)]
+    assert all(abs(noise.std() / gate.std() / 0.05 - 1) < 0.1 for noise in added)
     assert len({noise[0, 0].item() for noise in added}) == 4
 
 

@@ -98,4 +98,4 @@ def test_digest_names_the_bytes(tiny):
         return api.upcycle(tiny("llama"), experts=4, **options).job().plan.digest()
 
     assert digest() == digest()
-    assert len({digest(), digest(seed=1), digest(router_std=0.1), digest(expert_noise=0.1), digest(top_k=1)}) == 5
+    assert len({digest(), digest(seed=1), digest(router_std=0.1), digest(init="noise"), digest(top_k=1)}) == 5

@@ -26,6 +26,9 @@ EXAMPLES = {
     "upcycle": [
         "rekindle upcycle SRC OUT --experts 8 --top-k 2",
         "rekindle upcycle SRC OUT --experts 4 --dry-run",
+        "rekindle upcycle SRC OUT --experts 8 --init drop --drop-ratio 0.5",
+        "rekindle upcycle SRC OUT --experts 64 --top-k 8 --init virtual-group --granularity 8",
+        "rekindle upcycle SRC OUT --experts 60 --top-k 4 --init virtual-group --granularity 4 --shared-experts 4",
     ],
     "grow-depth": [
         "rekindle grow-depth SRC OUT --factor 2",

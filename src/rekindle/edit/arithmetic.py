@@ -1,4 +1,4 @@
-"""Expressions that calculate, in floats rounded once; and twins, which only calculate their moments."""
+"""Expressions that calculate, in floats rounded once; and copies, which only calculate their moments."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from rekindle.errors import RekindleError
 from rekindle.store.dtypes import COMPUTED, from_float
 
 
-class Twin(Expr):
-    """One of m exact copies whose outputs are averaged: each sees 1/m of the gradient, so m/m and v/m^2."""
+class Alike(Expr):
+    """The very bytes of another tensor; what differs is the history its optimizer state has."""
 
-    __slots__ = ("of", "x")
+    __slots__ = ("x",)
     live = 0
 
-    def __init__(self, x: Expr, of: int):
-        self.x, self.of = x, of
-        self.dtype, self.shape = x.dtype, x.shape
+    def __init__(self, x: Expr):
+        self.x, self.dtype, self.shape = x, x.dtype, x.shape
 
     def children(self) -> Sequence[Expr]:
         return (self.x,)
@@ -33,11 +32,36 @@ class Twin(Expr):
     def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
         return self.x.raw(lo, hi, reader)
 
+    def label(self) -> str:
+        return self.x.label()  # the same values: measured once
+
+
+class Twin(Alike):
+    """One of m exact copies whose outputs are averaged: each sees 1/m of the gradient, so m/m and v/m^2."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, x: Expr, of: int):
+        super().__init__(x)
+        self.of = of
+
     def moment(self, order: int, of: Moments) -> Expr:
         return Scale(self.x.moment(order, of), 1.0 / self.of**order)
 
     def transposed(self) -> Expr:
         return Twin(self.x.transposed(), self.of)
+
+
+class Fresh(Alike):
+    """A copy whose output does not count yet: no gradient reaches it, so it starts with empty moments."""
+
+    __slots__ = ()
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return Fill("F32", self.shape, 0.0)
+
+    def transposed(self) -> Expr:
+        return Fresh(self.x.transposed())
 
 
 class Computed(Expr):

@@ -14,15 +14,13 @@ from typing import Any
 
 from rekindle.anatomy import Family, Placed, Role, Settings, Tensor, family_named
 from rekindle.anatomy.settings import role_of
-from rekindle.edit.arithmetic import Fill, Normal, Sum, Twin
+from rekindle.edit.arithmetic import Fill, Fresh
 from rekindle.edit.expressions import Expr
+from rekindle.edit.feedforward import PARTS, FeedForward
 from rekindle.edit.measure import Measurement
 from rekindle.edit.promise import Promise, exact
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
-
-# The tensors of a feed-forward, where it has them.
-PARTS = ("gate", "gate.bias", "up", "up.bias", "down", "down.bias")
 
 
 @dataclass
@@ -178,22 +176,6 @@ class Experts:
             table[role_of(("expert." + part, layer, expert))] = expr
 
 
-class FeedForward(dict[str, Expr]):
-    """The tensors of one feed-forward: gate, up, down and their biases."""
-
-    def twin(self, of: int) -> FeedForward:
-        """One of `of` exact copies that share the parent's gradient between them."""
-        return FeedForward({part: Twin(expr, of) for part, expr in self.items()})
-
-    def noisy(self, std: float, seed: int, key: str) -> FeedForward:
-        """Each tensor plus Gaussian noise of this standard deviation."""
-        if not std:
-            return self  # the very same expressions: a plan holds each once, however many experts share it
-        return FeedForward(
-            {p: Sum(x, Normal(x.dtype, x.shape, std, seed, f"{key}/{p}/noise")) for p, x in self.items()}
-        )
-
-
 def _group(checkpoint: Checkpoint, kind: str, layer: int, expert: int = -1) -> FeedForward:
     table = checkpoint.tensors
     roles = {part: Role(f"{kind}.{part}", layer, expert) for part in PARTS}
@@ -203,5 +185,5 @@ def _group(checkpoint: Checkpoint, kind: str, layer: int, expert: int = -1) -> F
 def _neutral(row: Tensor, shape: tuple[int, ...], role: Role, parent: Checkpoint) -> Expr:
     if row.neutral.startswith("first "):
         source = parent.tensors[Role(row.neutral.removeprefix("first "), role.layer)]
-        return source.first(shape[0])
+        return Fresh(source.first(shape[0]))
     return Fill(parent.dtype, shape, {"zeros": 0.0, "ones": 1.0}[row.neutral])

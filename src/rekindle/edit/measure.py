@@ -95,7 +95,7 @@ def array(x: Array) -> NDArray:
 
 
 class Statistics(Measurement):
-    """Mean and standard deviation of all values of a tensor."""
+    """Mean and standard deviation of all finite values of a tensor."""
 
     __slots__ = ()
 
@@ -105,14 +105,19 @@ class Statistics(Measurement):
     def find(self, reader: Reader, activations: Activations | None) -> dict[str, NDArray]:
         (x,) = self.of
         step = max(1, STEP // max(1, x.row_size))
-        total = squares = 0.0
+        total = squares = count = 0.0
         for lo in range(0, x.num_rows, step):
             block = x.values(lo, min(lo + step, x.num_rows), reader)
-            total += float(block.sum(dtype=np.float64))
+            with np.errstate(invalid="ignore"):
+                part = float(block.sum(dtype=np.float64))
+            if not np.isfinite(part):
+                block = block[np.isfinite(block)]
+                part = float(block.sum(dtype=np.float64))
+            total += part
             squares += float(np.square(block, dtype=np.float64).sum())
-        count = x.num_rows * x.row_size
-        mean = total / count
-        std = max(0.0, squares / count - mean * mean) ** 0.5
+            count += block.size
+        mean = total / max(count, 1)
+        std = max(0.0, squares / max(count, 1) - mean * mean) ** 0.5
         # float32: machines that add in another order agree on these digits
         return {"mean": np.asarray(mean, np.float32), "std": np.asarray(std, np.float32)}
 

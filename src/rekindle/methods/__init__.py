@@ -44,7 +44,9 @@ METHODS = {
             "upcycle",
             "rekindle.methods.sparse_upcycling:sparse_upcycling",
             "Turn a dense model into a mixture of experts that computes the same function.",
-            "Komatsuzaki et al. 2023, Sparse Upcycling (arXiv 2212.05055)",
+            "Komatsuzaki et al. 2023, Sparse Upcycling (arXiv 2212.05055); its drop: Nakamura et al. 2025, "
+            "Drop-Upcycling (arXiv 2502.19261); its virtual groups: He et al. 2024, Upcycling Large Language Models "
+            "into Mixture of Experts (arXiv 2410.07524)",
             "https://arxiv.org/abs/2212.05055",
             {"experts": 8},
         ),

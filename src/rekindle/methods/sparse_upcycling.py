@@ -1,57 +1,113 @@
 """Sparse upcycling: each chosen feed-forward becomes E copies of itself behind a new router.
 
 Preserves the parent's function exactly, whatever the router says: the K chosen experts are equal and their weights,
-renormalised, sum to 1. The copies part ways as training sends them different tokens.
+renormalised, sum to 1. The copies part ways as training sends them different tokens. Later papers begin with experts
+that differ: `noise` and `drop` give exactness up for that (see drop_upcycling), `virtual-group` cuts the copies into
+smaller experts and keeps it (see virtual_groups).
+
+Shared experts take the first N of the G shards (the whole feed-forward where N = G; then the routed experts start
+with a zero down-projection, and any of the inits is exact).
 
 Departures from the paper, with reasons:
 - every layer by default, not every second: the sparse twins the serving engines know have experts in all layers;
 - routing weights renormalised (the paper does so for vision only): without it the child starts far from the parent;
-- token choice everywhere (the paper's encoders use expert choice, which leaks the future in a decoder).
+- token choice everywhere (the paper's encoders use expert choice, which leaks the future in a decoder);
+- noise is a share of each tensor's standard deviation, as in later work: one number for tensors of any scale.
 
 Source: Komatsuzaki et al. 2023, "Sparse Upcycling", arXiv 2212.05055, section 3.
 
-E experts   K experts per token   D hidden size
+E experts   K experts per token   D hidden size   F hidden units   G shards of them   N shards shared
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from rekindle.anatomy import FAMILIES
 from rekindle.config import option
-from rekindle.edit import Checkpoint, Normal, exact, lossy
+from rekindle.edit import Checkpoint, Fill, Normal, Promise, exact, lossy
+from rekindle.edit.feedforward import FeedForward
 from rekindle.errors import RekindleError, together
+from rekindle.methods.drop_upcycling import partly_new
+from rekindle.methods.virtual_groups import indivisible, prototypes, rounds, virtual_groups
 
 Target = Literal["auto", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo"]
 
 SHARED_FRACTION = 8  # where the target insists on a shared expert: an eighth of the feed-forward's width
+SWITCH = 2.0  # a switch of zeros lets half of the shared expert's output through: sigmoid(0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    experts: int = option(help="experts per layer (E)")
+    experts: int = option(help="experts per layer (E), shared ones not counted")
     top_k: int = option(2, help="experts each token is routed to (K)")
+    init: Literal["copy", "noise", "drop", "virtual-group"] = option("copy", help="how the experts begin")
     target: Target = option("auto", help="sparse family to become; auto: the first that can hold the request")
     layers: str = option("all", help="which layers get experts: all, every:2, last:6 or 0,3,5")
+    noise: float = option(0.01, help="noise: its standard deviation, as a share of each tensor's own")
+    drop_ratio: float = option(0.5, help="drop: share of each expert's hidden units that are drawn anew (r)")
+    drop_indices: Literal["shared", "independent"] = option("shared", help="drop: same units of gate, up, down, or not")
+    granularity: int = option(1, help="virtual-group: shards of the feed-forward, one to an expert (G)")
+    scale: Literal["down", "spread"] = option("down", help="virtual-group: weights that bear the factor (down: exact)")
+    shared_experts: int = option(0, help="experts' widths that every token uses; all G: routed ones start silent (N)")
     router_std: float = option(0.02, help="standard deviation of the new router's weights")
-    expert_noise: float = option(0.0, help="standard deviation of noise added to each expert (0: exact copies)")
-    seed: int = option(0, help="seed of the router and the noise")
+    seed: int = option(0, help="seed of the router, the noise and the choice of units")
+
+    @property
+    def silent(self) -> bool:
+        """Whether the routed experts start without output: all of the feed-forward is shared."""
+        return self.shared_experts == self.granularity
+
+    @property
+    def set_size(self) -> int:
+        """Routed experts that together are (the routed part of) one feed-forward."""
+        return self.granularity if self.silent else self.granularity - self.shared_experts
 
 
 def sparse_upcycling(parent: Checkpoint, config: Config) -> Checkpoint:
     _check(parent, config)
     layers = parent.layers(config.layers)
     child = _sparse_twin(parent, config, layers)
+    shape_CD = (config.experts // config.set_size, parent.settings.hidden_size)
     for layer in layers:
-        copy = parent[layer].ffn.twin(of=config.experts)
-        for expert in range(config.experts):
-            child[layer].expert[expert] = copy.noisy(config.expert_noise, config.seed, f"{layer}/{expert}")
-        shape_ED = (config.experts, parent.settings.hidden_size)
-        child[layer]["router"] = Normal(parent.dtype, shape_ED, config.router_std, config.seed, f"{layer}/router")
+        ffn = parent[layer].ffn
+        for expert, weights in enumerate(_routed(ffn, config, layer)):
+            child[layer].expert[expert] = weights
+        for part, weight in _shared(ffn, config, child.settings.shared_switch).items():
+            child[layer][f"shared.{part}"] = weight
+        rows_CD = Normal(parent.dtype, shape_CD, config.router_std, config.seed, f"{layer}/router")
+        child[layer]["router"] = prototypes(rows_CD, config.set_size)
     child.noting(*_notes(child, config))
-    promise = lossy(f"noise of {config.expert_noise:g} was added to the experts") if config.expert_noise else exact()
-    return child.with_rest_of(parent).promising(promise)
+    return child.with_rest_of(parent).promising(_promise(parent, config, layers))
+
+
+def _routed(ffn: FeedForward, config: Config, layer: int) -> list[FeedForward]:
+    """The E routed experts of a layer."""
+    if not config.silent:
+        return _experts(ffn, config, layer)
+    silence = {"down": Fill(ffn["down"].dtype, (ffn["down"].shape[0], ffn.width // config.granularity), 0.0)}
+    return [FeedForward(expert | silence) for expert in _experts(ffn.fresh(), config, layer)]
+
+
+def _experts(ffn: FeedForward, config: Config, layer: int) -> list[FeedForward]:
+    keys = [f"{layer}/{expert}" for expert in range(config.experts)]
+    if config.init == "virtual-group":
+        shared = config.granularity - config.set_size
+        return virtual_groups(ffn, config.experts, config.granularity, shared, config.scale)
+    copy = ffn.twin(of=config.experts)
+    if config.init == "drop":
+        return [partly_new(copy, config.drop_ratio, config.drop_indices, config.seed, key) for key in keys]
+    return [copy.noisy(config.noise if config.init == "noise" else 0.0, config.seed, key) for key in keys]
+
+
+def _shared(ffn: FeedForward, config: Config, switched: bool) -> FeedForward:
+    """The first N shards, for every token; none where the family's own neutral one will do."""
+    if not config.shared_experts:
+        return FeedForward()
+    shards = ffn.units(0, config.shared_experts * ffn.width // config.granularity)
+    return shards.scaled({"down": SWITCH if switched else 1.0})
 
 
 def _sparse_twin(parent: Checkpoint, config: Config, layers: tuple[int, ...]) -> Checkpoint:
@@ -60,43 +116,96 @@ def _sparse_twin(parent: Checkpoint, config: Config, layers: tuple[int, ...]) ->
     width = parent.settings.intermediate_size
     problems: list[RekindleError] = []
     for target in targets:
-        whole = "intermediate_size" not in FAMILIES[target].keys
+        keys, fixed = FAMILIES[target].keys, FAMILIES[target].fixed
+        shared = config.shared_experts * width // config.granularity or max(1, width // SHARED_FRACTION)
         try:
+            if config.shared_experts and "shared_size" not in keys:
+                raise RekindleError(f"{target} has no shared expert; asked for are {config.shared_experts}.")
             return parent.as_family(
                 target,
                 num_experts=config.experts,
                 top_k=config.top_k,
-                expert_size=width,
-                intermediate_size=0 if whole else width,
-                shared_size=max(1, width // SHARED_FRACTION) if "shared_size" in FAMILIES[target].keys else 0,
+                expert_size=width // config.granularity,
+                intermediate_size=width if "intermediate_size" in keys else 0,
+                shared_size=shared if "shared_size" in keys else 0,
+                shared_switch=fixed.get("shared_switch", False),
                 norm_topk_prob=True,
                 sparse_layers=layers,
             )
         except RekindleError as refused:
             problems.append(RekindleError(f"This {parent.family.model_type} cannot become {target}.", why=str(refused)))
-    if config.target != "auto" and parent.family.twins:
+    if not targets:
+        problems.append(RekindleError(f"No family with experts can hold a {parent.family.model_type}."))
+    elif config.target != "auto" and parent.family.twins:
         problems[0].hint = f"--target {' or '.join(parent.family.twins)}, or auto"
     raise together(problems)
 
 
+def _promise(parent: Checkpoint, config: Config, layers: tuple[int, ...]) -> Promise:
+    size = config.set_size
+    if config.silent:
+        return exact("the shared expert is the parent's feed-forward, and the routed ones start silent")
+    if config.init == "noise" and config.noise:
+        return lossy(f"noise of {config.noise:g} of each tensor's standard deviation was added to the experts")
+    if config.init == "drop" and config.drop_ratio:
+        return lossy(f"{config.drop_ratio:.0%} of each expert's hidden units were drawn anew")
+    if size > 1 and config.scale == "spread":
+        return lossy(f"gate, up and down are each {size ** (1 / 3):.3g} times as large, but SiLU is not homogeneous")
+    dtypes = sorted({parent[layer]["ffn.down"].dtype for layer in layers})
+    if rounds(size, dtypes):
+        return lossy(f"the down-projections times {size} are rounded to {', '.join(dtypes)}")
+    return exact()
+
+
+# -- refusals --------------------------------------------------------------------------------------------------
+
+ONLY_FOR = {"noise": "noise", "drop_ratio": "drop", "drop_indices": "drop", "granularity": "virtual-group"} | {
+    "scale": "virtual-group"
+}
+
+
 def _check(parent: Checkpoint, config: Config) -> None:
-    problems = []
+    problems = [*_misplaced(config), *_out_of_range(config)]
     if parent.settings.sparse_layers:
         problems.append(RekindleError("This checkpoint has experts already; upcycling starts from a dense one."))
-    if config.experts < 1:
-        problems.append(RekindleError(f"{config.experts} experts are too few.", hint="--experts 8"))
-    if not 1 <= config.top_k <= max(config.experts, 1):
-        what = f"{config.top_k} of {config.experts} experts cannot be chosen."
-        problems.append(RekindleError(what, hint=f"--top-k 1 to {max(config.experts, 1)}"))
-    for name in ("router_std", "expert_noise"):
-        if not 0 <= getattr(config, name) < float("inf"):
-            problems.append(RekindleError(f"{name} is {getattr(config, name)}, not a standard deviation."))
+    elif not problems:
+        width = parent.settings.intermediate_size
+        problems += indivisible(width, config.experts, config.top_k, config.granularity, config.set_size)
     try:
         parent.layers(config.layers)
     except RekindleError as error:
         problems.append(error)
     if problems:
         raise together(problems)
+
+
+def _misplaced(config: Config) -> Iterator[RekindleError]:
+    """Options of another init: they would be ignored."""
+    for f in fields(config):
+        value, init = getattr(config, f.name), ONLY_FOR.get(f.name, config.init)
+        if value != f.default and config.init != init:
+            flag = f"--{f.name.replace('_', '-')} {value}"
+            yield RekindleError(f"{flag} is for --init {init}, not for --init {config.init}.", hint=f"--init {init}")
+
+
+def _out_of_range(config: Config) -> Iterator[RekindleError]:
+    experts, shards = config.experts, config.granularity
+    if experts < 1:
+        yield RekindleError(f"{experts} experts are too few.", hint="--experts 8")
+    if not 1 <= config.top_k <= max(experts, 1):
+        what = f"{config.top_k} of {experts} experts cannot be chosen."
+        yield RekindleError(what, hint=f"--top-k 1 to {max(experts, 1)}")
+    for name in ("router_std", "noise"):
+        if not 0 <= getattr(config, name) < float("inf"):
+            yield RekindleError(f"{name} is {getattr(config, name)}, not a standard deviation.")
+    if not 0 <= config.drop_ratio <= 1:
+        yield RekindleError(f"drop_ratio is {config.drop_ratio}, not a share.", hint="--drop-ratio 0.5, or 0 to 1")
+    if shards < 1:
+        yield RekindleError(f"A feed-forward cannot be cut into {shards} shards.", hint="--granularity 8")
+    elif not 0 <= config.shared_experts <= shards:
+        what = f"{config.shared_experts} experts cannot be shared: the feed-forward has {shards} of their width."
+        more = f", or --init virtual-group --granularity {config.shared_experts}" if shards == 1 else ""
+        yield RekindleError(what, hint=f"--shared-experts 0 to {shards}{more}")
 
 
 def _notes(child: Checkpoint, config: Config) -> list[str]:
@@ -106,10 +215,10 @@ def _notes(child: Checkpoint, config: Config) -> list[str]:
             "top-k 1: the one routing weight is always 1, so the language-model loss gives the router no gradient; "
             "only a load-balance loss will train it"
         )
-    if s.shared_size:
-        share = s.shared_size / (config.top_k * s.expert_size)
+    if s.shared_size and not config.shared_experts:
+        units, share = s.expert_size * config.granularity, s.shared_size / (config.top_k * s.expert_size)
         notes.append(
             f"{child.family.model_type} insists on a shared expert: {s.shared_size} of the parent's "
-            f"{s.expert_size} units, silent at the start; it adds {share:.1%} to the experts' FLOPs"
+            f"{units} units, silent at the start; it adds {share:.1%} to the experts' FLOPs"
         )
     return notes

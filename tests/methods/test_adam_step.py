@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from adam_step import one_step_apart
 
+from rekindle.methods import METHODS
+
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 ROWS = re.findall(r"^\| (\w+) \| `rekindle ([^`]+)` \| (\S+) \| (\S+) \| (\S+) \|$", PAGE.read_text(), re.MULTILINE)
 
@@ -36,6 +38,10 @@ def test_one_step_apart_as_the_page_says(tiny, tmp_path, family, command, before
     found = " | ".join(f"{x:.0e}" for x in apart)
     said = (before, after, step)
     assert all(map(agrees, said, apart)), f"the page says {said} of {family}, {command}: measured {found}"
+
+
+def test_every_method_has_a_row():
+    assert {command.split()[0] for _, command, *_ in ROWS} == set(METHODS)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "deepseek_v3"])

@@ -22,12 +22,12 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
     notes = [folder.notice] if folder.notice else []
     child = Checkpoint(family, settings, dict(folder.config), {}, folder, notes)
     packed = packs(child.rows.items(), settings)
-    stacked = stacks(family, settings)
-    known = {name for name, _, _ in child.rows.values()} | {stack.name for stack in stacked}
     problems: list[RekindleError] = []
-    names = _by_known_names(folder.tensors, family, known, problems)
-    if any(stack.name in names for stack in stacked):
-        packed += stacked
+    names, known = dict(folder.tensors), {name for name, _, _ in child.rows.values()}
+    if not names.keys() <= known:
+        stacked = stacks(family, settings)
+        names = _by_known_names(names, family, known.union(stack.name for stack in stacked), problems)
+        packed += stacked if any(stack.name in names for stack in stacked) else []
     for pack in packed:
         stored = names.pop(pack.name, None)
         if stored is None or stored.shape != pack.shape:
@@ -69,8 +69,6 @@ def taken_apart(pack: Packed, x: Expr) -> Iterator[tuple[Role, Expr]]:
 
 def _by_known_names(tensors: Tensors, family: Family, known: set[str], problems: list[RekindleError]) -> Tensors:
     """The same under the table's names: a file may lack the base model's prefix, or use the names of memory."""
-    if tensors.keys() <= known:
-        return dict(tensors)
     aliases: dict[str, str] = {}
     for name in known:
         for disk, memory in (family.runtime or {}).items():

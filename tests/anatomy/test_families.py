@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 from safetensors import safe_open
@@ -259,6 +261,14 @@ def test_deepseek_says_what_it_can(changes, words):
 def test_gpt2_without_n_inner_is_four_wide():
     s = FAMILIES["gpt2"].settings({"model_type": "gpt2", "n_embd": 24, "n_head": 2})
     assert (s.intermediate_size, s.num_kv_heads, s.head_dim) == (96, 2, 12)
+
+
+def test_the_page_lists_every_family_with_what_it_can_become():
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    listed = dict(re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\|([^|]*)\|", page, re.MULTILINE))
+    assert {name: tuple(re.findall(r"`(\w+)`", twins)) for name, twins in listed.items()} == {
+        name: family.twins for name, family in FAMILIES.items()
+    }
 
 
 def test_unknown_architecture_lists_the_known_ones():

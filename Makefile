@@ -26,6 +26,7 @@ types: .venv/.ready
 
 docs: .venv/.ready
 	$(BIN)/python docs/generate.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/contract/family_table.py
 
 bench: .venv/.ready
 	$(BIN)/python -m benchmarks.run

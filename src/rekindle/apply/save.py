@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rekindle.apply.crew import JOURNAL, Progress, finished, write_shards
+from rekindle.apply.join import RECORD, measured_by_others
 from rekindle.apply.measure import FOLDER as FOUND
 from rekindle.apply.measure import Calibrate, Found, fingerprint, read_found, settle, write_found
 from rekindle.apply.optimizer import OptimizerState, recycle, write_info
-from rekindle.apply.shards import cut, write_index
+from rekindle.apply.parts import Identity, Part, Record, owners
+from rekindle.apply.shards import Shard, cut, write_index
 from rekindle.apply.write import WINDOW, Written
 from rekindle.config import Size, option
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.measure import Measurement, measurements
 from rekindle.edit.plan import Plan, plan
-from rekindle.errors import RekindleError
+from rekindle.errors import CheckFailed, RekindleError
+from rekindle.store.files import Files
 from rekindle.store.header import unreadable
+
+MOMENTS = "optimizer/optimizer"  # of the files that hold Adam's moments
+SAMPLE = 1 << 16  # bytes in the middle of a source file that tell it from another of its size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +59,44 @@ class Job:
         return self.plan.nbytes + sum(expr.nbytes for expr in self.moments.values())
 
     @cached_property
+    def shards(self) -> list[Shard]:
+        return cut(self.plan.tensors, self.config.max_shard_size)
+
+    @cached_property
+    def moment_shards(self) -> list[Shard]:
+        return cut(self.moments, self.config.max_shard_size, MOMENTS) if self.moments else []
+
+    def share(self, part: Part | None) -> list[Shard]:
+        """The shards to write: all, or those of one part."""
+        shards = [*self.shards, *self.moment_shards]
+        return part.share(shards) if part else shards
+
+    def exprs(self) -> Iterator[Expr]:
+        """What is written, each distinct tensor of the plan once."""
+        yield from (use.expr for use in self.plan.census.values())
+        yield from self.moments.values()
+
+    @cached_property
     def measurements(self) -> list[Measurement]:
         """What must be found before the write."""
-        return measurements((*(use.expr for use in self.plan.census.values()), *self.moments.values()))
+        return measurements(self.exprs(), self.checkpoint.findings)
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """The files it reads."""
+        return sorted({leaf.stored.path for expr in self.exprs() for leaf in expr.leaves()})
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What every part of this result has in common, on any machine; measurements are not known yet.
+
+        Times of change are left out, since copies of a file have different ones. A sample stands in for them: it
+        tells an earlier step of a training, whose files have the same names and sizes, from a later one.
+        """
+        c = self.config
+        layout = f"{c.max_shard_size}/{c.fused}/{c.checksum}/{list(self.moments)}"
+        sources = [(Path(path).name, *_size_and_sample(path)) for path in self.sources]
+        return Identity(plan=_digest(f"{self.plan.digest()}/{layout}"), sources=_digest(repr(sources)), measured="")
 
     @property
     def nbytes_measured(self) -> int:
@@ -82,43 +125,52 @@ def default_workers() -> int:
 
 
 def write(
-    job: Job, folder: Path, *, workers: int, resume: bool, progress: Progress, calibrate: Calibrate
+    job: Job,
+    folder: Path,
+    out: Path,
+    *,
+    part: Part | None,
+    workers: int,
+    resume: bool,
+    progress: Progress,
+    calibrate: Calibrate,
 ) -> dict[str, Written]:
-    """Measure, then write everything but the manifest and the card into `folder`. Returns what became of each file.
+    """Measure, then write everything but the manifest and the card into `folder`. Returns what became of each shard.
 
-    `progress` hears of bytes measured and written; `calibrate` runs the source on a text, where the plan asks for it.
+    Of a `part` of OUT only its own shards are written, and its record. `progress` hears of bytes measured and
+    written; `calibrate` runs the source on a text, where the plan asks for it.
     """
-    found = _measure(job, folder, resume, workers, progress, calibrate)
-    digest = f"{job.plan.digest()}/{job.config}/{_sources(job)}/{fingerprint(found)}"
+    digest = f"{job.identity}/{job.config}/{_times(job)}"
     if not (resume and finished(folder, digest)):
         for stale in folder.iterdir():
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    found = _measure(job, [folder, measured_by_others(out, part) if part else None], workers, progress, calibrate)
     write_found(folder, found)
-    how = {"checksum": job.config.checksum, "workers": workers, "resume": resume, "progress": progress}
-    shards = cut(job.plan.tensors, job.config.max_shard_size)
-    written = write_shards(shards, folder, digest=digest, **how)
-    write_index(shards, folder)
     if job.moments:
-        inner = folder / "optimizer"
-        inner.mkdir(exist_ok=True)
-        moment_shards = cut(job.moments, job.config.max_shard_size, "optimizer")
-        write_shards(moment_shards, inner, digest=digest, **how)
-        write_index(moment_shards, inner, "optimizer")
-        write_info(inner, job.info)
-        (inner / JOURNAL).unlink(missing_ok=True)
+        (folder / MOMENTS).parent.mkdir(exist_ok=True)
+        write_index(job.moment_shards, folder, MOMENTS)
+        write_info((folder / MOMENTS).parent, job.info)
+    how = {"checksum": job.config.checksum, "workers": workers, "resume": resume, "progress": progress}
+    written = write_shards(job.share(part), folder, digest=digest, **how)
+    write_index(job.shards, folder)
     text = json.dumps(job.plan.config, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     for path in job.checkpoint.folder.passengers():
         _copy(path, folder / path.name)
+    if part:
+        identity = replace(job.identity, measured=fingerprint(found))
+        whose = owners(job.share(None), part.of)
+        Record(part=part, identity=identity, owners=whose, written=written).write(folder / RECORD)
     return written
 
 
-def _measure(job: Job, folder: Path, resume: bool, workers: int, progress: Progress, calibrate: Calibrate) -> Found:
+def _measure(job: Job, places: Sequence[Path | None], workers: int, progress: Progress, calibrate: Calibrate) -> Found:
+    """What is known from earlier attempts and other parts is not measured again."""
     known = read_found(Path(job.config.measurements)) if job.config.measurements else {}
-    if resume and (folder / FOUND).is_dir():
-        known |= read_found(folder)
-    exprs = (*(use.expr for use in job.plan.census.values()), *job.moments.values())
-    return settle(exprs, workers=workers, known=known, calibrate=calibrate, progress=progress)
+    for place in places:
+        if place and (place / FOUND).is_dir():
+            known |= read_found(place)
+    return settle(job.measurements, workers=workers, known=known, calibrate=calibrate, progress=progress)
 
 
 def close_journal(folder: Path) -> None:
@@ -126,11 +178,32 @@ def close_journal(folder: Path) -> None:
     (folder / JOURNAL).unlink(missing_ok=True)
 
 
-def _sources(job: Job) -> list[tuple[str, int, int]]:
-    """The files that the plan reads, by path, size and time of change: others must not finish what these began."""
-    exprs = (*(use.expr for use in job.plan.census.values()), *job.moments.values())
-    paths = sorted({leaf.stored.path for expr in exprs for leaf in expr.leaves()})
-    return [(path, stat.st_size, stat.st_mtime_ns) for path in paths if (stat := _stat(path))]
+def check_finite(written: Mapping[str, Written], out: Path, source: str) -> None:
+    """Raise CheckFailed where computed values are NaN or infinite."""
+    bad = {file: w for file, w in written.items() if w.not_finite}
+    if bad:
+        file, w = next(iter(bad.items()))
+        raise CheckFailed(
+            f"{sum(w.not_finite for w in bad.values())} computed values are NaN or infinite.",
+            where=f"{w.where} in {out / file}",
+            why="the source has such values, or they overflowed",
+            hint=f"rekindle inspect {source} --checksum --nan",
+        )
+
+
+def _times(job: Job) -> list[tuple[str, int]]:
+    """The files that the plan reads, and when they changed: others must not finish what these began."""
+    return [(path, _stat(path).st_mtime_ns) for path in job.sources]
+
+
+def _size_and_sample(path: str) -> tuple[int, str]:
+    size = _stat(path).st_size
+    with Files() as files:
+        return size, _digest(files.read(path, size // 2, min(SAMPLE, size - size // 2)))
+
+
+def _digest(data: str | bytes) -> str:
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:16]
 
 
 def _stat(path: str) -> os.stat_result:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePath
 
 from rekindle.edit.expressions import Expr
-from rekindle.store.folder import INDEX, SINGLE
 from rekindle.store.header import build_header
 
 
 @dataclass(frozen=True)
 class Shard:
-    file: str
+    file: str  # inside OUT: "model.safetensors", "optimizer/optimizer-00001-of-00002.safetensors"
     tensors: dict[str, Expr]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of data."""
+        return sum(expr.nbytes for expr in self.tensors.values())
 
     def header(self) -> tuple[bytes, int]:
         """The header's bytes, and the size of the whole file."""
@@ -39,13 +44,10 @@ def cut(tensors: Mapping[str, Expr], max_bytes: int, stem: str = "model") -> lis
     return [Shard(f"{stem}-{i:05d}-of-{n:05d}.safetensors", group) for i, group in enumerate(groups, 1)]
 
 
-def write_index(shards: list[Shard], folder: Path, stem: str = "model") -> None:
+def write_index(shards: Sequence[Shard], folder: Path, stem: str = "model") -> None:
     """The index of several shards; one file needs none."""
     if len(shards) == 1:
-        assert stem != "model" or shards[0].file == SINGLE
         return
-    total = sum(expr.nbytes for shard in shards for expr in shard.tensors.values())
-    weight_map = {name: shard.file for shard in shards for name in shard.tensors}
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    name = INDEX if stem == "model" else f"{stem}.safetensors.index.json"
-    (folder / name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    weight_map = {name: PurePath(shard.file).name for shard in shards for name in shard.tensors}
+    index = {"metadata": {"total_size": sum(shard.nbytes for shard in shards)}, "weight_map": weight_map}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

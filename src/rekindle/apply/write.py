@@ -34,6 +34,11 @@ class Written:
     not_finite: int  # NaN and infinite values among the computed ones
     where: str | None = None  # the first tensor that has some
 
+    @property
+    def entry(self) -> dict[str, int | str]:
+        """As the manifest lists a shard."""
+        return {"bytes": self.bytes} | ({"sha256": self.sha256} if self.sha256 else {})
+
 
 class Stopped(Exception):
     """Another worker failed."""

@@ -78,7 +78,7 @@ def _writing(function: Any) -> Any:
         FORMAT,
         click.option("--workers", type=int, metavar="N", help="threads that write  [cores, at most 4]"),
         click.option(
-            "--part", metavar="I/N", help="write the I-th N-th of the shards only; `rekindle join` makes one of all"
+            "--part", metavar="I/N", help="write the I-th N-th of the shards; `rekindle join OUT` ends it"
         ),
         click.option("--resume", is_flag=True, help="finish an interrupted write; starts afresh where there is none"),
         click.option("--overwrite", is_flag=True, help="replace OUT, or this part of it"),
@@ -184,7 +184,8 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
 def _say_nothing_to_write(job: Job, part: Part) -> None:
     if not job.share(part):
         n = len(job.share(None))
-        say(f"note: part {part} has nothing to write: there are {n} shards; a smaller --max-shard-size makes more")
+        there = f"there {'is 1 shard' if n == 1 else f'are {n} shards'}"
+        say(f"note: part {part} has nothing to write: {there}; a smaller --max-shard-size makes more")
 
 
 COMMANDS = {method.verb: _verb(method) for method in METHODS.values()} | {"run": run, "join": join}

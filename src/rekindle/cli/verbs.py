@@ -18,6 +18,7 @@ GROUPS = {
     "recycle": {
         **{method.verb: method.summary for method in METHODS.values()},
         "run": "Apply a recipe of several steps, one pass over the bytes.",
+        "join": "Make one model of the parts that several machines wrote.",
     },
     "check": {"verify": "Does a result still compute what it promised to?"},
     "train": {

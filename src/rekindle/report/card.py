@@ -140,8 +140,8 @@ def _yaml(config: dict[str, Any]) -> str:
 
 
 def _published_name(folder: Path) -> str:
-    """The name a folder will have: while it is written it is called .NAME.partial."""
-    return re.sub(r"^\.(.+)\.partial$", r"\1", folder.name)
+    """The name a folder will have: while it is written it is called .NAME.partial, a part .NAME.partial-1-of-2."""
+    return re.sub(r"^\.(.+)\.partial(-\d+-of-\d+)?$", r"\1", folder.name)
 
 
 def _license(stated: dict[str, str]) -> str:

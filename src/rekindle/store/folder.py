@@ -15,6 +15,7 @@ from rekindle.store.legacy import Held, read_pickles
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PARTS = "parts"  # in a folder whose parts are not joined yet
 
 # Tokenizer, generation config, chat template, licence: what a model folder needs besides its weights.
 PASSENGER_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
@@ -57,6 +58,8 @@ def open_folder(path: str | Path) -> Folder:
             raise RekindleError(f"{path} {what}.", hint=_similar_folder(path))
     except OSError as error:
         raise RekindleError(f"The folder cannot be read: {error.strerror}.", where=path) from None
+    if (path / PARTS).is_dir() and not (path / "config.json").exists():
+        raise RekindleError(f"{path} is unfinished: its parts are not joined.", hint=f"rekindle join {path}")
     config = read_json(path / "config.json", missing=f"{path} is not a checkpoint: it has no config.json.")
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     notice = None

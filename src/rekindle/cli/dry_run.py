@@ -1,0 +1,67 @@
+"""What a dry run says: tensors, bytes, memory, and what becomes of each."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from rekindle import api
+from rekindle.apply.parts import Part
+from rekindle.apply.save import Job
+from rekindle.cli.out import count, nbytes, table
+from rekindle.edit import Checkpoint
+
+SHOWN = 4  # tensors named one by one
+
+
+def dry_data(job: Job, part: Part | None, workers: int) -> dict[str, Any]:
+    own = job.share(part)
+    return {
+        "tensors": len(job.plan.tensors),
+        "bytes": job.nbytes,
+        "shards": len(job.share(None)),
+        "peak_memory": job.memory(workers),
+        "measured": {"count": len({m.name for m in job.measurements}), "bytes": job.nbytes_measured},
+        "fates": job.plan.counts,
+        "dropped": job.plan.dropped,
+        "parameters": job.checkpoint.parameters(),
+        "promise": {"kind": job.checkpoint.promise.kind, "text": job.checkpoint.promise.text},
+        "notes": job.checkpoint.notes,
+        "config": job.plan.config,
+    } | ({"part": {"part": str(part), "shards": len(own), "bytes": sum(s.nbytes for s in own)}} if part else {})
+
+
+def dry_text(job: Job, part: Part | None, workers: int) -> str:
+    rows = [("", "tensors", "bytes")]
+    rows += [(fate, str(n["tensors"]), nbytes(n["bytes"])) for fate, n in job.plan.counts.items()]
+    if job.moments:
+        rows.append(("moments", str(len(job.moments)), nbytes(sum(x.nbytes for x in job.moments.values()))))
+    rows.append(("total", str(len(job.plan.tensors) + len(job.moments)), nbytes(job.nbytes)))
+    lines = ["[dry-run] " + api.summary(job.checkpoint) + ", " + parameters(job.checkpoint)]
+    lines.append(table(rows, indent=2, right=(1, 2)))
+    changed = len(job.plan.tensors) - job.plan.counts["copied"]["tensors"]
+    for name, fate in islice(job.plan.changed(), SHOWN):
+        expr = job.plan.tensors[name]
+        lines.append(f"  {fate}: {name} {expr.dtype} {list(expr.shape)}")
+    lines += [f"  ... and {changed - SHOWN} more"] if changed > SHOWN else []
+    lines.append(f"  dropped: {', '.join(job.plan.dropped) or 'nothing'}")
+    if job.measurements:
+        texts = sorted({m.data for m in job.measurements if m.data})
+        by = "".join(f", and the source run on {text}" for text in texts)
+        lines.append(
+            f"  measure: {len({m.name for m in job.measurements})} tensors, {nbytes(job.nbytes_measured)} read{by}"
+        )
+    own = job.share(part)
+    mine = f", of which part {part} writes {len(own)}: {nbytes(sum(s.nbytes for s in own))}" if part else ""
+    lines.append(f"  shards:  {len(job.share(None))}{mine}")
+    lines.append(f"  memory:  at most {nbytes(job.memory(workers))} of blocks, {workers} workers")
+    lines.append(f"  promise: {job.checkpoint.promise.kind}: {job.checkpoint.promise.text}")
+    return "\n".join(lines)
+
+
+def parameters(checkpoint: Checkpoint) -> str:
+    """46.70B parameters, 12.88B active"""
+    n = checkpoint.parameters()
+    if n["total"] == n["active"]:
+        return f"{count(n['total'])} parameters"
+    return f"{count(n['total'])} parameters, {count(n['active'])} active"

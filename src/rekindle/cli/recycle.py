@@ -77,9 +77,7 @@ def _writing(function: Any) -> Any:
         click.option("--debug", is_flag=True, hidden=True),
         FORMAT,
         click.option("--workers", type=int, metavar="N", help="threads that write  [cores, at most 4]"),
-        click.option(
-            "--part", metavar="I/N", help="write the I-th N-th of the shards; `rekindle join OUT` ends it"
-        ),
+        click.option("--part", metavar="I/N", help="write the I-th N-th of the shards; `rekindle join OUT` ends it"),
         click.option("--resume", is_flag=True, help="finish an interrupted write; starts afresh where there is none"),
         click.option("--overwrite", is_flag=True, help="replace OUT, or this part of it"),
         click.option("--dry-run", is_flag=True, help="say what would be written and what it costs; write nothing"),
@@ -149,36 +147,11 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
         _say_nothing_to_write(job, part)
     else:
         check_free(Path(out), given["overwrite"])
-    size = sum(shard.nbytes for shard in job.share(part))
-    total = size + job.nbytes_measured
+    total = sum(shard.nbytes for shard in job.share(part)) + job.nbytes_measured
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False) as bar:
-        path = model.save(
-            out,
-            overwrite=given["overwrite"],
-            resume=given["resume"],
-            workers=workers,
-            progress=bar.update,
-            part=given["part"],
-            **given_save,
-        )
-    data = {"out": str(path), "bytes": size, "parameters": model.checkpoint.parameters()}
-    lines = [f"{path}: {api.summary(model.checkpoint)}, {parameters(model.checkpoint)}, {nbytes(size)}"]
-    if part:
-        data |= {"part": str(part), "shards": [shard.file for shard in job.share(part)]}
-        lines[0] += f", part {part}: {len(job.share(part))} of {len(job.share(None))} shards"
-    lines.append(f"promise: {model.checkpoint.promise.kind}: {model.checkpoint.promise.text}")
-    if told := model.checkpoint.told:
-        data["measured"] = told
-        columns = list(next(iter(told.values())))
-        rows = [("measured", *columns), *((row, *(f"{x:.3f}" for x in found.values())) for row, found in told.items())]
-        lines.append(table(rows, right=range(1, len(columns) + 1)))
-    result(data, "\n".join(lines), given["format_"])
-    if part:
-        missing = missing_parts(read_records(path))
-        once = f", once part {', '.join(map(str, missing))} of {part.of} is here too" if missing else ""
-        say(f"next:  {shlex.join(['rekindle', 'join', str(path)])}{once}")
-    elif os.path.isdir(model.source):
-        say(f"next:  {shlex.join(['rekindle', 'verify', str(path), '--against', model.source])}")
+        how = {name: given[name] for name in ("overwrite", "resume", "part")}
+        path = model.save(out, workers=workers, progress=bar.update, **how, **given_save)
+    _tell(model, job, part, path, given["format_"])
 
 
 def _say_nothing_to_write(job: Job, part: Part) -> None:
@@ -186,6 +159,30 @@ def _say_nothing_to_write(job: Job, part: Part) -> None:
         n = len(job.share(None))
         there = f"there {'is 1 shard' if n == 1 else f'are {n} shards'}"
         say(f"note: part {part} has nothing to write: {there}; a smaller --max-shard-size makes more")
+
+
+def _tell(model: api.Model, job: Job, part: Part | None, path: Path, format_: str) -> None:
+    """What was written, and what comes next."""
+    child, own = model.checkpoint, job.share(part)
+    size = sum(shard.nbytes for shard in own)
+    data: dict[str, Any] = {"out": str(path), "bytes": size, "parameters": child.parameters()}
+    lines = [f"{path}: {api.summary(child)}, {parameters(child)}, {nbytes(size)}"]
+    if part:
+        data |= {"part": str(part), "shards": [shard.file for shard in own]}
+        lines[0] += f", part {part}: {len(own)} of {len(job.share(None))} shards"
+    lines.append(f"promise: {child.promise.kind}: {child.promise.text}")
+    if told := child.told:
+        data["measured"] = told
+        columns = list(next(iter(told.values())))
+        rows = [("measured", *columns), *((row, *(f"{x:.3f}" for x in found.values())) for row, found in told.items())]
+        lines.append(table(rows, right=range(1, len(columns) + 1)))
+    result(data, "\n".join(lines), format_)
+    if part:
+        missing = missing_parts(read_records(path))
+        once = f", once part {', '.join(map(str, missing))} of {part.of} is here too" if missing else ""
+        say(f"next:  {shlex.join(['rekindle', 'join', str(path)])}{once}")
+    elif os.path.isdir(model.source):
+        say(f"next:  {shlex.join(['rekindle', 'verify', str(path), '--against', model.source])}")
 
 
 COMMANDS = {method.verb: _verb(method) for method in METHODS.values()} | {"run": run, "join": join}

@@ -39,8 +39,8 @@ from typing import Any, Literal, NamedTuple
 from rekindle.config import option
 from rekindle.edit import Checkpoint, Normal, Promise, exact, lossy
 from rekindle.edit.arithmetic import Sum, Twin
-from rekindle.edit.checkpoint import Block, FeedForward
-from rekindle.edit.expressions import Expr, joined
+from rekindle.edit.checkpoint import Block
+from rekindle.edit.expressions import joined
 from rekindle.edit.measure import Statistics
 from rekindle.errors import RekindleError, together
 from rekindle.methods.scores import Scores, read_scores
@@ -89,25 +89,16 @@ def _grow(parent: Block, child: Block, places: Sequence[Place], config: Config, 
     for new, place in enumerate(places):
         name = f"{key}/{place.old}/copy {place.copy}"
         noise = config.noise if place.copy else 0.0
-        old = parent.expert[place.old]
-        child.expert[new] = FeedForward(
-            {part: _copy(x, x, place.of, noise, config.seed, f"{name}/{part}") for part, x in old.items()}
-        )
+        child.expert[new] = parent.expert[place.old].noisy(noise, config.seed, name).twin(place.of)
         row = router.rows(place.old, place.old + 1)
-        noise = noise if config.noise_router else 0.0
-        rows.append(_copy(row, router, place.of, noise, config.seed, f"{name}/router"))
+        if noise and config.noise_router:
+            std = Statistics(router)["std"] * noise
+            row = Sum(row, Normal(row.dtype, row.shape, std, config.seed, f"{name}/router"))
+        rows.append(Twin(row, place.of))
     child["router"] = joined(rows)
     if "router.bias" in parent:
         bias = parent["router.bias"]
         child["router.bias"] = joined([bias.rows(place.old, place.old + 1) for place in places])
-
-
-def _copy(x: Expr, whole: Expr, of: int, noise: float, seed: int, key: str) -> Expr:
-    """One of several copies of x, with noise in standard deviations of `whole`, the tensor that x is in."""
-    twin = Twin(x, of)
-    if not noise:
-        return twin
-    return Sum(twin, Normal(x.dtype, x.shape, Statistics(whole)["std"] * noise, seed, key))
 
 
 def _settings(parent: Checkpoint, config: Config) -> dict[str, Any]:

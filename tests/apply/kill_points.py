@@ -89,14 +89,17 @@ def say(data: dict) -> None:
 
 def main(source: str, work: str, options: dict) -> None:
     out, old = Path(work) / "out", options.pop("old", None)
-    experts, every = options.pop("experts"), options.pop("every", 1)
+    experts, every, joins = options.pop("experts"), options.pop("every", 1), options.pop("join", False)
 
     def save(**how):
-        api.upcycle(source, experts=experts).save(out, **options, **how)
+        if joins:
+            api.join(out) if (out / "parts").exists() else None
+        else:
+            api.upcycle(source, experts=experts).save(out, **options, **how)
 
     def fresh():
         for path in Path(work).iterdir():
-            shutil.rmtree(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         if old:
             shutil.copytree(old, out)
 
@@ -120,7 +123,7 @@ def main(source: str, work: str, options: dict) -> None:
 
         status = in_child(killed)
         said = {"point": point, "status": status, "out": state(out), "done": finished(partial_path(out))}
-        if said["out"] is None or old:
+        if said["out"] is None or old or "part" in options:
             assert in_child(lambda: save(resume=True)) == 0
         said["resumed"] = state(out)
         places = {name: out / name for name in said["done"]}

@@ -104,6 +104,9 @@ def join(out: Path) -> dict[str, Written]:
         what = f"{out} is whole" if (out / CONFIG).exists() else f"{out} has no parts"
         raise RekindleError(f"{what}: there is nothing to join.", hint="rekindle upcycle SRC OUT --part 1/2 makes one")
     with alone(out.parent / f".{out.name}.join.lock", f"joining {out}"), explained(out):
+        if (out / CONFIG).exists():  # an earlier attempt was cut short while it cleared up
+            shutil.rmtree(out / PARTS)
+            return {}
         records = read_records(out)
         problems = [*_strangers(records), *_missing(out, records), *_damaged(out, records)]
         if problems:

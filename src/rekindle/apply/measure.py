@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rekindle.apply.threads import one_for_each_worker
 from rekindle.edit.measure import Activations, Measurement, measurements
 from rekindle.errors import RekindleError
 from rekindle.store.files import Files
@@ -53,7 +54,9 @@ def settle(
                 text = alike[name][0].data
                 if text and text not in texts and name not in known:
                     texts[text] = calibrate(text)
-            for name, arrays in zip(ready, pool.map(lambda name: look(alike[name][0]), ready), strict=True):
+            with one_for_each_worker():
+                looked = list(pool.map(lambda name: look(alike[name][0]), ready))
+            for name, arrays in zip(ready, looked, strict=True):
                 found[name] = arrays
                 for measurement in alike[name]:
                     measurement.settle(arrays)

@@ -19,6 +19,7 @@ from rekindle.apply.measure import Calibrate, Found, fingerprint, read_found, se
 from rekindle.apply.optimizer import OptimizerState, recycle, write_info
 from rekindle.apply.parts import Identity, Part, Record, owners
 from rekindle.apply.shards import Shard, cut, write_index
+from rekindle.apply.threads import one_for_each_worker
 from rekindle.apply.write import WINDOW, Written
 from rekindle.config import Size, option
 from rekindle.edit.checkpoint import Checkpoint
@@ -151,7 +152,8 @@ def write(
         write_index(job.moment_shards, folder, MOMENTS)
         write_info((folder / MOMENTS).parent, job.info)
     how = {"checksum": job.config.checksum, "workers": workers, "resume": resume, "progress": progress}
-    written = write_shards(job.share(part), folder, digest=digest, **how)
+    with one_for_each_worker():
+        written = write_shards(job.share(part), folder, digest=digest, **how)
     write_index(job.shards, folder)
     text = json.dumps(job.plan.config, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")

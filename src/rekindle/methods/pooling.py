@@ -103,6 +103,8 @@ class Pooling(Measurement):
     def _look(self, reader: Reader, seen: Matrix | None) -> dict[str, Members]:
         """Keys, whose errors count as queries read them, and values, whose errors count as the output does."""
         s = self.settings
+        if seen is not None and not self.biased:
+            seen = seen[:-1, :-1]
         weights = {"keys": _moments(self._heads("attn.q", reader), seen), "values": self._outputs(reader)}
         kinds = {}
         for kind, part in (("keys", "attn.k"), ("values", "attn.v")):
@@ -115,15 +117,21 @@ class Pooling(Measurement):
             kinds[kind] = Members(rows_KAD, seen, weight_KAA, pool, s.rotary_dim if kind == "keys" else 0)
         return kinds
 
-    def _heads(self, part: str, reader: Reader) -> Matrix:
-        """Rows of q, k or v, and in the last column their biases [heads, A, D + 1]."""
+    @property
+    def biased(self) -> bool:
+        return any(part.endswith("bias") for part in self.parts)
+
+    def _heads(self, part: str, reader: Reader) -> NDArray:
+        """Rows of q, k or v [heads, A, D], and in a last column their biases, where there are any [heads, A, D + 1]."""
         read = dict(zip(self.parts, self.of, strict=True))
         x, bias = read[part], read.get(f"{part}.bias")
-        rows = np.zeros((x.shape[0], x.shape[1] + 1))
-        rows[:, :-1] = x.values(0, x.num_rows, reader)
-        if bias is not None:
-            rows[:, -1:] = bias.values(0, bias.num_rows, reader)
-        return rows.reshape(-1, self.settings.head_dim, rows.shape[1])
+        rows = x.values(0, x.num_rows, reader)
+        if self.biased:
+            last = bias.values(0, bias.num_rows, reader) if bias is not None else np.zeros((len(rows), 1))
+            rows = np.concatenate([rows, last], axis=1)
+        # a mean is measured in a hurry; eigenvectors of heads that are nearly equal need all digits
+        dtype = np.float64 if self.rule.aligned else np.float32
+        return rows.astype(dtype, copy=False).reshape(-1, self.settings.head_dim, rows.shape[1])
 
     def _outputs(self, reader: Reader) -> Matrix:
         """O'O of the columns of each query head [H, A, A]."""
@@ -155,15 +163,16 @@ class Pooling(Measurement):
 class Members:
     """Heads of one kind, and how much the errors of each count."""
 
-    def __init__(self, rows_KAD: Matrix, seen: Matrix | None, weight_KAA: Matrix, pool: str, rotary_dim: int):
+    def __init__(self, rows_KAD: NDArray, seen: Matrix | None, weight_KAA: Matrix, pool: str, rotary_dim: int):
         self.rows, self.weight, self.pool, self.rotary_dim = rows_KAD, weight_KAA, pool, rotary_dim
-        self.through = rows_KAD if seen is None else rows_KAD @ seen
+        self.through = _through(rows_KAD, seen)
 
     def moment(self, heads: NDArray) -> Matrix:
         """[N, A, N, A]"""
         shape = (len(heads), self.rows.shape[1]) * 2
         wide = self.rows.shape[2]
-        return (self.through[heads].reshape(-1, wide) @ self.rows[heads].reshape(-1, wide).T).reshape(shape)
+        wide_moment = self.through[heads].reshape(-1, wide) @ self.rows[heads].reshape(-1, wide).T
+        return wide_moment.astype(np.float64, copy=False).reshape(shape)
 
     def maps(self, heads: NDArray) -> Maps:
         if self.pool == "aligned":
@@ -174,9 +183,14 @@ class Members:
         return alignment.lost(self.moment(heads), self.weight[heads], maps or self.maps(heads))
 
 
-def _moments(rows_HAD: Matrix, seen: Matrix | None) -> Matrix:
+def _moments(rows_HAD: NDArray, seen: Matrix | None) -> Matrix:
     """Of each head on its own [H, A, A]."""
-    return (rows_HAD if seen is None else rows_HAD @ seen) @ rows_HAD.transpose(0, 2, 1)
+    return (_through(rows_HAD, seen) @ rows_HAD.transpose(0, 2, 1)).astype(np.float64, copy=False)
+
+
+def _through(rows_HAD: NDArray, seen: Matrix | None) -> NDArray:
+    """W C"""
+    return rows_HAD if seen is None else rows_HAD @ seen.astype(rows_HAD.dtype, copy=False)
 
 
 def _rows(heads: NDArray, size: int) -> NDArray[np.int64]:

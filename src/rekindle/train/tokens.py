@@ -60,12 +60,13 @@ class Corpus:
         order = sample_windows(first, count, self.windows(seq_len), seed)
         return _gather(self.train, order * seq_len, seq_len + 1)
 
-    def sample(self, split: Literal["validation", "all"], tokens: int, seq_len: int) -> np.ndarray:
-        """About `tokens` tokens in windows spread evenly over the validation documents, or over all [N, T + 1].
+    def sample(self, split: Literal["validation", "train", "all"], tokens: int, seq_len: int) -> np.ndarray:
+        """About `tokens` tokens in windows spread evenly over the documents of one side, or over all [N, T + 1].
 
         At least one window; raises RekindleError where the text is shorter than that.
         """
-        streams = [self.validation] if split == "validation" else [self.train, self.validation]
+        sides = {"validation": [self.validation], "train": [self.train], "all": [self.train, self.validation]}
+        streams = sides[split]
         total = sum(map(len, streams))
         streams = [stream for stream in streams if len(stream) > seq_len]
         if not streams:
@@ -76,12 +77,14 @@ class Corpus:
         return np.concatenate([_spread(stream, tokens * len(stream) // total, seq_len) for stream in streams])
 
 
-def sample_tokens(folder: Path, data: str, tokens: int, seq_len: int) -> np.ndarray:
-    """About `tokens` validation tokens of `data` in a checkpoint's own vocabulary [N, T], int64."""
+def sample_tokens(
+    folder: Path, data: str, tokens: int, seq_len: int, split: Literal["validation", "train"] = "validation"
+) -> np.ndarray:
+    """About `tokens` tokens of one side of `data` in a checkpoint's own vocabulary [N, T], int64."""
     from rekindle.train.model import load_tokenizer
 
     corpus = open_corpus(data, load_tokenizer(folder))
-    return corpus.sample("validation", tokens, seq_len)[:, :-1]
+    return corpus.sample(split, tokens, seq_len)[:, :-1]
 
 
 def open_corpus(data: str, tokenizer: Any) -> Corpus:

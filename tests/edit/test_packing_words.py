@@ -51,6 +51,49 @@ def test_stacks_are_taken_apart_and_stacked_again():
     assert joined(parts).shape == (12, 4)
 
 
+@st.composite
+def trees(draw, reader, depth=4):
+    """(expression, the array it means), by the words alone: each may give back something simpler than it was told."""
+    if depth == 0:
+        array = np.random.default_rng(draw(st.integers(0, 99))).standard_normal(draw(SHAPES)).astype(np.float32)
+        return reader.leaf(array), array
+    x, a = draw(trees(reader, depth - 1))
+    word = draw(st.sampled_from(["rows", "columns", "transposed", "joined", "beside", "scaled", "again"]))
+    if word in ("rows", "columns"):
+        axis = int(word == "columns")
+        lo = draw(st.integers(0, a.shape[axis] - 1))
+        hi = draw(st.integers(lo + 1, a.shape[axis]))
+        return (x.columns(lo, hi), a[:, lo:hi]) if axis else (x.rows(lo, hi), a[lo:hi])
+    if word in ("joined", "beside"):
+        axis = int(word == "beside")
+        cut = draw(st.integers(0, a.shape[axis]))
+        take = x.columns if axis else x.rows
+        parts = [take(lo, hi) for lo, hi in ((0, cut), (cut, a.shape[axis])) if lo < hi]
+        if draw(st.booleans()):
+            parts.reverse()
+            a = np.concatenate(np.split(a, [cut], axis)[::-1], axis)
+        return (beside(parts) if axis else joined(parts)), a
+    if word == "scaled":
+        return Scale(x, 2.0), a * np.float32(2)
+    if word == "again":
+        return joined([x, x]), np.concatenate([a, a])
+    return x.transposed(), a.T
+
+
+SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 5))
+
+
+@given(st.data())
+def test_words_mean_what_arrays_do(data):
+    reader = Memory()
+    expr, array = data.draw(trees(reader))
+    assert expr.shape == array.shape
+    np.testing.assert_array_equal(whole(expr, reader, data.draw(st.integers(1, expr.num_rows))), array)
+    spans = expr.spans()
+    assert spans is None or b"".join(reader.read(*span) for span in spans) == array.tobytes()
+    assert whole(expr.moment(1, lambda leaf, order: leaf), reader).shape == array.shape
+
+
 def test_other_orders_and_tensors_are_not_merged():
     reader, leaf, array = stored((4, 3))
     other = reader.leaf(array + 1)

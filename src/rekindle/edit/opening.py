@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from rekindle.anatomy import Family, Packed, Role, Settings, family_of, packs, stacks
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Leaf, joined
 from rekindle.errors import RekindleError, together
+from rekindle.store.dtypes import TORCH, nbytes
 from rekindle.store.folder import Folder
 from rekindle.store.header import Stored
 from rekindle.store.legacy import Held
@@ -21,13 +23,41 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
     settings = family.settings(folder.config)
     notes = [folder.notice] if folder.notice else []
     child = Checkpoint(family, settings, dict(folder.config), {}, folder, notes)
-    packed = packs(child.rows.items(), settings)
     problems: list[RekindleError] = []
+    packed = packs(child.rows.items(), settings)
+    if folder.bare:
+        child.folder = folder = replace(folder, tensors=_as_configured(child, packed))
     names, known = dict(folder.tensors), {name for name, _, _ in child.rows.values()}
     if not names.keys() <= known:
         stacked = stacks(family, settings)
         names = _by_known_names(names, family, known.union(stack.name for stack in stacked), problems)
         packed += stacked if any(stack.name in names for stack in stacked) else []
+    _fill(child, names, packed, problems)
+    for name in names:
+        if _unread(name, family, settings, folder.config):
+            child.unused.append(name)
+        else:
+            problems.append(RekindleError(f"{family.model_type} has no tensor {name}.", where=folder.path))
+    if problems:
+        raise together(problems)
+    return child
+
+
+def _as_configured(child: Checkpoint, packed: list[Packed]) -> Tensors:
+    """The tensors that a config alone speaks of: no bytes, but names, shapes and one dtype for all."""
+    configured = child.config.get("torch_dtype") or child.config.get("dtype")
+    dtype = {torch: name for name, torch in TORCH.items()}.get(configured or "float32")
+    if dtype is None:
+        raise RekindleError(f"The config's dtype {configured!r} is not known.", where="config.json: torch_dtype")
+    in_packs = {role for pack in packed for role in pack.roles}
+    shapes = {pack.name: pack.shape for pack in packed}
+    shapes |= {name: shape for role, (name, shape, _) in child.rows.items() if role not in in_packs}
+    path = str(child.folder.path)
+    return {name: Stored(path, dtype, shape, 0, nbytes(dtype, shape)) for name, shape in shapes.items()}
+
+
+def _fill(child: Checkpoint, names: Tensors, packed: list[Packed], problems: list[RekindleError]) -> None:
+    """Give every role its expression, taking what it is made of out of `names`."""
     for pack in packed:
         stored = names.pop(pack.name, None)
         if stored is None or stored.shape != pack.shape:
@@ -40,19 +70,11 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
             continue
         stored = names.pop(name, None)
         if stored is None:
-            problems.append(RekindleError(f"The {role} is missing.", where=f"{name} in {folder.path}"))
+            problems.append(RekindleError(f"The {role} is missing.", where=f"{name} in {child.folder.path}"))
         elif stored.shape != shape:
             problems.append(_misshapen(name, stored.shape, shape))
         else:
             child.tensors[role] = Leaf(name, stored)
-    for name in names:
-        if _unread(name, family, settings, folder.config):
-            child.unused.append(name)
-        else:
-            problems.append(RekindleError(f"{family.model_type} has no tensor {name}.", where=folder.path))
-    if problems:
-        raise together(problems)
-    return child
 
 
 def taken_apart(pack: Packed, x: Expr) -> Iterator[tuple[Role, Expr]]:

@@ -82,6 +82,8 @@ def verify(
     from rekindle.apply.verify import verify as measure
 
     made, parent = open(child).checkpoint, open(against).checkpoint
+    for side in (made, parent):
+        side.folder.need_weights()
     ids, text = _some_tokens(parent, data, tokens)
     if blockwise is None:
         blockwise = not fit(made, parent)

@@ -75,6 +75,7 @@ class Model:
 
         `part`: "2/8" writes the second of eight parts, on any machine; `join` makes them whole.
         """
+        self.checkpoint.folder.need_weights()
         out, mine = Path(out), parse_part(part) if part else None
         if not mine:
             check_free(out, overwrite)
@@ -190,8 +191,11 @@ def papers(verbs: Iterable[str]) -> str:
 
 
 def open(source: str | Path) -> Model:
-    """Open a checkpoint: a folder, `org/model[@revision]` or `hf://org/model`. Reads headers only."""
-    return Model(str(source), open_checkpoint(open_folder(locate(source))))
+    """Open a checkpoint: a folder, `org/model[@revision]` or `hf://org/model`. Reads headers only.
+
+    A config.json alone, as a folder or a file, can be planned with but not saved.
+    """
+    return Model(str(source), open_checkpoint(open_folder(locate(source), bare=True)))
 
 
 def apply(verb: str, source: Model | str | Path, **options: Any) -> Model:

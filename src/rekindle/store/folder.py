@@ -32,10 +32,17 @@ class Folder:
     tensors: dict[str, Stored | Held]
     fingerprint: str  # of config and headers: names the checkpoint's layout, not the values in it
     notice: str | None = None  # something the user should know
+    bare: bool = False  # only a config: enough to plan, and nothing to read
 
     @property
     def shards(self) -> list[Path]:
-        return sorted({Path(t.path) for t in self.tensors.values()})
+        return [] if self.bare else sorted({Path(t.path) for t in self.tensors.values()})
+
+    def need_weights(self) -> None:
+        """Raise RekindleError where there is only a config."""
+        if self.bare:
+            what = f"{self.path} is only a config.json: there are no weights to read."
+            raise RekindleError(what, hint="--dry-run says what it would cost; or the folder with the weights")
 
     def passengers(self) -> list[Path]:
         """Files that travel unchanged into what is made from this folder."""
@@ -49,9 +56,14 @@ class Folder:
         ]
 
 
-def open_folder(path: str | Path) -> Folder:
-    """Read a folder's config and headers. Raises RekindleError where it is no checkpoint, or a broken one."""
+def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
+    """Read a folder's config and headers. Raises RekindleError where it is no checkpoint, or a broken one.
+
+    `bare`: a config alone will do, in a folder or as a JSON file of any name.
+    """
     path = Path(path)
+    if bare and path.is_file() and path.suffix == ".json":
+        return _only_config(path, path)
     try:
         if not path.is_dir():
             what = "is a file, not a checkpoint folder" if path.exists() else "does not exist"
@@ -61,7 +73,6 @@ def open_folder(path: str | Path) -> Folder:
     if (path / PARTS).is_dir() and not (path / "config.json").exists():
         raise RekindleError(f"{path} is unfinished: its parts are not joined.", hint=f"rekindle join {path}")
     config = read_json(path / "config.json", missing=f"{path} is not a checkpoint: it has no config.json.")
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     notice = None
     tensors: dict[str, Stored | Held] = {}
     if (path / INDEX).exists():
@@ -74,10 +85,22 @@ def open_folder(path: str | Path) -> Folder:
             "these weights are pickles, read through torch's weights-only loader; "
             f"`rekindle rewrite {path} OUT` converts them to safetensors"
         )
+    elif bare:
+        return _only_config(path, path / "config.json")
     else:
         raise RekindleError(f"{path} has no weights.", where=f"{SINGLE}, {INDEX} or pytorch_model.bin in {path}")
-    digest.update("".join(f"{name} {t.dtype} {t.shape};" for name, t in tensors.items()).encode())
-    return Folder(path, config, tensors, digest.hexdigest()[:16], notice)
+    return Folder(path, config, tensors, _fingerprint(config, tensors), notice)
+
+
+def _only_config(path: Path, file: Path) -> Folder:
+    config = read_json(file, missing=f"{path} is not a checkpoint: it has no config.json.")
+    notice = "this is only a config.json: a plan can be priced, and nothing can be written"
+    return Folder(path, config, {}, _fingerprint(config, {}), notice, bare=True)
+
+
+def _fingerprint(config: dict[str, Any], tensors: dict[str, Stored | Held]) -> str:
+    layout = "".join(f"{name} {t.dtype} {t.shape};" for name, t in tensors.items())
+    return hashlib.sha256(f"{json.dumps(config, sort_keys=True)}{layout}".encode()).hexdigest()[:16]
 
 
 def read_json(path: Path, missing: str) -> dict[str, Any]:

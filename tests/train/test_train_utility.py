@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,20 @@ def test_layers_without_experts_have_no_scores(small: Callable[..., Path], optio
     sparse = api.upcycle(small("qwen3"), experts=3, layers="1").save(tmp_path / "sparse")
     found = api.utility(sparse, **options)
     assert {layer: len(row) for layer, row in found["layers"].items()} == {"1": 3}
+
+
+def test_scores_of_grouped_experts_decide_their_copies(
+    tiny: Callable[..., Path], small: Callable[..., Path], options: dict, tmp_path: Path
+):
+    parent = Path(shutil.copytree(tiny("deepseek_v3", vocab_size=300), tmp_path / "parent"))
+    for file in small("llama").glob("tokenizer*"):
+        shutil.copy(file, parent)
+    found = api.utility(parent, tmp_path / "scores.json", **options)
+    assert {layer: len(row) for layer, row in found["layers"].items()} == {"1": 8, "2": 8}
+    model = api.grow_experts(parent, top_k="keep", copies="utility", scores=str(tmp_path / "scores.json"))
+    assert not any("another checkpoint" in note for note in model.checkpoint.notes)
+    verdict = api.verify(model.save(tmp_path / "out"), against=parent, tokens=128, data=options["data"])
+    assert (verdict.promise, verdict.held) == ("lossy", True)
 
 
 @pytest.mark.parametrize(

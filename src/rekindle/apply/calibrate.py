@@ -31,7 +31,13 @@ class Calibration:
     """The activations of a checkpoint on a text; see edit.measure.Activations."""
 
     def __init__(self, checkpoint: Checkpoint, batches: Iterable[Batch], *, blockwise: bool = False):
-        """Runs the model of the checkpoint's folder, in float32, on all batches."""
+        """Runs the model of the checkpoint's folder, in float32, on all batches.
+
+        Raises RekindleError where keys do not come out of the hidden state (latent attention), and where the model
+        computes NaN.
+        """
+        if checkpoint.settings.latent_attention:
+            raise RekindleError(f"{checkpoint.family.model_type} has latent attention: its keys have no inputs to see.")
         size = checkpoint.settings.hidden_size + 1
         self._moments = np.zeros((checkpoint.settings.num_layers, size, size))
         self._tokens = 0

@@ -41,7 +41,9 @@ class TrainConfig:
     """Training of a checkpoint on text."""
 
     data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, or stdlib")
-    tokens: Count = option(help="tokens to train on, rounded down to whole steps")
+    tokens: Count | None = option(None, help="tokens to train on, rounded down to whole steps")
+    fraction_of_parent: float | None = option(None, help="instead: of the tokens the parent was trained on, e.g. 0.05")
+    parent_tokens: Count | None = option(None, help="those tokens, where the lineage does not know them")
     batch_tokens: Count = option(Count(16384), help="tokens per step, over all devices")
     seq_len: int = option(512, help="tokens per sequence")
     lr: float = option(1e-3, help="peak learning rate (schedule continue: the source run's)")

@@ -12,6 +12,7 @@ import torch
 from rekindle.store.folder import open_folder
 from rekindle.store.manifest import Record
 from rekindle.store.publish import check_free
+from rekindle.train.budget import with_tokens
 from rekindle.train.config import TrainConfig
 from rekindle.train.device import out_of_memory_explained, reproducible
 from rekindle.train.finish import publish
@@ -45,6 +46,7 @@ def train(
     src, out = Path(src), Path(os.path.abspath(out))
     check_free(out, overwrite)
     source = open_folder(src)
+    config = with_tokens(config, source)
     lower = "a smaller --micro-batch, --gradient-checkpointing, or a shorter --seq-len"
     with torch.random.fork_rng(devices=[]), out_of_memory_explained(lower):
         stepper, run, saved = prepare(source, out, config, resume=resume, overwrite=overwrite)

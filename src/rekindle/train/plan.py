@@ -37,10 +37,11 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, ranks: int, saved_schedule: Mapping[str, Any] | None = None) -> Plan:
-    """Raises RekindleError with all that is wrong with the options."""
+    """Raises RekindleError with all that is wrong with the options; `tokens` is settled, see budget."""
     problems = _problems(config, ranks)
     if problems:
         raise together(problems)
+    assert config.tokens is not None
     steps = config.tokens // config.batch_tokens
 
     def interval(tokens: int | None) -> int:
@@ -94,7 +95,7 @@ def _problems(config: TrainConfig, ranks: int) -> list[RekindleError]:
                 hint=f"--batch-tokens {below or above}" + (f" or {above}" if below else ""),
             )
         )
-    if config.tokens < config.batch_tokens:
+    if config.tokens is not None and config.tokens < config.batch_tokens:
         problems.append(
             RekindleError(
                 f"tokens is {config.tokens}, less than one batch of {config.batch_tokens}.",

@@ -192,3 +192,20 @@ def test_overwriting_the_folder_around_the_source_is_refused(tiny, tmp_path):
     assert "holds the source" in said
     assert (tmp_path / "models" / "b.txt").exists()
     assert rekindle("rewrite", tmp_path / "models" / "a", tmp_path / "models" / "a", "--overwrite").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "way_on"),
+    [
+        (["upcycle", "SRC", "OUT"], "with --resume goes on"),
+        (["lab", "gqa"], "The same command goes on"),
+        (["inspect", "SRC"], ""),
+        (["nonsense"], ""),
+        ([], ""),
+    ],
+)
+def test_interruption_says_how_to_go_on(words, way_on):
+    from rekindle.cli import _way_on
+
+    assert way_on in _way_on(words)
+    assert bool(way_on) == bool(_way_on(words))

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted. The same command with --resume goes on where it stopped.", err=True)
+        click.echo(f"\nInterrupted.{_way_on(sys.argv[1:] if arguments is None else arguments)}", err=True)
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -38,6 +38,19 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("  try:   the same with --debug, and report it with the output of `rekindle env`", err=True)
         code = 1
     sys.exit(code)
+
+
+def _way_on(words: list[str]) -> str:
+    """How an interrupted verb is taken up again, where it can be."""
+    import click
+
+    from rekindle.cli.verbs import rekindle
+
+    if words[:1] == ["lab"]:
+        return " The same command goes on where it stopped."
+    command = rekindle.get_command(click.Context(rekindle), words[0]) if words else None
+    resumes = command is not None and any(parameter.name == "resume" for parameter in command.params)
+    return " The same command with --resume goes on where it stopped." if resumes else ""
 
 
 def _explain(error: Exception, debug: bool) -> None:

@@ -18,6 +18,8 @@ from rekindle.methods import METHODS
 # Steps that often fit one after the other; which do, the test finds out.
 STEPS = [
     ("upcycle", {"experts": 2, "top_k": 1}),
+    ("upcycle", {"experts": 4, "init": "drop"}),
+    ("upcycle", {"experts": 4, "init": "virtual-group", "granularity": 2}),
     ("grow-depth", {"factor": 2}),
     ("grow-depth", {"factor": 1.5, "order": "stack"}),
     ("grow-depth", {"layers": 4, "order": "llama-pro"}),
@@ -69,17 +71,16 @@ def refused(model: api.Model, verb: str, options: dict) -> bool:
 
 @pytest.mark.slow
 @settings(max_examples=20, deadline=None)
-@given(family=st.sampled_from(FAMILIES), data=st.data())
-def test_one_pass_is_the_steps_one_by_one(tiny, family, data):
-    """In float32, where what lies on disk between two steps has been rounded no more than what lies in memory."""
-    steps: list = []
-    while len(steps) < 3 and (fits := fitting(chained(tiny(family), steps))):
+@given(family=st.sampled_from(FAMILIES), dtype=st.sampled_from(["float32", "bfloat16"]), data=st.data())
+def test_one_pass_is_the_steps_one_by_one(tiny, family, dtype, data):
+    parent, steps = tiny(family, dtype=dtype), []
+    while len(steps) < 3 and (fits := fitting(chained(parent, steps))):
         steps.append(data.draw(st.sampled_from(fits)))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        state = write_moments(work / "state", tiny(family))
-        apart = through_disk(tiny(family), state, steps, work)
-        together = chained(tiny(family), steps)
+        state = write_moments(work / "state", parent)
+        apart = through_disk(parent, state, steps, work)
+        together = chained(parent, steps)
         assert files(together.save(work / "together", optimizer_state=str(state))) == files(apart)
         assert fitting(together) == fitting(api.open(apart))
 
@@ -88,15 +89,22 @@ def test_every_method_is_among_the_steps():
     assert {verb for verb, _ in STEPS} == METHODS.keys()
 
 
-CHAIN = [("grow-depth", {"factor": 2}), ("upcycle", {"experts": 2}), ("grow-experts", {"noise": 0.0})]
+NOISE = ("grow-experts", {"noise": 0.1, "noise_router": True})
+CALCULATED_TWICE = {
+    "narrowed": ("mixtral", "float32", [("rewrite", {"dtype": "bfloat16"}), NOISE]),
+    "noise": ("llama", "bfloat16", [("upcycle", {"experts": 2, "init": "noise"}), NOISE]),
+    "noise-f16": ("llama", "float16", [("upcycle", {"experts": 2, "init": "noise"}), NOISE]),
+    "pooled": ("mixtral", "bfloat16", [("gqa", {"kv_heads": 2}), ("gqa", {"kv_heads": 1})]),
+}
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_copies_are_the_same_in_any_dtype(tiny, tmp_path, dtype):
-    parent = tiny("llama", dtype=dtype)
+@pytest.mark.parametrize(("family", "dtype", "steps"), CALCULATED_TWICE.values(), ids=CALCULATED_TWICE)
+def test_steps_round_as_on_disk(tiny, tmp_path, family, dtype, steps):
+    """Where two steps calculate with one tensor, the second starts from the values the first would have saved."""
+    parent = tiny(family, dtype=dtype, num_key_value_heads=4)
     state = write_moments(tmp_path / "state", parent)
-    apart = through_disk(parent, state, CHAIN, tmp_path)
-    together = chained(parent, CHAIN).save(tmp_path / "together", optimizer_state=str(state))
+    apart = through_disk(parent, state, steps, tmp_path)
+    together = chained(parent, steps).save(tmp_path / "together", optimizer_state=str(state))
     assert files(together) == files(apart)
 
 

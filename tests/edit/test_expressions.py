@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekindle.edit.arithmetic import Cast, Fill, Normal, Scale, Sum, Twin
+from rekindle.edit.arithmetic import Cast, Fill, Normal, Rounded, Scale, Sum, Twin
 from rekindle.edit.expressions import Columns, Joined, Leaf, Rows
 from rekindle.errors import RekindleError
-from rekindle.store.dtypes import from_float
+from rekindle.store.dtypes import from_float, to_float
 from rekindle.store.header import Stored
 
 
@@ -136,6 +136,16 @@ def test_a_fill_is_its_value_rounded_once(dtype, value):
     np.testing.assert_array_equal(made, expected)
 
 
+def test_what_is_rounded_is_calculated_with_as_it_would_be_stored():
+    reader = Memory()
+    x = Cast(reader.leaf(np.float32([[1 + 2**-10, -1 / 3]])), "BF16")
+    stored = to_float(whole(x, reader), "BF16")
+    assert (stored != np.float32([[1 + 2**-10, -1 / 3]])).all()
+    np.testing.assert_array_equal(whole(Cast(Rounded(x), "F32"), reader), stored)
+    np.testing.assert_array_equal(whole(Cast(Rounded(x).transposed(), "F32"), reader), stored.T)
+    np.testing.assert_array_equal(whole(Rounded(x), reader), whole(x, reader))
+
+
 def test_codes_cannot_be_calculated_with():
     reader = Memory()
     code = reader.leaf(np.zeros((2, 2), np.uint8), "F8_E4M3")
@@ -166,10 +176,11 @@ def moments_of(expr, reader, array):
         (lambda x: Columns(x, 1, 3), lambda g: g[:, 1:3]),
         (lambda x: Cast(x, "BF16"), lambda g: g),
         (lambda x: Twin(Twin(x, 2), 2), lambda g: g / 4),
+        (lambda x: Rounded(Scale(x, 2.0)), lambda g: g / 2),
         (lambda x: Sum(x, Normal("F32", (3, 4), 0.1, 0, "n")), lambda g: 0 * g),
         (lambda x: Normal("F32", (3, 4), 0.1, 0, "n"), lambda g: 0 * g),
     ],
-    ids=["leaf", "twin", "scale", "rows", "join", "columns", "cast", "twins", "noise", "new"],
+    ids=["leaf", "twin", "scale", "rows", "join", "columns", "cast", "twins", "rounded", "noise", "new"],
 )
 def test_moment_rules(build, expected):
     reader = Memory()

@@ -264,20 +264,21 @@ def test_a_list_that_the_family_does_not_read_goes_with_its_layers(tmp_path):
     assert api.grow_depth(single, layers=3).checkpoint.config["architectures"] == ["LlamaForCausalLM"]
 
 
-def test_moments_of_copies_are_the_parents_and_zeros_start_empty(tmp_path):
+@pytest.mark.parametrize("options", [{"factor": 2}, LLAMA_PRO], ids=label)
+def test_moments_of_copies_are_their_layers_and_zeros_start_empty(tmp_path, options):
     from apply.apply_moments import write_moments
     from store.folders import write_llama
 
     parent = write_llama(tmp_path / "parent")
     state = write_moments(tmp_path / "state", parent)
-    out = api.grow_depth(parent, **LLAMA_PRO).save(tmp_path / "out", optimizer_state=str(state))
+    out = api.grow_depth(parent, **options).save(tmp_path / "out", optimizer_state=str(state))
     was, now = (load_file(folder / "optimizer.safetensors") for folder in (state, out / "optimizer"))
     steps = json.loads((out / "optimizer" / "optimizer.json").read_text())["steps"]
     for name in open_folder(out).tensors:
         words = name.split(".")
-        layer = int(words[2]) if words[1] == "layers" else -1
-        old = ".".join([*words[:2], str(layer // 2), *words[3:]]) if layer >= 0 else name
-        zero = layer in (1, 3) and not {"o_proj", "down_proj"}.isdisjoint(words)
+        layer = int(words[2]) if words[1] == "layers" else 0
+        old = ".".join([*words[:2], str(layer // 2), *words[3:]]) if words[1] == "layers" else name
+        zero = options == LLAMA_PRO and layer % 2 == 1 and not {"o_proj", "down_proj"}.isdisjoint(words)
         assert steps[name] == (0 if zero else 100)
         for moment in ("exp_avg", "exp_avg_sq"):
             made = now[f"{name}.{moment}"]

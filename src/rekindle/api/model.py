@@ -47,7 +47,8 @@ class Model:
     def then(self, verb: str, options: Resolved[Any]) -> Model:
         """This model with one more method applied; raises RekindleError where it does not fit what is there."""
         try:
-            child = method_named(verb).apply(self.checkpoint, options.config)
+            parent = self.checkpoint.as_saved() if self.steps else self.checkpoint
+            child = method_named(verb).apply(parent, options.config)
         except RekindleError as error:
             if not self.steps:
                 raise

@@ -64,6 +64,18 @@ class Fresh(Alike):
         return Fresh(self.x.transposed())
 
 
+class Rounded(Alike):
+    """What lies on disk between two steps of a recipe, did they go through it: calculations start from it rounded."""
+
+    __slots__ = ()
+
+    def moment(self, order: int, of: Moments) -> Expr:
+        return self.x.moment(order, of)
+
+    def transposed(self) -> Expr:
+        return Rounded(self.x.transposed())
+
+
 class Computed(Expr):
     """Calculated in floats and rounded once. Starts with empty moments, as a new tensor does, unless it says more."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rekindle.anatomy import Family, Placed, Role, Settings, Tensor, family_named
 from rekindle.anatomy.settings import role_of
-from rekindle.edit.arithmetic import Fill, Fresh
+from rekindle.edit.arithmetic import Computed, Fill, Fresh, Rounded
 from rekindle.edit.expressions import Expr
 from rekindle.edit.feedforward import PARTS, FeedForward
 from rekindle.edit.measure import Measurement
@@ -131,6 +131,11 @@ class Checkpoint:
     def told(self) -> dict[str, dict[str, float]]:
         """Row -> column -> number of what was measured for the user to know; empty before the measuring pass."""
         return dict(measurement.told() for measurement in self.findings if measurement.found is not None)
+
+    def as_saved(self) -> Checkpoint:
+        """This checkpoint as the next step of a recipe finds it: what was calculated is rounded as on disk."""
+        rounded = {id(x): Rounded(x) for x in self.tensors.values() if isinstance(x, Computed)}
+        return self.derive(tensors={role: rounded.get(id(x), x) for role, x in self.tensors.items()})
 
     # -- counting --------------------------------------------------------------------------------------------
 

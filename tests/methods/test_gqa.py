@@ -192,15 +192,16 @@ def test_alignment_loses_less_and_heads_alike_no_more(tiny, tmp_path, family):
 
 
 def test_the_error_told_is_that_of_the_weights(tiny, tmp_path):
-    """Of values, for white inputs: |O (V - pooled V)| / |O V|, all heads beside each other."""
+    """Of values, for white noise before the norm: |O (V - pooled V) g| / |O V g|, all heads beside each other."""
     parent = tiny("llama", **ALL)
     errors = told(api.gqa(parent, kv_heads=2), tmp_path, "out")[:, 1]
     was, now = tensors(parent), tensors(tmp_path / "out")
     for layer, error in enumerate(errors):
         name = f"model.layers.{layer}.self_attn."
         o = was[name + "o_proj.weight"].reshape(32, 4, 8).transpose(1, 0, 2)
-        v = was[name + "v_proj.weight"].reshape(4, 8, 32)
-        pooled = np.repeat(now[name + "v_proj.weight"].reshape(2, 8, 32), 2, axis=0)
+        gain = was[f"model.layers.{layer}.input_layernorm.weight"]
+        v = was[name + "v_proj.weight"].reshape(4, 8, 32) * gain
+        pooled = np.repeat(now[name + "v_proj.weight"].reshape(2, 8, 32), 2, axis=0) * gain
         assert error == pytest.approx(np.linalg.norm(o @ (v - pooled)) / np.linalg.norm(o @ v), rel=1e-4)
 
 
@@ -228,6 +229,7 @@ def test_restored_norms_are_those_of_the_members(tiny, tmp_path, pool):
         for weights, heads in ((was, 4), (now, 2)):
             o = weights[f"model.layers.{layer}.self_attn.o_proj.weight"].reshape(32, 4, 8).transpose(1, 0, 2)
             v = weights[f"model.layers.{layer}.self_attn.v_proj.weight"].reshape(heads, 8, 32)
+            v = v * weights[f"model.layers.{layer}.input_layernorm.weight"]
             norms.append(np.square(o @ np.repeat(v, 4 // heads, axis=0)).reshape(2, -1).sum(axis=1))
         np.testing.assert_allclose(norms[1], norms[0], rtol=1e-4)
 

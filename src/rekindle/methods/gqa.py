@@ -5,7 +5,7 @@ repeated for its share of the queries. Pooling unequal heads is lossy; what each
 
 `mean` is the paper's. `aligned` first brings the heads of a group together by the maps that attention leaves free,
 and folds those into queries and output projection: see `alignment`. Without `data` it goes by the weights alone, as
-if the inputs of attention were white; with it, by what the checkpoint computes on that text.
+if the norm before attention saw white noise; with it, by what the checkpoint computes on that text.
 
 Departures from the paper, with reasons:
 - `aligned` and `similar`: heads have bases of their own, so a plain mean averages things with nothing in common;

@@ -1,7 +1,8 @@
 """What pooling the key and value heads of a layer takes and costs, measured before anything is written.
 
 With inputs x of attention, each with a 1 appended so that biases count, and their second moment C = E[x x'], the
-moments of queries, keys and values are W C W'. Without a text C is the identity: the weights alone decide.
+moments of queries, keys and values are W C W'. Without a text the weights alone decide: C is then that of white noise
+after the gain of the norm before attention, where there is one.
 
 H query heads   K key-value heads   J of them after pooling   N = K / J   A head dim   D hidden size
 """
@@ -52,7 +53,8 @@ class Pooling(Measurement):
     def __init__(self, parent: Checkpoint, layer: int, count: int, rule: Rule, biases: Iterable[str], data: str = ""):
         """`count`: J. `biases`: those that go with the rows, such as "attn.k.bias"."""
         self.settings, self.layer, self.count, self.rule = parent.settings, layer, count, rule
-        self.parts = ("attn.q", "attn.k", "attn.v", "attn.o", *biases)
+        norm = ["attn.pre_norm"] if not data and "attn.pre_norm" in parent[layer] else []
+        self.parts = ("attn.q", "attn.k", "attn.v", "attn.o", *biases, *norm)
         of = [parent[layer][part] for part in self.parts]
         state = f"{self.parts} {[signature(x) for x in of]} {count} {rule} {data}"
         name = f"pooling/layer.{layer}/{hashlib.sha256(state.encode()).hexdigest()[:16]}"
@@ -122,10 +124,12 @@ class Pooling(Measurement):
         return any(part.endswith("bias") for part in self.parts)
 
     def _heads(self, part: str, reader: Reader) -> NDArray:
-        """Rows of q, k or v [heads, A, D], and in a last column their biases, where there are any [heads, A, D + 1]."""
+        """Rows of q, k or v as white inputs meet them [heads, A, D]; where there are biases, they are a column more."""
         read = dict(zip(self.parts, self.of, strict=True))
         x, bias = read[part], read.get(f"{part}.bias")
         rows = x.values(0, x.num_rows, reader)
+        if norm := read.get("attn.pre_norm"):
+            rows = rows * (self.settings.norm_offset + norm.values(0, norm.num_rows, reader)).T
         if self.biased:
             last = bias.values(0, bias.num_rows, reader) if bias is not None else np.zeros((len(rows), 1))
             rows = np.concatenate([rows, last], axis=1)

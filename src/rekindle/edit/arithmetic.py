@@ -32,6 +32,9 @@ class Alike(Expr):
     def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
         return self.x.raw(lo, hi, reader)
 
+    def gather(self, rows: NDArray, reader: Reader) -> NDArray:
+        return self.x.gather(rows, reader)
+
     def label(self) -> str:
         return self.x.label()  # the same values: measured once
 
@@ -123,7 +126,7 @@ class Normal(Computed):
         block *= number(self.std)
         if mean := number(self.mean):
             block += mean
-        return block.astype(np.float32, copy=False).reshape(hi - lo, width)
+        return block.reshape(hi - lo, width)
 
 
 class Sum(Computed):

@@ -1,4 +1,4 @@
-"""Expressions that choose units: rows or columns in another order, and some of them replaced."""
+"""Expressions that choose units: rows or columns in another order, some left out, some again."""
 
 from __future__ import annotations
 
@@ -35,41 +35,10 @@ class Chosen(Expr):
         index = array(self.index)
         if self.axis:
             return np.take(self.x.raw(lo, hi, reader), index, axis=1)
-        wanted = index[lo:hi]
-        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)  # neighbours are read together
-        return np.concatenate([self.x.raw(int(run[0]), int(run[-1]) + 1, reader) for run in runs])
+        return self.x.gather(index[lo:hi], reader)
+
+    def gather(self, rows: NDArray, reader: Reader) -> NDArray:
+        return super().gather(rows, reader) if self.axis else self.x.gather(array(self.index)[rows], reader)
 
     def moment(self, order: int, of: Moments) -> Expr:
         return Chosen(self.x.moment(order, of), self.index, self.axis, self.shape[0 if self.axis == 0 else -1])
-
-
-class Replaced(Expr):
-    """A matrix or vector whose rows (axis 0) or columns (axis 1) `at` (ascending) are those of `y`, in order.
-
-    The others keep their moments; the replaced ones have y's.
-    """
-
-    __slots__ = ("at", "axis", "x", "y")
-    live = 2
-
-    def __init__(self, x: Expr, y: Expr, at: NDArray[np.int64], axis: int = 0):
-        assert x.dtype == y.dtype, (x.dtype, y.dtype)
-        assert y.shape == ((len(at), *x.shape[1:]) if axis == 0 else (*x.shape[:-1], len(at))), (x.shape, y.shape)
-        self.x, self.y, self.at, self.axis = x, y, at, axis
-        self.dtype, self.shape = x.dtype, x.shape
-
-    def children(self) -> Sequence[Expr]:
-        return (self.x, self.y)
-
-    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        block = np.array(self.x.raw(lo, hi, reader))
-        if self.axis:
-            block[:, self.at] = self.y.raw(lo, hi, reader)
-            return block
-        first, last = np.searchsorted(self.at, (lo, hi))
-        if first < last:
-            block[self.at[first:last] - lo] = self.y.raw(int(first), int(last), reader)
-        return block
-
-    def moment(self, order: int, of: Moments) -> Expr:
-        return Replaced(self.x.moment(order, of), self.y.moment(order, of), self.at, self.axis)

@@ -75,6 +75,13 @@ class Expr:
         """Rows lo to hi as [hi - lo, row_size] in the stored dtype (bfloat16 as its bits)."""
         raise AssertionError(f"{type(self).__name__} has no blocks")
 
+    def gather(self, rows: NDArray, reader: Reader) -> NDArray:
+        """These rows as `raw` gives them, in any order, repetitions allowed; neighbours are made together."""
+        wanted, back = np.unique(rows, return_inverse=True)
+        ends = np.flatnonzero(np.diff(wanted, append=wanted[-1] + 2) > 1)
+        runs = zip(wanted[np.concatenate([[0], ends[:-1] + 1])].tolist(), (wanted[ends] + 1).tolist(), strict=True)
+        return np.concatenate([self.raw(lo, hi, reader) for lo, hi in runs])[back]
+
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         """The same as floats: float32, or float64 where stored so."""
         return to_float(self.raw(lo, hi, reader), self.dtype)
@@ -184,6 +191,11 @@ class Rows(Expr):
         block = self.x.raw(self.lo + at, self.lo + to, reader).reshape(-1)
         return block[lo * size - at * wide : hi * size - at * wide].reshape(hi - lo, size)
 
+    def gather(self, rows: NDArray, reader: Reader) -> NDArray:
+        return (
+            self.x.gather(rows + self.lo, reader) if self.row_size == self.x.row_size else super().gather(rows, reader)
+        )
+
     def moment(self, order: int, of: Moments) -> Expr:
         return self.x.moment(order, of).rows(self.lo, self.hi, self.shape)
 
@@ -235,8 +247,18 @@ class Joined(Expr):
             start = stop
         return np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
 
+    def gather(self, rows: NDArray, reader: Reader) -> NDArray:
+        out, start = np.empty((len(rows), self.row_size), RAW[self.dtype]), 0
+        for part in self.parts:
+            stop = start + part.num_rows
+            here = np.flatnonzero((rows >= start) & (rows < stop))
+            if len(here):
+                out[here] = part.gather(rows[here] - start, reader)
+            start = stop
+        return out
+
     def moment(self, order: int, of: Moments) -> Expr:
-        return joined([part.moment(order, of) for part in self.parts], self.shape)
+        return joined(_of_one_dtype([part.moment(order, of) for part in self.parts]), self.shape)
 
     def rows(self, lo: int, hi: int, shape: tuple[int, ...] | None = None) -> Expr:
         if self.row_size != self.parts[0].row_size or len(self.shape) != len(self.parts[0].shape):
@@ -300,7 +322,7 @@ class Beside(Expr):
         return np.concatenate([part.raw(lo, hi, reader) for part in self.parts], axis=1)
 
     def moment(self, order: int, of: Moments) -> Expr:
-        return beside([part.moment(order, of) for part in self.parts])
+        return beside(_of_one_dtype([part.moment(order, of) for part in self.parts]))
 
     def transposed(self) -> Expr:
         return joined([part.transposed() for part in self.parts])
@@ -369,6 +391,14 @@ def beside(parts: Sequence[Expr]) -> Expr:
 
 def _flat(x: Expr) -> Sequence[Expr]:
     return x.parts if isinstance(x, Joined) and x.row_size == x.parts[0].row_size else (x,)
+
+
+def _of_one_dtype(moments: Sequence[Expr]) -> Sequence[Expr]:
+    """Empty moments are float32 whatever the stored ones beside them are: then all are widened to it."""
+    from rekindle.edit.arithmetic import Cast  # it builds on this module
+
+    alike = len({x.dtype for x in moments}) == 1
+    return moments if alike else [x if x.dtype == "F32" else Cast(x, "F32") for x in moments]
 
 
 def signature(x: Expr, seen: dict[int, str] | None = None) -> str:

@@ -6,6 +6,7 @@ hold it like any other number. A dry run prices the pass; `apply.measure` makes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -104,18 +105,18 @@ class Statistics(Measurement):
 
     def find(self, reader: Reader, activations: Activations | None) -> dict[str, NDArray]:
         (x,) = self.of
-        step = max(1, STEP // max(1, x.row_size))
+        step = max(1, STEP // 8 // max(1, x.row_size))  # as float64 they fit the cache
         total = squares = count = 0.0
         for lo in range(0, x.num_rows, step):
-            block = x.values(lo, min(lo + step, x.num_rows), reader)
-            with np.errstate(invalid="ignore"):
-                part = float(block.sum(dtype=np.float64))
-            if not np.isfinite(part):
+            block = x.values(lo, min(lo + step, x.num_rows), reader).astype(np.float64)
+            with np.errstate(invalid="ignore"):  # infinity less infinity
+                part = float(block.sum())
+            if not math.isfinite(part):
                 block = block[np.isfinite(block)]
-                part = float(block.sum(dtype=np.float64))
+                part = float(block.sum())
             total += part
-            squares += float(np.square(block, dtype=np.float64).sum())
             count += block.size
+            squares += float(np.square(block, out=block).sum())
         mean = total / max(count, 1)
         std = max(0.0, squares / max(count, 1) - mean * mean) ** 0.5
         # float32: machines that add in another order agree on these digits

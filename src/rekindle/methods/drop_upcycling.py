@@ -34,22 +34,30 @@ from rekindle.edit.noise import choice, permutation
 def partly_new(ffn: FeedForward, ratio: float, indices: str, seed: int, key: str) -> FeedForward:
     """One expert. `indices`: "shared" by gate, up and down, or "independent"."""
     order = permutation(seed, f"{key}/order", ffn.width)
-    expert, new = FeedForward(ffn), round(ratio * ffn.width)
-    for part in ffn.keys() & UNIT_AXIS.keys():
-        own = f"{key}/{part}"
-        at = choice(seed, f"{key if indices == 'shared' else own}/dropped", ffn.width, new)
-        expert[part] = _redrawn(ffn[part], order, at, UNIT_AXIS[part], seed, own)
-    return expert
+    names = {part: key if indices == "shared" else f"{key}/{part}" for part in ffn.keys() & UNIT_AXIS.keys()}
+    sources = {name: _sources(order, ratio, seed, name) for name in set(names.values())}
+    new = {
+        part: _redrawn(ffn[part], sources[name], UNIT_AXIS[part], seed, f"{key}/{part}") for part, name in names.items()
+    }
+    return FeedForward(ffn | new)
 
 
-def _redrawn(x: Expr, order: NDArray, at: NDArray, axis: int, seed: int, key: str) -> Expr:
-    """The units of x in this order, those that come to stand `at` these places drawn anew."""
+def _sources(order_F: NDArray, ratio: float, seed: int, key: str) -> NDArray:
+    """Where each unit comes from [F]: an old one below F, or new ones, F and above, in the places of rF of them."""
+    width = len(order_F)
+    new = round(ratio * width)
+    sources_F = np.array(order_F)
+    sources_F[choice(seed, f"{key}/dropped", width, new)] = width + np.arange(new)
+    return sources_F
+
+
+def _redrawn(x: Expr, sources_F: NDArray, axis: int, seed: int, key: str) -> Expr:
+    """The units of x where they come from, the new ones with its mean and standard deviation."""
     computable(x)
-    if not len(at):
-        return Chosen(x, order, axis)
-    statistics, cut = Statistics(x), list(x.shape)
-    cut[axis] = len(at)
-    drawn = Normal(x.dtype, tuple(cut), statistics["std"], seed, f"{key}/new", mean=statistics["mean"])
-    source = np.array(order)
-    source[at] = len(order) + np.arange(len(at))
-    return Chosen(beside([x, drawn]) if axis else joined([x, drawn]), source, axis)
+    shape = list(x.shape)
+    shape[axis] = int((sources_F >= shape[axis]).sum())
+    if not shape[axis]:
+        return Chosen(x, sources_F, axis)
+    statistics = Statistics(x)
+    new = Normal(x.dtype, tuple(shape), statistics["std"], seed, f"{key}/new", mean=statistics["mean"])
+    return Chosen(beside([x, new]) if axis else joined([x, new]), sources_F, axis)

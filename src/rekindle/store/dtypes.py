@@ -16,6 +16,8 @@ BITS = {
 # What is calculated with; every other dtype can be copied, sliced along its first axis and no more.
 COMPUTED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
+CHUNK = 1 << 16  # values rounded together: fits the cache
+
 TORCH = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool",
     "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
@@ -45,9 +47,20 @@ def from_float(values: NDArray, dtype: str) -> NDArray:
     with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are counted, not warned of
         if dtype != "BF16":
             return values.astype(COMPUTED[dtype], copy=False)
-        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+        wide = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+    out = np.empty(wide.size, np.uint16)
+    for lo in range(0, wide.size, CHUNK):
+        part, rounded = wide[lo : lo + CHUNK], out[lo : lo + CHUNK]
+        bits = part.view(np.uint32)
+        above = bits >> 16
+        above &= 1
+        above += 0x7FFF
+        above += bits
+        above >>= 16
+        rounded[...] = above
+        if (nan := np.isnan(part)).any():
+            rounded[nan] = 0x7FC0
+    return out.reshape(values.shape)
 
 
 def count_not_finite(block: NDArray, dtype: str) -> int:

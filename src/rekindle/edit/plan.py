@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from rekindle.anatomy import Packed, Role, packs
+from rekindle.edit.arithmetic import Fresh
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, joined, signature
 from rekindle.errors import RekindleError, together
@@ -121,6 +122,9 @@ def plan(checkpoint: Checkpoint, *, fused: bool = False) -> Plan:
 
 def put_together(pack: Packed, roles: Mapping[Role, Expr]) -> Expr:
     """A packed tensor out of its roles: the stored tensor itself where none of them was changed."""
+    whole = {role: x.x for role in pack.roles if isinstance(x := roles[role], Fresh)}
+    if len(whole) == len(pack.roles):
+        return Fresh(put_together(pack, whole))
     shape = pack.shape[::-1] if pack.transposed else pack.shape
     x = joined([roles[role].rows(lo, hi) for role, lo, hi in pack.pieces()], shape)
     return x.transposed() if pack.transposed else x

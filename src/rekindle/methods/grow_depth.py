@@ -17,8 +17,8 @@ Departures from the papers: any N of n layers or more (LLaMA-Pro: one copy after
 formula gives where it divides; Orthogonal Growth: N = 2n); `--layers` and `--factor` choose SOLAR's m.
 
 Adam's moments: copies keep their layer's. They stand one behind the other and are not twins, whose outputs are
-averaged and who share a gradient between them: the gradient of each is of the parent's size. Zeroed tensors start
-empty.
+averaged and who share a gradient between them: the gradient of each is of the parent's size. What llama-pro inserts
+starts empty: its zeros as new tensors do, the rest because no gradient reaches it before they have moved.
 
 Source: "Orthogonal Growth", arXiv 2510.08008 (interpose); Du et al. 2024, "Stacking Your Transformers", arXiv
 2405.15319 (stack); Wu et al. 2024, "LLaMA Pro", arXiv 2401.02415, section 3; Kim et al. 2023, "SOLAR 10.7B", arXiv
@@ -37,7 +37,7 @@ from typing import Literal
 from rekindle.anatomy.settings import Settings, role_of
 from rekindle.config import option
 from rekindle.edit import Checkpoint, exact, lossy
-from rekindle.edit.arithmetic import Fill, computable
+from rekindle.edit.arithmetic import Fill, Fresh, computable
 from rekindle.edit.expressions import Expr
 from rekindle.edit.promise import Promise
 from rekindle.errors import RekindleError, together
@@ -117,7 +117,7 @@ def _empty(parent: Checkpoint, source: Sequence[int], order: str) -> Checkpoint:
 def _silent(part: str, x: Expr, s: Settings) -> Expr:
     """A tensor of an inserted copy: zero where one of its branches ends."""
     if part.removesuffix(".bias") not in (LAST if s.norm_order == "pre" else AFTER):
-        return x
+        return Fresh(x)
     computable(x)
     return Fill(x.dtype, x.shape, 0.0 - s.norm_offset if part in AFTER else 0.0)  # a gain is offset + weight
 

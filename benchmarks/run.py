@@ -7,7 +7,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-ALL = ("startup", "bytes", "growth", "recipe", "training")
+ALL = ("startup", "bytes", "computed", "growth", "recipe", "training")
 
 
 def main(chosen: list[str]) -> None:

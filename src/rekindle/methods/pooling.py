@@ -10,7 +10,7 @@ H query heads   K key-value heads   J of them after pooling   N = K / J   A head
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -148,7 +148,7 @@ class Pooling(Measurement):
             total += heads.transpose(0, 2, 1) @ heads
         return total
 
-    def _alike(self, kinds: Iterable[Members]) -> NDArray[np.int64]:
+    def _alike(self, kinds: Collection[Members]) -> NDArray[np.int64]:
         """Groups of heads whose pairs lose little; the neighbours where those lose less."""
         heads = self.settings.num_kv_heads
         cost = np.zeros((heads, heads))

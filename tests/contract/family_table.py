@@ -5,6 +5,7 @@ A cell is measured: the method is applied, the result saved, reloaded in transfo
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -63,8 +64,8 @@ def measure(family: str, verb: str, options: dict[str, Any], parent: Path, out: 
     try:
         model = api.apply(verb, parent, **options)
     except RekindleError as error:
-        because = f" {error.why.splitlines()[0].capitalize()}." if error.why else ""
-        return Cell("refused", 0.0, error.what.splitlines()[0] + because.replace("..", "."))
+        because = f" ({error.why.splitlines()[0].rstrip('.')})" if error.why else ""
+        return Cell("refused", 0.0, error.what.splitlines()[0] + because)
     verdict = api.verify(model.save(out), against=parent, tokens=128)
     assert verdict.held, (family, verb, options, verdict)
     return Cell(verdict.promise, verdict.relative_difference, "")
@@ -105,7 +106,7 @@ def page(rows: dict[str, dict[tuple[str, str], Cell]]) -> str:
 
 def _shown(cell: Cell, family: str, reasons: dict[str, str]) -> str:
     if cell.kind == "refused":
-        reason = cell.reason.replace(family, "FAMILY")
+        reason = re.sub(rf"\b{family}\b", "FAMILY", cell.reason)
         return reasons.setdefault(reason, chr(ord("a") + len(reasons)))
     return "exact" if cell.kind == "exact" else f"{cell.jump:.2g}"
 

@@ -15,10 +15,10 @@ def measured(tiny, tmp_path_factory):
 
 @pytest.mark.slow
 def test_table_is_what_is_measured(measured):
-    """Jumps may differ in the last digit from machine to machine; nothing else may."""
+    """Jumps may differ a little from machine to machine, where a token is routed elsewhere; nothing else may."""
     written = family_table.PAGE.read_text()
     number = re.compile(r"(?<=\| )\d[\d.e-]*(?= \|)")
     assert number.sub("N", written) == number.sub("N", measured), "run `make docs`"
     pairs = zip(number.findall(written), number.findall(measured), strict=True)
     for before, now in pairs:
-        assert float(now) == pytest.approx(float(before), rel=0.1)
+        assert float(now) == pytest.approx(float(before), rel=0.25)

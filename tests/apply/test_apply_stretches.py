@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -64,19 +66,35 @@ def test_the_file_and_its_hash_are_those_of_one_worker(tmp_path, monkeypatch, wo
     assert {file: entry["sha256"] for file, entry in read_manifest(out).shards.items()} == shards
 
 
-def test_two_workers_write_one_shard_at_the_same_time(tmp_path, monkeypatch):
+def test_two_workers_compute_one_shard_at_the_same_time(tmp_path, monkeypatch):
     meet, inner = threading.Barrier(2, timeout=20), write._write_tensor
 
     def met(expr, out, at, files):
-        if expr.nbytes > 4000:
+        if expr.nbytes > 8000:
             meet.wait()
         return inner(expr, out, at, files)
 
     monkeypatch.setattr(write, "_write_tensor", met)
-    monkeypatch.setattr(write, "STRETCH", 5000)
+    monkeypatch.setattr(write, "STRETCH", 9000)
     parent = write_llama(tmp_path / "parent", vocab_size=128, tie_word_embeddings=True)
-    out = api.rewrite(parent).save(tmp_path / "out", workers=2)
+    out = api.rewrite(parent, dtype="float32").save(tmp_path / "out", workers=2)
     assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_a_second_worker_does_not_copy_into_the_same_file(tmp_path, monkeypatch):
+    """A file system would have one wait for the other."""
+    copiers, inner = {}, Files.copy
+
+    def copied(self, path, offset, nbytes, out, at):
+        copiers.setdefault(os.fstat(out).st_ino, set()).add(threading.get_ident())
+        time.sleep(0.002)
+        inner(self, path, offset, nbytes, out, at)
+
+    monkeypatch.setattr(Files, "copy", copied)
+    monkeypatch.setattr(write, "STRETCH", 700)
+    api.rewrite(write_llama(tmp_path / "parent")).save(tmp_path / "out", workers=3, max_shard_size="10kB")
+    assert all(len(threads) == 1 for threads in copiers.values())
+    assert len(set().union(*copiers.values())) > 1
 
 
 @settings(deadline=None)  # files are written

@@ -1,7 +1,7 @@
 """Write all shards, with several workers, and keep a journal of the finished ones for `--resume`.
 
-Workers are threads: the kernel copies and numpy's loops run without the interpreter's lock. They take stretches in
-the order of the files, so that few shards are unfinished at a time.
+Workers are threads: the kernel copies and numpy's loops run without the interpreter's lock. Each begins shards of its
+own, and when there are none left helps with what is computed in the others'.
 """
 
 from __future__ import annotations
@@ -40,15 +40,25 @@ def write_shards(
     todo = [shard for shard in shards if shard.file not in done]
     _reserve(todo, folder)
     workers, stop, turn = max(1, workers), Event(), Lock()
-    begun: list[ShardWriter] = []
-    queue = _queue(todo, folder, checksum, begun)
+    waiting, begun = iter(todo), list[ShardWriter]()
+
+    def stretches() -> Iterator[tuple[ShardWriter, int]]:
+        """What one worker writes: its own shards, then what is computed in others'."""
+        for shard in waiting:
+            own = ShardWriter(shard, folder, checksum)
+            begun.append(own)
+            while (index := own.take()) is not None:
+                yield own, index
+        while helped := next(((w, i) for w in begun if (i := w.take(helping=True)) is not None), None):
+            yield helped
 
     def work() -> None:
+        mine = stretches()
         while True:
             with turn:
-                writer, index = next(queue, (None, 0))
-            if writer is None:
-                return
+                writer, index = next(mine, (None, 0))
+                if writer is None or stop.is_set():
+                    return
             for nbytes in writer.write(index, files, stop):
                 with turn:
                     progress(nbytes)
@@ -72,16 +82,6 @@ def write_shards(
         for writer in begun:
             writer.close()
     return {shard.file: done[shard.file] for shard in shards}
-
-
-def _queue(
-    shards: Sequence[Shard], folder: Path, checksum: bool, begun: list[ShardWriter]
-) -> Iterator[tuple[ShardWriter, int]]:
-    """Stretch by stretch what is to be written; a shard's file is opened when its turn comes."""
-    for shard in shards:
-        writer = ShardWriter(shard, folder, checksum)
-        begun.append(writer)
-        yield from ((writer, index) for index in range(len(writer.stretches)))
 
 
 def _reserve(shards: Sequence[Shard], folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,10 @@ class Stretch(NamedTuple):
     def nbytes(self) -> int:
         return sum(expr.nbytes for _, expr in self.tensors)
 
+    @property
+    def copied(self) -> bool:
+        return all(expr.spans() is not None for _, expr in self.tensors)
+
 
 def stretches(shard: Shard, at: int) -> Iterator[Stretch]:
     """A shard in stretches of about STRETCH bytes, in order; its first tensor begins at byte `at`."""
@@ -89,6 +94,10 @@ class ShardWriter:
         self.shard, self._folder = shard, folder
         head, self._size = shard.header()
         self.stretches = list(stretches(shard, len(head)))
+        self._copies: deque[int] = deque()  # stretches that no worker has taken
+        self._computed: deque[int] = deque()
+        for index, stretch in enumerate(self.stretches):
+            (self._copies if stretch.copied else self._computed).append(index)
         self._hasher = hashlib.sha256(head) if checksum else None
         self._lock = Lock()
         self._whole: set[int] = set()  # stretches that are written
@@ -98,6 +107,14 @@ class ShardWriter:
         self._part = folder / f"{shard.file}.part"
         self._out = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         _write_all(self._out, head, 0)
+
+    def take(self, helping: bool = False) -> int | None:
+        """The next stretch to write, or None; for a helper one that is computed. Not for several threads at once.
+
+        File systems let one at a time write to a file, so there is nothing to gain from a second one that copies.
+        """
+        heads = [queue for queue in ([self._computed] if helping else [self._copies, self._computed]) if queue]
+        return min(heads, key=lambda queue: queue[0]).popleft() if heads else None
 
     def write(self, index: int, files: Files, stop: Event) -> Iterator[int]:
         """Write one stretch; yields the bytes of each tensor, or part of one, that is done. Raises Stopped."""

@@ -62,9 +62,9 @@ def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
     `bare`: a config alone will do, in a folder or as a JSON file of any name.
     """
     path = Path(path)
-    if bare and path.is_file() and path.suffix == ".json":
-        return _only_config(path, path)
     try:
+        if bare and path.suffix == ".json" and path.is_file():
+            return _only_config(path, path)
         if not path.is_dir():
             what = "is a file, not a checkpoint folder" if path.exists() else "does not exist"
             raise RekindleError(f"{path} {what}.", hint=_similar_folder(path))

@@ -366,8 +366,8 @@ def test_a_token_out_of_range(small: Small, run: Run, monkeypatch: pytest.Monkey
 def test_broken_sources(small: Small, run: Run, tmp_path: Path):
     with pytest.raises(RekindleError, match="does not exist"):
         run(tmp_path / "missing")
-    with pytest.raises(RekindleError, match="'gpt2' is not known"):
-        run(copied(small(), tmp_path / "unknown", model_type="gpt2"))
+    with pytest.raises(RekindleError, match="'mamba' is not known"):
+        run(copied(small(), tmp_path / "unknown", model_type="mamba"))
     with pytest.raises(RekindleError, match="do not fit the config|cannot load"):
         run(copied(small(), tmp_path / "deeper", num_hidden_layers=3))
     bare = copied(small(), tmp_path / "bare")

@@ -106,7 +106,7 @@ def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_a_slow_tokenizer_and_one_without_an_end(corpus: Path):
     class Slow:
-        eos_token_id, bos_token_id, name_or_path = None, 7, "slow"
+        eos_token_id, bos_token_id, sep_token_id, name_or_path = None, 7, None, "slow"
 
         def get_vocab(self) -> dict[str, int]:
             return {word: n + 8 for n, word in enumerate(WORDS)} | {"?": 70_000}

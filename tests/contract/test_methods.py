@@ -24,6 +24,7 @@ TWIN = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3":
 NO_KV_HEADS = ("gpt2", "gpt_neox", "deepseek_v3")
 KV_HEADS = tuple(family for family in DECODERS if family not in NO_KV_HEADS)
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+GROUPS = {"init": "virtual-group", "granularity": 4}
 
 # (verb, options, families it works on, config changes of the parent)
 ROWS = [
@@ -41,6 +42,13 @@ ROWS = [
     ("upcycle", {"experts": 4}, ("qwen3", "olmo2"), {"attention_bias": True}),
     ("upcycle", {"experts": 4}, DENSE, {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 3e3}}),
     ("upcycle", {"experts": 4}, DENSE, {"rms_norm_eps": 0.1}),
+    ("upcycle", {"experts": 4, "init": "noise", "noise": 0.0}, ("llama",), {}),
+    ("upcycle", {"experts": 4, "init": "drop", "drop_ratio": 0.0}, (*DENSE, "phi3"), {}),
+    ("upcycle", {"experts": 8, "top_k": 4} | GROUPS, (*DENSE, "phi3"), {}),
+    ("upcycle", {"experts": 8, "top_k": 8, "router_std": 1.0} | GROUPS, (*DENSE, "phi3"), {}),
+    ("upcycle", {"experts": 4, "shared_experts": 1}, ("llama", "mistral", "qwen2"), {}),
+    ("upcycle", {"experts": 4, "init": "drop", "shared_experts": 1}, ("llama", "mistral", "qwen2"), {}),
+    ("upcycle", {"experts": 6, "top_k": 3, "shared_experts": 1} | GROUPS, ("llama", "mistral", "qwen2"), {}),
     ("grow-depth", {"factor": 2, "order": "llama-pro"}, DECODERS, {}),
     ("grow-depth", {"layers": 4, "order": "llama-pro"}, ("llama", "olmo2", "flex_olmo"), {"attention_bias": True}),
     ("grow-depth", {"factor": 3, "order": "llama-pro"}, ("llama",), {"mlp_bias": True}),

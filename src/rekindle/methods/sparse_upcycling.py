@@ -120,7 +120,7 @@ def _sparse_twin(parent: Checkpoint, config: Config, layers: tuple[int, ...]) ->
         shared = config.shared_experts * width // config.granularity or max(1, width // SHARED_FRACTION)
         try:
             if config.shared_experts and "shared_size" not in keys:
-                raise RekindleError(f"{target} has no shared expert; asked for are {config.shared_experts}.")
+                raise RekindleError(f"{target} has no shared expert.")
             return parent.as_family(
                 target,
                 num_experts=config.experts,
@@ -167,10 +167,10 @@ ONLY_FOR = {"noise": "noise", "drop_ratio": "drop", "drop_indices": "drop", "gra
 def _check(parent: Checkpoint, config: Config) -> None:
     problems = [*_misplaced(config), *_out_of_range(config)]
     if parent.settings.sparse_layers:
-        problems.append(RekindleError("This checkpoint has experts already; upcycling starts from a dense one."))
+        what = "This checkpoint has experts already; upcycling starts from a dense one."
+        problems.append(RekindleError(what, hint="rekindle grow-experts SRC OUT makes more of them"))
     elif not problems:
-        width = parent.settings.intermediate_size
-        problems += indivisible(width, config.experts, config.top_k, config.granularity, config.set_size)
+        problems += indivisible(parent[0].ffn, config.experts, config.top_k, config.granularity, config.set_size)
     try:
         parent.layers(config.layers)
     except RekindleError as error:

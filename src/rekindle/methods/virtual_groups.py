@@ -30,6 +30,7 @@ from rekindle.edit.feedforward import FeedForward
 from rekindle.errors import RekindleError
 
 MATRICES = ("gate", "up", "down")
+ALIGNED = 16  # bytes of a row
 
 
 def virtual_groups(ffn: FeedForward, experts: int, granularity: int, shared: int, scale: str) -> list[FeedForward]:
@@ -51,12 +52,18 @@ def rounds(size: int, dtypes: Sequence[str]) -> bool:
     return size & (size - 1) != 0 and not set(dtypes) <= {"F32", "F64"}
 
 
-def indivisible(width: int, experts: int, top_k: int, granularity: int, size: int) -> Iterator[RekindleError]:
+def indivisible(ffn: FeedForward, experts: int, top_k: int, shards: int, size: int) -> Iterator[RekindleError]:
     """Every reason why these numbers make no whole shards and sets."""
-    if width % granularity:
-        fitting = ", ".join(str(g) for g in range(1, 65) if width % g == 0)
-        what = f"{width} hidden units cannot be cut into {granularity} equal shards."
-        yield RekindleError(what, hint=f"--granularity {fitting}")
+    width, row = ffn.width, ffn["down"].nbytes // ffn["down"].shape[0]
+    fitting = [g for g in range(1, 257) if width % g == 0 and (g == 1 or row // g % ALIGNED == 0)]
+    hint = f"--granularity {', '.join(map(str, fitting))}"
+    if width % shards:
+        yield RekindleError(f"{width} hidden units cannot be cut into {shards} equal shards.", hint=hint)
+        return  # other shards make other sets
+    if shards > 1 and row // shards % ALIGNED:
+        what = f"Shards of {width // shards} hidden units are {row // shards} bytes wide, no multiple of {ALIGNED}."
+        why = "the grouped kernels that transformers runs experts with take no others"
+        yield RekindleError(what, why=why, hint=hint)
     for flag, number in (("experts", experts), ("top-k", top_k)):
         if number % size:
             less, more = number // size * size, -(-number // size) * size

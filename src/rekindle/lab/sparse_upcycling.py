@@ -51,8 +51,8 @@ def steps(seed: int, size: Size) -> list[Step]:
         Step("dropped", "upcycle", "parent", {**EXPERTS, "init": "drop", "seed": seed}),
     ]
     for percent in BUDGETS:
-        dense = sunk * percent // 100
-        sparse = int(dense / COST)
+        dense = size.tokens(SUNK * percent // 100)
+        sparse = size.tokens(int(SUNK * percent / 100 / COST))
         made += [
             Step(f"copy-{percent}", "train", "copied", {**train, "tokens": sparse}),
             Step(f"drop-{percent}", "train", "dropped", {**train, "tokens": sparse}),

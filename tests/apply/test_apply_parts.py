@@ -114,6 +114,14 @@ def test_in_any_layout(model, monkeypatch, options):
     assert contents(OUT) == whole(model, monkeypatch, **options)
 
 
+@pytest.mark.parametrize("init", ["noise", "drop", "virtual-group"])
+def test_whatever_the_method_computes(parent, monkeypatch, init):
+    model = api.upcycle(parent, experts=4, init=init)
+    write(model, "2/3", "3/3", "1/3")
+    api.join(OUT)
+    assert contents(OUT) == whole(model, monkeypatch)
+
+
 def test_moments_too(parent, tmp_path, monkeypatch):
     state = str(write_moments(tmp_path / "state", parent))
     model = api.upcycle(parent, experts=2)
@@ -399,7 +407,7 @@ def test_a_part_replaces_no_whole(model, overwrite):
 
 @pytest.fixture
 def measuring(model):
-    """A child with noise as large as the weights it is measured on, and how often they were looked at."""
+    """A child whose routers are noise as large as the weights they are measured on, and what was looked at."""
     looks = []
 
     class Looking(Statistics):
@@ -407,27 +415,56 @@ def measuring(model):
             looks.append(self.name)
             return super().find(reader, activations)
 
-    role, x = next((role, x) for role, x in model.checkpoint.tensors.items() if role.part == "router")
-    measured = Looking(next(iter(model.checkpoint.origin.tensors.values())))
-    model.checkpoint.tensors[role] = Normal(x.dtype, x.shape, measured["std"], 0, "test")
+    child, sources = model.checkpoint, list(model.checkpoint.origin.tensors.values())
+    for layer, role in enumerate(role for role in child.tensors if role.part == "router"):
+        std = Looking(sources[layer])["std"]
+        child.tensors[role] = Normal(child.tensors[role].dtype, child.tensors[role].shape, std, 0, "test")
     return model, looks
 
 
-def test_other_parts_take_over_what_one_has_measured(measuring, monkeypatch):
+def test_a_part_measures_what_its_own_shards_need(measuring, monkeypatch):
     model, looks = measuring
-    write(model, "1/2", "2/2")
-    assert len(looks) == 1
+    write(model, "1/8", "2/8", "3/8")
+    assert len(looks) == len(set(looks))
+    model.save(OUT, part="4/8", **SMALL)
+    write(model, *(f"{i}/8" for i in range(5, 9)))
+    assert sorted(looks) == sorted(set(looks)), "each once: the others take over what one has measured"
+    assert len(looks) == 2
+    records = [json.loads(path.read_text()) for path in Path(OUT, "parts").glob("*.json")]
+    assert 0 < sum(bool(record["measured"]) for record in records) < 8
     api.join(OUT)
     assert contents(OUT) == whole(model, monkeypatch)
     assert "measurements/found.safetensors" in contents(OUT)
 
 
-def test_parts_that_measured_different_values(measuring, monkeypatch):
-    model, _ = measuring
-    write(model, "1/2")
+def test_parts_on_other_discs_measure_for_themselves(measuring, tmp_path, monkeypatch):
+    model, looks = measuring
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "there")
+        write(model, "2/2", max_shard_size="1")
+    write(model, "1/2", max_shard_size="1")
+    assert len(set(looks)) == 2
+    shutil.copytree(tmp_path / "there" / OUT, OUT, dirs_exist_ok=True)
+    api.join(OUT)
+    assert contents(OUT) == whole(model, monkeypatch, max_shard_size="1")
+
+
+def test_parts_that_measured_different_values(model, monkeypatch):
+    class Told(Statistics):
+        def told(self):
+            return "row", {"std": float(self.found["std"])}
+
+    model.checkpoint.telling(Told(next(iter(model.checkpoint.origin.tensors.values()))))
+    write(model, "1/2", "2/2")
     record = Path(OUT) / "parts" / "1-of-2.json"
-    record.write_text(record.read_text().replace(json.loads(record.read_text())["identity"]["measured"], "f" * 16))
-    refused("Part 1/2 and part 2/2 measured different values", write, model, "2/2")
+    text = record.read_text()
+    (digest,) = json.loads(text)["measured"].values()
+    record.write_text(text.replace(digest, "f" * 16))
+    error = refused("Part 1/2 and part 2/2 measured different values", api.join, OUT)
+    assert "finish one part first" in error.hint
+    record.write_text(text)
+    api.join(OUT)
+    assert contents(OUT) == whole(model, monkeypatch), "what is told of them is in the card and the manifest"
 
 
 def test_nan_is_reported_by_the_part_and_by_join(tmp_path, monkeypatch):

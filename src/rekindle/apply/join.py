@@ -1,7 +1,7 @@
 """The way of a part into OUT, and from all parts to the whole.
 
-Until it is joined, OUT holds the shards that are finished, and OUT/parts a record of each part and, once, the files
-that belong beside the shards: there is no config and no index, so nothing takes OUT for a model.
+Until it is joined, OUT holds the shards that are finished, and OUT/parts a record of each part, what it measured, and
+once the files that belong beside the shards: there is no config and no index, so nothing takes OUT for a model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rekindle.apply.crew import JOURNAL
+from rekindle.apply.measure import FOLDER as MEASURED
+from rekindle.apply.measure import Found, read_found, write_found
 from rekindle.apply.parts import Identity, Part, Record, clashes, missing_parts, read_record, read_records
 from rekindle.apply.write import Written
 from rekindle.errors import RekindleError, together
@@ -44,7 +46,7 @@ def is_there(out: Path, part: Part, identity: Identity, *, overwrite: bool, resu
         raise RekindleError(f"{out} is whole but for its last step.", hint=f"rekindle join {out}")
     records = read_records(out)
     own = [record for record in records if record.part == part]
-    if problems := clashes([r for r in records if not (overwrite and r in own)], part, identity):
+    if problems := clashes([r for r in records if not (overwrite and r in own)], part, identity, {}):
         raise together(problems)
     if own and not overwrite and not resume:
         hint = "--resume to keep it, --overwrite to write it again"
@@ -52,9 +54,9 @@ def is_there(out: Path, part: Part, identity: Identity, *, overwrite: bool, resu
     return bool(own) and not overwrite and not _damaged(out, own)
 
 
-def measured_by_others(out: Path, part: Part) -> Path | None:
-    """The folder whose measurements another part has kept."""
-    return rest_of(out) if any(record.part != part for record in read_records(out)) else None
+def measured_by_others(out: Path, part: Part) -> Found:
+    """What other parts have measured already."""
+    return _measured(out, [record for record in read_records(out) if record.part != part])
 
 
 @contextmanager
@@ -75,7 +77,7 @@ def publishing_part(out: str | Path, part: Part, *, resume: bool) -> Iterator[Pa
 def _publish_part(staging: Path, out: Path) -> None:
     record = read_record(staging / RECORD)
     others = [other for other in read_records(out) if other.part != record.part]
-    if problems := clashes(others, record.part, record.identity):
+    if problems := clashes(others, record.part, record.identity, record.measured):
         raise together(problems)
     final = out / PARTS / f"{record.part.stem}.json"
     rest_of(out).mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,9 @@ def _publish_part(staging: Path, out: Path) -> None:
     for path in _files(staging):
         sync(path)
         name = path.relative_to(staging)
-        if name.name not in (RECORD, JOURNAL):
+        if name.parts[0] == MEASURED:
+            _move(path, final.with_suffix("") / name)
+        elif name.name not in (RECORD, JOURNAL):
             _move(path, (out if str(name) in record.written else rest_of(out)) / name)
     _sync_folders(out)
     os.replace(staging / RECORD, final)
@@ -113,6 +117,7 @@ def join(out: Path) -> dict[str, Written]:
             raise together(problems)
         written = {file: entry for record in records for file, entry in record.written.items()}
         written = {file: written[file] for file in records[0].owners}
+        write_found(rest_of(out), _measured(out, records))
         _complete_manifest(out, written)
         for path in sorted(_files(rest_of(out)), key=lambda path: path == rest_of(out) / CONFIG):
             _move(path, out / path.relative_to(rest_of(out)))
@@ -128,7 +133,10 @@ def _strangers(records: Sequence[Record]) -> list[RekindleError]:
     kinds = Counter((record.part.of, record.identity) for record in records)
     most = kinds.most_common(1)[0][0]
     model = next(record for record in records if (record.part.of, record.identity) == most)
-    return clashes([r for r in records if (r.part.of, r.identity) != most], model.part, model.identity)
+    problems = clashes([r for r in records if (r.part.of, r.identity) != most], model.part, model.identity, {})
+    for i, record in enumerate(() if problems else records):
+        problems += clashes(records[:i], record.part, record.identity, record.measured)
+    return problems
 
 
 def _missing(out: Path, records: Sequence[Record]) -> Iterator[RekindleError]:
@@ -156,6 +164,15 @@ def _damaged(out: Path, records: Sequence[Record]) -> list[RekindleError]:
                 hint = f"copy it again, or write part {record.part} again with --overwrite"
                 problems.append(RekindleError(what, where=out / file, hint=hint))
     return problems
+
+
+def _measured(out: Path, records: Sequence[Record]) -> Found:
+    """All that these parts have measured."""
+    found: Found = {}
+    for record in records:
+        if record.measured:
+            found |= read_found(out / PARTS / record.part.stem)
+    return found
 
 
 def _complete_manifest(out: Path, written: dict[str, Written]) -> None:

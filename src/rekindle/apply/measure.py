@@ -74,7 +74,7 @@ def _waves(alike: Mapping[str, Sequence[Measurement]]) -> Iterable[list[str]]:
 
 
 def fingerprint(found: Found) -> str:
-    """Names the values: a write is resumed, and its parts are joined, on the same ones only."""
+    """Names the values: parts are joined on the same ones only."""
     state = hashlib.sha256()
     for name, keys in sorted(found.items()):
         for key, a in sorted(keys.items()):
@@ -84,7 +84,7 @@ def fingerprint(found: Found) -> str:
 
 def write_found(folder: Path, found: Found) -> None:
     """Nothing is written where nothing was measured."""
-    arrays = {f"{name}/{key}": np.asarray(a, order="C") for name, keys in found.items() for key, a in keys.items()}
+    arrays = {f"{name}/{key}": np.asarray(a, order="C") for name in sorted(found) for key, a in found[name].items()}
     if not arrays:
         return
     head, _ = build_header({name: (_DTYPES[a.dtype.name], a.shape) for name, a in arrays.items()}, {})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,7 +62,6 @@ class Identity:
 
     plan: str  # digest of the tensors and their layout
     sources: str  # digest of the files they are made from
-    measured: str  # digest of what was measured on them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +72,7 @@ class Record:
     identity: Identity
     owners: dict[str, int]  # of every shard of the result
     written: dict[str, Written]  # its own
+    measured: dict[str, str]  # name of each measurement it needed -> digest of what was found
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
@@ -83,7 +83,8 @@ def read_record(path: Path) -> Record:
         data = json.loads(path.read_text(encoding="utf-8"))
         written = {file: Written(**entry) for file, entry in data["written"].items()}
         part, identity = Part(**data["part"]), Identity(**data["identity"])
-        return Record(part=part, identity=identity, owners=dict(data["owners"]), written=written)
+        owners, measured = dict(data["owners"]), dict(data["measured"])
+        return Record(part=part, identity=identity, owners=owners, written=written, measured=measured)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RekindleError(
             f"The record of a part cannot be read: {error}.", where=path, hint="write that part again, with --overwrite"
@@ -102,8 +103,10 @@ def missing_parts(records: Sequence[Record]) -> list[int]:
     return sorted(owed - {record.part.index for record in records})
 
 
-def clashes(records: Iterable[Record], part: Part, identity: Identity) -> list[RekindleError]:
-    """Why these and this part cannot make one result; measurements that are "" are not made yet."""
+def clashes(
+    records: Iterable[Record], part: Part, identity: Identity, measured: Mapping[str, str]
+) -> list[RekindleError]:
+    """Why these and this part cannot make one result."""
     problems = []
     for other in records:
         what, theirs = f"Part {other.part} and part {part}", other.identity
@@ -116,7 +119,7 @@ def clashes(records: Iterable[Record], part: Part, identity: Identity) -> list[R
         elif theirs.sources != identity.sources:
             why = "files have other names, sizes or values"
             problems.append(RekindleError(f"{what} are made from different source files.", why=why, hint=hint))
-        elif identity.measured and theirs.measured != identity.measured:
+        elif any(other.measured.get(name, digest) != digest for name, digest in measured.items()):
             why = "machines add in different orders"
             hint = "finish one part first: the others take its measurements, where they find OUT/parts"
             problems.append(RekindleError(f"{what} measured different values.", why=why, hint=hint))

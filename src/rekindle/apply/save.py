@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,12 @@ class Job:
     @cached_property
     def measurements(self) -> list[Measurement]:
         """What must be found before the write."""
-        return measurements(self.exprs(), self.checkpoint.findings)
+        return self.needed(None)
+
+    def needed(self, part: Part | None) -> list[Measurement]:
+        """What must be found before all, or a part, is written."""
+        exprs = (expr for shard in self.share(part) for expr in shard.tensors.values()) if part else self.exprs()
+        return measurements(exprs, self.checkpoint.findings)
 
     @cached_property
     def sources(self) -> list[str]:
@@ -89,7 +94,7 @@ class Job:
 
     @cached_property
     def identity(self) -> Identity:
-        """What every part of this result has in common, on any machine; measurements are not known yet.
+        """What every part of this result has in common, on any machine.
 
         Times of change are left out, since copies of a file have different ones. A sample stands in for them: it
         tells an earlier step of a training, whose files have the same names and sizes, from a later one.
@@ -97,12 +102,11 @@ class Job:
         c = self.config
         layout = f"{c.max_shard_size}/{c.fused}/{c.checksum}/{list(self.moments)}"
         sources = [(Path(path).name, *_size_and_sample(path)) for path in self.sources]
-        return Identity(plan=_digest(f"{self.plan.digest()}/{layout}"), sources=_digest(repr(sources)), measured="")
+        return Identity(plan=_digest(f"{self.plan.digest()}/{layout}"), sources=_digest(repr(sources)))
 
     @property
     def nbytes_measured(self) -> int:
-        """Bytes read to measure, each measurement once."""
-        return sum({m.name: m.nbytes for m in self.measurements}.values())
+        return nbytes_read(self.measurements)
 
     def memory(self, workers: int) -> int:
         return self.plan.memory(workers, WINDOW)
@@ -119,6 +123,11 @@ def prepare(checkpoint: Checkpoint, config: SaveConfig) -> Job:
     state = OptimizerState(Path(config.optimizer_state), parent)
     unfused = plan(checkpoint) if config.fused else planned
     return Job(checkpoint, planned, config, *recycle(unfused, state))
+
+
+def nbytes_read(needed: Iterable[Measurement]) -> int:
+    """Bytes read to measure, those of equal names once."""
+    return sum({m.name: m.nbytes for m in needed}.values())
 
 
 def default_workers() -> int:
@@ -145,7 +154,8 @@ def write(
     if not (resume and finished(folder, digest)):
         for stale in folder.iterdir():
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-    found = _measure(job, [folder, measured_by_others(out, part) if part else None], workers, progress, calibrate)
+    known = _known(job, folder) | (measured_by_others(out, part) if part else {})
+    found = settle(job.needed(part), workers=workers, known=known, calibrate=calibrate, progress=progress)
     write_found(folder, found)
     if job.moments:
         (folder / MOMENTS).parent.mkdir(exist_ok=True)
@@ -160,19 +170,16 @@ def write(
     for path in job.checkpoint.folder.passengers():
         _copy(path, folder / path.name)
     if part:
-        identity = replace(job.identity, measured=fingerprint(found))
-        whose = owners(job.share(None), part.of)
-        Record(part=part, identity=identity, owners=whose, written=written).write(folder / RECORD)
+        whose, measured = owners(job.share(None), part.of), {name: fingerprint({name: found[name]}) for name in found}
+        record = Record(part=part, identity=job.identity, owners=whose, written=written, measured=measured)
+        record.write(folder / RECORD)
     return written
 
 
-def _measure(job: Job, places: Sequence[Path | None], workers: int, progress: Progress, calibrate: Calibrate) -> Found:
-    """What is known from earlier attempts and other parts is not measured again."""
+def _known(job: Job, folder: Path) -> Found:
+    """What need not be measured again: found for another result, or by an earlier attempt at this one."""
     known = read_found(Path(job.config.measurements)) if job.config.measurements else {}
-    for place in places:
-        if place and (place / FOUND).is_dir():
-            known |= read_found(place)
-    return settle(job.measurements, workers=workers, known=known, calibrate=calibrate, progress=progress)
+    return known | (read_found(folder) if (folder / FOUND).is_dir() else {})
 
 
 def close_journal(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rekindle import api
 from rekindle.apply.parts import Part
-from rekindle.apply.save import Job
+from rekindle.apply.save import Job, nbytes_read
 from rekindle.cli.out import count, nbytes, table
 from rekindle.edit import Checkpoint
 
@@ -15,7 +15,6 @@ SHOWN = 4  # tensors named one by one
 
 
 def dry_data(job: Job, part: Part | None, workers: int) -> dict[str, Any]:
-    own = job.share(part)
     return {
         "tensors": len(job.plan.tensors),
         "bytes": job.nbytes,
@@ -28,7 +27,13 @@ def dry_data(job: Job, part: Part | None, workers: int) -> dict[str, Any]:
         "promise": {"kind": job.checkpoint.promise.kind, "text": job.checkpoint.promise.text},
         "notes": job.checkpoint.notes,
         "config": job.plan.config,
-    } | ({"part": {"part": str(part), "shards": len(own), "bytes": sum(s.nbytes for s in own)}} if part else {})
+    } | ({"part": _part(job, part)} if part else {})
+
+
+def _part(job: Job, part: Part) -> dict[str, Any]:
+    own = job.share(part)
+    size = sum(shard.nbytes for shard in own)
+    return {"part": str(part), "shards": len(own), "bytes": size, "measured": nbytes_read(job.needed(part))}
 
 
 def dry_text(job: Job, part: Part | None, workers: int) -> str:
@@ -51,9 +56,11 @@ def dry_text(job: Job, part: Part | None, workers: int) -> str:
         lines.append(
             f"  measure: {len({m.name for m in job.measurements})} tensors, {nbytes(job.nbytes_measured)} read{by}"
         )
-    own = job.share(part)
-    mine = f", of which part {part} writes {len(own)}: {nbytes(sum(s.nbytes for s in own))}" if part else ""
-    lines.append(f"  shards:  {len(job.share(None))}{mine}")
+    lines.append(f"  shards:  {len(job.share(None))}")
+    if part:
+        own = _part(job, part)
+        measured = f", after measuring {nbytes(own['measured'])}" if own["measured"] else ""
+        lines[-1] += f", of which part {part} writes {own['shards']}: {nbytes(own['bytes'])}{measured}"
     lines.append(f"  memory:  at most {nbytes(job.memory(workers))} of blocks, {workers} workers")
     lines.append(f"  promise: {job.checkpoint.promise.kind}: {job.checkpoint.promise.text}")
     return "\n".join(lines)

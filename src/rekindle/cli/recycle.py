@@ -13,7 +13,7 @@ import click
 
 from rekindle import api
 from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
-from rekindle.apply.save import Job, SaveConfig, default_workers
+from rekindle.apply.save import Job, SaveConfig, default_workers, nbytes_read
 from rekindle.cli.dry_run import dry_data, dry_text, parameters
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, echo, nbytes, result, say, table
@@ -147,7 +147,7 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
         _say_nothing_to_write(job, part)
     else:
         check_free(Path(out), given["overwrite"])
-    total = sum(shard.nbytes for shard in job.share(part)) + job.nbytes_measured
+    total = sum(shard.nbytes for shard in job.share(part)) + nbytes_read(job.needed(part))
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False) as bar:
         how = {name: given[name] for name in ("overwrite", "resume", "part")}
         path = model.save(out, workers=workers, progress=bar.update, **how, **given_save)

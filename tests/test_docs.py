@@ -111,6 +111,11 @@ def _prepare(desk: Path, words: list[str]) -> None:
     """OUT and scores.json are new for a verb that writes them; OUT is made from SRC for one that reads it."""
     if words[0] == "utility":
         (desk / "scores.json").unlink(missing_ok=True)
+    if words[0] == "join":
+        shutil.rmtree(desk / "OUT", ignore_errors=True)
+        for part in ("1/2", "2/2"):
+            api.upcycle("SRC", experts=4).save("OUT", part=part, max_shard_size="200KB")
+        return
     reads = words[0] in ("verify", "inspect") or any(word.startswith("OUT/") for word in words)
     for name in ("OUT", "AGAIN"):
         if name in words or f"{name}/rekindle.yaml" in words:

@@ -64,7 +64,7 @@ def test_another_study_in_the_folder_is_refused(tmp_path):
 def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, monkeypatch):
     monkeypatch.setattr(lab, "QUICK", 1e-9)  # one step each
     said: list[str] = []
-    page, verdict = lab.study(name, tmp_path, said.append, seeds=1, quick=True)
+    page, verdict = lab.run_study(name, tmp_path, said.append, seeds=1, quick=True)
     text = page.read_text()
     assert verdict.split(".")[0] in text
     assert all(claim.text.replace("'", "&#39;") in text for claim in MODULES[name].CLAIMS)
@@ -73,7 +73,7 @@ def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, mo
     assert len(rows) >= len(MODULES[name].CLAIMS)
     assert {row["judgement"] for row in rows} == {"direction only"}
     before = len(said)
-    again, same = lab.study(name, tmp_path, said.append, seeds=1, quick=True)
+    again, same = lab.run_study(name, tmp_path, said.append, seeds=1, quick=True)
     assert (again, same) == (page, verdict)
     assert len(said) == before + 1
     assert "are there already" in said[-1]

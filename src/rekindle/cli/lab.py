@@ -10,7 +10,7 @@ import click
 
 from rekindle.cli.out import say
 from rekindle.errors import RekindleError, nearest
-from rekindle.lab import STUDIES, study
+from rekindle.lab import STUDIES, run_study
 from rekindle.lab.demo import demo as run
 
 _TEXT = "\n".join(f"{name:<18} {what}" for name, what in STUDIES.items())
@@ -51,7 +51,7 @@ def lab(name: str, out: str | None, seeds: int | None, quick: bool, debug: bool)
     seeds = seeds if seeds is not None else 1 if quick else 3
     if seeds < 1:
         raise RekindleError(f"{seeds} seeds are too few.", hint="--seeds 3")
-    page, verdict = study(name, Path(out or f"lab-{name}"), _narrator(), seeds=seeds, quick=quick)
+    page, verdict = run_study(name, Path(out or f"lab-{name}"), _narrator(), seeds=seeds, quick=quick)
     click.echo(f"\n{verdict}\n\nThe page: {page}")
 
 

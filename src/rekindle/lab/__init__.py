@@ -15,7 +15,7 @@ STUDIES = {
 QUICK = 0.12  # of the tokens, with --quick: about five minutes on 2 cores
 
 
-def study(name: str, out: Path, say: Callable[[str], object], *, seeds: int, quick: bool) -> tuple[Path, str]:
+def run_study(name: str, out: Path, say: Callable[[str], object], *, seeds: int, quick: bool) -> tuple[Path, str]:
     """Run a study into OUT/runs and write its page to OUT/page; a study that was cut off goes on. (page, verdict)."""
     from rekindle.lab.page import verdict, write_study
     from rekindle.lab.study import Size, perform

@@ -72,7 +72,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A folder with what examples speak of: SRC, CKPT, MOE, RUN, corpus/, corpus.jsonl, recipe.yaml, scores.json."""
+    """A folder with what examples speak of: SRC, CKPT, MOE, RUN, corpus/, corpus.jsonl, recipe.yaml, scores.json, docs/configs."""
     desk = tmp_path_factory.mktemp("desk")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(desk)
@@ -90,6 +90,7 @@ def desk(tmp_path_factory):
         api.upcycle("CKPT", experts=4).save("MOE")
         api.utility("MOE", "scores.json", data="corpus", batches=1, batch_tokens=1024, seq_len=64)
         api.train("CKPT", "RUN", data="corpus", tokens="4k", seq_len=64, batch_tokens=1024, eval_tokens="2k")
+        shutil.copytree(ROOT / "docs" / "configs", desk / "docs" / "configs")
         (desk / "recipe.yaml").write_text("source: SRC\nsteps:\n- upcycle: {experts: 4}\n")
         yield desk
 

@@ -10,6 +10,10 @@ from benchmarks.measure import BIN, Row, drop, middle, record, run, show
 from benchmarks.model import make
 
 CASES = {
+    "upcycle to 8 experts, half drawn anew": (
+        ["upcycle", "--experts", "8", "--init", "drop"],
+        ">= 300 MB/s, <= 600 MB",
+    ),
     "gqa, mean of 16 heads to 4": (["gqa", "--kv-heads", "4"], ">= 300 MB/s, <= 600 MB"),
     "gqa, aligned": (["gqa", "--kv-heads", "4", "--pool", "aligned"], "<= 600 MB"),
 }

@@ -150,7 +150,8 @@ def _promise(parent: Checkpoint, config: Config, layers: tuple[int, ...]) -> Pro
     if config.init == "drop" and config.drop_ratio:
         return lossy(f"{config.drop_ratio:.0%} of each expert's hidden units were drawn anew")
     if size > 1 and config.scale == "spread":
-        return lossy(f"gate, up and down are each {size ** (1 / 3):.3g} times as large, but SiLU is not homogeneous")
+        times = f"{size ** (1 / 3):.3g} times as large"
+        return lossy(f"gate, up and down are each {times}, which is exact for homogeneous activations alone")
     dtypes = sorted({parent[layer]["ffn.down"].dtype for layer in layers})
     if rounds(size, dtypes):
         return lossy(f"the down-projections times {size} are rounded to {', '.join(dtypes)}")
@@ -159,8 +160,12 @@ def _promise(parent: Checkpoint, config: Config, layers: tuple[int, ...]) -> Pro
 
 # -- refusals --------------------------------------------------------------------------------------------------
 
-ONLY_FOR = {"noise": "noise", "drop_ratio": "drop", "drop_indices": "drop", "granularity": "virtual-group"} | {
-    "scale": "virtual-group"
+ONLY_FOR = {
+    "noise": "noise",
+    "drop_ratio": "drop",
+    "drop_indices": "drop",
+    "granularity": "virtual-group",
+    "scale": "virtual-group",
 }
 
 

@@ -72,7 +72,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A folder with what examples speak of: SRC, CKPT, MOE, RUN, corpus/, corpus.jsonl, recipe.yaml, scores.json, docs/configs."""
+    """A folder with what examples speak of: SRC, CKPT, MOE, RUN, corpus, recipe.yaml, scores.json, docs/configs."""
     desk = tmp_path_factory.mktemp("desk")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(desk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from html import unescape
 from importlib import import_module
 
 import pytest
@@ -65,9 +66,9 @@ def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, mo
     monkeypatch.setattr(lab, "QUICK", 1e-9)  # one step each
     said: list[str] = []
     page, verdict = lab.run_study(name, tmp_path, said.append, seeds=1, quick=True)
-    text = page.read_text()
+    text = unescape(page.read_text())
     assert verdict.split(".")[0] in text
-    assert all(claim.text.replace("'", "&#39;") in text for claim in MODULES[name].CLAIMS)
+    assert all(claim.text in text for claim in MODULES[name].CLAIMS)
     with (page.parent / "findings.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) >= len(MODULES[name].CLAIMS)

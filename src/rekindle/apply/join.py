@@ -103,11 +103,12 @@ def join(out: Path) -> dict[str, Written]:
 
     Raises RekindleError with everything that is missing or does not belong together, and changes nothing then.
     """
-    out = Path(os.path.abspath(out))
     if not (out / PARTS).is_dir():
-        what = f"{out} is whole" if (out / CONFIG).exists() else f"{out} has no parts"
-        raise RekindleError(f"{what}: there is nothing to join.", hint="rekindle upcycle SRC OUT --part 1/2 makes one")
-    with alone(out.parent / f".{out.name}.join.lock", f"joining {out}"), explained(out):
+        if (out / CONFIG).exists():
+            raise RekindleError(f"{out} is whole: there is nothing to join.")
+        raise RekindleError(f"{out} has no parts: there is nothing to join.", hint="a verb with --part 1/2 writes one")
+    lock = partial_path(Path(os.path.abspath(out)), "join.lock")
+    with alone(lock, f"joining {out}"), explained(out):
         if (out / CONFIG).exists():  # an earlier attempt was cut short while it cleared up
             shutil.rmtree(out / PARTS)
             return {}

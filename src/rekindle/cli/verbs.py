@@ -27,6 +27,10 @@ GROUPS = {
         "evaluate": "Loss and perplexity with a standard error.",
         "utility": "How much the loss leans on each expert: scores for grow-experts.",
     },
+    "decide": {
+        "plan": "Upcycle, continue, or start over? What scaling laws say, with intervals.",
+        "laws": "Published scaling laws, and how sure we are of them.",
+    },
     "tell": {"report": "Curves, costs and a verdict of several runs: one HTML page."},
     "try": {
         "demo": "All of it on a small model, in minutes.",
@@ -38,6 +42,7 @@ MODULES = {
     "recycle": "recycle",
     "check": "look",
     "train": "training",
+    "decide": "laws",
     "tell": "training",
     "try": "lab",
 }

@@ -1,0 +1,117 @@
+"""laws, plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from rekindle import api
+from rekindle.cli.options import options_of, resolved
+from rekindle.cli.out import FORMAT, count, echo, nbytes, result, say, table
+from rekindle.laws.config import PlanConfig
+
+DEBUG = click.option("--debug", is_flag=True, hidden=True)
+CONFIG = click.option("--config", "config_file", metavar="FILE", help="YAML with values for these options")
+
+
+@click.command("laws")
+@FORMAT
+@DEBUG
+def laws(format_: str, debug: bool) -> None:
+    """Published scaling laws: forms, numbers, where they were fitted, and how sure we are of them.
+
+    \b
+    rekindle laws
+    """
+    found = api.laws()
+    result(found, "\n\n".join(_law(name, law) for name, law in found.items()), format_)
+
+
+def _law(name: str, law: dict[str, Any]) -> str:
+    lines = [f"{name}: {law['title']}", f"  {law['source']} ({law['seen']})"]
+    for row, data in law["rows"].items():
+        numbers = ", ".join(f"{key} {value:g}" for key, value in data["coefficients"].items())
+        domain = ", ".join(f"{key} {low:g} to {high:g}" for key, (low, high) in data["domain"].items())
+        lines += [f"  {row:<9} {data['formula']}", f"  {'':<9} {numbers}", f"  {'':<9} fitted on {domain}"]
+    return "\n".join(lines)
+
+
+@click.command("plan")
+@options_of(PlanConfig)
+@CONFIG
+@FORMAT
+@DEBUG
+def plan(config_file: str | None, format_: str, debug: bool, **given: Any) -> None:
+    """Upcycle, continue, or start over? What scaling laws say, with intervals.
+
+    \b
+    D1 sunk tokens, D2 tokens of the second stage, N1 all parameters of the dense model, N2 those active in the
+    mixture; training costs 6 FLOPs per active parameter and token. Intervals hold 90 % of what the rounding of the
+    published numbers, or a fit's bootstrap, leaves open.
+
+    \b
+    rekindle plan --params 1B --sunk 100B --tokens 50B
+    rekindle plan --params 1B --sunk 100B --gpus 64 --gpu h200 --days 3 --price 2.5
+    """
+    options = resolved(PlanConfig, given, config_file)
+    echo("rekindle plan", options)
+    found = api.plan(options).to_dict()
+    result(found, _answer(found), format_)
+    for line in found["outside"]:
+        say(f"note: outside the law's domain: {line}")
+    if found["law"]["seen"] != "seen":
+        say(f"note: the law's numbers are {found['law']['seen']}; `rekindle laws` says where from")
+
+
+def _answer(found: dict[str, Any]) -> str:
+    """Verdict first, then the options from the lowest loss up, then crossings and costs."""
+    lines = [f"{found['verdict']}: {found['reason']}", ""]
+    rows = [("", "loss", "90 %", "FLOPs", "GPU-hours", "cost")]
+    for option in sorted(found["options"].values(), key=lambda option: option["loss"]):
+        cost = option["cost"]
+        money = "" if cost["money"] is None else f"{cost['money']:,.0f}"
+        band = f"{option['low']:.3f} to {option['high']:.3f}"
+        rows.append((option["title"], f"{option['loss']:.4f}", band, f"{cost['flops']:.3g}", _hours(cost), money))
+    lines += [table(rows, right=(1, 2, 3, 4, 5)), ""]
+    return "\n".join(lines + [table(_facts(found))])
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = []
+    if found["source_loss"] is not None:
+        facts.append(("source", f"{found['source_loss']:.4f} nats per token, by the law"))
+    if found["crossing"]:
+        facts.append(("crossing D*", f"{_range(found['crossing'])}: from there a mixture from scratch is lower"))
+    if found["regain"]:
+        facts.append(("regained", f"{_range(found['regain'])}: from there the law puts it below its source"))
+    if found["best"]:
+        best = found["best"]
+        sizes = f"{count(best['params'])} ({count(best['params_low'])} to {count(best['params_high'])})"
+        text = f"N1 {sizes}, D2 {count(best['tokens'])} tokens: loss {best['loss']:.4f}"
+        text += f"; outside the law: {', '.join(best['outside'])}" if best["outside"] else ""
+        facts.append((f"best for {found['budget_flops']:.3g} FLOPs", text))
+    for name, cost in found["serving"].items():
+        estimated = " (typical for its size)" if cost["kv_estimated"] else ""
+        facts.append(
+            (
+                f"serving, {name}",
+                f"{count(cost['active'])} active of {count(cost['total'])}, {nbytes(cost['weight_bytes'])} in bf16, "
+                f"KV cache {nbytes(cost['kv_bytes_per_token'])} a token{estimated}",
+            )
+        )
+    return facts
+
+
+def _range(found: dict[str, float | None]) -> str:
+    low, mid, high = (
+        "none below 5T" if tokens is None else count(tokens) for tokens in (found["low"], found["mid"], found["high"])
+    )
+    return f"{mid} tokens ({low} to {high})"
+
+
+def _hours(cost: dict[str, Any]) -> str:
+    return f"{cost['gpu_hours']:,.1f}" if cost["gpu_hours"] < 100 else f"{cost['gpu_hours']:,.0f}"
+
+
+COMMANDS = {"laws": laws, "plan": plan}

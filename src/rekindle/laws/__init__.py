@@ -1,0 +1,1 @@
+"""Scaling laws: published ones as data, decisions with intervals, and fits of your own runs. Imports no torch."""

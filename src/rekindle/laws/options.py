@@ -1,0 +1,82 @@
+"""The ways from here to a model, and the loss that a law gives each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rekindle.laws.forms import Floats
+from rekindle.laws.law import Law, Row
+from rekindle.laws.question import FLOPS, Question
+
+LOW, HIGH = 5.0, 95.0  # percentiles of an interval
+DRAWS = 500  # sets of numbers in which everything is decided
+
+# (D1, D2, N2 / N1) -> tokens of a model trained in one stage
+Tokens = Callable[[Any, Any, float], Any]
+
+
+@dataclass(frozen=True)
+class Way:
+    """An option: which row of the law, and how many tokens that row is given."""
+
+    row: str
+    title: str
+    tokens: Tokens | None = None  # None: a row of two stages, given D1 and D2
+    dense: bool = False
+
+
+WAYS: dict[str, Way] = {
+    "dense": Way("dense", "dense continued, as many tokens", lambda d1, d2, r: d1 + d2, dense=True),
+    "dense_flops": Way("dense", "dense continued, as many FLOPs", lambda d1, d2, r: d1 + d2 * r, dense=True),
+    "upcycled": Way("upcycled", "upcycled"),
+    "scratch": Way("scratch", "mixture from scratch, as many tokens", lambda d1, d2, r: d2),
+    "scratch_d1d2": Way("scratch", "mixture from scratch, D1 + D2 tokens", lambda d1, d2, r: d1 + d2),
+    "scratch_flops": Way("scratch", "mixture from scratch, all FLOPs of both stages", lambda d1, d2, r: d2 + d1 / r),
+}  # fmt: skip
+
+
+def ways_of(law: Law) -> dict[str, Way]:
+    """The options that a law can tell of: those above, and any further row of two stages under its own name."""
+    known = {name: way for name, way in WAYS.items() if way.row in law.rows}
+    used = {way.row for way in WAYS.values()}
+    further = {n: Way(n, n) for n, row in law.rows.items() if n not in used and "sunk" in row.form.variables}
+    return known | further
+
+
+def points(row: Row, way: Way, q: Question, tokens: Any) -> dict[str, NDArray]:
+    """Where a row is asked: what each of its variables is for an option after `tokens` of the second stage."""
+    d2 = np.asarray(tokens, float)
+    count = {"dense": q.params, "active": q.active, "total": q.total}[row.params]
+    here: dict[str, Any] = {
+        "params": q.params if way.dense else count,
+        "sunk": q.sunk,
+        "tokens": d2 if way.tokens is None else way.tokens(q.sunk, d2, q.ratio),
+        "experts": 1 if way.dense else q.experts,
+        "active_share": 1.0 if way.dense else q.top_k / q.experts,
+        "granularity": 1.0,
+    }
+    return {name: np.asarray(value, float) for name, value in here.items()}
+
+
+def loss(law: Law, way: Way, q: Question, tokens: Any, values: Mapping[str, Any] | None = None) -> Floats:
+    """The loss of an option after `tokens` of the second stage, under the law's numbers or under drawn ones."""
+    row = law.row(way.row)
+    return row.form.predict(row.values if values is None else values, points(row, way, q, tokens))
+
+
+def flops(way: Way, q: Question) -> float:
+    """Training FLOPs still to be spent on an option."""
+    tokens = q.tokens if way.tokens is None else float(way.tokens(q.sunk, q.tokens, q.ratio))
+    return FLOPS * (q.params * (tokens - q.sunk) if way.dense else q.active * tokens)
+
+
+def outside(law: Law, q: Question) -> list[str]:
+    """In words, where the question leaves what the law was fitted on."""
+    asked = {"params": q.params, "sunk": q.sunk, "tokens": q.tokens, "experts": q.experts, "top_k": q.top_k}
+    found = [line for way in ways_of(law).values() for line in law.row(way.row).outside(asked)]
+    return list(dict.fromkeys(found))

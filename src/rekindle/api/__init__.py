@@ -7,7 +7,7 @@ rekindle.verify("moe", against="dense")
 from __future__ import annotations
 
 from rekindle.api.join import join
-from rekindle.api.laws import laws, plan
+from rekindle.api.laws import fit, laws, plan
 from rekindle.api.look import checksums, env, inspect, not_finite, verify
 from rekindle.api.model import Model, apply, command, gqa, grow_depth, grow_experts, open, rewrite, summary, upcycle
 from rekindle.api.recipe import is_training, load_recipe, run
@@ -20,6 +20,7 @@ __all__ = [
     "command",
     "env",
     "evaluate",
+    "fit",
     "gqa",
     "grow_depth",
     "grow_experts",

@@ -1,7 +1,8 @@
-"""laws, plan: what scaling laws say, before anything is spent."""
+"""laws, plan, fit: what scaling laws say before anything is spent, and laws of your own runs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,10 @@ from rekindle.config import Resolved, resolve
 from rekindle.errors import RekindleError
 
 if TYPE_CHECKING:
-    from rekindle.laws.config import PlanConfig
+    from rekindle.laws.config import FitConfig, PlanConfig
+    from rekindle.laws.fitted import Fitted
     from rekindle.laws.plan import Checkpoint, Plan
+    from rekindle.laws.table import Table
 
 _FEED_FORWARD = ("ffn.gate", "ffn.up", "ffn.down")  # what each expert has a copy of
 
@@ -76,3 +79,75 @@ def _checkpoint(source: str | Path) -> Checkpoint:
         feed_forward=sum(x.num_rows * x.row_size for x in branches) / total,
         kv_bytes=2.0 * 2 * s.num_layers * s.num_kv_heads * s.head_dim,
     )
+
+
+def fit(
+    sources: str | Path | Sequence[str | Path],
+    options: Resolved[FitConfig] | None = None,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    **given: Any,
+) -> Fitted:
+    """Fit a law to runs: a CSV with named columns, or folders that `train` wrote. Options: laws.config.FitConfig.
+
+    `out` is written as a law file that `plan` reads. `to_dict()` of the answer has every number with its intervals.
+    """
+    from rekindle.laws.config import FitConfig
+    from rekindle.laws.fitted import fitted
+    from rekindle.laws.write import law_of, write_law
+
+    config = (options or resolve(FitConfig, given)).config
+    if out is not None and Path(out).exists() and not overwrite:
+        raise RekindleError(f"{out} exists.", hint="another --out, or --overwrite")
+    sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    found = fitted(_table([Path(source) for source in sources], config), config)
+    if out is not None:
+        write_law(law_of(found.found, found.drawn, Path(out).stem), Path(out))
+    return found
+
+
+def _table(sources: Sequence[Path], config: FitConfig) -> Table:
+    from rekindle.laws.table import make_table, read_table
+
+    limit = float("inf") if config.max_loss is None else config.max_loss
+    if all(source.is_dir() for source in sources):
+        return make_table([_ending(source) for source in sources], f"{len(sources)} runs", limit)
+    if len(sources) > 1:
+        raise RekindleError("Give one table, or folders of runs.", hint="rekindle fit runs.csv")
+    pairs = [pair.partition("=") for pair in config.columns]
+    if wrong := [name for name, equals, column in pairs if not (name and equals and column)]:
+        raise RekindleError(f"columns has {wrong[0]!r}, which names nothing.", hint="--columns params=N,tokens=D2")
+    return read_table(sources[0], {name: column for name, _, column in pairs}, limit)
+
+
+def _ending(folder: Path) -> dict[str, Any]:
+    """How a training run ended, as a row of a table.
+
+    N1 counts the dense model, also where a mixture was trained from scratch: its active parameters less those of all
+    experts but one.
+    """
+    from rekindle.api.look import inspect
+    from rekindle.report.runs import read_runs
+
+    (run,) = read_runs([folder])
+    seen = inspect(folder)
+    n, experts, top_k = seen["parameters"], seen["experts"]["count"], seen["experts"]["top_k"]
+    expert = (n["total"] - n["active"]) / (experts - top_k) if experts > top_k else 0.0
+    verbs = [record.verb for record in run.lineage]
+    grown = [i for i, verb in enumerate(verbs) if verb not in ("init", "train", "rewrite")]
+    before = run.lineage[: grown[-1]] if grown else []
+    way = (
+        {"upcycle": "upcycled"}.get(verbs[grown[-1]], verbs[grown[-1]]) if grown else "scratch" if experts else "dense"
+    )
+    source = run.lineage[grown[-1]].source if grown else None
+    return {
+        "way": way,
+        "params": n["active"] - max(top_k - 1, 0) * expert,
+        "sunk": sum(record.tokens for record in before),
+        "tokens": sum(record.tokens for record in run.lineage[len(before) :]),
+        "experts": max(experts, 1),
+        "loss": run.final.loss,
+        "run": str(folder),
+        "trunk": source or str(folder),
+    }

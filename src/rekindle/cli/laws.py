@@ -1,4 +1,4 @@
-"""laws, plan."""
+"""laws, plan, fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from rekindle import api
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, nbytes, result, say, table
-from rekindle.laws.config import PlanConfig
+from rekindle.laws.config import FitConfig, PlanConfig
 
 DEBUG = click.option("--debug", is_flag=True, hidden=True)
 CONFIG = click.option("--config", "config_file", metavar="FILE", help="YAML with values for these options")
@@ -60,7 +60,7 @@ def plan(config_file: str | None, format_: str, debug: bool, **given: Any) -> No
     result(found, _answer(found), format_)
     for line in found["outside"]:
         say(f"note: outside the law's domain: {line}")
-    if found["law"]["seen"] != "seen":
+    if found["law"]["seen"] in ("second-hand", "recalled"):
         say(f"note: the law's numbers are {found['law']['seen']}; `rekindle laws` says where from")
 
 
@@ -114,4 +114,63 @@ def _hours(cost: dict[str, Any]) -> str:
     return f"{cost['gpu_hours']:,.1f}" if cost["gpu_hours"] < 100 else f"{cost['gpu_hours']:,.0f}"
 
 
-COMMANDS = {"laws": laws, "plan": plan}
+@click.command("fit")
+@click.argument("runs", nargs=-1, required=True)
+@options_of(FitConfig)
+@click.option("--out", metavar="FILE", help="where the law goes, as YAML that `plan --law` reads")
+@click.option("--overwrite", is_flag=True, help="replace FILE")
+@CONFIG
+@FORMAT
+@DEBUG
+def fit(
+    runs: tuple[str, ...],
+    out: str | None,
+    overwrite: bool,
+    config_file: str | None,
+    format_: str,
+    debug: bool,
+    **given: Any,
+) -> None:
+    """A law of your own runs: numbers with intervals, and what the runs cannot tell.
+
+    RUNS is a CSV with named columns (params, sunk, tokens, loss; way, run and trunk where there are), or folders that
+    `rekindle train` wrote.
+
+    \b
+    rekindle fit runs.csv --out law.yaml
+    rekindle fit runs.csv --form chinchilla --objective squares
+    """
+    options = resolved(FitConfig, given, config_file)
+    echo(f"rekindle fit: {' '.join(runs)}", options)
+    found = api.fit(runs, options, out=out, overwrite=overwrite).to_dict()
+    result(found, _fitted(found), format_)
+    for note in found["notes"]:
+        say(f"note: {note}")
+    if out:
+        say(f"next:  rekindle plan --law {out} --params 1B --sunk 100B --tokens 50B")
+
+
+def _fitted(found: dict[str, Any]) -> str:
+    rows = [("", "", "90 %, bootstrap", "90 %, profile")]
+    for name, number in found["numbers"].items():
+        rows.append((name, f"{number['value']:.5g}", _between(number, ""), _between(number, "profile_")))
+    by, errors = found["bootstrap"], (found["rms"], found["rms_left_out"])
+    lines = [f"{way}: L = {formula}" for way, formula in found["forms"].items()]
+    lines += ["", table(rows, right=(1, 2, 3)), ""]
+    lines.append(f"{found['points']} points; {by['fits']} bootstrap fits by {by['by']} ({by['clusters']})")
+    lines.append(f"error {errors[0]:.4f} nats on its points, {errors[1]:.4f} on runs left out")
+    if found["rivals"]:
+        held = [("form", "left out", "largest D1 held out", "largest D2 held out")]
+        held += [(r["form"], *(f"{e:.4f}" for e in (r["left_out"], *r["held_out"].values()))) for r in found["rivals"]]
+        lines += ["", table(held, right=(1, 2, 3))]
+    if found["interaction"]:
+        lines += ["", found["interaction"]["sentence"]]
+    return "\n".join(lines)
+
+
+def _between(number: dict[str, Any], which: str) -> str:
+    low, high = number[f"{which}low"], number[f"{which}high"]
+    return f"{'-inf' if low is None else f'{low:.4g}'} to {'inf' if high is None else f'{high:.4g}'}"
+
+
+COMMANDS = {"laws": laws, "plan": plan, "fit": fit}

@@ -29,6 +29,7 @@ GROUPS = {
     },
     "decide": {
         "plan": "Upcycle, continue, or start over? What scaling laws say, with intervals.",
+        "fit": "A law of your own runs, with intervals.",
         "laws": "Published scaling laws, and how sure we are of them.",
     },
     "tell": {"report": "Curves, costs and a verdict of several runs: one HTML page."},

@@ -1,4 +1,4 @@
-"""The options of `plan`."""
+"""The options of `plan` and `fit`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rekindle.config import Count, option
 from rekindle.laws.cost import Gpu
+from rekindle.laws.solve import DELTA, Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,3 +24,16 @@ class PlanConfig:
     gpu: Gpu = option("h100", help="which kind, for its bf16 peak")
     mfu: float = option(0.4, help="share of the peak that training reaches")
     price: float | None = option(None, help="of a GPU-hour, in any currency")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    form: str = option(
+        "upcycling", help="upcycling, upcycling-data, no-interaction, additive, chinchilla, one-stage, moe-..."
+    )
+    objective: Objective = option("huber", help="huber: of log residuals, summed; squares: of residuals in nats")
+    delta: float = option(DELTA, help="where Huber's loss turns linear, in ln nats")
+    bootstrap: int = option(4000, help="fits of resampled runs, or of trunks where runs share one")
+    seed: int = option(42, help="of the bootstrap")
+    columns: tuple[str, ...] = option((), help="the file's names for ours, such as params=N,tokens=D2")
+    max_loss: float | None = option(None, help="leave out points above this loss, nats per token")

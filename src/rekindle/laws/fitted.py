@@ -1,0 +1,93 @@
+"""fit: a form's numbers for a table, how sure each is, and what the table cannot tell."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from rekindle.errors import RekindleError
+from rekindle.laws.config import FitConfig
+from rekindle.laws.design import Floats
+from rekindle.laws.doubt import Identified, Interaction, Rival, identified, interaction, left_out, rivals, rms
+from rekindle.laws.fit import Fit, fit
+from rekindle.laws.intervals import Bootstrap, bootstrap, percentiles, profile
+from rekindle.laws.table import Table
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of the form: at the fit, and its 90 % intervals by bootstrap and by profile (infinite: unbounded)."""
+
+    value: float
+    low: float
+    high: float
+    profile_low: float
+    profile_high: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    found: Fit
+    drawn: Bootstrap
+    numbers: dict[str, Number]
+    identified: Identified
+    left_out: Floats  # predicted minus measured, nats, each run predicted by the rest
+    rivals: list[Rival]
+    interaction: Interaction | None
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values at full precision; what is unbounded is None."""
+        table = self.found.table
+        return {
+            "points": len(table),
+            "ways": {way: int((table.labels["way"] == way).sum()) for way in table.ways},
+            "forms": {way: form.formula for way, form in self.found.forms.items()},
+            "objective": {"kind": self.found.problem.objective, "value": self.found.objective},
+            "converged": self.found.converged,
+            "numbers": {name: {k: v if np.isfinite(v) else None for k, v in asdict(number).items()}
+                        for name, number in self.numbers.items()},
+            "bootstrap": {"by": self.drawn.by, "clusters": self.drawn.clusters, "fits": len(self.drawn.z)},
+            "rms": rms(self.found.residuals),
+            "rms_left_out": rms(self.left_out),
+            "condition": self.identified.condition,
+            "rivals": [asdict(rival) for rival in self.rivals],
+            "interaction": self.interaction and asdict(self.interaction) | {"sentence": self.interaction.sentence},
+            "notes": self.notes,
+        }  # fmt: skip
+
+
+def fitted(table: Table, config: FitConfig) -> Fitted:
+    """Raises RekindleError where the table cannot carry the form."""
+    if config.bootstrap < 100:
+        raise RekindleError(f"{config.bootstrap} bootstrap fits give no interval.", hint="--bootstrap 4000")
+    if not 0 < config.delta < float("inf"):
+        raise RekindleError(f"delta is {config.delta:g}.", hint="--delta 1e-3")
+    found = fit(table, config.form, config.objective, config.delta)
+    by = "trunk" if len(np.unique(table.labels["trunk"])) < len(np.unique(table.labels["run"])) else "run"
+    drawn = bootstrap(found, config.bootstrap, by, config.seed)
+    draws = found.design.values(drawn.z)
+    bounds, profiled = percentiles(draws), profile(found)
+    numbers = {
+        name: Number(value, *map(float, bounds[:, i]), *map(float, profiled[:, i]))
+        for i, (name, value) in enumerate(found.values.items())
+    }
+    weak = identified(found)
+    two_stage = any("sunk" in form.variables for form in found.forms.values())
+    notes = [*table.notes, *weak.warnings]
+    if not found.converged:
+        notes.append("the fit did not end: its numbers may be better than any other start's, but are no optimum")
+    notes += [drawn.note] if drawn.note else []
+    notes += [f"{drawn.lost} bootstrap fits did not end and are left out"] if drawn.lost else []
+    return Fitted(
+        found=found,
+        drawn=drawn,
+        numbers=numbers,
+        identified=weak,
+        left_out=left_out(found),
+        rivals=rivals(table, config) if two_stage else [],
+        interaction=interaction(found.values, dict(zip(found.design.names, draws.T, strict=True))),
+        notes=notes,
+    )

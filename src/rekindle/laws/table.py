@@ -1,0 +1,189 @@
+"""A table of runs: what was run and the loss it ended at, read from any CSV with named columns, and doubted.
+
+One row is one run's end. `way` says how the model came about (dense, scratch, upcycled, ...), `run` and `trunk` what
+rows share: rows of a run are not independent, nor are runs that start from one trunk.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rekindle.errors import RekindleError, nearest, together
+
+NUMBERS = ("loss", "params", "sunk", "tokens", "flops", "experts", "top_k", "granularity", "active_share")
+LABELS = ("way", "run", "trunk", "seed")
+ALIASES = {
+    "n": "params", "n1": "params", "parameters": "params", "model size": "params",
+    "d": "tokens", "d2": "tokens", "d1": "sunk", "sunk_tokens": "sunk",
+    "c": "flops", "training flop": "flops", "training flops": "flops",
+    "l": "loss", "val_loss": "loss", "option": "way", "arm": "way", "branch": "trunk", "name": "run",
+}  # fmt: skip
+_COUNTS = {"params": 1e4, "sunk": 1e4, "tokens": 1e4}  # below that a count is likely in millions or billions
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns by name, all of one length; `notes` are doubts that are no errors."""
+
+    numbers: Mapping[str, Floats]
+    labels: Mapping[str, NDArray]
+    where: str
+    notes: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.numbers["loss"])
+
+    @property
+    def ways(self) -> list[str]:
+        return list(dict.fromkeys(self.labels["way"].tolist()))
+
+    def only(self, rows: NDArray) -> Table:
+        return Table(
+            {name: column[rows] for name, column in self.numbers.items()},
+            {name: column[rows] for name, column in self.labels.items()},
+            self.where,
+            self.notes,
+        )
+
+    def sorted_by_way(self) -> Table:
+        """Rows of a way one after the other, ways as they first appear."""
+        order = {way: i for i, way in enumerate(self.ways)}
+        return self.only(np.argsort([order[way] for way in self.labels["way"].tolist()], kind="stable"))
+
+
+def read_table(path: Path, columns: Mapping[str, str] | None = None, max_loss: float = math.inf) -> Table:
+    """`columns` names the file's column for one of ours. Raises RekindleError with all that is wrong."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RekindleError(f"The table cannot be read: {error}.", where=path) from None
+    if not rows:
+        raise RekindleError("The table has no rows.", where=path)
+    found = _columns(list(rows[0]), columns or {}, path)
+    return make_table([{ours: row[theirs] for ours, theirs in found.items()} for row in rows], str(path), max_loss)
+
+
+def make_table(rows: Sequence[Mapping[str, object]], where: str, max_loss: float = math.inf) -> Table:
+    """A table out of rows that hold values by our names."""
+    problems: list[RekindleError] = []
+    numbers = {name: _numbers(name, rows, where, problems) for name in NUMBERS if name in rows[0]}
+    if missing := [name for name in ("loss", "params") if name not in numbers]:
+        hint = f"--columns {missing[0]}=NAME_IN_FILE"
+        problems.append(RekindleError(f"The table lacks {' and '.join(missing)}.", where=where, hint=hint))
+    if "tokens" not in numbers and "flops" in numbers and "params" in numbers:
+        numbers["tokens"] = numbers["flops"] / (6 * numbers["params"])  # Kaplan et al. 2020
+    if "tokens" not in numbers:
+        hint = "--columns tokens=NAME_IN_FILE, or flops=NAME_IN_FILE"
+        problems.append(RekindleError("The table lacks tokens.", where=where, hint=hint))
+    if problems:
+        raise together(problems)
+    default = "upcycled" if np.any(numbers.get("sunk", np.zeros(1)) > 0) else "dense"
+    labels = {name: np.array([str(row[name]) for row in rows]) for name in LABELS if name in rows[0]}
+    labels.setdefault("way", np.full(len(rows), default))
+    own = np.array([f"row {i + 1}" for i in range(len(rows))])
+    named = "run" in labels
+    labels.setdefault("run", own)
+    labels.setdefault("trunk", labels["run"])
+    table = Table(numbers, labels, where)
+    problems = [*_units(table), *_finite(table), *(() if named else _duplicates(table))]
+    if problems:
+        raise together(problems)
+    kept = table.only(numbers["loss"] <= max_loss).sorted_by_way()
+    return Table(kept.numbers, kept.labels, where, tuple(_rising(kept)))
+
+
+def _columns(header: Sequence[str], given: Mapping[str, str], path: Path) -> dict[str, str]:
+    """Our name -> the file's."""
+    for ours, theirs in given.items():
+        if ours not in (*NUMBERS, *LABELS):
+            hint = nearest(ours, (*NUMBERS, *LABELS)) or ", ".join((*NUMBERS, *LABELS))
+            raise RekindleError(f"There is no column {ours!r} to name.", where="--columns", hint=hint)
+        if theirs not in header:
+            hint = nearest(theirs, header) or ", ".join(header)
+            raise RekindleError(f"The table has no column {theirs!r}.", where=path, hint=hint)
+    found = dict(given)
+    for name in header:
+        ours = ALIASES.get(str(name).strip().lower(), str(name).strip().lower())
+        if ours in (*NUMBERS, *LABELS):
+            found.setdefault(ours, name)
+    return found
+
+
+def _numbers(name: str, rows: Sequence[Mapping], where: str, problems: list[RekindleError]) -> Floats:
+    found = np.full(len(rows), np.nan)
+    for i, row in enumerate(rows):
+        text = row[name]
+        try:
+            found[i] = float(text if text not in ("", None) or name == "loss" else 0.0)
+        except (TypeError, ValueError):
+            problems.append(RekindleError(f"{name} is {text!r}, which is no number.", where=f"{where}, row {i + 1}"))
+    return found
+
+
+def _units(table: Table) -> list[RekindleError]:
+    found = []
+    for name, least in _COUNTS.items():
+        column = table.numbers.get(name)
+        if column is None:
+            continue
+        if np.any(column < 0) or (name != "sunk" and np.any(column == 0)):
+            found.append(RekindleError(f"{name} is {column.min():g} in some row.", where=table.where))
+        elif 0 < column.max() < least:
+            what = f"{name} is at most {column.max():g}: counts are whole numbers, not millions or billions."
+            found.append(RekindleError(what, where=table.where, hint=f"multiply the column {name} by 1e9"))
+    return found
+
+
+def _finite(table: Table) -> list[RekindleError]:
+    loss = table.numbers["loss"]
+    bad = np.flatnonzero(~np.isfinite(loss) | (loss <= 0))
+    if not len(bad):
+        return []
+    which = ", ".join(f"row {i + 1} ({loss[i]:g})" for i in bad[:5])
+    what, why = (
+        f"{len(bad)} losses are not positive numbers: {which}.",
+        "a run that diverged says nothing about the law",
+    )
+    return [RekindleError(what, where=table.where, why=why, hint="leave these rows out")]
+
+
+def _cells(table: Table) -> list[tuple]:
+    columns = [column for name, column in table.numbers.items() if name != "loss"]
+    return list(zip(table.labels["way"].tolist(), *(column.tolist() for column in columns), strict=True))
+
+
+def _duplicates(table: Table) -> list[RekindleError]:
+    """The same cell twice needs a run or a seed that tells the two apart."""
+    cells = _cells(table)
+    if "seed" in table.labels:
+        cells = [(*cell, seed) for cell, seed in zip(cells, table.labels["seed"].tolist(), strict=True)]
+    twice = [cell for cell, times in Counter(cells).items() if times > 1]
+    if not twice:
+        return []
+    what = f"{len(twice)} cells are there more than once, such as {twice[0]}."
+    why = "two rows of one run are not two runs"
+    return [RekindleError(what, where=table.where, why=why, hint="a column run or seed that tells them apart")]
+
+
+def _rising(table: Table) -> list[str]:
+    """Where the loss rises with tokens, all else equal."""
+    names = [name for name in table.numbers if name not in ("loss", "tokens", "flops")]
+    groups: dict[tuple, list[tuple[float, float]]] = {}
+    for i in range(len(table)):
+        key = (table.labels["way"][i], table.labels.get("seed", table.labels["way"])[i],
+               *(table.numbers[name][i] for name in names))  # fmt: skip
+        groups.setdefault(key, []).append((table.numbers["tokens"][i], table.numbers["loss"][i]))
+    rises = sum(b[1] > a[1] for points in groups.values() for a, b in zip(sorted(points), sorted(points)[1:]))
+    if not rises:
+        return []
+    return [f"the loss rises with tokens {rises} times, all else equal: noise, or just after upcycling, where it does"]

@@ -104,7 +104,8 @@ def profile(fit: Fit) -> Floats:
         starts.append(z + offsets[:, None] * errors[i] * along)
         held.append(np.tile(np.arange(size) == i, (len(offsets), 1)))
     solved = solve(problem, np.concatenate(starts), held=np.concatenate(held))
-    rises = np.maximum(solved.objective - fit.objective, 0).reshape(size, len(offsets))
+    rises = np.maximum(solved.objective - fit.objective, 0)
+    rises = np.where(solved.converged, rises, 0).reshape(size, len(offsets))  # what did not end refuses nothing
     depth = np.sqrt(2 * rises / noise(fit)) * np.sign(offsets)
     bounds = np.array([_reached(depth[i], z[i] + offsets * errors[i], z[i], _student(fit)) for i in range(size)]).T
     ends = np.where(np.isfinite(bounds), bounds, np.where(bounds > 0, z + 40 * errors, z - 40 * errors))

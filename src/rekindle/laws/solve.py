@@ -146,7 +146,9 @@ class _Batch:
             curve = weights * np.where(size <= problem.delta, 1.0, outer)
         gradient = np.einsum("bnp,bn->bp", jacobian, pull)
         matrix = np.matmul((jacobian * curve[..., None]).transpose(0, 2, 1), jacobian)
-        return np.clip(-_damped(matrix, gradient, damping, self.free[live]), -_LONGEST, _LONGEST)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            step = -_damped(matrix, gradient, damping, self.free[live])
+        return np.clip(np.nan_to_num(step, nan=_LONGEST), -_LONGEST, _LONGEST)
 
 
 def _damped(matrix: Floats, gradient: Floats, damping: Floats, free: NDArray) -> Floats:

@@ -1,27 +1,15 @@
 """The page in headless Chromium: no console errors, figures drawn, light, dark and phone."""
 
 import re
-import shutil
-import subprocess
 
 import pytest
+from headless import CHROMIUM, browse
 from report_runs import demo
 
 from rekindle.report import write_report
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-HEADLESS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--hide-scrollbars",
-    "--enable-logging=stderr",
-    "--v=0",
-    "--allow-file-access-from-files",
-]
 PROBE = """
 <body><iframe src="index.html" style="width:WIDTHpx;height:8000px;border:0"></iframe><script>
 window.onload = () => {
@@ -43,15 +31,6 @@ def page(tmp_path_factory):
         pytest.skip("no chromium, chromium-browser or google-chrome on PATH")
     folder = tmp_path_factory.mktemp("browser")
     return write_report(demo(folder / "runs"), folder / "out").page
-
-
-def browse(page, *options):
-    command = [CHROMIUM, *HEADLESS, f"--user-data-dir={page.parent.parent / 'profile'}", *options]
-    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert not console, console
-    return done.stdout
 
 
 def pixels(path):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rekindle.api.model import command
 from rekindle.config import Resolved, resolve
 from rekindle.errors import RekindleError
 
@@ -43,20 +44,40 @@ def laws() -> dict[str, dict[str, Any]]:
     }
 
 
-def plan(options: Resolved[PlanConfig] | None = None, **given: Any) -> Plan:
+def plan(
+    options: Resolved[PlanConfig] | None = None,
+    *,
+    out: str | Path | None = None,
+    html: str | Path | None = None,
+    overwrite: bool = False,
+    **given: Any,
+) -> Plan:
     """Upcycle, continue, or start over? Options: laws.config.PlanConfig.
 
     The answer has the loss of each option with an interval (nats per token), where curves cross (tokens), a verdict,
-    the best size for the budget, and costs; `to_dict()` has all of it as plain values.
+    the best size for the budget, and costs; `to_dict()` has all of it as plain values. The folder `out` gets the figure
+    (PNG, SVG, CSV) and the page; `html` the page alone, one file that recomputes all of it in the browser.
     """
     from rekindle.laws.config import PlanConfig
     from rekindle.laws.law import law_named
     from rekindle.laws.plan import Checkpoint
     from rekindle.laws.plan import plan as answer
 
-    config = (options or resolve(PlanConfig, given)).config
+    options = options or resolve(PlanConfig, given)
+    config = options.config
+    if html is not None and Path(html).exists() and not overwrite:
+        raise RekindleError(f"{html} exists.", hint="another --html, or --overwrite")
     known = _checkpoint(config.ckpt) if config.ckpt is not None else Checkpoint()
-    return answer(law_named(config.law), config, known)
+    found = answer(law_named(config.law), config, known)
+    if out is not None or html is not None:
+        from rekindle.report.decision import page, write_plan
+
+        typed = command("plan", [], options)
+        if out is not None:
+            write_plan(found, Path(out), command=typed, overwrite=overwrite)
+        if html is not None:
+            Path(html).write_text(page(found, typed), encoding="utf-8")
+    return found
 
 
 def _checkpoint(source: str | Path) -> Checkpoint:

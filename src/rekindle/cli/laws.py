@@ -39,10 +39,21 @@ def _law(name: str, law: dict[str, Any]) -> str:
 
 @click.command("plan")
 @options_of(PlanConfig)
+@click.option("--out", metavar="DIR", help="where the figure (PNG, SVG, CSV) and its page go")
+@click.option("--html", metavar="FILE", help="where the page alone goes: sliders, and the law in the browser")
+@click.option("--overwrite", is_flag=True, help="replace DIR and FILE")
 @CONFIG
 @FORMAT
 @DEBUG
-def plan(config_file: str | None, format_: str, debug: bool, **given: Any) -> None:
+def plan(
+    out: str | None,
+    html: str | None,
+    overwrite: bool,
+    config_file: str | None,
+    format_: str,
+    debug: bool,
+    **given: Any,
+) -> None:
     """Upcycle, continue, or start over? What scaling laws say, with intervals.
 
     \b
@@ -53,10 +64,11 @@ def plan(config_file: str | None, format_: str, debug: bool, **given: Any) -> No
     \b
     rekindle plan --params 1B --sunk 100B --tokens 50B
     rekindle plan --params 1B --sunk 100B --gpus 64 --gpu h200 --days 3 --price 2.5
+    rekindle plan --ckpt SRC --sunk 100M --tokens 20M --html page.html
     """
     options = resolved(PlanConfig, given, config_file)
     echo("rekindle plan", options)
-    found = api.plan(options).to_dict()
+    found = api.plan(options, out=out, html=html, overwrite=overwrite).to_dict()
     result(found, _answer(found), format_)
     for line in found["outside"]:
         say(f"note: outside the law's domain: {line}")

@@ -15,7 +15,7 @@ from rekindle.laws.forms import Floats
 from rekindle.laws.options import HIGH, LOW
 
 LEAST, MOST = 1e6, 5e12  # tokens between which curves are compared
-_GRID = 240
+GRID = 240
 _HALVINGS = 60
 
 Difference = Callable[[Floats], Floats]  # tokens [..., n] -> how far the first curve is above the second
@@ -42,7 +42,7 @@ def range_of(mid: Difference, drawn: Difference, least: float = LEAST) -> Range:
 
 def lowest(difference: Difference, least: float = LEAST) -> Floats:
     """The lowest tokens [n] from which the difference is positive; `least` where it always is, inf where never."""
-    grid = np.geomspace(least, MOST, _GRID)
+    grid = np.geomspace(least, MOST, GRID)
     above = np.atleast_2d(difference(grid)) > 0
     first = above.argmax(axis=1)
     log_hi = np.log(grid[first])[:, None]

@@ -16,7 +16,7 @@ from rekindle.errors import RekindleError
 from rekindle.laws.crossing import Range, range_of
 from rekindle.laws.forms import Floats
 from rekindle.laws.law import Law
-from rekindle.laws.options import DRAWS, HIGH, LOW, Way, flops, loss, outside, ways_of
+from rekindle.laws.options import DRAWS, HIGH, LOW, SOURCE, flops, loss, outside, ways_of
 from rekindle.laws.question import Question
 
 VERDICTS = ("worth it", "not worth it", "undecided")
@@ -86,8 +86,7 @@ class Drawn:
 
     def source(self, values: Mapping[str, Any] | None = None) -> Floats:
         """The law's loss of the checkpoint as it is: the dense row at D1."""
-        at_source = Way("dense", "", lambda d1, d2, r: d1 + 0 * d2, dense=True)
-        return loss(self.law, at_source, self.question, 1.0, values)
+        return loss(self.law, SOURCE, self.question, 1.0, values)
 
     def overtaken(self) -> Range:
         """D*: tokens from which a mixture from scratch is lower than the upcycled one, sunk cost regarded as free."""

@@ -16,28 +16,44 @@ from rekindle.laws.question import FLOPS, Question
 LOW, HIGH = 5.0, 95.0  # percentiles of an interval
 DRAWS = 500  # sets of numbers in which everything is decided
 
-# (D1, D2, N2 / N1) -> tokens of a model trained in one stage
-Tokens = Callable[[Any, Any, float], Any]
+# What D1 and D2 are multiplied with, of r = N2 / N1
+FACTORS: dict[str, Callable[[float], float]] = {
+    "0": lambda r: 0.0,
+    "1": lambda r: 1.0,
+    "r": lambda r: r,
+    "1/r": lambda r: 1 / r,
+}
 
 
 @dataclass(frozen=True)
 class Way:
-    """An option: which row of the law, and how many tokens that row is given."""
+    """An option: which row of the law, and how many tokens that row is given.
+
+    A row of one stage is given `sunk` D1 + `tokens` D2, by the names of factors; one of two stages D1 and D2.
+    """
 
     row: str
     title: str
-    tokens: Tokens | None = None  # None: a row of two stages, given D1 and D2
+    sunk: str | None = None
+    tokens: str = "1"
     dense: bool = False
 
+    def trained(self, d1: Any, d2: Any, ratio: float) -> Any:
+        """Tokens of the last stage that the row knows."""
+        if self.sunk is None:
+            return d2
+        return FACTORS[self.sunk](ratio) * d1 + FACTORS[self.tokens](ratio) * d2
 
+
+SOURCE = Way("dense", "the checkpoint as it is", "1", "0", dense=True)
 WAYS: dict[str, Way] = {
-    "dense": Way("dense", "dense continued, as many tokens", lambda d1, d2, r: d1 + d2, dense=True),
-    "dense_flops": Way("dense", "dense continued, as many FLOPs", lambda d1, d2, r: d1 + d2 * r, dense=True),
+    "dense": Way("dense", "dense continued, as many tokens", "1", "1", dense=True),
+    "dense_flops": Way("dense", "dense continued, as many FLOPs", "1", "r", dense=True),
     "upcycled": Way("upcycled", "upcycled"),
-    "scratch": Way("scratch", "mixture from scratch, as many tokens", lambda d1, d2, r: d2),
-    "scratch_d1d2": Way("scratch", "mixture from scratch, D1 + D2 tokens", lambda d1, d2, r: d1 + d2),
-    "scratch_flops": Way("scratch", "mixture from scratch, all FLOPs of both stages", lambda d1, d2, r: d2 + d1 / r),
-}  # fmt: skip
+    "scratch": Way("scratch", "mixture from scratch, as many tokens", "0", "1"),
+    "scratch_d1d2": Way("scratch", "mixture from scratch, D1 + D2 tokens", "1", "1"),
+    "scratch_flops": Way("scratch", "mixture from scratch, all FLOPs of both stages", "1/r", "1"),
+}
 
 
 def ways_of(law: Law) -> dict[str, Way]:
@@ -55,7 +71,7 @@ def points(row: Row, way: Way, q: Question, tokens: Any) -> dict[str, NDArray]:
     here: dict[str, Any] = {
         "params": q.params if way.dense else count,
         "sunk": q.sunk,
-        "tokens": d2 if way.tokens is None else way.tokens(q.sunk, d2, q.ratio),
+        "tokens": way.trained(q.sunk, d2, q.ratio),
         "experts": 1 if way.dense else q.experts,
         "active_share": 1.0 if way.dense else q.top_k / q.experts,
         "granularity": 1.0,
@@ -71,7 +87,7 @@ def loss(law: Law, way: Way, q: Question, tokens: Any, values: Mapping[str, Any]
 
 def flops(way: Way, q: Question) -> float:
     """Training FLOPs still to be spent on an option."""
-    tokens = q.tokens if way.tokens is None else float(way.tokens(q.sunk, q.tokens, q.ratio))
+    tokens = float(way.trained(q.sunk, q.tokens, q.ratio))
     return FLOPS * (q.params * (tokens - q.sunk) if way.dense else q.active * tokens)
 
 

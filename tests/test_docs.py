@@ -95,7 +95,17 @@ def desk(tmp_path_factory):
         shutil.copytree(ROOT / "docs" / "configs", desk / "docs" / "configs")
         (desk / "recipe.yaml").write_text("source: SRC\nsteps:\n- upcycle: {experts: 4}\n")
         (desk / "runs.csv").write_text(runs())
+        (desk / "grid.yaml").write_text(GRID)
         yield desk
+
+
+GRID = """
+model: {heads: 2, context: 64, tokenizer: "bpe:300", data: corpus}
+sizes: [{hidden: 16, layers: 1, ffn: 32}]
+train: {seq_len: 32, batch_tokens: 256, eval_tokens: 1024, data: corpus}
+sunk: [3k]
+tokens: [3k]
+"""
 
 
 def runs() -> str:

@@ -11,8 +11,9 @@ import pytest
 from rekindle import lab
 from rekindle.config import resolve
 from rekindle.errors import RekindleError
-from rekindle.lab.study import Size, Step, perform
+from rekindle.lab.study import Size, perform
 from rekindle.methods import METHODS, method_named
+from rekindle.sweep.steps import Step
 from rekindle.train.config import InitConfig, TrainConfig
 
 MODULES = {name: import_module(f"rekindle.lab.{name.replace('-', '_')}") for name in lab.STUDIES}
@@ -56,7 +57,7 @@ def test_another_study_in_the_folder_is_refused(tmp_path):
     with pytest.raises(RekindleError, match="step start-0 was made in another way"):
         perform(one, 1, tmp_path, print)
     (tmp_path / "steps.json").unlink()
-    with pytest.raises(RekindleError, match="holds no study"):
+    with pytest.raises(RekindleError, match="holds no steps"):
         perform(one, 1, tmp_path, print)
 
 

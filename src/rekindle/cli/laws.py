@@ -9,6 +9,7 @@ import click
 from rekindle import api
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, nbytes, result, say, table
+from rekindle.cli.sweep import COMMANDS as SWEEP
 from rekindle.laws.config import FitConfig, PlanConfig
 
 DEBUG = click.option("--debug", is_flag=True, hidden=True)
@@ -185,4 +186,4 @@ def _between(number: dict[str, Any], which: str) -> str:
     return f"{'-inf' if low is None else f'{low:.4g}'} to {'inf' if high is None else f'{high:.4g}'}"
 
 
-COMMANDS = {"laws": laws, "plan": plan, "fit": fit}
+COMMANDS = {"laws": laws, "plan": plan, "fit": fit, **SWEEP}

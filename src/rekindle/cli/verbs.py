@@ -29,6 +29,7 @@ GROUPS = {
     },
     "decide": {
         "plan": "Upcycle, continue, or start over? What scaling laws say, with intervals.",
+        "sweep": "A grid of runs for a law: trunks shared, resumed, one table.",
         "fit": "A law of your own runs, with intervals.",
         "laws": "Published scaling laws, and how sure we are of them.",
     },

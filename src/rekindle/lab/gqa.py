@@ -18,7 +18,8 @@ from typing import Any
 from rekindle.lab.claims import Claim, judge
 from rekindle.lab.figures import Line, lines
 from rekindle.lab.page import Study, Table
-from rekindle.lab.study import Size, Step, command, losses, seeds_drawn
+from rekindle.lab.study import Size, command, losses, seeds_drawn
+from rekindle.sweep.steps import Step
 
 HEADS = 8
 SHAPE = {"hidden": 64, "heads": HEADS, "ffn": 256, "layers": 2, "context": 256, "tokenizer": "bpe:1024"}

@@ -15,7 +15,8 @@ from pathlib import Path
 from rekindle.lab.claims import Claim, judge
 from rekindle.lab.figures import Line, dots, lines
 from rekindle.lab.page import Study
-from rekindle.lab.study import Size, Step, command, losses, ratio_of_active, seeds_drawn
+from rekindle.lab.study import Size, command, losses, ratio_of_active, seeds_drawn
+from rekindle.sweep.steps import Step
 
 SHAPE = {"hidden": 32, "heads": 4, "ffn": 128, "context": 256, "family": "mixtral", "tokenizer": "bpe:1024"}
 EXPERTS, TOP_K, LAYERS = 4, 2, 2

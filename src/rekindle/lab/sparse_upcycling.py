@@ -15,7 +15,8 @@ from pathlib import Path
 from rekindle.lab.claims import Claim, judge
 from rekindle.lab.figures import Line, lines
 from rekindle.lab.page import Study
-from rekindle.lab.study import Size, Step, command, losses, ratio_of_active, seeds_drawn
+from rekindle.lab.study import Size, command, losses, ratio_of_active, seeds_drawn
+from rekindle.sweep.steps import Step
 
 SHAPE = {"hidden": 64, "heads": 4, "ffn": 256, "layers": 2, "context": 256}
 EXPERTS = {"experts": 8, "top_k": 2}

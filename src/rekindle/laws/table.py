@@ -26,7 +26,7 @@ ALIASES = {
     "c": "flops", "training flop": "flops", "training flops": "flops",
     "l": "loss", "val_loss": "loss", "option": "way", "arm": "way", "branch": "trunk", "name": "run",
 }  # fmt: skip
-_COUNTS = {"params": 1e4, "sunk": 1e4, "tokens": 1e4}  # below that a count is likely in millions or billions
+_COUNTS = {"params": 1e3, "sunk": 1e3, "tokens": 1e3}  # below that a count is likely in millions or billions
 Floats = NDArray[np.float64]
 
 

@@ -62,6 +62,7 @@ class TrainConfig:
     gradient_checkpointing: bool = option(False, help="recompute activations: less memory, more time")
     compile: bool = option(False, help="torch.compile the model")
     seed: int = option(0, help="random seed of the data order")
+    skip: Count = option(Count(0), help="tokens of that order to pass over, such as those that an earlier stage read")
     eval_every: Count | None = option(None, help="tokens between evaluations (default: a tenth of the run)")
     eval_tokens: Count = option(Count(32768), help="validation tokens of each evaluation")
     save_every: Count | None = option(None, help="tokens between saved states (default: a tenth of the run)")

@@ -74,7 +74,7 @@ def check_corpus(corpus: Corpus, seq_len: int, vocab_size: int) -> None:
 def _problems(config: TrainConfig, ranks: int) -> list[RekindleError]:
     problems = []
     positive = ("tokens", "batch_tokens", "seq_len", "lr", "eval_tokens", "eval_every", "save_every", "micro_batch")
-    not_negative = ("weight_decay", "clip", "aux_loss", "z_loss", "seed")
+    not_negative = ("weight_decay", "clip", "aux_loss", "z_loss", "seed", "skip")
     for name in positive + not_negative:
         value = getattr(config, name)
         if value is not None and not (value > 0 or (value == 0 and name in not_negative)):

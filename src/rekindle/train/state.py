@@ -42,7 +42,7 @@ class Saved:
 TRACKERS = "trackers"
 
 # What a run cannot change when it is resumed. The rest it can: --lr after a NaN, --micro-batch for want of memory.
-_FIXED = ("data", "tokens", "batch_tokens", "seq_len", "seed")
+_FIXED = ("data", "tokens", "batch_tokens", "seq_len", "seed", "skip")
 
 
 def describe_run(config: TrainConfig, fingerprint: str, train_tokens: int) -> dict[str, Any]:

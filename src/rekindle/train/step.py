@@ -81,7 +81,7 @@ class Stepper:
     def _batch(self, step: int) -> torch.Tensor:
         """This rank's share of the step's sequences [b, T + 1]."""
         share = self.plan.batch // self.accelerator.num_processes
-        first = step * self.plan.batch + self.accelerator.process_index * share
+        first = step * self.plan.batch + self.accelerator.process_index * share + self.config.skip // self.plan.seq_len
         tokens = self.corpus.batch(first, share, self.plan.seq_len, self.config.seed)
         return torch.from_numpy(tokens).to(self.accelerator.device)
 

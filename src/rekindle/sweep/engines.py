@@ -1,0 +1,108 @@
+"""Where steps run: processes of this machine, or a Ray cluster that shares OUT's file system."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from typing import Any
+
+from rekindle.errors import RekindleError
+from rekindle.sweep.steps import Engine
+
+ENGINES = ("local", "ray")
+
+
+def engine_named(name: str, workers: int | None = None) -> Engine:
+    """Raises RekindleError for an engine that is not there."""
+    if workers is not None and workers < 1:
+        raise RekindleError(f"{workers} workers do nothing.", hint="--workers 2")
+    if name == "local":
+        return Local(workers)
+    if name == "ray":
+        return Ray(workers)
+    raise RekindleError(f"There is no engine {name!r}.", hint=" or ".join(ENGINES))
+
+
+class Local:
+    """Processes, one thread each: tiny models run fastest so. With a GPU one process, unless told otherwise."""
+
+    def __init__(self, workers: int | None = None):
+        import torch
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = workers or (1 if torch.cuda.is_available() else cores)
+        self._threads = max(1, cores // self.workers)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def submit(self, function: Callable[..., str], *arguments: Any) -> Future[str]:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(
+                self.workers, mp_context=context, initializer=_few_threads, initargs=(self._threads,)
+            )
+        try:
+            return self._pool.submit(function, *arguments)
+        except BrokenExecutor:  # a worker died and took the pool with it
+            self._pool = None
+            return self.submit(function, *arguments)
+
+    def stop(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = None
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+
+class Ray:
+    """Tasks of a Ray cluster: RAY_ADDRESS's, or one started here. A task whose worker dies is begun again by Ray.
+
+    OUT must lie on a file system that all machines share; a step goes on where its run last saved its state.
+    """
+
+    def __init__(self, workers: int | None = None):
+        try:
+            import ray
+        except ImportError:
+            raise RekindleError(
+                "Ray is not installed.", hint="pip install 'rekindle[ray]', or --engine local"
+            ) from None
+        self._own = not ray.is_initialized()
+        if self._own:
+            there = os.environ.get("RAY_ADDRESS")
+            settings: dict[str, Any] = {} if there else {"num_cpus": workers, "include_dashboard": False}
+            ray.init(log_to_driver=False, logging_level=logging.WARNING, **settings)
+        self._ray, self._tasks = ray, []
+        self.workers = workers or int(ray.cluster_resources().get("CPU", 1))
+
+    def submit(self, function: Callable[..., str], *arguments: Any) -> Future[str]:
+        options = {"num_cpus": 1, "max_retries": 3, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+        task = self._ray.remote(function).options(**options).remote(*arguments)
+        self._tasks.append(task)
+        return task.future()
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            self._ray.cancel(task, force=True)
+
+    def __enter__(self) -> Ray:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._own:
+            self._ray.shutdown()
+
+
+def _few_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    import torch
+
+    torch.set_num_threads(threads)

@@ -1,0 +1,60 @@
+"""sweep: a grid run into a folder, and the table of what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rekindle.errors import RekindleError
+from rekindle.sweep.collect import rows_of, write_table
+from rekindle.sweep.count import Cost, cost_of
+from rekindle.sweep.grid import read_grid, steps_of
+
+TABLE = "runs.csv"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """`rows` of the table, `failed` steps with their messages."""
+
+    table: Path | None
+    cost: Cost
+    rows: list[dict[str, Any]]
+    failed: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"table": self.table and str(self.table), "cost": self.cost.to_dict(), "failed": self.failed,
+                "cells_done": len(self.rows)}  # fmt: skip
+
+
+def sweep(
+    grid: str | Path,
+    out: str | Path,
+    say: Callable[[str], object] = lambda text: None,
+    *,
+    engine: str = "local",
+    workers: int | None = None,
+    dry_run: bool = False,
+) -> Swept:
+    """Run every cell of a grid that is not there yet, and write OUT/runs.csv.
+
+    A cell that fails leaves the others alone; it is tried again the next time. Raises RekindleError where the grid is
+    wrong, before anything is trained, or where every cell failed.
+    """
+    from rekindle.sweep.engines import engine_named
+    from rekindle.sweep.steps import perform
+
+    found, out = read_grid(Path(grid)), Path(out)
+    steps, cells = steps_of(found)
+    cost = cost_of(found, steps, cells)
+    if dry_run:
+        return Swept(None, cost, [], {})
+    with engine_named(engine, workers) as running:
+        failed = perform(steps, out / "runs", running, say, go_on=True)
+    rows = rows_of(found, cells, out / "runs")
+    if not rows:
+        raise RekindleError("No cell of the grid ended.", where=out, why=next(iter(failed.values()), None))
+    write_table(rows, out / TABLE)
+    return Swept(out / TABLE, cost, rows, failed)

@@ -1,0 +1,30 @@
+"""Steps that fail, or kill their worker, the first time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def make(source: Path, out: Path, text: str = "") -> None:
+    out.mkdir()
+    (out / "text").write_text(text + (source / "text").read_text() if (source / "text").exists() else text)
+
+
+def refuse(source: Path, out: Path) -> None:
+    raise ValueError("this cell cannot be")
+
+
+def die_once(source: Path, out: Path) -> None:
+    mark = out.parent.parent / f"{out.name}-began"
+    if not mark.exists():
+        mark.write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+    make(source, out, "lived")
+
+
+def slow(source: Path, out: Path) -> None:
+    time.sleep(0.3)
+    make(source, out, "slow")

@@ -1,0 +1,88 @@
+"""Steps run once each, in order, whatever fails or is killed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rekindle.errors import RekindleError
+from rekindle.sweep.engines import Local, engine_named
+from rekindle.sweep.steps import Step, perform
+
+JOBS = "sweep_jobs:"
+
+
+@pytest.fixture(scope="module")
+def local():
+    with Local(2) as engine:
+        yield engine
+
+
+def test_a_step_waits_for_what_it_reads(tmp_path, local):
+    steps = [
+        Step("b", JOBS + "make", "a", {"text": "b"}),
+        Step("a", JOBS + "slow"),
+        Step("c", JOBS + "make", "b", {"text": "c"}),
+    ]
+    said: list[str] = []
+    assert perform(steps, tmp_path / "out", local, said.append) == {}
+    assert (tmp_path / "out" / "c" / "text").read_text() == "cbslow"
+    assert len(said) == 3
+    perform(steps, tmp_path / "out", local, said.append)
+    assert said[3:] == ["3 of 3 steps are there already"]
+
+
+def test_a_failing_step_leaves_the_others_alone_and_is_tried_again(tmp_path, local):
+    steps = [
+        Step("bad", JOBS + "refuse"),
+        Step("after", JOBS + "make", "bad"),
+        Step("good", JOBS + "make", options={"text": "x"}),
+    ]
+    failed = perform(steps, tmp_path, local, print, go_on=True)
+    assert failed == {"bad": "this cell cannot be"} == json.loads((tmp_path / "failed.json").read_text())
+    assert (tmp_path / "good").is_dir()
+    assert not (tmp_path / "after").exists()
+    with pytest.raises(ValueError, match="cannot be"):
+        perform(steps, tmp_path, local, print)
+
+
+def test_a_step_whose_worker_is_killed_is_run_again(tmp_path):
+    steps = [Step("x", JOBS + "die_once"), Step("y", JOBS + "slow"), Step("z", JOBS + "make", "x")]
+    said: list[str] = []
+    with Local(2) as engine:
+        assert perform(steps, tmp_path / "out", engine, said.append, go_on=True) == {}
+    assert any("worker died" in line for line in said)
+    assert (tmp_path / "out" / "z" / "text").read_text() == "lived"
+
+
+def test_other_steps_in_the_folder_are_refused(tmp_path, local):
+    perform([Step("a", JOBS + "make", options={"text": "1"})], tmp_path, local, print)
+    with pytest.raises(RekindleError, match="its step a was made in another way"):
+        perform([Step("a", JOBS + "make", options={"text": "2"})], tmp_path, local, print)
+
+
+def test_an_engine_that_is_not_there():
+    with pytest.raises(RekindleError, match="local or ray"):
+        engine_named("slurm")
+    with pytest.raises(RekindleError, match="0 workers"):
+        engine_named("local", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_ray_runs_the_same_steps_and_survives_a_killed_worker(tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed; the dev group has it")
+    from pathlib import Path
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    steps = [
+        *(Step(f"a{i}", JOBS + "slow") for i in range(3)),
+        Step("x", JOBS + "die_once", "a0"),
+        Step("bad", JOBS + "refuse"),
+        Step("z", JOBS + "make", "x", {"text": "z"}),
+    ]
+    with engine_named("ray", 2) as engine:
+        failed = perform(steps, tmp_path / "out", engine, print, go_on=True)
+    assert failed == {"bad": "this cell cannot be"}
+    assert (tmp_path / "out" / "z" / "text").read_text() == "zlivedslow"

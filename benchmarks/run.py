@@ -7,7 +7,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-ALL = ("startup", "bytes", "computed", "growth", "recipe", "training")
+ALL = ("startup", "laws", "bytes", "computed", "growth", "recipe", "training")
 
 
 def main(chosen: list[str]) -> None:

@@ -244,3 +244,39 @@ def test_a_loss_that_rises_with_tokens_is_noted():
     rows = [row("dense", 1e9, 0, d) for d in (1e9, 1e10, 1e11)]
     rows[2]["loss"] += 2
     assert "rises with tokens 1 time" in make_table(rows, "rising").notes[0]
+
+
+def test_the_next_run_narrows_the_difference_as_it_says():
+    """The suggested run, added to the table, lowers the standard error to what was promised, and more than others."""
+    from rekindle.laws.intervals import covariance
+    from rekindle.laws.next_run import _deciding, next_run
+    from rekindle.laws.question import Question
+
+    table, question = grid(0.003), Question(2e9, 1e11, 5e10)
+    found = fit(table, "upcycling", "squares")
+    best = next_run(found, question)
+    assert best.after < best.before
+
+    def error_with(way: str, n: float, d1: float, d2: float) -> float:
+        rows = [dict(zip([*table.numbers, "way"], values, strict=True))
+                for values in zip(*table.numbers.values(), table.labels["way"], strict=True)]  # fmt: skip
+        law = found.predict(found.z[None], way, params=n, sunk=max(d1, 1.0), tokens=d2)
+        more = make_table(
+            [*rows, {"way": way, "params": n, "sunk": d1, "tokens": d2, "loss": float(law.item())}], "more"
+        )
+        refit = fit(more, "upcycling", "squares")
+        c = _deciding(refit, question)
+        return float(np.sqrt(c @ covariance(refit) @ c))
+
+    n = len(table)
+    spare = math.sqrt((n - len(found.z)) / (n + 1 - len(found.z)))  # the noise is estimated with one more to spare
+    assert error_with(best.way, best.params, best.sunk, best.tokens) == pytest.approx(best.after * spare, rel=0.02)
+    assert error_with("dense", 1e8, 0.0, 1e10) > best.after
+
+
+@pytest.mark.parametrize("words", ["params=1B", "params=1B,sunk=x,tokens=1B", "params=1B,sunk=1,tokens=1B"])
+def test_a_next_that_is_no_question_is_refused(tmp_path, words):
+    path = tmp_path / "runs.csv"
+    write_csv(grid(0.003), path)
+    with pytest.raises(RekindleError, match="next is|sunk is"):
+        api.fit(path, bootstrap=100, next=words)

@@ -107,24 +107,32 @@ def fit(
     options: Resolved[FitConfig] | None = None,
     *,
     out: str | Path | None = None,
+    report: str | Path | None = None,
     overwrite: bool = False,
     **given: Any,
 ) -> Fitted:
     """Fit a law to runs: a CSV with named columns, or folders that `train` wrote. Options: laws.config.FitConfig.
 
-    `out` is written as a law file that `plan` reads. `to_dict()` of the answer has every number with its intervals.
+    `out` is written as a law file that `plan` reads, the folder `report` as a page with the curves through the points.
+    `to_dict()` of the answer has every number with its intervals.
     """
     from rekindle.laws.config import FitConfig
     from rekindle.laws.fitted import fitted
     from rekindle.laws.write import law_of, write_law
 
-    config = (options or resolve(FitConfig, given)).config
+    options = options or resolve(FitConfig, given)
+    config = options.config
     if out is not None and Path(out).exists() and not overwrite:
         raise RekindleError(f"{out} exists.", hint="another --out, or --overwrite")
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
     found = fitted(_table([Path(source) for source in sources], config), config)
     if out is not None:
         write_law(law_of(found.found, found.drawn, Path(out).stem), Path(out))
+    if report is not None:
+        from rekindle.report.fitting import write_fit
+
+        typed = command("fit", [str(source) for source in sources], options)
+        write_fit(found, Path(report), command=typed, overwrite=overwrite)
     return found
 
 

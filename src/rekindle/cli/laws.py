@@ -131,13 +131,17 @@ def _hours(cost: dict[str, Any]) -> str:
 @click.argument("runs", nargs=-1, required=True)
 @options_of(FitConfig)
 @click.option("--out", metavar="FILE", help="where the law goes, as YAML that `plan --law` reads")
-@click.option("--overwrite", is_flag=True, help="replace FILE")
+@click.option(
+    "--report", metavar="DIR", help="where a page with figures goes: the curves through the points, residuals"
+)
+@click.option("--overwrite", is_flag=True, help="replace FILE and DIR")
 @CONFIG
 @FORMAT
 @DEBUG
 def fit(
     runs: tuple[str, ...],
     out: str | None,
+    report: str | None,
     overwrite: bool,
     config_file: str | None,
     format_: str,
@@ -155,7 +159,7 @@ def fit(
     """
     options = resolved(FitConfig, given, config_file)
     echo(f"rekindle fit: {' '.join(runs)}", options)
-    found = api.fit(runs, options, out=out, overwrite=overwrite).to_dict()
+    found = api.fit(runs, options, out=out, report=report, overwrite=overwrite).to_dict()
     result(found, _fitted(found), format_)
     for note in found["notes"]:
         say(f"note: {note}")
@@ -178,6 +182,8 @@ def _fitted(found: dict[str, Any]) -> str:
         lines += ["", table(held, right=(1, 2, 3))]
     if found["interaction"]:
         lines += ["", found["interaction"]["sentence"]]
+    if found["next"]:
+        lines += ["", found["next"]["sentence"]]
     return "\n".join(lines)
 
 

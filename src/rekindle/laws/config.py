@@ -37,3 +37,4 @@ class FitConfig:
     seed: int = option(42, help="of the bootstrap")
     columns: tuple[str, ...] = option((), help="the file's names for ours, such as params=N,tokens=D2")
     max_loss: float | None = option(None, help="leave out points above this loss, nats per token")
+    next: tuple[str, ...] = option((), help="suggest the next run to decide at params=1B,sunk=100B,tokens=50B")

@@ -13,6 +13,7 @@ from rekindle.laws.design import Floats
 from rekindle.laws.doubt import Identified, Interaction, Rival, identified, interaction, left_out, rivals, rms
 from rekindle.laws.fit import Fit, fit
 from rekindle.laws.intervals import Bootstrap, bootstrap, percentiles, profile
+from rekindle.laws.next_run import Next, next_run, question_of
 from rekindle.laws.table import Table
 
 
@@ -37,6 +38,7 @@ class Fitted:
     rivals: list[Rival]
     interaction: Interaction | None
     notes: list[str]
+    next: Next | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values at full precision; what is unbounded is None."""
@@ -55,6 +57,7 @@ class Fitted:
             "condition": self.identified.condition,
             "rivals": [asdict(rival) for rival in self.rivals],
             "interaction": self.interaction and asdict(self.interaction) | {"sentence": self.interaction.sentence},
+            "next": self.next and asdict(self.next) | {"sentence": self.next.sentence},
             "notes": self.notes,
         }  # fmt: skip
 
@@ -90,4 +93,5 @@ def fitted(table: Table, config: FitConfig) -> Fitted:
         rivals=rivals(table, config) if two_stage else [],
         interaction=interaction(found.values, dict(zip(found.design.names, draws.T, strict=True))),
         notes=notes,
+        next=next_run(found, question_of(config.next)) if config.next else None,
     )

@@ -58,8 +58,19 @@ def percentiles(draws: Floats) -> Floats:
 
 def standard_errors(fit: Fit, design: Design | None = None, z: Floats | None = None) -> Floats:
     """Of each coordinate, from the curvature at the fit: [p]; huge where the table says nothing about it."""
-    covariance = noise(fit) * _inverse(_curvature(fit, design or fit.design, fit.z if z is None else z))
-    return np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    return np.sqrt(np.maximum(np.diag(covariance(fit, design, z)), 0.0))
+
+
+def covariance(fit: Fit, design: Design | None = None, z: Floats | None = None) -> Floats:
+    """Of the coordinates, from the curvature at the fit: [p, p]."""
+    return noise(fit) * _inverse(_curvature(fit, design or fit.design, fit.z if z is None else z))
+
+
+def information(fit: Fit, losses: Floats) -> Floats:
+    """What one more run at these losses would add to the inverse covariance, for a gradient of 1 by each nat."""
+    if fit.problem.objective == "squares":
+        return np.full(len(losses), 1 / noise(fit))
+    return _inside(fit) / noise(fit) / losses**2
 
 
 def _inverse(matrix: Floats) -> Floats:
@@ -74,10 +85,8 @@ def noise(fit: Fit) -> float:
     spare = max(n - len(fit.z), 1)
     if problem.objective == "squares":
         return max(float((fit.residuals**2).sum() / spare), _EXACT)
-    logs = np.log(fit.residuals + problem.losses) - np.log(problem.losses)
-    inside = np.abs(logs) <= problem.delta
-    pull = np.mean(np.clip(logs, -problem.delta, problem.delta) ** 2)
-    return max(float(n / spare * pull / max(inside.mean(), 1 / n)), _EXACT)
+    pull = np.mean(np.clip(_logs(fit), -problem.delta, problem.delta) ** 2)
+    return max(float(n / spare * pull / _inside(fit)), _EXACT)
 
 
 def _curvature(fit: Fit, design: Design, z: Floats) -> Floats:
@@ -86,8 +95,16 @@ def _curvature(fit: Fit, design: Design, z: Floats) -> Floats:
     if fit.problem.objective == "squares":
         return jacobian.T @ jacobian
     jacobian /= design.predict(z[None])[0][:, None]
-    logs = np.log(fit.residuals + fit.problem.losses) - np.log(fit.problem.losses)
-    return jacobian.T @ jacobian * float(np.mean(np.abs(logs) <= fit.problem.delta))
+    return jacobian.T @ jacobian * _inside(fit)
+
+
+def _logs(fit: Fit) -> Floats:
+    return np.log(fit.residuals + fit.problem.losses) - np.log(fit.problem.losses)
+
+
+def _inside(fit: Fit) -> float:
+    """The share of points within Huber's delta: mean psi'."""
+    return max(float(np.mean(np.abs(_logs(fit)) <= fit.problem.delta)), 1 / fit.design.rows)
 
 
 def profile(fit: Fit) -> Floats:

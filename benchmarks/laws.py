@@ -33,7 +33,7 @@ def main(work: Path) -> None:
     record(
         f"Laws: coverage of 90 % intervals, {DRAWS} draws",
         coverage(),
-        f"216 points of the upcycling law (6 sizes x 6 D1 x 6 D2), noise of sd {NOISE} nats, {FITS} bootstrap fits each. "
+        f"216 points of the upcycling law (6 sizes x 6 D1 x 6 D2), noise of sd {NOISE} nats, {FITS} bootstrap fits. "
         "Shared: half of the variance is one error for each branch of 6 points.",
     )
 

@@ -12,14 +12,18 @@ from rekindle import lab
 from rekindle.config import resolve
 from rekindle.errors import RekindleError
 from rekindle.lab.study import Size, perform
+from rekindle.laws.law import law_named
 from rekindle.methods import METHODS, method_named
+from rekindle.sweep.grid import Grid, steps_of
 from rekindle.sweep.steps import Step
 from rekindle.train.config import InitConfig, TrainConfig
+from rekindle.train.text import open_source
 
-MODULES = {name: import_module(f"rekindle.lab.{name.replace('-', '_')}") for name in lab.STUDIES}
+ALL = {name: import_module(f"rekindle.lab.{name.replace('-', '_')}") for name in lab.STUDIES}
+MODULES = {name: module for name, module in ALL.items() if hasattr(module, "CLAIMS")}
 
 
-@pytest.mark.parametrize("name", lab.STUDIES)
+@pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("size", [Size(3), Size(1, lab.QUICK, quick=True)], ids=["full", "quick"])
 def test_every_step_is_made_once_from_one_that_is_there(name, size):
     steps = MODULES[name].steps(0, size)
@@ -38,7 +42,7 @@ def test_every_step_is_made_once_from_one_that_is_there(name, size):
             assert callable(getattr(import_module(module), function))
 
 
-@pytest.mark.parametrize("name", lab.STUDIES)
+@pytest.mark.parametrize("name", MODULES)
 def test_claims_name_arms_that_are_trained(name):
     module = MODULES[name]
     trained = {step.name for step in module.steps(0, Size(1)) if step.verb == "train"}
@@ -62,7 +66,7 @@ def test_another_study_in_the_folder_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", lab.STUDIES)
+@pytest.mark.parametrize("name", MODULES)
 def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, monkeypatch):
     monkeypatch.setattr(lab, "QUICK", 1e-9)  # one step each
     said: list[str] = []
@@ -79,3 +83,38 @@ def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, mo
     assert (again, same) == (page, verdict)
     assert len(said) == before + 1
     assert "are there already" in said[-1]
+
+
+def test_every_study_claims_or_runs_a_grid():
+    assert (
+        {name for name, module in ALL.items() if hasattr(module, "run")} == {"upcycling-laws"} == ALL.keys() - MODULES
+    )
+
+
+def test_the_grid_of_the_law_reads_no_token_twice():
+    whole = ALL["upcycling-laws"].grids(quick=False)[0]
+    assert (len(whole.sizes), len(whole.sunk), len(whole.tokens)) >= (4, 5, 5)
+    _, cells = steps_of(whole)
+    assert len(cells) == 4 * (5 + 5 + 25)
+    tokens = max(cell.sunk + cell.tokens for cell in cells)
+    assert open_source(whole.train["data"]).size > 4 * tokens  # bytes, of which a token takes about three
+
+
+@pytest.mark.slow
+def test_a_tiny_grid_ends_in_a_law_file_and_a_page(tmp_path, monkeypatch):
+    module = ALL["upcycling-laws"]
+    sizes = tuple({"hidden": h, "layers": 1, "heads": 2, "ffn": 32} for h in (16, 24, 32))
+    train = {"seq_len": 32, "batch_tokens": 256, "eval_tokens": 1024, "data": "stdlib"}
+    lengths = (2048, 4096, 8192)
+    grid = Grid({"context": 64, "tokenizer": "bpe:300"}, sizes, train, lengths, lengths, module.WAYS, step=256)
+    monkeypatch.setattr(module, "grids", lambda quick: [grid])
+    page, verdict = lab.run_study("upcycling-laws", tmp_path / "out", lambda text: None, seeds=1, quick=False)
+    assert "alpha3" in verdict
+    text = unescape(page.read_text())
+    assert verdict in text
+    assert "Held out" in text
+    assert "of 27 cells" in text
+    law = law_named(page.parent / "law.yaml")
+    assert set(law.rows) == {"dense", "scratch", "upcycled"}
+    rows = list(csv.DictReader((page.parent / "runs.csv").read_text().splitlines()))
+    assert len(rows) == 3 * (3 + 3 + 9)

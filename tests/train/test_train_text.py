@@ -46,6 +46,14 @@ def test_the_standard_library_without_its_tests():
     assert source.size > 5_000_000
 
 
+def test_python_is_the_standard_library_and_the_packages_needed():
+    source, part = open_source("python"), open_source("stdlib")
+    assert source.files[: len(part.files)] == part.files
+    assert source.size > 3 * part.size > 3e7
+    assert not any({"test", "tests"} & set(path.parts) for path in source.files)
+    assert {path.suffix for path in source.files} == {".py"}
+
+
 def test_a_long_text_is_cut_at_blank_lines_and_loses_nothing(tmp_path: Path):
     text = "\n\n".join(f"paragraph {n} " + "word " * 50 for n in range(3000))
     (tmp_path / "long.txt").write_text(text)

@@ -11,6 +11,7 @@ STUDIES = {
     "sparse-upcycling": "Komatsuzaki et al. 2023: upcycled against dense continued and a mixture from scratch.",
     "orthogonal-growth": "arXiv 2510.08008: where to put new layers, how to make new experts, when to grow.",
     "gqa": "Ainslie et al. 2023: pooling key-value heads, and what uptraining brings back.",
+    "upcycling-laws": "Liew et al. 2025: a law of our own grid. Is the interaction there, does scratch overtake?",
 }
 QUICK = 0.12  # of the tokens, with --quick: about five minutes on 2 cores
 
@@ -21,6 +22,8 @@ def run_study(name: str, out: Path, say: Callable[[str], object], *, seeds: int,
     from rekindle.lab.study import Size, perform
 
     module = import_module(f"rekindle.lab.{name.replace('-', '_')}")
+    if hasattr(module, "run"):  # a grid, and no claims
+        return module.run(out, say, quick=quick)
     size = Size(seeds, QUICK if quick else 1.0, quick)
     perform(partial(module.steps, size=size), seeds, out / "runs", say)
     found = module.read(out / "runs", size)

@@ -29,9 +29,6 @@ class Range:
     mid: float
     high: float
 
-    def to_dict(self) -> dict[str, float | None]:
-        return {key: value if np.isfinite(value) else None for key, value in vars(self).items()}
-
 
 def range_of(mid: Difference, drawn: Difference, least: float = LEAST) -> Range:
     """Where the first curve comes to lie above the second: under the law's numbers, and in its draws [n, 1]."""
@@ -43,6 +40,11 @@ def range_of(mid: Difference, drawn: Difference, least: float = LEAST) -> Range:
 def lowest(difference: Difference, least: float = LEAST) -> Floats:
     """The lowest tokens [n] from which the difference is positive; `least` where it always is, inf where never."""
     grid = np.geomspace(least, MOST, GRID)
+    with np.errstate(invalid="ignore"):  # of infinite losses neither is above
+        return _lowest(difference, grid)
+
+
+def _lowest(difference: Difference, grid: Floats) -> Floats:
     above = np.atleast_2d(difference(grid)) > 0
     first = above.argmax(axis=1)
     log_hi = np.log(grid[first])[:, None]

@@ -59,9 +59,14 @@ class Decision:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values at full precision; an infinite crossing is None."""
-        ranges = {name: found.to_dict() if found else None for name, found in
-                  (("crossing", self.crossing), ("regain", self.regain))}  # fmt: skip
-        return asdict(self) | ranges
+        return _finite(asdict(self))
+
+
+def _finite(data: Any) -> Any:
+    """With None for what is infinite, which JSON cannot write."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    return None if isinstance(data, float) and not np.isfinite(data) else data
 
 
 class Drawn:
@@ -81,8 +86,7 @@ class Drawn:
         return loss(self.law, way, self.question, tokens, self.sample[way.row])
 
     def band(self, name: str, tokens: Any) -> tuple[Floats, Floats]:
-        low, high = np.percentile(self.drawn(name, tokens), [LOW, HIGH], axis=0).squeeze()
-        return low, high
+        return ends(self.drawn(name, tokens))
 
     def source(self, values: Mapping[str, Any] | None = None) -> Floats:
         """The law's loss of the checkpoint as it is: the dense row at D1."""
@@ -106,9 +110,16 @@ class Drawn:
             return None
         d2 = self.question.tokens
         best = min(rivals, key=lambda name: float(self.mid(name, d2)))
-        apart = self.drawn("upcycled", d2) - np.minimum.reduce([self.drawn(name, d2) for name in rivals])
-        low, high = np.percentile(apart, [LOW, HIGH])
+        with np.errstate(invalid="ignore"):  # infinite less infinite says nothing: it counts against both ends
+            apart = self.drawn("upcycled", d2) - np.minimum.reduce([self.drawn(name, d2) for name in rivals])
+        low, high = ends(np.nan_to_num(apart, nan=-np.inf))[0], ends(np.nan_to_num(apart, nan=np.inf))[1]
         return Difference(best, float(self.mid("upcycled", d2) - self.mid(best, d2)), float(low), float(high))
+
+
+def ends(draws: Floats) -> tuple[Floats, Floats]:
+    """Between which 90 % of the draws [draws, ...] lie: draws themselves, so that infinite ones do no harm."""
+    low, high = np.percentile(draws, [LOW, HIGH], axis=0, method="nearest")
+    return low.squeeze(), high.squeeze()
 
 
 def decide(law: Law, question: Question) -> Decision:
@@ -150,6 +161,8 @@ def _verdict(
         )
     apart = f"{abs(difference.mid):.3f} nats {'below' if difference.mid < 0 else 'above'} “{rival}”"
     interval = f"({difference.low:+.3f} to {difference.high:+.3f})"
+    if not np.isfinite([difference.low, difference.high]).all():
+        return "undecided", f"Upcycled ends {apart}, but the interval of the difference is unbounded: fit more runs."
     if difference.low <= 0 <= difference.high:
         return "undecided", f"Upcycled ends {apart}, and the interval of the difference holds 0 {interval}."
     if not law.fit_error_known and abs(difference.mid) < UNKNOWN_FIT:

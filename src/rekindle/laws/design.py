@@ -22,6 +22,7 @@ from rekindle.laws.forms import Form, Points
 
 Floats = NDArray[np.float64]
 
+_FAR = 600.0  # logarithm of an amplitude where nothing holds it
 _MOST = 60.0  # logarithm of a term: a step that goes further is refused, but not by an overflow
 
 
@@ -83,7 +84,7 @@ class Design:
     def values(self, z: Floats) -> Floats:
         """Coordinates [..., p] as the form's own numbers."""
         raw = np.linalg.solve(self.to_centred, z[..., None])[..., 0]
-        return np.where(self._logarithmic, np.exp(np.where(self._logarithmic, raw, 0.0)), raw)
+        return np.where(self._logarithmic, np.exp(np.clip(np.where(self._logarithmic, raw, 0.0), -_FAR, _FAR)), raw)
 
     def coordinates(self, values: Floats) -> Floats:
         """The form's own numbers [..., p] as coordinates."""

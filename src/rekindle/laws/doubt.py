@@ -38,7 +38,8 @@ class Identified:
 
     @property
     def warnings(self) -> list[str]:
-        found = [f"{name} is known to {100 * error:.0f} % only" for name, error in self.weak.items()]
+        errors = (f"{name} ({f'{100 * e:.0f} %' if e < 10 else 'not at all'})" for name, e in self.weak.items())
+        found = [f"hardly known, standard error of it in brackets: {', '.join(errors)}"] if self.weak else []
         if self.together:
             found.append(f"{', '.join(self.together)} only go together (condition {self.condition:.2g})")
         return found

@@ -83,7 +83,11 @@ def fitted(table: Table, config: FitConfig) -> Fitted:
     if not found.converged:
         notes.append("the fit did not end: its numbers may be better than any other start's, but are no optimum")
     notes += [drawn.note] if drawn.note else []
-    notes += [f"{drawn.lost} bootstrap fits did not end and are left out"] if drawn.lost else []
+    notes += (
+        [f"{drawn.lost} of the bootstrap fits did not end: some number wanders where the objective is flat"]
+        if drawn.lost
+        else []
+    )
     return Fitted(
         found=found,
         drawn=drawn,

@@ -91,7 +91,9 @@ class Form:
     def predict(self, values: Values, points: Points) -> Floats:
         """The loss in nats per token. Values and points broadcast against each other: draws [n, 1], points [m]."""
         logs = self.logs(values, points)
-        return sum((term(values, logs) for term in self.terms), _ZERO)
+        with np.errstate(over="ignore", invalid="ignore"):  # draws of a fit that nothing holds reach infinity
+            found = sum((term(values, logs) for term in self.terms), _ZERO)
+        return np.where(np.isnan(found), np.inf, found)
 
     def gradient(self, values: Values, points: Points) -> dict[str, Floats]:
         """The derivative of the loss by each parameter."""

@@ -28,12 +28,12 @@ _REACH = np.array([0.25, 0.5, 0.75, 1, 1.3, 1.6, 2, 2.5, 3, 4, 6, 9])  # standar
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Fits of resampled tables: coordinates [B, p] of those that ended."""
+    """Fits of resampled tables: coordinates [B, p]."""
 
     z: Floats
     by: str  # "run" or "trunk"
     clusters: int
-    lost: int  # fits that did not end
+    lost: int  # fits that did not end: they wander where the objective is flat
 
     @property
     def note(self) -> str | None:
@@ -48,7 +48,7 @@ def bootstrap(fit: Fit, count: int, by: str = "run", seed: int = SEED) -> Bootst
     random = np.random.default_rng(seed)
     times = random.multinomial(len(names), np.full(len(names), 1 / len(names)), count).astype(float)
     found = solve(fit.problem, np.repeat(fit.z[None], count, axis=0), times[:, cluster])
-    return Bootstrap(found.z[found.converged], by, len(names), int((~found.converged).sum()))
+    return Bootstrap(found.z, by, len(names), int((~found.converged).sum()))
 
 
 def percentiles(draws: Floats) -> Floats:

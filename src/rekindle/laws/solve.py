@@ -29,6 +29,7 @@ Objective = Literal["huber", "squares"]
 DELTA = 1e-3  # of Huber's loss, in ln nats
 _CHUNK = 256  # problems of a batch: their arrays stay in the cache
 _STEPS = 300
+_FLAT = 1e-13  # share of the objective: three gains below it end a fit that wanders along a valley
 _LEAST = 1e-6  # nats: a fit may pass through predictions below 0, which have no logarithm
 _LONGEST = 20.0  # step of an exponent or a logarithm
 
@@ -102,9 +103,10 @@ class _Batch:
                 switched = live[~better & newton[live]]
                 newton[live[slow]] = True
                 newton[switched] = False
-            calm[live] = np.where(small, calm[live] + 1, 0)
+            flat = better & (gained <= _FLAT * before)
+            calm[live] = np.where(small | flat, calm[live] + 1, 0)
             stuck = damping[live] > 1e12
-            over = (calm[live] >= 2) | stuck
+            over = (calm[live] >= 3) | stuck
             ended[live[over]] = True
             live = live[~over]
             if not len(live):

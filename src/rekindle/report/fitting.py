@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,30 @@ from rekindle.store.publish import publishing
 COLOURS = 6  # sizes that get one of their own; further ones share
 
 
-def write_fit(fitted: Fitted, out: Path, *, command: str, overwrite: bool = False) -> Path:
-    """OUT/index.html with its figures, and OUT/numbers.csv. Returns the page."""
+def write_fit(
+    fitted: Fitted,
+    out: Path,
+    *,
+    command: str,
+    title: str | None = None,
+    verdict: str | None = None,
+    statements: Sequence[str] = (),
+    charts: Sequence[Chart] = (),
+    overwrite: bool = False,
+) -> Path:
+    """OUT/index.html with its figures, `charts` first, and OUT/numbers.csv. Returns the page."""
     found = fitted.to_dict()
     with publishing(out, overwrite=overwrite) as folder:
         (folder / FIGURES).mkdir()
-        charts = [*(_curves(fitted, way) for way in fitted.found.forms), _residuals(fitted)]
+        drawn = [*charts, *(_curves(fitted, way) for way in fitted.found.forms), _residuals(fitted)]
         context = {
-            "title": f"A law of {len(fitted.found.table)} runs",
+            "title": title or f"A law of {len(fitted.found.table)} runs",
+            "verdict": verdict or _verdict(found),
+            "statements": statements,
             "found": found,
             "source": fitted.found.table.where,
             "rows": list(_rows(found)),
-            "pictures": [publish(chart, folder / FIGURES) for chart in charts],
+            "pictures": [publish(chart, folder / FIGURES) for chart in drawn],
             "command": command,
         }
         (folder / "index.html").write_text(render(context, "fit.html.j2"), encoding="utf-8")
@@ -38,6 +50,12 @@ def write_fit(fitted: Fitted, out: Path, *, command: str, overwrite: bool = Fals
         lines = [",".join([name, *map(str, number.values())]) for name, number in found["numbers"].items()]
         (folder / "numbers.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
     return out / "index.html"
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    if found["interaction"]:
+        return found["interaction"]["sentence"]
+    return f"Runs left out are predicted to {found['rms_left_out']:.4f} nats."
 
 
 def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:

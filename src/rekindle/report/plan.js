@@ -18,7 +18,7 @@ function loss(row, values, points) {
     for (const e of term.exponents) power += values[e.name] * e.variables.reduce((p, v) => p * log(v), e.factor);
     sum += (term.amplitude ? values[term.amplitude] : 1) * Math.exp(power);
   }
-  return sum;
+  return Number.isNaN(sum) ? Infinity : sum;
 }
 
 function drawn(row) {
@@ -50,13 +50,10 @@ const draws = (way, q, d2) => rows[way.row].sample.map((_, i) => draw(way, q, d2
 
 // --- the decision ----------------------------------------------------------------------------------------------
 
-function percentile(values, percent, nearest = false) {
-  const sorted = Float64Array.from(values).sort(), at = (percent / 100) * (sorted.length - 1);
-  if (nearest) return sorted[Math.round(at)];
-  const low = Math.floor(at), high = Math.min(low + 1, sorted.length - 1);
-  return sorted[low] + (sorted[high] - sorted[low]) * (at - low);
+function ends(values) {
+  const sorted = Float64Array.from(values).sort();
+  return data.percentiles.map((p) => sorted[Math.round((p / 100) * (sorted.length - 1))]);
 }
-const ends = (values, nearest) => data.percentiles.map((p) => percentile(values, p, nearest));
 
 const { least, most, grid } = data.crossing;
 const TOKENS = Array.from({ length: grid }, (_, i) => least * (most / least) ** (i / (grid - 1)));
@@ -74,7 +71,7 @@ function lowest(difference) {
 }
 
 function range(middle, each) {
-  const [low, high] = ends(Array.from({ length: data.draws }, (_, i) => lowest((d2) => each(d2, i))), true);
+  const [low, high] = ends(Array.from({ length: data.draws }, (_, i) => lowest((d2) => each(d2, i))));
   return { low, mid: lowest(middle), high };
 }
 
@@ -105,7 +102,9 @@ function decide(q) {
 function difference(q, options, rivals) {
   const best = rivals.reduce((a, b) => (options[b].loss < options[a].loss ? b : a));
   const up = draws(data.ways.upcycled, q, q.tokens), others = rivals.map((name) => draws(data.ways[name], q, q.tokens));
-  const [low, high] = ends(up.map((value, i) => value - Math.min(...others.map((o) => o[i]))));
+  const apart = up.map((value, i) => value - Math.min(...others.map((o) => o[i])));
+  const low = ends(apart.map((x) => (Number.isNaN(x) ? -Infinity : x)))[0];
+  const high = ends(apart.map((x) => (Number.isNaN(x) ? Infinity : x)))[1];
   return { rival: best, mid: options.upcycled.loss - options[best].loss, low, high };
 }
 
@@ -117,6 +116,9 @@ function verdict({ options, source, difference: d }) {
       `${source.toFixed(3)}, where upcycling starts: so few tokens are out of its reach.` };
   }
   const apart = `${Math.abs(d.mid).toFixed(3)} nats ${d.mid < 0 ? "below" : "above"} “${options[d.rival].title}”`;
+  if (!Number.isFinite(d.low) || !Number.isFinite(d.high)) {
+    return { verdict: "undecided", reason: `Upcycled ends ${apart}, but the interval of the difference is unbounded: fit more runs.` };
+  }
   const interval = `(${signed(d.low)} to ${signed(d.high)})`;
   if (d.low <= 0 && d.high >= 0) {
     return { verdict: "undecided", reason: `Upcycled ends ${apart}, and the interval of the difference holds 0 ${interval}.` };

@@ -40,7 +40,7 @@ class InitConfig:
 class TrainConfig:
     """Training of a checkpoint on text."""
 
-    data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, or stdlib")
+    data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, stdlib, or python")
     tokens: Count | None = option(None, help="tokens to train on, rounded down to whole steps")
     fraction_of_parent: float | None = option(None, help="instead: of the tokens the parent was trained on, e.g. 0.05")
     parent_tokens: Count | None = option(None, help="those tokens, where the lineage does not know them")
@@ -74,7 +74,7 @@ class TrainConfig:
 class EvaluateConfig:
     """Loss and perplexity of a checkpoint."""
 
-    data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, or stdlib")
+    data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, stdlib, or python")
     split: Literal["validation", "all"] = option("validation", help="documents train never sees, or all")
     tokens: Count = option(Count(262144), help="most tokens to evaluate on")
     seq_len: int | None = option(None, help="tokens per sequence (default: the context, 1024 at most)")
@@ -87,7 +87,7 @@ class EvaluateConfig:
 class UtilityConfig:
     """How much the loss leans on each expert."""
 
-    data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, or stdlib")
+    data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, stdlib, or python")
     score: Literal["gradient", "weight-gradient", "weight"] = option(
         "gradient", help="|g|^2, |w| |g| or |w|^2, norms over all weights of an expert"
     )

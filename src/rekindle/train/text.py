@@ -1,4 +1,4 @@
-"""Documents out of text files, JSONL, Parquet, folders of those, a `datasets` name, or the standard library.
+"""Documents out of text files, JSONL, Parquet, folders of those, a `datasets` name, or Python's own sources.
 
 A document is a JSONL line's or a Parquet row's field "text", a dataset's row, or a text file; a long text file
 is cut at blank lines into documents of about 64 KiB. Everything streams: no file is ever in memory whole.
@@ -12,6 +12,7 @@ import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".parquet")
 DOCUMENT_CHARS = 1 << 16
 _BLOCK_BYTES = 1 << 20
+# Rekindle's own dependencies that are written in Python: with the standard library, 60 MB without repeats
+PACKAGES = ("accelerate", "datasets", "huggingface_hub", "jinja2", "matplotlib", "networkx", "numpy", "scipy", "sympy")
 _NOT_STDLIB = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__", "lib2to3"}
 
 
@@ -70,6 +73,8 @@ def open_source(data: str) -> Source:
     """The documents that `data` names; raises RekindleError where there are none."""
     if data == "stdlib":
         return Source(data, _stdlib())
+    if data == "python":
+        return Source(data, [*_stdlib(), *_packages()])
     path = Path(data).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
@@ -86,12 +91,25 @@ def open_source(data: str) -> Source:
 def _stdlib() -> list[Path]:
     """The .py sources of the running Python's library, without its tests: text that is on every machine."""
     root = Path(sysconfig.get_path("stdlib"))
+    found = _sources(root)
+    if not found:
+        raise RekindleError("This Python comes without its library's sources.", where=root, hint="--data FILE")
+    return found
+
+
+def _packages() -> list[Path]:
+    """The .py sources of the packages that Rekindle needs, without their tests: of the versions installed here."""
+    specs = {name: find_spec(name) for name in PACKAGES}
+    if missing := [name for name, spec in specs.items() if spec is None or spec.origin is None]:
+        raise RekindleError(f"{', '.join(missing)} cannot be found.", hint="--data stdlib")
+    return [path for spec in specs.values() for path in _sources(Path(str(spec and spec.origin)).parent)]
+
+
+def _sources(root: Path) -> list[Path]:
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in _NOT_STDLIB]
         found += [Path(folder, name) for name in names if name.endswith(".py")]
-    if not found:
-        raise RekindleError("This Python comes without its library's sources.", where=root, hint="--data FILE")
     return sorted(found)
 
 
@@ -105,7 +123,7 @@ def _dataset(name: str) -> Source:
     except Exception as error:  # the library raises a zoo of types, down to bare connection errors
         raise RekindleError(
             f"{name} is no file, no folder, and no dataset that can be loaded: {_first_line(error)}.",
-            hint="--data FILE, FOLDER, stdlib, or a name from the hub with a text column (NAME:CONFIG for a config)",
+            hint="--data FILE, FOLDER, stdlib, python, or a name from the hub with a text column (NAME:CONFIG)",
         ) from None
     if FIELD not in rows.column_names:
         raise _no_field(name, rows.column_names)

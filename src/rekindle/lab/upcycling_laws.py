@@ -1,0 +1,140 @@
+"""Upcycling's scaling law, our own: a grid of small models, fitted, and asked what the paper's law says.
+
+Source: Liew, Kato, Takase 2025, "Scaling Laws for Upcycling Mixture-of-Experts Language Models", arXiv 2502.03009.
+
+Dense models of several sizes are trained to D1 tokens and annealed, upcycled to 8 experts, top-2, and trained for D2
+more tokens; beside them the same mixtures from scratch. Every stage is warmup-stable-decay, trunks are shared (see
+sweep/grid.py), no run reads a token twice, and the second seed repeats a part. Three questions:
+
+    Is the interaction term alpha3 there?      Does a mixture from scratch overtake, at some D*?
+    Does the law predict the largest D1 and D2 when these are held out?
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rekindle.lab.figures import Line, lines
+from rekindle.laws.config import FitConfig
+from rekindle.laws.decide import decide
+from rekindle.laws.fitted import Fitted, fitted
+from rekindle.laws.law import read_law
+from rekindle.laws.question import Question
+from rekindle.laws.table import make_table
+from rekindle.laws.write import law_of, write_law
+from rekindle.report.chart import Chart
+from rekindle.report.fitting import write_fit
+from rekindle.report.words import count
+from rekindle.sweep.collect import rows_of, write_table
+from rekindle.sweep.engines import Local
+from rekindle.sweep.grid import Grid, steps_of
+from rekindle.sweep.steps import Say, perform
+
+MODEL = {"heads": 4, "context": 256, "tokenizer": "bpe:1024"}
+TRAIN = {"data": "python", "seq_len": 128, "batch_tokens": 4096, "lr": 3e-3, "eval_tokens": 131072}
+SIZES = (
+    {"hidden": 16, "layers": 2},
+    {"hidden": 32, "layers": 2},
+    {"hidden": 48, "layers": 2},
+    {"hidden": 80, "layers": 3},
+)
+LENGTHS = tuple(4096 * n for n in (64, 128, 256, 512, 1024))  # D1 and D2, tokens
+WAYS: dict[str, dict[str, Any]] = {"dense": {}, "scratch": {}, "upcycled": {}}
+REPEATED = SIZES[1:3]  # by a second seed, at three lengths
+
+
+def grids(quick: bool) -> list[Grid]:
+    if quick:
+        short = tuple(4096 * n for n in (16, 32, 64))
+        return [Grid(MODEL, SIZES[:2], TRAIN, short[:2], short, WAYS, step=4096)]
+    whole = Grid(MODEL, SIZES, TRAIN, LENGTHS, LENGTHS, WAYS, step=4096)
+    return [whole, Grid(MODEL, REPEATED, TRAIN, LENGTHS[::2], LENGTHS[::2], WAYS, seeds=(1,), step=4096)]
+
+
+def run(out: Path, say: Say, *, quick: bool) -> tuple[Path, str]:
+    """Run the grids into OUT/runs, write OUT/page with its law and table. Returns the page and the verdict."""
+    rows: list[dict[str, Any]] = []
+    for i, grid in enumerate(grids(quick)):
+        steps, cells = steps_of(grid)
+        with Local() as engine:
+            perform(steps, out / f"runs{i}", engine, say)
+        rows += rows_of(grid, cells, out / f"runs{i}")
+    table = make_table(rows, "a grid of our own")
+    write_table(rows, out / "runs.csv")
+    found = fitted(table, FitConfig(bootstrap=400 if quick else 4000))
+    law = out / "law.yaml"
+    write_law(law_of(found.found, found.drawn, "rekindle-lab"), law)
+    said = [] if quick else statements(found, law, rows)
+    verdict = said[0] if said else "Two sizes and a few short stages: how the study runs, and no law."
+    page = write_fit(
+        found,
+        out / "page",
+        command=f"rekindle lab upcycling-laws{' --quick' if quick else ''}",
+        title="Upcycling's law at the size of two cores",
+        verdict=verdict,
+        statements=said[1:],
+        charts=[] if quick else [overtaking(rows)],
+        overwrite=True,
+    )
+    for name in ("runs.csv", "law.yaml"):
+        (page.parent / name).write_bytes((out / name).read_bytes())
+    return page, verdict
+
+
+def statements(found: Fitted, law_file: Path, rows: list[dict[str, Any]]) -> list[str]:
+    """What the grid says to the three questions, and how it compares with the paper."""
+    law, pairs = read_law(law_file), raw_pairs(rows)
+    assert found.interaction is not None
+    lower = sum(scratch < upcycled for scratch, upcycled in pairs.values())
+    sizes = sorted({row["params"] for row in rows})
+    largest = max(row["sunk"] for row in rows)
+    crossings = [decide(law, Question(n, largest, LENGTHS[-1])).crossing for n in sizes]
+    held = {rival.form: rival.held_out for rival in found.rivals}
+    errors = "; ".join(f"{form} {e['sunk']:.3f} and {e['tokens']:.3f}" for form, e in held.items())
+    spans = "; ".join(
+        f"N {count(n)}: {_tokens(c.mid)} ({_tokens(c.low)} to {_tokens(c.high)})"
+        for n, c in zip(sizes, crossings, strict=True)
+        if c is not None
+    )
+    return [
+        f"Interaction: {found.interaction.sentence}. The paper's is 8.0e-04.",
+        f"Crossing: of the runs themselves, the mixture from scratch is lower than the upcycled one in {lower} of "
+        f"{len(pairs)} cells of equal D2. By the fitted law, after D1 = {count(largest)}, it overtakes at {spans}.",
+        f"Held out, the largest D1 and the largest D2, root mean square error in nats: {errors}; on the points fitted "
+        f"{found.to_dict()['rms']:.3f}. The best form by runs left out of the rest was {found.rivals[0].form}.",
+    ]
+
+
+def raw_pairs(rows: list[dict[str, Any]]) -> dict[tuple, tuple[float, float]]:
+    """(N, D1, D2, seed) -> loss from scratch, loss upcycled."""
+    scratch = {(r["params"], r["tokens"], r["seed"]): r["loss"] for r in rows if r["way"] == "scratch"}
+    return {
+        (r["params"], r["sunk"], r["tokens"], r["seed"]): (scratch[r["params"], r["tokens"], r["seed"]], r["loss"])
+        for r in rows
+        if r["way"] == "upcycled" and (r["params"], r["tokens"], r["seed"]) in scratch
+    }
+
+
+def overtaking(rows: list[dict[str, Any]]) -> Chart:
+    """How far the mixture from scratch is above the upcycled one, by D2, for the largest and the smallest D1."""
+    pairs = raw_pairs(rows)
+    seed = min(key[3] for key in pairs)
+    sunk = sorted({key[1] for key in pairs})
+    arms = []
+    for n in sorted({key[0] for key in pairs}):
+        cells = {d2: (a - b,) for (size, d1, d2, s), (a, b) in pairs.items() if (size, d1, s) == (n, sunk[-1], seed)}
+        arms.append(Line(f"N {count(n)}", {float(np.log2(d2 / 4096)): gap for d2, gap in sorted(cells.items())}))
+    return lines(
+        "overtaking",
+        f"After D1 = {count(sunk[-1])}, scratch above upcycled at the longest D2",
+        arms,
+        "log2 of D2 in steps of 4096 tokens",
+        "Loss from scratch − upcycled, nats per token",
+    )
+
+
+def _tokens(n: float) -> str:
+    return count(n) if np.isfinite(n) else "never"

@@ -93,7 +93,7 @@ def lines(name: str, what: str, arms: Sequence[Line], below: str, axis: str = LO
                           elinewidth=1.2, alpha=0.6, zorder=2)  # fmt: skip
             for x, values in zip(xs, arm.points.values(), strict=True):
                 axes.plot([x] * len(values), values, "o", color=look["color"], markersize=3, alpha=0.5, zorder=2)
-        axes.set_xticks(everywhere, [f"{x:g}" for x in everywhere], minor=False)
+        axes.set_xticks(everywhere, [f"{x:.3g}" for x in everywhere], minor=False)
         axes.minorticks_off()
         sheet.caption(axes, axis, below)
         if not sheet.narrow:

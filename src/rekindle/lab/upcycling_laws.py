@@ -42,6 +42,7 @@ SIZES = (
     {"hidden": 80, "layers": 3},
 )
 LENGTHS = tuple(4096 * n for n in (64, 128, 256, 512, 1024))  # D1 and D2, tokens
+BOOTSTRAP = 4000
 WAYS: dict[str, dict[str, Any]] = {"dense": {}, "scratch": {}, "upcycled": {}}
 REPEATED = SIZES[1:3]  # by a second seed, at three lengths
 
@@ -64,7 +65,7 @@ def run(out: Path, say: Say, *, quick: bool) -> tuple[Path, str]:
         rows += rows_of(grid, cells, out / f"runs{i}")
     table = make_table(rows, "a grid of our own")
     write_table(rows, out / "runs.csv")
-    found = fitted(table, FitConfig(bootstrap=400 if quick else 4000))
+    found = fitted(table, FitConfig(objective="squares", bootstrap=BOOTSTRAP // 10 if quick else BOOTSTRAP))
     law = out / "law.yaml"
     write_law(law_of(found.found, found.drawn, "rekindle-lab"), law)
     said = [] if quick else statements(found, law, rows)

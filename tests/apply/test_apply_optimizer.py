@@ -150,6 +150,16 @@ def test_every_moment_that_is_missing_or_misshapen_is_named(parent, tmp_path):
         assert word in said
 
 
+def test_a_weight_without_a_step_is_named(parent, state):
+    """Taken for 0, its moments would be corrected as if they were new."""
+    info = json.loads((state / "optimizer.json").read_text())
+    del info["steps"]["lm_head.weight"]
+    (state / "optimizer.json").write_text(json.dumps(info))
+    said = refused(parent, state)
+    assert "does not say the step" in said
+    assert "lm_head.weight" in said
+
+
 def test_a_folder_without_state(parent, tmp_path):
     assert "holds no optimizer state" in refused(parent, tmp_path)
     (tmp_path / "optimizer.json").write_text('{"steps": {}}')

@@ -42,3 +42,18 @@ def test_half_precision_of_it_is_measured(minilm, tmp_path):
     verdict = api.verify(out, against=minilm, tokens=256)
     assert verdict.promise == "lossy"
     assert 0 < verdict.relative_difference < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("order", "sources"), [("interpose", (0, 1, 1, 2, 3, 3, 4, 5, 5)), ("stack", (*range(6), 0, 1, 2))]
+)
+def test_half_as_many_layers_more(minilm, tmp_path, order, sources):
+    out = api.grow_depth(minilm, factor=1.5, order=order).save(tmp_path / "out")
+    before, after = load_file(minilm / "model.safetensors"), load_file(out / "model.safetensors")
+    name = "encoder.layer.{}.attention.self.query.weight"
+    found = [next(o for o in range(6) if (after[name.format(n)] == before[name.format(o)]).all()) for n in range(9)]
+    assert tuple(found) == sources
+    verdict = api.verify(out, against=minilm, tokens=256)
+    assert verdict.held
+    assert 0.05 < verdict.relative_difference < 2

@@ -20,6 +20,7 @@ from rekindle.store.header import Stored, read_header
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = "optimizer.json"
+_WHOLE = "the whole `optimizer/` of the run that made SRC, or no --optimizer-state"
 
 
 class OptimizerState:
@@ -56,10 +57,16 @@ class OptimizerState:
         problems = []
         trained = {role: placed for role, placed in parent.rows.items() if not placed[2].buffer}
         for name, shape in on_disk(trained.items(), parent.settings).items():
+            if name not in self.info["steps"]:
+                problems.append(
+                    RekindleError("The optimizer state does not say the step of a weight.", where=name, hint=_WHOLE)
+                )
             for suffix in MOMENTS:
                 stored = self.stored.get(f"{name}.{suffix}")
                 if stored is None:
-                    problems.append(RekindleError(f"The optimizer state lacks {suffix} of a weight.", where=name))
+                    problems.append(
+                        RekindleError(f"The optimizer state lacks {suffix} of a weight.", where=name, hint=_WHOLE)
+                    )
                 elif stored.shape != shape:
                     what = f"{suffix} is {list(stored.shape)}, but the weight {list(shape)}."
                     problems.append(RekindleError(what, where=name))

@@ -197,4 +197,6 @@ def computable(x: Expr) -> None:
     """Refuse arithmetic on codes (fp8, integers): they are copied or not touched."""
     if x.dtype not in COMPUTED:
         name = next((leaf.name for leaf in x.leaves()), None)
-        raise RekindleError(f"{x.dtype} tensors cannot be calculated with, only copied.", where=name)
+        raise RekindleError(
+            f"{x.dtype} tensors cannot be calculated with, only copied.", where=name, hint="a bf16 source"
+        )

@@ -70,7 +70,8 @@ class Checkpoint:
             raise RekindleError(f"--layers {chosen!r} names no layers.", hint="all, every:2, last:6 or 0,3,5") from None
         outside = [layer for layer in layers if not 0 <= layer < count]
         if outside:
-            raise RekindleError(f"There is no layer {outside[0]}: the model has layers 0 to {count - 1}.")
+            what = f"There is no layer {outside[0]}: the model has layers 0 to {count - 1}."
+            raise RekindleError(what, hint=f"--layers all, or up to {count - 1}")
         return layers
 
     @cached_property

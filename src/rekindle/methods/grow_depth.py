@@ -43,6 +43,7 @@ from rekindle.edit.promise import Promise
 from rekindle.errors import RekindleError, together
 
 SOLAR_DROP = 8  # m, of SOLAR's 32 layers
+MOST_LAYERS = 10_000
 
 LAST = ("attn.o", "ffn.down", "expert.down", "shared.down")  # what a branch ends in,
 AFTER = ("attn.post_norm", "ffn.post_norm")  # and what may follow it
@@ -171,10 +172,14 @@ def _wrong(depth: float, n: int, config: Config) -> RekindleError | None:
         near = sorted({max(n, math.floor(depth)), math.ceil(depth)})
         what = f"{n} layers times {config.factor:g} are {depth:g}, not a whole number."
         return RekindleError(what, hint="--layers " + " or ".join(map(str, near)))
+    if depth > MOST_LAYERS:
+        what = f"A child of {depth:g} layers is deeper than any model."
+        return RekindleError(what, hint=f"--layers {2 * n}, and {MOST_LAYERS} at most")
     if depth < n - 0.5:
-        what = f"A child of {depth:g} layers would be shallower than its parent of {n}."
+        left = "" if said else f", {SOLAR_DROP if config.drop is None else config.drop} left out at the seam,"
+        what = f"A child of {depth:g} layers{left} would be shallower than its parent of {n}."
         return RekindleError(what, hint=f"--layers {2 * n}" if said else f"--drop 0 to {n // 2}")
     if config.order == "solar" and (round(depth) % 2 or depth > 2 * n + 0.5):
         what = f"solar makes an even number of layers, {2 * n} at most out of {n}; not {depth:g}."
-        return RekindleError(what, hint=f"--layers {n + n % 2} to {2 * n}" if said else f"--drop 0 to {n // 2}")
+        return RekindleError(what, hint=f"--layers {n + n % 2} to {2 * n}, even" if said else f"--drop 0 to {n // 2}")
     return None

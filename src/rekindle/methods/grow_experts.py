@@ -45,6 +45,7 @@ from rekindle.edit.measure import Statistics
 from rekindle.errors import RekindleError, together
 from rekindle.methods.scores import Scores, read_scores
 
+MOST_EXPERTS = 100_000  # of a layer
 MOST_COPIES = 3  # of one expert, besides itself, where utility decides
 
 
@@ -150,12 +151,18 @@ def _check(parent: Checkpoint, config: Config) -> Scores | None:
     """The scores that decide, None where none do; raises RekindleError with every problem."""
     if not parent.settings.sparse_layers:
         what = f"This {parent.family.model_type} is dense: it has no experts to copy."
-        raise RekindleError(what, hint="rekindle upcycle SRC OUT --experts 8 makes some")
+        able = "rekindle upcycle SRC OUT --experts 8 makes some"
+        raise RekindleError(what, hint=able if parent.family.twins else "a mixture, such as mixtral or deepseek_v3")
     problems = []
     if config.factor < 1:
         problems.append(RekindleError(f"{config.factor} times as many experts are none.", hint="--factor 2"))
+    if config.factor * parent.settings.num_experts > MOST_EXPERTS:
+        what = f"{config.factor} times {parent.settings.num_experts} experts are more than any model has."
+        problems.append(RekindleError(what, hint=f"--factor 2, and {MOST_EXPERTS} experts at most"))
     if not 0 <= config.noise < math.inf:
-        problems.append(RekindleError(f"noise is {config.noise}, not a number of standard deviations."))
+        problems.append(
+            RekindleError(f"noise is {config.noise}, not a number of standard deviations.", hint="--noise 0.01")
+        )
     scores = None
     if config.copies == "utility":
         problems += _unfit_for_utility(config)

@@ -135,7 +135,9 @@ def _sparse_twin(parent: Checkpoint, config: Config, layers: tuple[int, ...]) ->
         except RekindleError as refused:
             problems.append(RekindleError(f"This {parent.family.model_type} cannot become {target}.", why=str(refused)))
     if not targets:
-        problems.append(RekindleError(f"No family with experts can hold a {parent.family.model_type}."))
+        what = f"No family with experts can hold a {parent.family.model_type}."
+        able = ", ".join(name for name, family in FAMILIES.items() if family.twins)
+        problems.append(RekindleError(what, why="none has its norms, positions or biases", hint=f"a {able}"))
     elif config.target != "auto" and parent.family.twins:
         problems[0].hint = f"--target {' or '.join(parent.family.twins)}, or auto"
     raise together(problems)

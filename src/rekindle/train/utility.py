@@ -76,8 +76,10 @@ def utility(folder: Path, config: UtilityConfig) -> dict[str, Any]:
 
 def _check(source: Folder, config: UtilityConfig, seq_len: int) -> None:
     problems = []
-    if not family_of(source.config).settings(source.config).sparse_layers:
-        hint = f"rekindle upcycle {source.path} OUT --experts 8 makes some"
+    family = family_of(source.config)
+    if not family.settings(source.config).sparse_layers:
+        able = f"rekindle upcycle {source.path} OUT --experts 8 makes some"
+        hint = able if family.twins else "a mixture, such as mixtral or deepseek_v3"
         problems.append(RekindleError("This checkpoint is dense: it has no experts to score.", hint=hint))
     if config.batches < 1:
         problems.append(RekindleError(f"{config.batches} batches give no gradient.", hint="--batches 10"))

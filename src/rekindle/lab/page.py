@@ -38,6 +38,7 @@ class Study:
     limits: Sequence[str]
     command: str
     tables: Sequence[Table] = ()
+    verdict: str = ""  # in place of one on the findings
 
 
 def verdict(findings: Sequence[Finding]) -> str:
@@ -67,7 +68,7 @@ def write_study(study: Study, out: Path, overwrite: bool) -> Path:
         context = {
             "title": study.title,
             "study": study,
-            "verdict": verdict(study.findings),
+            "verdict": study.verdict or verdict(study.findings),
             "pictures": [publish(chart, folder / FIGURES) for chart in study.charts],
         }
         (folder / "index.html").write_text(render(context, "study.html.j2"), encoding="utf-8")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rekindle import api
 from rekindle.errors import RekindleError
 from rekindle.laws.allocate import best_split
+from rekindle.laws.crossing import least_for, lowest
 from rekindle.laws.decide import VERDICTS, decide
 from rekindle.laws.law import published
 from rekindle.laws.question import Question
@@ -101,6 +102,7 @@ def test_options_are_given_the_tokens_that_their_names_say():
         (Question(1e8, 1e10, 3e11), "not worth it", "above “mixture from scratch, as many tokens"),
         (Question(1e9, 1e11, 5e10), "undecided", "interval of the difference holds 0"),
         (Question(7e9, 1e12, 1e11), "undecided", "out of its reach"),
+        (Question(1e9, 1e11, 1e15), "undecided", "cross a second time"),
     ],
 )
 def test_the_three_verdicts(question, verdict, because):
@@ -148,6 +150,10 @@ def test_one_stage_laws_tell_their_options_and_no_verdict():
         ({"params": "1B", "sunk": "1e11", "budget_flops": "-1"}, "budget_flops is -1"),
         ({"params": "1B", "sunk": "1e11", "budget_flops": "1e20", "days": "3"}, "leave --days"),
         ({"params": "1B", "sunk": "1e11", "tokens": "1e10", "mfu": "40"}, "a share of the peak"),
+        ({"params": "1e300", "sunk": "1e11", "tokens": "1e10"}, "more than there is"),
+        ({"params": "1B", "sunk": "1e11", "budget_flops": "1e10"}, "tokens of the mixture"),
+        ({"params": "1B", "sunk": "1e11", "tokens": "1e10", "html": "no/such/page.html"}, "is not there"),
+        ({"params": "1B", "sunk": "1e11", "tokens": "1e10", "html": "."}, "is a folder"),
         ({"params": "1B", "sunk": "1e11", "tokens": "1e10", "gpus": "0"}, "gpus is 0"),
         ({"params": "1B", "sunk": "1e11", "tokens": "1e10", "price": "-1"}, "price is -1"),
         ({"params": "1B", "sunk": "1e11", "tokens": "1e10", "experts": "2", "top_k": "4"}, "4 of 2 experts"),
@@ -183,3 +189,22 @@ def test_a_checkpoint_tells_its_size_shape_and_sunk_tokens(tiny, tmp_path):
         api.plan(ckpt=str(folder), tokens="1M")
     with pytest.raises(RekindleError, match="experts already"):
         api.plan(ckpt=str(tiny("mixtral")), sunk="1M", tokens="1M")
+
+
+@pytest.mark.parametrize(
+    ("law", "question", "said"),
+    [
+        ("joint-moe-2025", Question(2e9, 1e11, 5e10), "params 3.47e+09"),
+        ("sparsity-2025", Question(2e9, 1e11, 5e10, experts=64, top_k=1), "active_share 0.0156"),
+        ("upcycling-2025", Question(1e9, 3.6e11, 3.6e11), "tokens 7.2e+11"),
+        ("granularity-2024", Question(1e8, 1e11, 5e10), "experts 8"),
+    ],
+)
+def test_what_an_option_is_given_is_what_must_lie_within(law, question, said):
+    assert any(line.startswith(said) for line in decide(published()[law], question).outside)
+
+
+def test_small_questions_have_crossings_below_a_million_tokens():
+    assert lowest(lambda d2: d2 - 12345.0, least_for(5e5)) == pytest.approx([12345.0])
+    assert lowest(lambda d2: 12345.0 - d2, least_for(5e5)) == pytest.approx([500.0])
+    assert lowest(lambda d2: -d2, least_for(5e5)) == math.inf

@@ -215,6 +215,13 @@ FULL = "".join(f"{n},{d1},{d2},{3 - 0.1 * i}\n" for i, (n, d1, d2) in enumerate(
         (HEAD + FULL + "1e9,1e9,1e9,nan\n", {}, "row 13 .nan."),
         (HEAD + FULL.replace("100000000.0", "0.1").replace("1000000000.0", "1"), {}, "not millions or billions"),
         (HEAD + FULL + "1e9,1e10,1e11,2.1\n", {}, "more than once"),
+        (HEAD + FULL + "1e9,inf,1e11,2.1\n", {}, "sunk is no positive number in 1 rows: row 13"),
+        (HEAD + FULL + "nan,1e9,1e11,2.1\n", {}, "params is no positive number"),
+        (HEAD + FULL + ",1e9,1e11,2.1\n", {}, "params is ''"),
+        (HEAD + FULL, {"max_loss": "0.1"}, "No loss is 0.1"),
+        (HEAD + FULL, {"seed": "-1"}, "seed is -1"),
+        (HEAD.replace("loss", "loss,run") + FULL.replace("\n", ",a\n"), {}, "one run"),
+        (HEAD + FULL.replace("\n", ",,\n"), {"columns": ("params=M",)}, "no column 'M'"),
         (HEAD + FULL.replace("-", ""), {"form": "upcyclin"}, "upcycling"),
         (HEAD + "".join(FULL.splitlines(keepends=True)[:7]), {}, "cannot tell the 7 numbers"),
         (HEAD + FULL, {"columns": ("params=M",)}, "no column 'M'"),
@@ -280,3 +287,16 @@ def test_a_next_that_is_no_question_is_refused(tmp_path, words):
     write_csv(grid(0.003), path)
     with pytest.raises(RekindleError, match="next is|sunk is"):
         api.fit(path, bootstrap=100, next=words)
+
+
+def test_a_blank_run_is_a_run_of_its_own_and_replicas_are_no_rise():
+    rows = [row("dense", n, 0, d, e) for n in (1e8, 1e9) for d in (1e9, 1e10, 1e11) for e in (0.0, 0.01)]
+    table = make_table([{**r, "run": "" if i % 3 else f"r{i}"} for i, r in enumerate(rows)], "blanks")
+    assert len(set(table.labels["run"])) == len(rows)
+    assert not table.notes
+
+
+def test_the_same_row_of_the_same_run_twice_is_refused():
+    rows = [{**row("dense", n, 0, d), "run": f"{n} {d}"} for n in (1e8, 1e9) for d in (1e9, 1e10, 1e11)]
+    with pytest.raises(RekindleError, match="more than once"):
+        make_table([*rows, rows[0]], "twice")

@@ -107,6 +107,10 @@ rows:
         (("rows:", "seen: maybe\nrows:"), "seen is 'maybe'"),
         (("rows:", "draws: {dense: {A: [1]}}\nrows:"), "draws are broken"),
         (("chinchilla,", "chinchilla, params: some,"), "params is 'some'"),
+        (("chinchilla,", "chinchilla, domian: {},"), "no key 'domian'"),
+        (("rows:", "shared: 5\nrows:"), "shared is 5"),
+        (("rows:", "domain: {params: [a, b]}\nrows:"), "domain of params"),
+        (("rows:", "domain: {params: [1, .inf]}\nrows:"), "domain of params"),
     ],
 )
 def test_a_broken_law_file_is_refused_in_a_sentence(tmp_path: Path, change, said):

@@ -18,6 +18,8 @@ ASKED = [
     {"params": 1e8, "sunk": 1e11, "tokens": 2e10, "experts": 8},
     {"params": 7e9, "sunk": 1e12, "tokens": 2e11, "experts": 32},
     {"params": 1e8, "sunk": 1e10, "tokens": 3e11, "experts": 2},
+    {"params": 1e9, "sunk": 1e11, "tokens": 1e15, "experts": 8},
+    {"params": 1e5, "sunk": 1e6, "tokens": 5e5, "experts": 8},
 ]
 
 
@@ -61,6 +63,7 @@ def test_the_browser_says_what_python_says(page, asked):
     ours = api.plan(**{name: int(value) for name, value in asked.items()}).to_dict()
     assert theirs["verdict"] == ours["verdict"]
     assert theirs["reason"] == ours["reason"]
+    assert [line.split()[0] for line in theirs["outside"]] == [line.split()[0] for line in ours["outside"]]
     assert theirs["source"] == pytest.approx(ours["source_loss"], rel=1e-9)
     for name, option in ours["options"].items():
         for key in ("loss", "low", "high"):

@@ -28,3 +28,10 @@ def die_once(source: Path, out: Path) -> None:
 def slow(source: Path, out: Path) -> None:
     time.sleep(0.3)
     make(source, out, "slow")
+
+
+def wait(source: Path, out: Path) -> None:
+    half = out.parent / f"{out.name}-pid.part"
+    half.write_text(str(os.getpid()))
+    half.replace(out.parent / f"{out.name}-pid")
+    time.sleep(120)

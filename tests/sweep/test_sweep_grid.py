@@ -114,6 +114,15 @@ def test_a_grid_ends_in_a_table_that_fit_reads(tmp_path, monkeypatch):
         ({"train": {"lrr": 1}}, "train: "),
         ({"decay": 2}, "decay is 2"),
         ({"top_k": [8]}, "No top_k"),
+        ({"seeds": 3}, "seeds is 3"),
+        ({"seeds": ["a"]}, "A seed is 'a'"),
+        ({"decay": "fast"}, "decay is 'fast'"),
+        ({"model": 5}, "model is 5"),
+        ({"train": 3}, "train is 3"),
+        ({"sizes": [5]}, "A size is 5"),
+        ({"ways": [{"grown": {"grow-depth": {"facto": 2}}}]}, "no option 'facto'"),
+        ({"ways": [{"a/b": {"grow-depth": {"factor": 2}}}]}, "cannot be called 'a/b'"),
+        ({"ways": [{"scratch": {"grow-depth": {"factor": 2}}}]}, "cannot be called 'scratch'"),
     ],
 )
 def test_a_wrong_grid_is_refused_before_anything_is_trained(tmp_path, changes, said):

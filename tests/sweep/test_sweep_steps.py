@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from rekindle.errors import RekindleError
@@ -62,6 +68,43 @@ def test_other_steps_in_the_folder_are_refused(tmp_path, local):
         perform([Step("a", JOBS + "make", options={"text": "2"})], tmp_path, local, print)
 
 
+def test_what_made_a_step_is_remembered_beside_other_steps(tmp_path, local):
+    perform([Step("a", JOBS + "make", options={"text": "1"})], tmp_path, local, print)
+    perform([Step("b", JOBS + "make")], tmp_path, local, print)
+    with pytest.raises(RekindleError, match="its step a was made in another way"):
+        perform([Step("a", JOBS + "make", options={"text": "2"})], tmp_path, local, print)
+
+
+def test_a_terminated_sweep_leaves_no_worker(tmp_path):
+    """A driver of its own, ended by SIGTERM while two steps run."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from rekindle.sweep.engines import Local\n"
+        "from rekindle.sweep.steps import Step, perform\n"
+        "if __name__ == '__main__':\n"
+        "    with Local(2) as engine:\n"
+        "        steps = [Step(n, 'sweep_jobs:wait') for n in 'ab']\n"
+        "        perform(steps, Path(sys.argv[2]), engine, lambda text: None)\n"
+    )
+    driver = tmp_path / "driver.py"
+    driver.write_text(code)
+    here = str(Path(__file__).parent)
+    running = subprocess.Popen(
+        [sys.executable, driver, here, tmp_path / "out"],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": here},
+    )
+    marks = [tmp_path / "out" / f"{name}-pid" for name in "ab"]
+    deadline = time.monotonic() + 60
+    while not all(mark.exists() for mark in marks) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = [int(mark.read_text()) for mark in marks]
+    running.terminate()
+    assert running.wait(30) != 0
+    assert not any(psutil.pid_exists(pid) for pid in workers)
+
+
 def test_an_engine_that_is_not_there():
     with pytest.raises(RekindleError, match="local or ray"):
         engine_named("slurm")
@@ -73,8 +116,6 @@ def test_an_engine_that_is_not_there():
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_ray_runs_the_same_steps_and_survives_a_killed_worker(tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="ray is not installed; the dev group has it")
-    from pathlib import Path
-
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     steps = [
         *(Step(f"a{i}", JOBS + "slow") for i in range(3)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,19 +66,39 @@ def plan(
 
     options = options or resolve(PlanConfig, given)
     config = options.config
-    if html is not None and Path(html).exists() and not overwrite:
-        raise RekindleError(f"{html} exists.", hint="another --html, or --overwrite")
+    if html is not None:
+        _writable(html, "html", overwrite)
     known = _checkpoint(config.ckpt) if config.ckpt is not None else Checkpoint()
     found = answer(law_named(config.law), config, known)
     if out is not None or html is not None:
         from rekindle.report.decision import page, write_plan
 
-        typed = command("plan", [], options)
+        further = _further(options)
         if out is not None:
-            write_plan(found, Path(out), command=typed, overwrite=overwrite)
+            write_plan(found, Path(out), further=further, overwrite=overwrite)
         if html is not None:
-            Path(html).write_text(page(found, typed), encoding="utf-8")
+            Path(html).write_text(page(found, further), encoding="utf-8")
     return found
+
+
+def _further(options: Resolved[PlanConfig]) -> str:
+    """The flags that were given, but for those that the page's sliders stand for."""
+    moved = ("params", "sunk", "tokens", "experts", "budget_flops", "days")
+    given = {
+        name: o["value"] for name, o in options.options().items() if o["origin"] != "default" and name not in moved
+    }
+    return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
+
+
+def _writable(path: str | Path, flag: str, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, before anything is computed for it."""
+    path = Path(path)
+    if path.is_dir():
+        raise RekindleError(f"{path} is a folder.", hint=f"--{flag} {path / 'FILE'}")
+    if path.exists() and not overwrite:
+        raise RekindleError(f"{path} exists.", hint=f"another --{flag}, or --overwrite")
+    if not path.absolute().parent.is_dir():
+        raise RekindleError(f"The folder {path.parent} is not there.", hint=f"mkdir -p {path.parent}")
 
 
 def _checkpoint(source: str | Path) -> Checkpoint:
@@ -122,8 +143,10 @@ def fit(
 
     options = options or resolve(FitConfig, given)
     config = options.config
-    if out is not None and Path(out).exists() and not overwrite:
-        raise RekindleError(f"{out} exists.", hint="another --out, or --overwrite")
+    if out is not None:
+        _writable(out, "out", overwrite)
+    if report is not None and Path(report).exists() and any(Path(report).iterdir()) and not overwrite:
+        raise RekindleError(f"{report} exists and is not empty.", hint="another --report, or --overwrite")
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
     found = fitted(_table([Path(source) for source in sources], config), config)
     if out is not None:

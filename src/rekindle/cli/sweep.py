@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from rekindle.cli.out import FORMAT, count, result, say
-from rekindle.errors import CheckFailed
+from rekindle.errors import CheckFailed, RekindleError
 
 SPEED = 4e10  # FLOP/s of a worker: a CPU core with tiny models
 
@@ -35,6 +35,8 @@ def sweep(
     """
     from rekindle.sweep.run import sweep as run
 
+    if not 0 < speed < float("inf"):
+        raise RekindleError(f"speed is {speed:g}.", hint="--speed 4e10")
     start = time.monotonic()
 
     def narrate(text: str) -> None:

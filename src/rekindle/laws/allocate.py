@@ -16,7 +16,7 @@ from rekindle.laws.law import Law
 from rekindle.laws.options import HIGH, LOW
 from rekindle.laws.question import FLOPS, Question
 
-SIZES = (1e6, 1e13)  # parameters searched
+SIZES = (1e3, 1e13)  # parameters searched
 _GRID, _ROUNDS = 200, 6
 
 
@@ -34,7 +34,7 @@ class Split:
 
 def best_split(law: Law, question: Question, budget: float, draws: int) -> Split | None:
     """For `budget` FLOPs of the upcycled mixture, from a source of as many sunk tokens; None without such a row."""
-    if "upcycled" not in law.rows:
+    if "upcycled" not in law.rows or set(law.rows["upcycled"].form.variables) != {"params", "sunk", "tokens"}:
         return None
     row, sample = law.row("upcycled"), law.sample(draws)["upcycled"]
     per_size = budget / (FLOPS * question.ratio)
@@ -44,6 +44,8 @@ def best_split(law: Law, question: Question, budget: float, draws: int) -> Split
 
     middle = float(lowest_at(lambda n: row.form.predict(row.values, points(n)), SIZES)[0])
     low, high = np.percentile(lowest_at(lambda n: row.form.predict(sample, points(n)), SIZES), [LOW, HIGH])
+    if not 1.01 * SIZES[0] < middle < SIZES[1] / 1.01:
+        return None  # the law knows no best size
     found = {"params": middle, "sunk": question.sunk, "tokens": per_size / middle}
     return Split(middle, float(low), float(high), per_size / middle, float(row.loss(**found)), row.outside(found))
 

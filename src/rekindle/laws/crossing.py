@@ -14,7 +14,7 @@ import numpy as np
 from rekindle.laws.forms import Floats
 from rekindle.laws.options import HIGH, LOW
 
-LEAST, MOST = 1e6, 5e12  # tokens between which curves are compared
+LEAST, MOST = 1e6, 5e12  # tokens between which curves are compared; from fewer where the question is small
 GRID = 240
 _HALVINGS = 60
 
@@ -30,14 +30,18 @@ class Range:
     high: float
 
 
-def range_of(mid: Difference, drawn: Difference, least: float = LEAST) -> Range:
+def least_for(tokens: float) -> float:
+    return min(LEAST, tokens / 1000)
+
+
+def range_of(mid: Difference, drawn: Difference, least: float) -> Range:
     """Where the first curve comes to lie above the second: under the law's numbers, and in its draws [n, 1]."""
     middle = lowest(mid, least)[0]
     low, high = np.percentile(lowest(drawn, least), [LOW, HIGH], method="nearest")
     return Range(float(low), float(middle), float(high))
 
 
-def lowest(difference: Difference, least: float = LEAST) -> Floats:
+def lowest(difference: Difference, least: float) -> Floats:
     """The lowest tokens [n] from which the difference is positive; `least` where it always is, inf where never."""
     grid = np.geomspace(least, MOST, GRID)
     with np.errstate(invalid="ignore"):  # of infinite losses neither is above

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rekindle.errors import RekindleError
-from rekindle.laws.crossing import Range, range_of
+from rekindle.laws.crossing import MOST, Range, least_for, range_of
 from rekindle.laws.forms import Floats
 from rekindle.laws.law import Law
 from rekindle.laws.options import DRAWS, HIGH, LOW, SOURCE, flops, loss, outside, ways_of
@@ -22,6 +22,9 @@ from rekindle.laws.question import Question
 VERDICTS = ("worth it", "not worth it", "undecided")
 Answer = Literal["worth it", "not worth it", "undecided"]
 UNKNOWN_FIT = 0.03  # nats: below this a difference is undecided where the fit's own error is not known
+BEYOND = (
+    "So many tokens are out of the law's reach: its curves cross a second time there, which is an artefact of the form."
+)
 RIVALS = ("scratch", "dense_flops")  # what the second stage's FLOPs could buy instead
 
 
@@ -97,12 +100,17 @@ class Drawn:
         return range_of(
             lambda d2: self.mid("upcycled", d2) - self.mid("scratch", d2),
             lambda d2: self.drawn("upcycled", d2) - self.drawn("scratch", d2),
+            least_for(self.question.tokens),
         )
 
     def regained(self) -> Range:
         """Tokens from which the law puts the upcycled model below its source."""
         source, drawn = self.source(), self.source(self.sample["dense"])
-        return range_of(lambda d2: source - self.mid("upcycled", d2), lambda d2: drawn - self.drawn("upcycled", d2))
+        return range_of(
+            lambda d2: source - self.mid("upcycled", d2),
+            lambda d2: drawn - self.drawn("upcycled", d2),
+            least_for(self.question.tokens),
+        )
 
     def difference(self) -> Difference | None:
         rivals = [name for name in RIVALS if name in self.ways]
@@ -134,17 +142,27 @@ def decide(law: Law, question: Question) -> Decision:
     source = float(asked.source()) if "dense" in asked.ways else None
     two_curves = {"upcycled", "scratch"} <= asked.ways.keys()
     difference = asked.difference()
+    crossing = asked.overtaken() if two_curves else None
     verdict, reason = _verdict(law, options, difference, source)
+    if _beyond(d2, options, crossing):
+        verdict, reason = "undecided", BEYOND
     return Decision(
         options=options,
         source_loss=source,
         difference=difference,
-        crossing=asked.overtaken() if two_curves else None,
+        crossing=crossing,
         regain=asked.regained() if source is not None and "upcycled" in asked.ways else None,
         verdict=verdict,
         reason=reason,
         outside=outside(law, question),
     )
+
+
+def _beyond(tokens: float, options: Mapping[str, Option], crossing: Range | None) -> bool:
+    """Whether so many tokens lie where the curves have crossed back, or may have."""
+    if crossing is None:
+        return tokens > MOST
+    return tokens > MOST or (crossing.mid < tokens and options["upcycled"].loss < options["scratch"].loss)
 
 
 def _verdict(

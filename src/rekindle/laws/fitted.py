@@ -54,7 +54,7 @@ class Fitted:
             "bootstrap": {"by": self.drawn.by, "clusters": self.drawn.clusters, "fits": len(self.drawn.z)},
             "rms": rms(self.found.residuals),
             "rms_left_out": rms(self.left_out),
-            "condition": self.identified.condition,
+            "condition": self.identified.condition if np.isfinite(self.identified.condition) else None,
             "rivals": [asdict(rival) for rival in self.rivals],
             "interaction": self.interaction and asdict(self.interaction) | {"sentence": self.interaction.sentence},
             "next": self.next and asdict(self.next) | {"sentence": self.next.sentence},
@@ -66,10 +66,16 @@ def fitted(table: Table, config: FitConfig) -> Fitted:
     """Raises RekindleError where the table cannot carry the form."""
     if config.bootstrap < 100:
         raise RekindleError(f"{config.bootstrap} bootstrap fits give no interval.", hint="--bootstrap 4000")
+    if config.seed < 0:
+        raise RekindleError(f"seed is {config.seed}.", hint="--seed 42")
     if not 0 < config.delta < float("inf"):
         raise RekindleError(f"delta is {config.delta:g}.", hint="--delta 1e-3")
     found = fit(table, config.form, config.objective, config.delta)
-    by = "trunk" if len(np.unique(table.labels["trunk"])) < len(np.unique(table.labels["run"])) else "run"
+    trunks, runs = (len(np.unique(table.labels[label])) for label in ("trunk", "run"))
+    if runs < 2:
+        what = "All rows are of one run: there is nothing to resample, and so no interval."
+        raise RekindleError(what, where=table.where, hint="a column run that tells independent runs apart, or none")
+    by = "trunk" if 1 < trunks < runs else "run"
     drawn = bootstrap(found, config.bootstrap, by, config.seed)
     draws = found.design.values(drawn.z)
     bounds, profiled = percentiles(draws), profile(found)

@@ -26,7 +26,8 @@ from rekindle.laws.forms import Floats, Form, form_named
 SEEN = ("seen", "second-hand", "recalled", "own runs")
 PARAMS = ("dense", "active", "total")
 SEED = 20250203
-_KEYS = ("name", "title", "source", "seen", "unit", "note", "domain", "shared", "rows", "draws")
+_ROW_KEYS = ("form", "coefficients", "domain", "params")
+_KEYS = ("name", "title", "source", "seen", "note", "domain", "shared", "rows", "draws")
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,9 @@ def read_law(path: Path) -> Law:
         problems.append(RekindleError(f"seen is {data['seen']!r}.", where=path, hint=", ".join(SEEN)))
     if problems:
         raise together(problems)
+    for key in ("shared", "domain", "draws"):
+        if not isinstance(data.get(key) or {}, dict):
+            raise RekindleError(f"{key} is {data[key]!r}, not names with values.", where=path, hint="docs/laws.md")
     shared, domain = data.get("shared") or {}, data.get("domain") or {}
     rows = {}
     for name, row in data["rows"].items():
@@ -162,6 +166,8 @@ def read_law(path: Path) -> Law:
 def _row(data: Any, shared: Mapping[str, Any], domain: Mapping[str, Any], where: str) -> Row:
     if not isinstance(data, dict) or not isinstance(data.get("coefficients"), dict) or "form" not in data:
         raise RekindleError("A row needs a form and coefficients.", where=where, hint="form: chinchilla")
+    if wrong := [key for key in data if key not in _ROW_KEYS]:
+        raise RekindleError(f"A row has no key {wrong[0]!r}.", where=where, hint=nearest(wrong[0], _ROW_KEYS))
     form = form_named(str(data["form"]))
     given = {k: v for k, v in shared.items() if k in form.parameters} | data["coefficients"]
     wanted = (*form.parameters, *form.constants)
@@ -172,7 +178,7 @@ def _row(data: Any, shared: Mapping[str, Any], domain: Mapping[str, Any], where:
     numbers = {name: _printed(given[name], f"{where}.{name}") for name in wanted}
     limits = {**domain, **(data.get("domain") or {})}
     for variable, limit in limits.items():
-        if not isinstance(limit, list) or len(limit) != 2:
+        if not _is_range(limit):
             raise RekindleError(f"The domain of {variable} is {limit!r}.", where=where, hint="[least, most]")
     return Row(
         form,
@@ -181,6 +187,14 @@ def _row(data: Any, shared: Mapping[str, Any], domain: Mapping[str, Any], where:
         {variable: (float(low), float(high)) for variable, (low, high) in limits.items()},
         _counted(data.get("params", "dense"), where),
     )
+
+
+def _is_range(limit: Any) -> bool:
+    try:
+        low, high = map(float, limit)
+    except (TypeError, ValueError):
+        return False
+    return 0 <= low <= high < float("inf")
 
 
 def _counted(which: Any, where: str) -> str:

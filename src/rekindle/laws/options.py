@@ -92,7 +92,11 @@ def flops(way: Way, q: Question) -> float:
 
 
 def outside(law: Law, q: Question) -> list[str]:
-    """In words, where the question leaves what the law was fitted on."""
-    asked = {"params": q.params, "sunk": q.sunk, "tokens": q.tokens, "experts": q.experts, "top_k": q.top_k}
-    found = [line for way in ways_of(law).values() for line in law.row(way.row).outside(asked)]
+    """In words, where the question leaves what the law was fitted on, for any of the options."""
+    found: list[str] = []
+    for way in ways_of(law).values():
+        row = law.row(way.row)
+        known = set(row.form.variables) | (set() if way.dense else {"experts", "top_k"})
+        asked = points(row, way, q, q.tokens) | {"top_k": np.asarray(float(q.top_k))}
+        found += row.outside({name: value for name, value in asked.items() if name in known})
     return list(dict.fromkeys(found))

@@ -74,11 +74,14 @@ def plan(law: Law, config: PlanConfig, known: Checkpoint) -> Plan:
     assert sunk is not None
     shape = {"experts": config.experts, "top_k": config.top_k, "feed_forward": known.feed_forward}
     if config.tokens is not None:
-        question = Question(params, sunk, config.tokens, **shape)
+        question = Question(float(params), float(sunk), float(config.tokens), **shape)
     else:
         assert budget is not None
-        cost_of_a_token = FLOPS * Question(params, sunk, 1000, **shape).active
-        question = Question(params, sunk, budget / cost_of_a_token, **shape)
+        cost_of_a_token = FLOPS * Question(float(params), float(sunk), 1000.0, **shape).active
+        if budget < 1000 * cost_of_a_token:
+            what = f"{budget:g} FLOPs are {budget / cost_of_a_token:.3g} tokens of the mixture."
+            raise RekindleError(what, hint=f"--budget-flops {1e9 * cost_of_a_token:.1g}")
+        question = Question(float(params), float(sunk), budget / cost_of_a_token, **shape)
     budget = budget or question.flops
     split = best_split(law, question, budget, DRAWS)
     return Plan(law, question, decide(law, question), machines, budget, split, serving(question, known.kv_bytes))

@@ -91,13 +91,16 @@ def make_table(rows: Sequence[Mapping[str, object]], where: str, max_loss: float
     labels = {name: np.array([str(row[name]) for row in rows]) for name in LABELS if name in rows[0]}
     labels.setdefault("way", np.full(len(rows), default))
     own = np.array([f"row {i + 1}" for i in range(len(rows))])
-    named = "run" in labels
-    labels.setdefault("run", own)
-    labels.setdefault("trunk", labels["run"])
+    named = "run" in labels and bool(np.any(labels["run"] != ""))
+    labels["run"] = np.where(labels["run"] == "", own, labels["run"]) if "run" in labels else own
+    trunks = labels.get("trunk", labels["run"])
+    labels["trunk"] = np.where(trunks == "", labels["run"], trunks)
     table = Table(numbers, labels, where)
-    problems = [*_units(table), *_finite(table), *(() if named else _duplicates(table))]
+    problems = [*_units(table), *_finite(table), *_duplicates(table, named)]
     if problems:
         raise together(problems)
+    if not np.any(numbers["loss"] <= max_loss):
+        raise RekindleError(f"No loss is {max_loss:g} or below.", where=where, hint="a larger --max-loss")
     kept = table.only(numbers["loss"] <= max_loss).sorted_by_way()
     return Table(kept.numbers, kept.labels, where, tuple(_rising(kept)))
 
@@ -109,10 +112,10 @@ def _columns(header: Sequence[str], given: Mapping[str, str], path: Path) -> dic
             hint = nearest(ours, (*NUMBERS, *LABELS)) or ", ".join((*NUMBERS, *LABELS))
             raise RekindleError(f"There is no column {ours!r} to name.", where="--columns", hint=hint)
         if theirs not in header:
-            hint = nearest(theirs, header) or ", ".join(header)
+            hint = nearest(theirs, filter(None, header)) or ", ".join(filter(None, header))
             raise RekindleError(f"The table has no column {theirs!r}.", where=path, hint=hint)
     found = dict(given)
-    for name in header:
+    for name in filter(None, header):
         ours = ALIASES.get(str(name).strip().lower(), str(name).strip().lower())
         if ours in (*NUMBERS, *LABELS):
             found.setdefault(ours, name)
@@ -124,7 +127,7 @@ def _numbers(name: str, rows: Sequence[Mapping], where: str, problems: list[Reki
     for i, row in enumerate(rows):
         text = row[name]
         try:
-            found[i] = float(text if text not in ("", None) or name == "loss" else 0.0)
+            found[i] = 0.0 if name == "sunk" and text in ("", None) else float(text)
         except (TypeError, ValueError):
             problems.append(RekindleError(f"{name} is {text!r}, which is no number.", where=f"{where}, row {i + 1}"))
     return found
@@ -145,16 +148,15 @@ def _units(table: Table) -> list[RekindleError]:
 
 
 def _finite(table: Table) -> list[RekindleError]:
-    loss = table.numbers["loss"]
-    bad = np.flatnonzero(~np.isfinite(loss) | (loss <= 0))
-    if not len(bad):
-        return []
-    which = ", ".join(f"row {i + 1} ({loss[i]:g})" for i in bad[:5])
-    what, why = (
-        f"{len(bad)} losses are not positive numbers: {which}.",
-        "a run that diverged says nothing about the law",
-    )
-    return [RekindleError(what, where=table.where, why=why, hint="leave these rows out")]
+    found = []
+    for name, column in table.numbers.items():
+        bad = np.flatnonzero(~np.isfinite(column) | ((column <= 0) & (name == "loss")))
+        if len(bad):
+            which = ", ".join(f"row {i + 1} ({column[i]:g})" for i in bad[:5])
+            why = "a run that diverged says nothing about the law" if name == "loss" else None
+            what = f"{name} is no positive number in {len(bad)} rows: {which}."
+            found.append(RekindleError(what, where=table.where, why=why, hint="leave these rows out"))
+    return found
 
 
 def _cells(table: Table) -> list[tuple]:
@@ -162,11 +164,11 @@ def _cells(table: Table) -> list[tuple]:
     return list(zip(table.labels["way"].tolist(), *(column.tolist() for column in columns), strict=True))
 
 
-def _duplicates(table: Table) -> list[RekindleError]:
+def _duplicates(table: Table, named: bool) -> list[RekindleError]:
     """The same cell twice needs a run or a seed that tells the two apart."""
     cells = _cells(table)
-    if "seed" in table.labels:
-        cells = [(*cell, seed) for cell, seed in zip(cells, table.labels["seed"].tolist(), strict=True)]
+    for label in (*(["seed"] if "seed" in table.labels else []), *(["run"] if named else [])):
+        cells = [(*cell, which) for cell, which in zip(cells, table.labels[label].tolist(), strict=True)]
     twice = [cell for cell, times in Counter(cells).items() if times > 1]
     if not twice:
         return []
@@ -183,7 +185,9 @@ def _rising(table: Table) -> list[str]:
         key = (table.labels["way"][i], table.labels.get("seed", table.labels["way"])[i],
                *(table.numbers[name][i] for name in names))  # fmt: skip
         groups.setdefault(key, []).append((table.numbers["tokens"][i], table.numbers["loss"][i]))
-    rises = sum(b[1] > a[1] for points in groups.values() for a, b in zip(sorted(points), sorted(points)[1:]))
+    rises = sum(
+        b[1] > a[1] and b[0] > a[0] for points in groups.values() for a, b in zip(sorted(points), sorted(points)[1:])
+    )
     if not rises:
         return []
     return [f"the loss rises with tokens {rises} times, all else equal: noise, or just after upcycling, where it does"]

@@ -28,27 +28,31 @@ from rekindle.store.publish import publishing
 PAGE = "index.html"
 
 
-def write_plan(plan: Plan, out: Path, *, command: str, overwrite: bool = False) -> Path:
+def write_plan(plan: Plan, out: Path, *, further: str = "", overwrite: bool = False) -> Path:
     """OUT/plan.png, .svg and .csv, and OUT/index.html, the page. Returns the page."""
     with publishing(out, overwrite=overwrite) as folder:
         publish(plan_chart(plan), folder)
-        (folder / PAGE).write_text(page(plan, command), encoding="utf-8")
+        (folder / PAGE).write_text(page(plan, further), encoding="utf-8")
     return out / PAGE
 
 
-def page(plan: Plan, command: str) -> str:
+def page(plan: Plan, further: str = "") -> str:
     """One file that needs no network: sliders, and the law in the browser."""
     from markupsafe import Markup
 
     script = (resources.files("rekindle.report") / "plan.js").read_text(encoding="utf-8")
-    data = json.dumps(page_data(plan)).replace("</", "<\\/")
-    context = {"title": "Upcycle, continue, or start over?", "law": plan.law, "command": command,
-               "script": Markup(script), "data": Markup(data)}  # fmt: skip
+    data = json.dumps(page_data(plan, further), allow_nan=False).replace("</", "<\\/")
+    context = {
+        "title": "Upcycle, continue, or start over?",
+        "law": plan.law,
+        "script": Markup(script),
+        "data": Markup(data),
+    }
     return render(context, "plan.html.j2")
 
 
-def page_data(plan: Plan) -> dict[str, Any]:
-    """What the page's script needs to say what Python says."""
+def page_data(plan: Plan, further: str) -> dict[str, Any]:
+    """What the page's script needs to say what Python says; `further` are the flags that no slider moves."""
     law, q = plan.law, plan.question
     ways = options.ways_of(law)
     return {
@@ -65,7 +69,8 @@ def page_data(plan: Plan) -> dict[str, Any]:
         "unknownFit": decide.UNKNOWN_FIT,
         "crossing": {"least": crossing.LEAST, "most": crossing.MOST, "grid": crossing.GRID},
         "flopsPerParameter": FLOPS,
-        "budget": plan.budget / q.flops,
+        "beyond": decide.BEYOND,
+        "further": further,
     }  # fmt: skip
 
 

@@ -55,14 +55,17 @@ function ends(values) {
   return data.percentiles.map((p) => sorted[Math.round((p / 100) * (sorted.length - 1))]);
 }
 
-const { least, most, grid } = data.crossing;
-const TOKENS = Array.from({ length: grid }, (_, i) => least * (most / least) ** (i / (grid - 1)));
+const { most, grid } = data.crossing;
+function tokensFor(q) {
+  const least = Math.min(data.crossing.least, q.tokens / 1000);
+  return Array.from({ length: grid }, (_, i) => least * (most / least) ** (i / (grid - 1)));
+}
 
 // The lowest tokens from which the difference is positive: bisection between two points of the grid.
-function lowest(difference) {
-  const first = TOKENS.findIndex((d2) => difference(d2) > 0);
+function lowest(difference, tokens) {
+  const first = tokens.findIndex((d2) => difference(d2) > 0);
   if (first < 0) return Infinity;
-  let lo = Math.log(TOKENS[Math.max(first - 1, 0)]), hi = Math.log(TOKENS[first]);
+  let lo = Math.log(tokens[Math.max(first - 1, 0)]), hi = Math.log(tokens[first]);
   for (let i = 0; i < 60; i++) {
     const middle = (lo + hi) / 2;
     if (difference(Math.exp(middle)) > 0) hi = middle; else lo = middle;
@@ -70,9 +73,10 @@ function lowest(difference) {
   return Math.exp(hi);
 }
 
-function range(middle, each) {
-  const [low, high] = ends(Array.from({ length: data.draws }, (_, i) => lowest((d2) => each(d2, i))));
-  return { low, mid: lowest(middle), high };
+function range(q, middle, each) {
+  const tokens = tokensFor(q);
+  const [low, high] = ends(Array.from({ length: data.draws }, (_, i) => lowest((d2) => each(d2, i), tokens)));
+  return { low, mid: lowest(middle, tokens), high };
 }
 
 function decide(q) {
@@ -88,15 +92,16 @@ function decide(q) {
   const rivals = data.rivals.filter((name) => ways[name]);
   if (ways.upcycled && rivals.length) found.difference = difference(q, options, rivals);
   if (ways.upcycled && ways.scratch) {
-    found.crossing = range((d2) => mid(ways.upcycled, q, d2) - mid(ways.scratch, q, d2),
+    found.crossing = range(q, (d2) => mid(ways.upcycled, q, d2) - mid(ways.scratch, q, d2),
       (d2, i) => draw(ways.upcycled, q, d2, i) - draw(ways.scratch, q, d2, i));
   }
   if (ways.upcycled && ways.dense) {
     const sources = draws(data.source, q, 1);
-    found.regain = range((d2) => found.source - mid(ways.upcycled, q, d2),
+    found.regain = range(q, (d2) => found.source - mid(ways.upcycled, q, d2),
       (d2, i) => sources[i] - draw(ways.upcycled, q, d2, i));
   }
-  return Object.assign(found, verdict(found));
+  const back = found.crossing && found.crossing.mid < q.tokens && options.upcycled.loss < options.scratch.loss;
+  return Object.assign(found, q.tokens > most || back ? { verdict: "undecided", reason: data.beyond } : verdict(found));
 }
 
 function difference(q, options, rivals) {
@@ -132,10 +137,13 @@ function verdict({ options, source, difference: d }) {
 }
 
 function outside(q) {
-  const asked = { params: q.params, sunk: q.sunk, tokens: q.tokens, experts: q.experts, top_k: q.top_k }, said = new Set();
+  const said = new Set();
   for (const way of Object.values(data.ways)) {
-    for (const [name, [low, high]] of Object.entries(rows[way.row].domain)) {
-      if (name in asked && (asked[name] < low * (1 - 1e-9) || asked[name] > high * (1 + 1e-9))) {
+    const row = rows[way.row], asked = { ...points(row, way, q, q.tokens), top_k: q.top_k };
+    const known = new Set(row.terms.flatMap((term) => term.exponents.flatMap((e) => e.variables)));
+    if (!way.dense) known.add("experts").add("top_k");
+    for (const [name, [low, high]] of Object.entries(row.domain)) {
+      if (known.has(name) && (asked[name] < low * (1 - 1e-9) || asked[name] > high * (1 + 1e-9))) {
         said.add(`${name} ${count(asked[name])} (fitted on ${low === high ? count(low) : `${count(low)} to ${count(high)}`})`);
       }
     }
@@ -254,6 +262,10 @@ function showChart(found, q) {
 
 const SLIDERS = { params: [1e7, 1e11], sunk: [1e8, 1e13], tokens: [1e8, 1e13] };
 const asked = { ...data.question };
+for (const [id, limits] of Object.entries(SLIDERS)) {
+  limits[0] = Math.min(limits[0], asked[id] / 30);
+  limits[1] = Math.max(limits[1], asked[id] * 30);
+}
 
 function show() {
   const q = question(asked.params, asked.sunk, asked.tokens, asked.experts), found = decide(q), far = outside(q);
@@ -266,9 +278,9 @@ function show() {
   for (const id of [...Object.keys(SLIDERS), "experts"]) {
     document.querySelector(`output[for=${id}]`).textContent = count(asked[id]);
   }
-  $("command").textContent = `rekindle plan --params ${asked.params.toPrecision(6) * 1} --sunk ${asked.sunk.toPrecision(6) * 1} ` +
-    `--tokens ${asked.tokens.toPrecision(6) * 1} --experts ${asked.experts} --top-k ${q.top_k} --law ${data.law.name}`;
-  $("answer").textContent = JSON.stringify({ question: q, ...found }, (_, v) => (v === Infinity ? null : v));
+  const numbers = Object.keys(SLIDERS).map((id) => `--${id} ${Number(asked[id].toPrecision(6))}`).join(" ");
+  $("command").textContent = `rekindle plan ${numbers} --experts ${asked.experts}${data.further}`;
+  $("answer").textContent = JSON.stringify({ question: q, outside: far, ...found }, (_, v) => (v === Infinity ? null : v));
 }
 
 for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from typing import Any
@@ -36,6 +38,7 @@ class Local:
         self.workers = workers or (1 if torch.cuda.is_available() else cores)
         self._threads = max(1, cores // self.workers)
         self._pool: ProcessPoolExecutor | None = None
+        self._before: Any = None  # what a SIGTERM did
 
     def submit(self, function: Callable[..., str], *arguments: Any) -> Future[str]:
         if self._pool is None:
@@ -55,9 +58,14 @@ class Local:
         self._pool = None
 
     def __enter__(self) -> Local:
+        """From here on a SIGTERM reaches the workers too, as Ctrl-C does."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, _terminated)
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
         self.stop()
 
 
@@ -98,6 +106,14 @@ class Ray:
     def __exit__(self, *error: object) -> None:
         if self._own:
             self._ray.shutdown()
+
+
+def _terminated(number: int, frame: object) -> None:
+    import psutil
+
+    for worker in psutil.Process().children(recursive=True):
+        worker.terminate()  # a run saves its state
+    raise KeyboardInterrupt
 
 
 def _few_threads(threads: int) -> None:

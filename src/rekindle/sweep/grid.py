@@ -10,6 +10,7 @@ Every step reads text that no earlier one on its way has read: it passes over as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Any
 
 from rekindle.config import Count, parse, read_yaml, resolve
 from rekindle.errors import RekindleError, nearest, together
-from rekindle.methods import METHODS
+from rekindle.methods import METHODS, method_named
 from rekindle.sweep.steps import Step
 from rekindle.train.config import InitConfig, TrainConfig
 
 KEYS = ("model", "sizes", "train", "sunk", "tokens", "ways", "experts", "top_k", "seeds", "decay")
+_KINDS = (("model", dict, "{heads: 4}"), ("train", dict, "{lr: 0.003}"), ("ways", list, "[dense, upcycled]"),
+          ("seeds", list, "[0]"), ("decay", float, "0.2"))  # fmt: skip
 WAYS = ("dense", "scratch", "upcycled")
 SPARSE = "mixtral"  # the family of a mixture from scratch
 
@@ -71,6 +74,14 @@ def read_grid(path: Path) -> Grid:
     for key, example in (("sizes", "[{hidden: 32, layers: 2, heads: 4}]"), ("sunk", "[1M, 2M]"), ("tokens", "[1M]")):
         if not isinstance(data.get(key), list) or not data[key]:
             problems.append(RekindleError(f"A grid needs {key}.", where=path, hint=f"{key}: {example}"))
+    for key, kind, example in _KINDS:
+        if not isinstance(data.get(key, kind()), kind):
+            problems.append(RekindleError(f"{key} is {data[key]!r}.", where=path, hint=f"{key}: {example}"))
+    if not problems:
+        problems += [RekindleError(f"A size is {size!r}.", where=path, hint="{hidden: 32, layers: 2, heads: 4}")
+                     for size in data["sizes"] if not isinstance(size, dict)]  # fmt: skip
+        problems += [RekindleError(f"A seed is {seed!r}.", where=path, hint="seeds: [0, 1]")
+                     for seed in data.get("seeds", [0]) if type(seed) is not int]  # fmt: skip
     if problems:
         raise together(problems)
     step = _step(data.get("train") or {}, path)
@@ -83,7 +94,7 @@ def read_grid(path: Path) -> Grid:
         ways=_ways(data.get("ways") or list(WAYS), path),
         experts=_counts(data.get("experts", [8]), "experts", path),
         top_k=_counts(data.get("top_k", [2]), "top_k", path),
-        seeds=tuple(int(seed) for seed in data.get("seeds", [0])),
+        seeds=tuple(data.get("seeds") or [0]),
         decay=float(data.get("decay", 0.2)),
         step=step,
     )
@@ -117,11 +128,19 @@ def _ways(given: list, path: Path) -> dict[str, Mapping[str, Any]]:
             found[way] = {}
         elif isinstance(way, dict) and len(way) == 1 and isinstance(next(iter(way.values())), dict):
             ((name, step),) = way.items()
+            if name in WAYS or not re.fullmatch(r"[\w-]+", str(name)):
+                hint = f"a name of letters, other than {', '.join(WAYS)}"
+                raise RekindleError(f"A way cannot be called {name!r}.", where=path, hint=hint)
             if len(step) != 1 or next(iter(step)) not in METHODS:
                 raise RekindleError(
                     f"The way {name} is {step!r}.", where=path, hint=f"{name}: {{grow-depth: {{factor: 2}}}}"
                 )
-            found[name] = step
+            ((verb, options),) = step.items()
+            try:
+                resolve(method_named(verb).config, options or {})
+            except RekindleError as error:
+                raise RekindleError(f"The way {name}: {error.what}", where=path, hint=error.hint) from None
+            found[name] = {verb: options or {}}
         else:
             hint = nearest(str(way), WAYS) or ", ".join(WAYS) + ", or grown: {grow-depth: {factor: 2}}"
             raise RekindleError(f"There is no way {way!r}.", where=path, hint=hint)

@@ -43,10 +43,14 @@ def sweep(
     A cell that fails leaves the others alone; it is tried again the next time. Raises RekindleError where the grid is
     wrong, before anything is trained, or where every cell failed.
     """
-    from rekindle.sweep.engines import engine_named
+    from rekindle.sweep.engines import ENGINES, engine_named
     from rekindle.sweep.steps import perform
 
     found, out = read_grid(Path(grid)), Path(out)
+    if engine not in ENGINES:
+        raise RekindleError(f"There is no engine {engine!r}.", hint=" or ".join(ENGINES))
+    if out.exists() and not out.is_dir():
+        raise RekindleError(f"{out} is a file.", hint="another OUT")
     steps, cells = steps_of(found)
     cost = cost_of(found, steps, cells)
     if dry_run:

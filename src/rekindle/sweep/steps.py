@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rekindle.errors import RekindleError
+from rekindle.store.folder import read_json
 
 Say = Callable[[str], object]
 FAILED = "failed.json"
@@ -119,18 +120,20 @@ class _Work:
 
 def same_steps(steps: Mapping[str, Step], out: Path) -> None:
     """Folders that other steps made must not pass for these."""
-    text = json.dumps({name: [s.verb, s.source, dict(s.options)] for name, s in steps.items()}, indent=1)
-    path = out / "steps.json"
+    now = json.loads(json.dumps({name: [s.verb, s.source, dict(s.options)] for name, s in steps.items()}))
+    path, before = out / "steps.json", {}
     out.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
+        before = read_json(path, missing="")
         changed = [name for name in before if name in now and before[name] != now[name]]
         if changed:
             what = f"{out} holds other work: its step {changed[0]} was made in another way."
             raise RekindleError(what, hint="another OUT")
     elif any(out.iterdir()):
         raise RekindleError(f"{out} is not empty and holds no steps.", hint="another OUT")
-    path.write_text(text + "\n", encoding="utf-8")
+    half = path.with_suffix(".part")
+    half.write_text(json.dumps(before | now, indent=1) + "\n", encoding="utf-8")
+    half.replace(path)
 
 
 def run_step(step: Step, out: Path) -> str:

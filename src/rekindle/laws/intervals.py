@@ -39,7 +39,7 @@ class Bootstrap:
     def note(self) -> str | None:
         if self.clusters >= FEW_CLUSTERS:
             return None
-        return f"only {self.clusters} {self.by}s to draw from: intervals are too narrow"
+        return f"only {self.clusters} {self.by}{'s' * (self.clusters > 1)} to draw from: intervals are too narrow"
 
 
 def bootstrap(fit: Fit, count: int, by: str = "run", seed: int = SEED) -> Bootstrap:

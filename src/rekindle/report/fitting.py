@@ -47,7 +47,8 @@ def write_fit(
         }
         (folder / "index.html").write_text(render(context, "fit.html.j2"), encoding="utf-8")
         header = "name,value,low,high,profile_low,profile_high"
-        lines = [",".join([name, *map(str, number.values())]) for name, number in found["numbers"].items()]
+        lines = [",".join([name, *("" if n is None else str(n) for n in number.values())])
+                 for name, number in found["numbers"].items()]  # fmt: skip
         (folder / "numbers.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
     return out / "index.html"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def test_a_law_with_draws_decides_below_the_margin_of_an_unknown_fit():
         name: {p: np.full(20, row.values[p]) * (1 + 1e-6 * np.arange(20)) for p in row.form.parameters}
         for name, row in LAW.rows.items()
     }
-    fitted = type(LAW)("mine", "", "", "own runs", "", LAW.rows, draws=draws)
+    fitted = replace(LAW, draws=draws)
     question = Question(1e9, 1e11, 6e10)
     assert decide(LAW, question).verdict == "undecided"
     assert decide(fitted, question).verdict == "not worth it"

@@ -29,6 +29,7 @@ def laws() -> dict[str, dict[str, Any]]:
             "title": law.title,
             "source": law.source,
             "seen": law.seen,
+            "unit": law.unit,
             "note": law.note,
             "rows": {
                 name: {

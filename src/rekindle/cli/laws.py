@@ -30,7 +30,7 @@ def laws(format_: str, debug: bool) -> None:
 
 
 def _law(name: str, law: dict[str, Any]) -> str:
-    lines = [f"{name}: {law['title']}", f"  {law['source']} ({law['seen']})"]
+    lines = [f"{name}: {law['title']}", f"  {law['source']} ({law['seen']}); {law['unit']}"]
     for row, data in law["rows"].items():
         numbers = ", ".join(f"{key} {value:g}" for key, value in data["coefficients"].items())
         domain = ", ".join(f"{key} {low:g} to {high:g}" for key, (low, high) in data["domain"].items())

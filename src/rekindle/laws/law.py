@@ -25,9 +25,10 @@ from rekindle.laws.forms import Floats, Form, form_named
 
 SEEN = ("seen", "second-hand", "recalled", "own runs")
 PARAMS = ("dense", "active", "total")
+UNIT = "nats per token; parameters and tokens as counts"
 SEED = 20250203
 _ROW_KEYS = ("form", "coefficients", "domain", "params")
-_KEYS = ("name", "title", "source", "seen", "note", "domain", "shared", "rows", "draws")
+_KEYS = ("name", "title", "source", "seen", "unit", "note", "domain", "shared", "rows", "draws")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Law:
     title: str
     source: str
     seen: str  # how sure we are of the numbers
+    unit: str  # of the loss, of parameters and tokens
     note: str
     rows: Mapping[str, Row]
     shared: frozenset[str] = frozenset()  # coefficients that are one number in all rows
@@ -156,6 +158,7 @@ def read_law(path: Path) -> Law:
         title=str(data.get("title", path.stem)),
         source=str(data.get("source", path)),
         seen=data.get("seen", "own runs"),
+        unit=str(data.get("unit", UNIT)),
         note=str(data.get("note", "")),
         rows=rows,
         shared=frozenset(shared),

@@ -11,6 +11,7 @@ import numpy as np
 from rekindle.config import dump_yaml
 from rekindle.laws.fit import Fit
 from rekindle.laws.intervals import Bootstrap
+from rekindle.laws.law import UNIT
 from rekindle.laws.options import DRAWS
 
 _DIGITS = 9
@@ -35,6 +36,7 @@ def law_of(found: Fit, drawn: Bootstrap, name: str) -> dict[str, Any]:
         "title": f"Fitted to {len(found.table)} runs",
         "source": found.table.where,
         "seen": "own runs",
+        "unit": UNIT,
         "note": f"{found.problem.objective}; intervals by {drawn.by} from {len(drawn.z)} bootstrap fits.",
         "rows": rows,
         "draws": draws,

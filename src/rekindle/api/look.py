@@ -13,6 +13,7 @@ import numpy as np
 
 from rekindle import __version__
 from rekindle.api.model import Model, open, papers, summary
+from rekindle.apply.threads import cores
 from rekindle.config import resolve
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
@@ -158,6 +159,6 @@ def env() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "missing"
     found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    found["cores"] = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    found["cores"] = str(cores())
     found["memory"] = f"{psutil.virtual_memory().total / 1e9:.1f} GB"
     return found

@@ -19,7 +19,7 @@ from rekindle.apply.measure import Calibrate, Found, fingerprint, read_found, se
 from rekindle.apply.optimizer import OptimizerState, recycle, write_info
 from rekindle.apply.parts import Identity, Part, Record, owners
 from rekindle.apply.shards import Shard, cut, write_index
-from rekindle.apply.threads import one_for_each_worker
+from rekindle.apply.threads import cores, one_for_each_worker
 from rekindle.apply.write import WINDOW, Written
 from rekindle.config import Size, option
 from rekindle.edit.checkpoint import Checkpoint
@@ -131,7 +131,7 @@ def nbytes_read(needed: Iterable[Measurement]) -> int:
 
 
 def default_workers() -> int:
-    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(4, cores())
 
 
 def write(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from rekindle.cli.out import say
+from rekindle.cli.out import narrator
 from rekindle.errors import RekindleError, nearest
 from rekindle.lab import STUDIES, run_study
 from rekindle.lab.demo import demo as run
@@ -27,7 +25,7 @@ def demo(out: str, overwrite: bool, scale: float, debug: bool) -> None:
     \b
     rekindle demo
     """
-    made = run(Path(out), _narrator(), scale=scale, overwrite=overwrite)
+    made = run(Path(out), narrator(), scale=scale, overwrite=overwrite)
     click.echo(f"\n{made.verdict}\n")
     click.echo(f"The page: {made.page}\n\nTry next:")
     click.echo(f"  rekindle inspect {made.runs[0]}")
@@ -51,19 +49,8 @@ def lab(name: str, out: str | None, seeds: int | None, quick: bool, debug: bool)
     seeds = seeds if seeds is not None else 1 if quick else 3
     if seeds < 1:
         raise RekindleError(f"{seeds} seeds are too few.", hint="--seeds 3")
-    page, verdict = run_study(name, Path(out or f"lab-{name}"), _narrator(), seeds=seeds, quick=quick)
+    page, verdict = run_study(name, Path(out or f"lab-{name}"), narrator(), seeds=seeds, quick=quick)
     click.echo(f"\n{verdict}\n\nThe page: {page}")
-
-
-def _narrator() -> Callable[[str], None]:
-    """Says what happens, with the minutes since now."""
-    start = time.monotonic()
-
-    def narrate(text: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - start), 60)
-        say(f"{minutes}:{seconds:02d}  {text}")
-
-    return narrate
 
 
 COMMANDS = {"demo": demo, "lab": lab}

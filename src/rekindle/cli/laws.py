@@ -10,10 +10,8 @@ from rekindle import api
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, nbytes, result, say, table
 from rekindle.cli.sweep import COMMANDS as SWEEP
+from rekindle.cli.training import CONFIG, DEBUG
 from rekindle.laws.config import FitConfig, PlanConfig
-
-DEBUG = click.option("--debug", is_flag=True, hidden=True)
-CONFIG = click.option("--config", "config_file", metavar="FILE", help="YAML with values for these options")
 
 
 @click.command("laws")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
@@ -61,3 +62,14 @@ def count(n: float) -> str:
             return f"{n:.0f}" if not unit else f"{n:.2f}{unit}"
         n /= 1000
     raise AssertionError
+
+
+def narrator() -> Callable[[str], None]:
+    """Says what happens, with the minutes since now."""
+    start = time.monotonic()
+
+    def narrate(text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - start), 60)
+        say(f"{minutes}:{seconds:02d}  {text}")
+
+    return narrate

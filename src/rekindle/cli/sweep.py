@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import click
 
-from rekindle.cli.out import FORMAT, count, result, say
+from rekindle.cli.out import FORMAT, count, narrator, result, say
 from rekindle.errors import CheckFailed, RekindleError
 
 SPEED = 4e10  # FLOP/s of a worker: a CPU core with tiny models
@@ -37,13 +36,7 @@ def sweep(
 
     if not 0 < speed < float("inf"):
         raise RekindleError(f"speed is {speed:g}.", hint="--speed 4e10")
-    start = time.monotonic()
-
-    def narrate(text: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - start), 60)
-        say(f"{minutes}:{seconds:02d}  {text}")
-
-    found = run(grid, Path(out), narrate, engine=engine, workers=workers, dry_run=dry_run)
+    found = run(grid, Path(out), narrator(), engine=engine, workers=workers, dry_run=dry_run)
     cost = found.cost
     lines = [
         f"{cost.cells} cells in {cost.steps} steps, {count(cost.tokens)} tokens, {cost.flops:.2g} FLOPs: "

@@ -1,7 +1,6 @@
 """The best size and token count for a second-stage budget: how large a checkpoint to recycle, and for how long.
 
-For the upcycling form it has a closed form; here it is found by search, so that every form of two stages has one. The
-same search gives the best split of one-stage laws.
+For the upcycling form it has a closed form; here it is found by search, so that every form in N, D1 and D2 has one.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rekindle.laws.forms import Floats
-from rekindle.laws.options import HIGH, LOW
+from rekindle.laws.options import ends
 
 LEAST, MOST = 1e6, 5e12  # tokens between which curves are compared; from fewer where the question is small
 GRID = 240
@@ -37,7 +37,7 @@ def least_for(tokens: float) -> float:
 def range_of(mid: Difference, drawn: Difference, least: float) -> Range:
     """Where the first curve comes to lie above the second: under the law's numbers, and in its draws [n, 1]."""
     middle = lowest(mid, least)[0]
-    low, high = np.percentile(lowest(drawn, least), [LOW, HIGH], method="nearest")
+    low, high = ends(lowest(drawn, least))
     return Range(float(low), float(middle), float(high))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -16,11 +16,11 @@ from rekindle.errors import RekindleError
 from rekindle.laws.crossing import MOST, Range, least_for, range_of
 from rekindle.laws.forms import Floats
 from rekindle.laws.law import Law
-from rekindle.laws.options import DRAWS, HIGH, LOW, SOURCE, flops, loss, outside, ways_of
+from rekindle.laws.options import DRAWS, SOURCE, ends, flops, loss, outside, ways_of
 from rekindle.laws.question import Question
 
-VERDICTS = ("worth it", "not worth it", "undecided")
 Answer = Literal["worth it", "not worth it", "undecided"]
+VERDICTS = get_args(Answer)
 UNKNOWN_FIT = 0.03  # nats: below this a difference is undecided where the fit's own error is not known
 BEYOND = (
     "So many tokens are out of the law's reach: its curves cross a second time there, which is an artefact of the form."
@@ -122,12 +122,6 @@ class Drawn:
             apart = self.drawn("upcycled", d2) - np.minimum.reduce([self.drawn(name, d2) for name in rivals])
         low, high = ends(np.nan_to_num(apart, nan=-np.inf))[0], ends(np.nan_to_num(apart, nan=np.inf))[1]
         return Difference(best, float(self.mid("upcycled", d2) - self.mid(best, d2)), float(low), float(high))
-
-
-def ends(draws: Floats) -> tuple[Floats, Floats]:
-    """Between which 90 % of the draws [draws, ...] lie: draws themselves, so that infinite ones do no harm."""
-    low, high = np.percentile(draws, [LOW, HIGH], axis=0, method="nearest")
-    return low.squeeze(), high.squeeze()
 
 
 def decide(law: Law, question: Question) -> Decision:

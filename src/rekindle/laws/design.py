@@ -18,9 +18,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.laws.forms import Form, Points
-
-Floats = NDArray[np.float64]
+from rekindle.laws.forms import Floats, Form, Points, Term
 
 _FAR = 600.0  # logarithm of an amplitude where nothing holds it
 _MOST = 60.0  # logarithm of a term: a step that goes further is refused, but not by an overflow
@@ -84,15 +82,16 @@ class Design:
     def values(self, z: Floats) -> Floats:
         """Coordinates [..., p] as the form's own numbers."""
         raw = np.linalg.solve(self.to_centred, z[..., None])[..., 0]
-        return np.where(self._logarithmic, np.exp(np.clip(np.where(self._logarithmic, raw, 0.0), -_FAR, _FAR)), raw)
+        return np.where(self.logarithmic, np.exp(np.clip(np.where(self.logarithmic, raw, 0.0), -_FAR, _FAR)), raw)
 
     def coordinates(self, values: Floats) -> Floats:
         """The form's own numbers [..., p] as coordinates."""
-        logs = np.log(np.where(self._logarithmic, values, 1.0))
-        return np.where(self._logarithmic, logs, values) @ self.to_centred.T
+        logs = np.log(np.where(self.logarithmic, values, 1.0))
+        return np.where(self.logarithmic, logs, values) @ self.to_centred.T
 
     @property
-    def _logarithmic(self) -> NDArray[np.bool_]:
+    def logarithmic(self) -> NDArray[np.bool_]:
+        """Which coordinates are logarithms: the amplitudes, but for constants."""
         found = np.zeros(len(self.names), bool)
         found[[p.amplitude for p in self.pieces if p.amplitude is not None and not p.constant]] = True
         return found
@@ -127,7 +126,7 @@ class Design:
                 found[:, piece.rows, exponent] += values * piece.phi[:, column]
         return found
 
-    def _centre(self, way: str, term, at: Mapping[str, int]) -> None:
+    def _centre(self, way: str, term: Term, at: Mapping[str, int]) -> None:
         """A term's share of the matrix from (ln amplitude, exponents) to the same about the centre.
 
         The product of (u + c) over a feature's variables gives one of every part of it; that part's coefficient belongs

@@ -18,7 +18,7 @@ from rekindle.errors import RekindleError
 from rekindle.laws.config import FitConfig
 from rekindle.laws.design import Floats
 from rekindle.laws.fit import Fit, fit
-from rekindle.laws.intervals import standard_errors
+from rekindle.laws.intervals import percentiles, standard_errors
 from rekindle.laws.solve import solve
 from rekindle.laws.table import Table
 
@@ -64,8 +64,7 @@ def _weak(found: Fit) -> dict[str, float]:
     design = found.design.uncentred()
     z = design.coordinates(found.design.values(found.z))
     errors = standard_errors(found, design, z)
-    logarithmic = design.coordinates(design.values(z)) != design.values(z)
-    relative = np.where(logarithmic, errors, errors / np.maximum(np.abs(z), 1e-12))
+    relative = np.where(design.logarithmic, errors, errors / np.maximum(np.abs(z), 1e-12))
     return {name: float(r) for name, r in zip(design.names, relative, strict=True) if r > WEAK}
 
 
@@ -147,6 +146,6 @@ def interaction(values: Mapping[str, float], draws: Mapping[str, Floats]) -> Int
     name = next((name for name in values if name.split(".")[-1] == "alpha3"), None)
     if name is None:
         return None
-    low, high = np.percentile(draws[name], [5, 95])
+    low, high = percentiles(draws[name])
     error = float(high - low) / (2 * NORMAL)  # of draws with heavy tails the deviation would say too much
     return Interaction(values[name], float(low), float(high), DETECTABLE * error)

@@ -8,7 +8,7 @@ polish     the best few at a tight one
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def fit(table: Table, form: str, objective: Objective = "huber", delta: float = 
     problem, constants = _problem(table, forms, objective, delta)
     random = np.random.default_rng(SEED)
     starts = np.stack([_start(problem, forms, random) for _ in range(STARTS)])
-    rough = solve(Problem(problem.design, problem.losses, objective, delta, _ROUGH), starts)
+    rough = solve(replace(problem, tolerance=_ROUGH), starts)
     best = np.argsort(rough.objective)[:POLISHED]
     found = solve(problem, rough.z[best])
     first = int(found.objective.argmin())
@@ -135,7 +135,8 @@ def _start(problem: Problem, forms: Mapping[str, Form], random: np.random.Genera
     for way, form in forms.items():
         for term in form.terms:
             for exponent, feature in term.exponents:
-                size = {0: 0.0, 1: np.exp(random.uniform(np.log(0.02), np.log(1.0)))}.get(len(feature.variables), 0.0)
+                drawn = np.exp(random.uniform(np.log(0.02), np.log(1.0)))
+                size = drawn if len(feature.variables) == 1 else 0.0
                 falls = feature.variables[:1] != ("experts",) or random.random() < 0.5
                 z[design.names.index(design.name(way, exponent))] = (
                     -size * np.sign(feature.factor) * (1 if falls else -1)

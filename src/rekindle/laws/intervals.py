@@ -52,7 +52,7 @@ def bootstrap(fit: Fit, count: int, by: str = "run", seed: int = SEED) -> Bootst
 
 
 def percentiles(draws: Floats) -> Floats:
-    """The 5th and 95th of each column: [2, p]."""
+    """The 5th and 95th of each column: [2, p]; of one, [2]."""
     return np.percentile(draws, [LOW, HIGH], axis=0)
 
 
@@ -125,7 +125,7 @@ def profile(fit: Fit) -> Floats:
     rises = np.where(solved.converged, rises, 0).reshape(size, len(offsets))  # what did not end refuses nothing
     depth = np.sqrt(2 * rises / noise(fit)) * np.sign(offsets)
     bounds = np.array([_reached(depth[i], z[i] + offsets * errors[i], z[i], _student(fit)) for i in range(size)]).T
-    ends = np.where(np.isfinite(bounds), bounds, np.where(bounds > 0, z + 40 * errors, z - 40 * errors))
+    ends = np.where(np.isfinite(bounds), bounds, z)
     values = np.stack([design.values(np.where(np.eye(size, dtype=bool), row, z))[np.arange(size), np.arange(size)]
                        for row in ends])  # fmt: skip
     return np.where(np.isfinite(bounds), values, bounds)

@@ -91,6 +91,12 @@ def flops(way: Way, q: Question) -> float:
     return FLOPS * (q.params * (tokens - q.sunk) if way.dense else q.active * tokens)
 
 
+def ends(draws: Floats) -> tuple[Floats, Floats]:
+    """Between which 90 % of the draws [draws, ...] lie: draws themselves, so that infinite ones do no harm."""
+    low, high = np.percentile(draws, [LOW, HIGH], axis=0, method="nearest")
+    return low.squeeze(), high.squeeze()
+
+
 def outside(law: Law, q: Question) -> list[str]:
     """In words, where the question leaves what the law was fitted on, for any of the options."""
     found: list[str] = []

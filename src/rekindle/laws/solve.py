@@ -15,7 +15,6 @@ curvature of the points within delta alone, they end a fit in a few steps where 
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rekindle.apply.threads import cores
 from rekindle.laws.design import Design, Floats
 
 Objective = Literal["huber", "squares"]
@@ -63,13 +63,9 @@ def solve(problem: Problem, starts: Floats, weights: Floats | None = None, held:
         own = weights[rows] if weights.ndim == 2 else weights[None]
         return _Batch(problem, starts[rows], own, None if held is None else held[rows]).run()
 
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         found = list(pool.map(part, batch))
     return Solution(*(np.concatenate(parts) for parts in zip(*((s.z, s.objective, s.converged) for s in found))))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Batch:
@@ -84,12 +80,12 @@ class _Batch:
     def run(self) -> Solution:
         count = len(self.z)
         damping, newton = np.full(count, 1e-3), np.zeros(count, bool)
-        objective = self.cost(self.residuals(self.z), self.weights)
+        objective = self.cost(self.residuals(self.problem.design.predict(self.z)), self.weights)
         ended, calm, live = np.zeros(count, bool), np.zeros(count, int), np.arange(count)
         for _ in range(_STEPS):
             step = self.step(live, damping[live], newton[live])
             tried = self.z[live] + step
-            cost = self.cost(self.residuals(tried), self.weights[live])
+            cost = self.cost(self.residuals(self.problem.design.predict(tried)), self.weights[live])
             before = objective[live]
             better = cost <= before
             small = np.abs(step).max(axis=1) <= self.problem.tolerance
@@ -113,8 +109,7 @@ class _Batch:
                 break
         return Solution(self.z, objective, ended)
 
-    def residuals(self, z: Floats) -> Floats:
-        predicted = self.problem.design.predict(z)
+    def residuals(self, predicted: Floats) -> Floats:
         if self.problem.objective == "squares":
             return predicted - self.problem.losses
         return np.log(np.maximum(predicted, _LEAST)) - np.log(self.problem.losses)
@@ -135,13 +130,11 @@ class _Batch:
         each = problem.design.each(z)
         predicted = problem.design.predict(z, each)
         jacobian = problem.design.jacobian(z, each)
-        weights = self.weights[live]
+        weights, residuals = self.weights[live], self.residuals(predicted)
         if problem.objective == "squares":
-            residuals = predicted - problem.losses
             pull, curve = weights * residuals, weights
         else:
             jacobian /= np.maximum(predicted, _LEAST)[..., None]
-            residuals = np.log(np.maximum(predicted, _LEAST)) - np.log(problem.losses)
             size = np.abs(residuals)
             pull = weights * np.clip(residuals, -problem.delta, problem.delta)
             outer = np.where(newton[:, None], 0.0, problem.delta / np.maximum(size, problem.delta))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rekindle.errors import RekindleError, nearest, together
+from rekindle.laws.forms import Floats
 
 NUMBERS = ("loss", "params", "sunk", "tokens", "flops", "experts", "top_k", "granularity", "active_share")
 LABELS = ("way", "run", "trunk", "seed")
@@ -27,7 +28,6 @@ ALIASES = {
     "l": "loss", "val_loss": "loss", "option": "way", "arm": "way", "branch": "trunk", "name": "run",
 }  # fmt: skip
 _COUNTS = {"params": 1e3, "sunk": 1e3, "tokens": 1e3}  # below that a count is likely in millions or billions
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -16,10 +16,11 @@ from rekindle.laws import crossing, decide, options
 from rekindle.laws.cost import PEAK
 from rekindle.laws.curves import Curve, curves
 from rekindle.laws.forms import Floats
-from rekindle.laws.law import Law
+from rekindle.laws.law import Row
 from rekindle.laws.plan import Plan
 from rekindle.laws.question import FLOPS
 from rekindle.report.chart import Chart, publish
+from rekindle.report.labels import count_ticks
 from rekindle.report.page import render
 from rekindle.report.style import Sheet, colour, series, series_name
 from rekindle.report.words import count
@@ -54,9 +55,10 @@ def page(plan: Plan, further: str = "") -> str:
 def page_data(plan: Plan, further: str) -> dict[str, Any]:
     """What the page's script needs to say what Python says; `further` are the flags that no slider moves."""
     law, q = plan.law, plan.question
-    ways = options.ways_of(law)
+    ways, drawn = options.ways_of(law), law.sample(options.DRAWS)
     return {
-        "law": {"name": law.name, "fitErrorKnown": law.fit_error_known, "rows": {n: _row(law, n) for n in law.rows}},
+        "law": {"name": law.name, "fitErrorKnown": law.fit_error_known,
+                "rows": {name: _row(row, drawn[name]) for name, row in law.rows.items()}},
         "ways": {name: asdict(way) | {"colour": series_name(i)} for i, (name, way) in enumerate(ways.items())},
         "source": asdict(options.SOURCE),
         "rivals": decide.RIVALS,
@@ -74,8 +76,7 @@ def page_data(plan: Plan, further: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _row(law: Law, name: str) -> dict[str, Any]:
-    row, drawn = law.rows[name], law.sample(options.DRAWS)[name]
+def _row(row: Row, drawn: Mapping[str, Floats]) -> dict[str, Any]:
     return {
         "terms": [{"amplitude": term.amplitude,
                    "exponents": [{"name": e, **asdict(feature)} for e, feature in term.exponents]}
@@ -138,8 +139,7 @@ def _draw(sheet: Sheet, plan: Plan, tokens: Floats, found: Sequence[Curve]) -> b
         axes.plot(tokens[reached], curve.mid[reached], **look, zorder=3)
         axes.plot(tokens[~reached], curve.mid[~reached], color=look["color"], linewidth=1.2, linestyle=(0, (2, 2)))
     axes.set_xlim(tokens[0], tokens[-1])
-    decades = 10.0 ** np.arange(math.ceil(math.log10(tokens[0])), math.floor(math.log10(tokens[-1])) + 1)
-    axes.set_xticks(decades, [count(decade).replace(".00", "").replace(".0", "") for decade in decades])
+    axes.set_xticks(*count_ticks(tokens[0], tokens[-1]))
     axes.minorticks_off()
     axes.axvline(plan.question.tokens, color=colour("muted"), linewidth=1, linestyle=(0, (1, 2.5)), zorder=1)
     overtaken = plan.decision.crossing

@@ -11,6 +11,7 @@ import numpy as np
 from rekindle.laws.doubt import rms
 from rekindle.laws.fitted import Fitted
 from rekindle.report.chart import Chart, publish
+from rekindle.report.labels import count_ticks
 from rekindle.report.page import FIGURES, render
 from rekindle.report.style import Sheet, colour, series
 from rekindle.report.words import count
@@ -88,7 +89,8 @@ def _curves(fitted: Fitted, way: str) -> Chart:
             law = fitted.found.predict(fitted.found.z[None], way, tokens=line, **known)[0]
             axes.plot(line, law, color=look["color"], linewidth=1.2, alpha=0.8)
             axes.plot(tokens[here], loss[here], "o", color=look["color"], markersize=4)
-        _decades(axes, tokens)
+        axes.set_xticks(*count_ticks(tokens.min() / 1.2, tokens.max() * 1.2))
+        axes.minorticks_off()
         sheet.caption(axes, "Loss, nats per token", "tokens of the last stage" if "sunk" in others else "tokens")
         return False
 
@@ -125,7 +127,9 @@ def _residuals(fitted: Fitted) -> Chart:
             tokens = table.numbers["tokens"][here]
             axes.plot(tokens, left[here], "o", color=series(i)["color"], markersize=7, alpha=0.25, markeredgewidth=0)
             axes.plot(tokens, own[here], "o", color=series(i)["color"], markersize=4)
-        _decades(axes, table.numbers["tokens"])
+        every = table.numbers["tokens"]
+        axes.set_xticks(*count_ticks(every.min() / 1.2, every.max() * 1.2))
+        axes.minorticks_off()
         sheet.caption(axes, "Law − run, nats per token", "tokens")
         return False
 
@@ -142,12 +146,3 @@ def _residuals(fitted: Fitted) -> Chart:
         narrow_height=300,
         key=tuple((way, i) for i, way in enumerate(ways)),
     )
-
-
-def _decades(axes: Any, tokens: np.ndarray) -> None:
-    """Ticks at powers of ten, or at 1, 2 and 5 where there is hardly one."""
-    low, high = np.log10(tokens.min()), np.log10(tokens.max())
-    ticks = [m * 10.0**p for p in range(int(low) - 1, int(high) + 2) for m in ((1,) if high - low > 2.5 else (1, 2, 5))]
-    ticks = [tick for tick in ticks if tokens.min() / 1.2 <= tick <= tokens.max() * 1.2]
-    axes.set_xticks(ticks, [count(tick).replace(".00", "").replace(".0", "") for tick in ticks])
-    axes.minorticks_off()

@@ -1,8 +1,11 @@
-"""Where labels go when the lines they name end close together."""
+"""Where labels go when the lines they name end close together, and ticks of a logarithmic axis of counts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+from rekindle.report.words import count
 
 
 def spread(targets: Sequence[float], height: float, low: float, high: float) -> list[float] | None:
@@ -28,3 +31,11 @@ def spread(targets: Sequence[float], height: float, low: float, high: float) -> 
     for rank, i in enumerate(order):
         centres[i] = shifted[rank] + rank * height
     return centres
+
+
+def count_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Powers of ten in [low, high], or 1, 2 and 5 times those where there are few; and what to write: 10B, 500M."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    times = (1,) if math.log10(high / low) > 2.5 else (1, 2, 5)
+    ticks = [m * 10.0**p for p in decades for m in times if low <= m * 10.0**p <= high]
+    return ticks, [count(tick).replace(".00", "").replace(".0", "") for tick in ticks]

@@ -8,10 +8,10 @@ from typing import Any
 
 from rekindle.config import resolve
 from rekindle.errors import RekindleError
-from rekindle.laws.question import FLOPS
 from rekindle.sweep.grid import Cell, Grid
 from rekindle.sweep.steps import Step
 from rekindle.train.config import InitConfig
+from rekindle.train.flops import training_flops
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Cost:
 def cost_of(grid: Grid, steps: Sequence[Step], cells: Sequence[Cell]) -> Cost:
     """FLOPs by active parameters: 6 a token and parameter. A further way is counted as its dense model."""
     dense = [dense_parameters({**grid.model, **size}) for size in grid.sizes]
-    active = {step: _active(grid, dense, cell) for cell in cells for step in (cell.step,)}
+    active = {cell.step: _active(grid, dense, cell) for cell in cells}
     sizes = {step.name: _size_of(step.name, dense, active) for step in steps if step.verb == "train"}
     trained = {step.name: int(step.options["tokens"]) for step in steps if step.verb == "train"}
     naive = [(cell.sunk, cell.tokens, dense[cell.size], active[cell.step]) for cell in cells]
@@ -48,9 +48,9 @@ def cost_of(grid: Grid, steps: Sequence[Step], cells: Sequence[Cell]) -> Cost:
         cells=len(cells),
         steps=len(steps),
         tokens=sum(trained.values()),
-        flops=FLOPS * sum(trained[name] * sizes[name] for name in trained),
+        flops=sum(training_flops(sizes[name], tokens) for name, tokens in trained.items()),
         naive_tokens=sum(sunk + tokens for sunk, tokens, _, _ in naive),
-        naive_flops=FLOPS * sum(sunk * first + tokens * second for sunk, tokens, first, second in naive),
+        naive_flops=sum(training_flops(n1, d1) + training_flops(n2, d2) for d1, d2, n1, n2 in naive),
     )
 
 

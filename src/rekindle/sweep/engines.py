@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from typing import Any
 
+from rekindle.apply.threads import cores
 from rekindle.errors import RekindleError
 from rekindle.sweep.steps import Engine
 
@@ -34,9 +35,8 @@ class Local:
     def __init__(self, workers: int | None = None):
         import torch
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers = workers or (1 if torch.cuda.is_available() else cores)
-        self._threads = max(1, cores // self.workers)
+        self.workers = workers or (1 if torch.cuda.is_available() else cores())
+        self._threads = max(1, cores() // self.workers)
         self._pool: ProcessPoolExecutor | None = None
         self._before: Any = None  # what a SIGTERM did
 

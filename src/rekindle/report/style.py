@@ -73,7 +73,8 @@ class Sheet:
 
         self.figure: Figure = Figure(figsize=(self.width / 72, self.height / 72), dpi=72)
         FigureCanvasAgg(self.figure)
-        lines = textwrap.wrap(self.title, self.width // 9)
+        wide = text_width(self.figure, [self.title], fontsize=17, fontweight="bold") / max(1, len(self.title))
+        lines = textwrap.wrap(self.title, int((self.width - 28) / wide)) if self.title else []
         places = _flowing([text_width(self.figure, [name]) + 44 for name, _ in self.key], self.width - 28)
         key_top = 22 * len(lines) + 20
         self.header = (22 if lines else 0) + 22 * len(lines) + (22 * (places[-1][1] + 1) if places else 0)

@@ -56,7 +56,6 @@ def test_experts_saturate_between_start_and_most(experts):
 def test_a_form_names_each_parameter_once(form):
     assert len(set(form.parameters)) == len(form.parameters)
     assert not set(form.parameters) & set(form.constants)
-    assert set(form.amplitudes) <= set(form.parameters)
 
 
 def test_an_unknown_form_is_told_its_nearest_name():

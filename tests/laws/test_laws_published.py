@@ -72,6 +72,14 @@ def test_a_printed_number_may_lie_anywhere_within_its_rounding():
     assert not np.array_equal(sample["dense"]["A"], sample["upcycled"]["A"])
 
 
+def test_a_printed_standard_error_is_drawn_too():
+    law = published()["granularity-2024"]
+    drawn = law.sample(4000)["scratch"]["c"]
+    assert drawn.std() == pytest.approx(math.hypot(0.015, 0.005 / math.sqrt(3)), rel=0.05)
+    assert abs(drawn.mean() - 0.47) < 0.001
+    assert not law.fit_error_known  # of the dense row none is printed
+
+
 def test_rounding_alone_moves_predictions_by_about_a_hundredth():
     law = published()["upcycling-2025"]
     drawn = law.row("upcycled").form.predict(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import re
 
+import numpy as np
 import pytest
 import yaml
 
 from rekindle import api
 from rekindle.errors import RekindleError
+from rekindle.laws.law import law_named
 from rekindle.sweep.count import cost_of, dense_parameters
 from rekindle.sweep.grid import read_grid, steps_of
-from rekindle.sweep.run import sweep
+from rekindle.sweep.run import next_of, sweep
 
 GRID = {
     "model": {"heads": 2, "context": 64, "tokenizer": "bpe:300", "data": "corpus"},
@@ -76,6 +79,21 @@ def corpus(folder):
         (folder / "corpus" / f"{i}.txt").write_text("\n".join(lines))
 
 
+def test_the_next_run_is_told_where_the_table_carries_a_law(tmp_path):
+    law, noise = law_named("upcycling-2025"), np.random.default_rng(0)
+    rows = [
+        {"way": way, "params": n, "sunk": d1, "tokens": d2, "run": f"{way}-{n}-{d1}-{d2}",
+         "loss": float(law.row(way).loss(params=n, sunk=d1, tokens=d2)) + 0.005 * noise.standard_normal()}
+        for n in (1e8, 2e8, 4e8, 8e8)
+        for d2 in (1e9, 4e9, 16e9, 64e9)
+        for way, d1 in (("dense", 0), ("scratch", 0), ("upcycled", 1e9), ("upcycled", 8e9), ("upcycled", 64e9))
+    ]  # fmt: skip
+    said = next_of(rows, "runs.csv")
+    before, after = map(float, re.findall(r"\d\.\d{4}", said))
+    assert said.startswith("next: ")
+    assert 0 < after < before
+
+
 @pytest.mark.slow
 def test_a_grid_ends_in_a_table_that_fit_reads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -94,6 +112,7 @@ def test_a_grid_ends_in_a_table_that_fit_reads(tmp_path, monkeypatch):
     assert sum(longest) < sum(shortest)
     again = sweep(path, "out", said.append, workers=2)
     assert again.rows == found.rows
+    assert again.next.startswith("next: 12 cells carry no law yet")
     assert "are there already" in said[-1]
     with pytest.raises(RekindleError, match="4 points of dense cannot tell"):
         api.fit(found.table, bootstrap=100)

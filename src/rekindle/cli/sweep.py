@@ -44,7 +44,7 @@ def sweep(
         f"about {cost.hours(speed, workers or 1):.2g} hours of {workers or 1} worker(s) at {speed:.1g} FLOP/s",
     ]
     if found.table:
-        lines[1] = f"{len(found.rows)} of {cost.cells} cells are in {found.table}"
+        lines[1:] = [f"{len(found.rows)} of {cost.cells} cells are in {found.table}", *filter(None, [found.next])]
     result(found.to_dict(), "\n".join(lines), format_)
     if found.failed:
         name, message = next(iter(found.failed.items()))

@@ -81,10 +81,6 @@ class Form:
         return tuple(dict.fromkeys(name for t in self.terms for name in t.parameters))
 
     @property
-    def amplitudes(self) -> tuple[str, ...]:
-        return tuple(t.amplitude for t in self.terms if t.amplitude)
-
-    @property
     def variables(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(v for t in self.terms for _, f in t.exponents for v in f.variables))
 

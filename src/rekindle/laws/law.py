@@ -1,9 +1,10 @@
 """A law: forms with their numbers, how exact these are, and where they were fitted. Read from a YAML file.
 
 A law has rows, one for each way to a model (`dense`, `scratch`, `upcycled`, ...). Numbers are kept as printed: half a
-unit of the last printed digit is how far rounding may have moved them. A law of your own runs has `draws` instead,
-bootstrap fits of all rows together. Either way `sample` gives sets of coefficients, and whatever is decided from a law
-is decided in each of them.
+unit of the last printed digit is how far rounding may have moved them. Where a paper prints standard errors that stand
+alone, a row has these too (a root mean square error of the loss is one of the additive constant). A law of your own
+runs has `draws` instead, bootstrap fits of all rows together. Either way `sample` gives sets of coefficients, and
+whatever is decided from a law is decided in each of them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SEEN = ("seen", "second-hand", "recalled", "own runs")
 PARAMS = ("dense", "active", "total")
 UNIT = "nats per token; parameters and tokens as counts"
 SEED = 20250203
-_ROW_KEYS = ("form", "coefficients", "domain", "params")
+_ROW_KEYS = ("form", "coefficients", "errors", "domain", "params")
 _KEYS = ("name", "title", "source", "seen", "unit", "note", "domain", "shared", "rows", "draws")
 
 
@@ -40,6 +41,7 @@ class Row:
     rounding: Mapping[str, float]  # half a unit of the last printed digit; 0 where all digits are there
     domain: Mapping[str, tuple[float, float]]  # variable -> least and most that it was fitted on
     params: str = "dense"  # which parameters N counts: of the dense model, the active ones, or all
+    errors: Mapping[str, float] = field(default_factory=dict)  # standard errors, as far as they are printed
 
     def loss(self, **points: Any) -> Floats:
         """In nats per token, of arrays or numbers by variable."""
@@ -72,7 +74,7 @@ class Law:
 
     @property
     def fit_error_known(self) -> bool:
-        return bool(self.draws)
+        return bool(self.draws) or all(row.errors for row in self.rows.values())
 
     def row(self, name: str) -> Row:
         """Raises RekindleError where the law has no such row."""
@@ -83,8 +85,8 @@ class Law:
     def sample(self, count: int) -> dict[str, dict[str, Floats]]:
         """Sets of numbers that the law may as well have, row -> name -> [count, 1]; the same at every call.
 
-        Bootstrap draws where the law has them; else each printed number anywhere within its rounding, independently,
-        those that rows share drawn once.
+        Bootstrap draws where the law has them; else each printed number anywhere within its rounding and, normally,
+        about its standard error, independently, those that rows share drawn once.
         """
         if self.draws:
             return {
@@ -101,6 +103,7 @@ class Law:
             found[name] = {}
             for key, value in row.values.items():
                 drawn = value + row.rounding[key] * random.uniform(-1, 1, (count, 1))
+                drawn += row.errors[key] * random.standard_normal((count, 1)) if key in row.errors else 0.0
                 found[name][key] = once.setdefault(key, drawn) if key in self.shared else drawn
         return found
 
@@ -179,6 +182,9 @@ def _row(data: Any, shared: Mapping[str, Any], domain: Mapping[str, Any], where:
     if unknown := [name for name in given if name not in wanted]:
         raise RekindleError(f"The form {form.name} has no {', '.join(unknown)}.", where=where, hint=form.formula)
     numbers = {name: _printed(given[name], f"{where}.{name}") for name in wanted}
+    errors = data.get("errors") or {}
+    if not isinstance(errors, dict) or any(name not in wanted for name in errors):
+        raise RekindleError(f"errors is {errors!r}.", where=where, hint=f"standard errors of {', '.join(wanted)}")
     limits = {**domain, **(data.get("domain") or {})}
     for variable, limit in limits.items():
         if not _is_range(limit):
@@ -189,6 +195,7 @@ def _row(data: Any, shared: Mapping[str, Any], domain: Mapping[str, Any], where:
         {name: half for name, (_, half) in numbers.items()},
         {variable: (float(low), float(high)) for variable, (low, high) in limits.items()},
         _counted(data.get("params", "dense"), where),
+        {name: _printed(error, f"{where}.errors.{name}")[0] for name, error in errors.items()},
     )
 
 

@@ -1,4 +1,4 @@
-"""sweep: a grid run into a folder, and the table of what came out."""
+"""sweep: a grid run into a folder, the table of what came out, and the run to add next."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.errors import RekindleError
+from rekindle.laws.fit import fit
+from rekindle.laws.next_run import BEYOND, next_run
+from rekindle.laws.question import Question
+from rekindle.laws.table import make_table
 from rekindle.sweep.collect import rows_of, write_table
 from rekindle.sweep.count import Cost, cost_of
 from rekindle.sweep.grid import read_grid, steps_of
@@ -17,16 +21,17 @@ TABLE = "runs.csv"
 
 @dataclass(frozen=True)
 class Swept:
-    """`rows` of the table, `failed` steps with their messages."""
+    """`rows` of the table, `failed` steps with their messages, and the `next` run, or why none can be told."""
 
     table: Path | None
     cost: Cost
     rows: list[dict[str, Any]]
     failed: dict[str, str]
+    next: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {"table": self.table and str(self.table), "cost": self.cost.to_dict(), "failed": self.failed,
-                "cells_done": len(self.rows)}  # fmt: skip
+                "cells_done": len(self.rows), "next": self.next}  # fmt: skip
 
 
 def sweep(
@@ -61,4 +66,14 @@ def sweep(
     if not rows:
         raise RekindleError("No cell of the grid ended.", where=out, why=next(iter(failed.values()), None))
     write_table(rows, out / TABLE)
-    return Swept(out / TABLE, cost, rows, failed)
+    return Swept(out / TABLE, cost, rows, failed, next_of(rows, str(out / TABLE)))
+
+
+def next_of(rows: list[dict[str, Any]], where: str) -> str:
+    """The run that most narrows the verdict a factor beyond the grid's far corner, or why the table cannot tell."""
+    try:
+        found = fit(make_table(rows, where), "upcycling", "squares")
+    except RekindleError:
+        return f"next: {len(rows)} cells carry no law yet; `rekindle fit {where}` says what is missing"
+    params, sunk, tokens = (BEYOND * max(row[v] for row in rows) for v in ("params", "sunk", "tokens"))
+    return next_run(found, Question(params, sunk, tokens)).sentence

@@ -11,7 +11,7 @@ from rekindle.lab.claims import interval
 from rekindle.report.chart import Chart
 from rekindle.report.labels import spread
 from rekindle.report.style import Sheet, colour, series, text_width
-from rekindle.report.words import nats
+from rekindle.report.words import count, nats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,8 +72,11 @@ def dots(name: str, what: str, arms: Mapping[str, Sequence[float]], axis: str = 
     return Chart(name, lowest(what, arms), caption, ("arm", "seed", axis), rows, draw, height, height)
 
 
-def lines(name: str, what: str, arms: Sequence[Line], below: str, axis: str = LOSS) -> Chart:
-    """Arms along a numeric axis: the mean over seeds, each seed a dot, intervals as bars. The title tells the end."""
+def lines(name: str, what: str, arms: Sequence[Line], below: str, axis: str = LOSS, *, counts: bool = False) -> Chart:
+    """Arms along a numeric axis: the mean over seeds, each seed a dot, intervals as bars. The title tells the end.
+
+    With `counts` the axis is of tokens or parameters: logarithmic, labelled 1M and so on.
+    """
     seeds = max(len(values) for arm in arms for values in arm.points.values())
 
     def draw(sheet: Sheet) -> bool:
@@ -81,19 +84,22 @@ def lines(name: str, what: str, arms: Sequence[Line], below: str, axis: str = LO
         wide = 0.0 if sheet.narrow else text_width(sheet.figure, names, fontweight="bold") + 62
         axes = sheet.axes(48, 40, sheet.width - 14 - wide, sheet.height - 50)
         everywhere = sorted({x for arm in arms for x in arm.points})
-        step = (everywhere[-1] - everywhere[0]) / 60 if len(everywhere) > 1 else 0.0
+        scale = math.log if counts else float
+        step = (scale(everywhere[-1]) - scale(everywhere[0])) / 60 if len(everywhere) > 1 else 0.0
+        if counts:
+            axes.set_xscale("log")
         for i, arm in enumerate(arms):
             look = series(i)
             aside = (i - (len(arms) - 1) / 2) * step / 2  # so that bars of arms don't hide each other
             means = {x: interval(values) for x, values in arm.points.items()}
-            xs = [x + aside for x in means]
+            xs = [x * math.exp(aside) if counts else x + aside for x in means]
             axes.plot(xs, [m.mean for m in means.values()], marker="o", markersize=5, **look, zorder=3)
             halves = [0.0 if math.isnan(m.half) else m.half for m in means.values()]
             axes.errorbar(xs, [m.mean for m in means.values()], halves, fmt="none", ecolor=look["color"],
                           elinewidth=1.2, alpha=0.6, zorder=2)  # fmt: skip
             for x, values in zip(xs, arm.points.values(), strict=True):
                 axes.plot([x] * len(values), values, "o", color=look["color"], markersize=3, alpha=0.5, zorder=2)
-        axes.set_xticks(everywhere, [f"{x:.3g}" for x in everywhere], minor=False)
+        axes.set_xticks(everywhere, [count(int(x)) if counts else f"{x:.3g}" for x in everywhere], minor=False)
         axes.minorticks_off()
         sheet.caption(axes, axis, below)
         if not sheet.narrow:

@@ -12,6 +12,7 @@ sweep/grid.py), no run reads a token twice, and the second seed repeats a part. 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,21 +143,24 @@ def raw_pairs(rows: list[dict[str, Any]]) -> dict[tuple, tuple[float, float]]:
 
 
 def overtaking(rows: list[dict[str, Any]]) -> Chart:
-    """How far the mixture from scratch is above the upcycled one, by D2, for the largest and the smallest D1."""
+    """How far the mixture from scratch is above the one upcycled after the largest D1, by D2; a line for each size."""
     pairs = raw_pairs(rows)
-    seed = min(key[3] for key in pairs)
-    sunk = sorted({key[1] for key in pairs})
+    largest = max(key[1] for key in pairs)
     arms = []
     for n in sorted({key[0] for key in pairs}):
-        cells = {d2: (a - b,) for (size, d1, d2, s), (a, b) in pairs.items() if (size, d1, s) == (n, sunk[-1], seed)}
-        arms.append(Line(f"N {count(n)}", {float(np.log2(d2 / 4096)): gap for d2, gap in sorted(cells.items())}))
-    return lines(
-        "overtaking",
-        f"After D1 = {count(sunk[-1])}, scratch above upcycled at the longest D2",
-        arms,
-        "log2 of D2 in steps of 4096 tokens",
-        "Loss from scratch − upcycled, nats per token",
+        gaps: dict[float, list[float]] = {}
+        for (size, d1, d2, _), (scratch, upcycled) in sorted(pairs.items()):
+            if (size, d1) == (n, largest):
+                gaps.setdefault(d2, []).append(scratch - upcycled)
+        arms.append(Line(f"N {count(n)}", gaps))
+    ends = [np.mean(arm.points[max(arm.points)]) for arm in arms]
+    chart = lines("overtaking", "", arms, "D2, tokens", "Loss from scratch − upcycled, nats per token", counts=True)
+    overtaken = sum(end < 0 for end in ends)
+    title = (
+        f"After D1 = {count(largest)}, {overtaken or 'none'} of {len(arms)} sizes overtaken from scratch by the longest "
+        f"D2: the gap there is {min(ends):+.2f} to {max(ends):+.2f} nats"
     )
+    return replace(chart, title=title, caption="Below 0 the mixture from scratch is better. Dots are seeds.")
 
 
 def _tokens(n: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -23,13 +24,22 @@ def page() -> str:
     parts = [HEAD]
     for group, verbs in GROUPS.items():
         parts.append(f"## {group}\n")
-        for verb in verbs:
+        for verb in all_verbs(verbs):
             parts.append(f"### rekindle {verb}\n\n```text\n{_help(verb)}\n```\n")
     return "\n".join(parts)
 
 
+def all_verbs(verbs: Iterable[str]) -> list[str]:
+    """These, and after each its own: archive, archive ls, ..."""
+    found = []
+    for verb in verbs:
+        command = rekindle.get_command(click.Context(rekindle), verb)
+        found += [verb, *(f"{verb} {name}" for name in getattr(command, "commands", ()))]
+    return found
+
+
 def _help(verb: str) -> str:
-    shown = CliRunner().invoke(rekindle, [verb, "--help"], prog_name="rekindle", terminal_width=100)
+    shown = CliRunner().invoke(rekindle, [*verb.split(), "--help"], prog_name="rekindle", terminal_width=100)
     if shown.exit_code:
         raise click.ClickException(shown.output)
     return "\n".join(line.rstrip() for line in shown.output.rstrip().splitlines())

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,10 @@ from rekindle.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-VERBS = [verb for verbs in GROUPS.values() for verb in verbs]
+sys.path.insert(0, str(ROOT / "docs"))
+import generate  # noqa: E402
+
+VERBS = generate.all_verbs(verb for verbs in GROUPS.values() for verb in verbs)
 SHOWN = ("demo", "lab")  # run for minutes: tests/lab runs them at a smaller scale
 
 
@@ -30,7 +34,7 @@ def examples(text: str) -> list[str]:
 
 
 def help_of(verb: str) -> str:
-    shown = CliRunner().invoke(rekindle, [verb, "--help"], prog_name="rekindle", terminal_width=200)
+    shown = CliRunner().invoke(rekindle, [*verb.split(), "--help"], prog_name="rekindle", terminal_width=200)
     assert shown.exit_code == 0, shown.output
     return shown.output
 
@@ -59,9 +63,6 @@ def test_every_verb_and_method_is_in_the_docs():
 
 
 def test_reference_is_what_help_says():
-    sys.path.insert(0, str(ROOT / "docs"))
-    import generate
-
     assert generate.PAGE.read_text() == generate.page(), "run `make docs`"
 
 
@@ -96,6 +97,8 @@ def desk(tmp_path_factory):
         (desk / "recipe.yaml").write_text("source: SRC\nsteps:\n- upcycle: {experts: 4}\n")
         (desk / "runs.csv").write_text(runs())
         (desk / "grid.yaml").write_text(GRID)
+        for step in (1200, 1400, 1600):
+            shutil.copytree(desk / "SRC", desk / "run" / f"step-{step}")
         yield desk
 
 
@@ -127,7 +130,7 @@ def test_every_example_runs(desk, monkeypatch):
     monkeypatch.chdir(desk)
     assert len(EXAMPLES) > 15
     for where, line in EXAMPLES:
-        words = shlex.split(line, comments=True)[1:]
+        words = [x for word in shlex.split(line, comments=True)[1:] for x in sorted(glob(word)) or [word]]
         if words[0] in SHOWN:
             continue
         _prepare(desk, words)
@@ -139,6 +142,11 @@ def _prepare(desk: Path, words: list[str]) -> None:
     """What a verb writes is new to it; OUT is made from SRC for one that reads it."""
     for written in {"utility": ["scores.json"], "fit": ["law.yaml"], "plan": ["page.html"]}.get(words[0], ()):
         (desk / written).unlink(missing_ok=True)
+    if words[0] in ("pack", "unpack", "archive"):
+        (desk / "model.rk").unlink(missing_ok=True)
+        (desk / "run.rk").unlink(missing_ok=True)
+        if words[0] != "pack":
+            api.pack(["run/step-1200", "run/step-1400"], "run.rk")
     if words[0] == "join":
         shutil.rmtree(desk / "OUT", ignore_errors=True)
         for part in ("1/2", "2/2"):

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rekindle.api import (
+        Archive,
         Model,
         apply,
         evaluate,
@@ -26,17 +27,20 @@ if TYPE_CHECKING:
         join,
         laws,
         open,
+        pack,
         plan,
         report,
         rewrite,
         run,
         train,
+        unpack,
         upcycle,
         utility,
         verify,
     )
 
 __all__ = [
+    "Archive",
     "Model",
     "__version__",
     "apply",
@@ -50,11 +54,13 @@ __all__ = [
     "join",
     "laws",
     "open",
+    "pack",
     "plan",
     "report",
     "rewrite",
     "run",
     "train",
+    "unpack",
     "upcycle",
     "utility",
     "verify",

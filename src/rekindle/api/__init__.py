@@ -6,16 +6,34 @@ rekindle.verify("moe", against="dense")
 
 from __future__ import annotations
 
+from rekindle.api.archive import (
+    archive_add,
+    archive_contents,
+    archive_diff,
+    archive_drop,
+    archive_info,
+    archive_verify,
+    pack,
+    unpack,
+)
 from rekindle.api.join import join
 from rekindle.api.laws import fit, laws, plan
 from rekindle.api.look import checksums, env, inspect, not_finite, verify
 from rekindle.api.model import Model, apply, command, gqa, grow_depth, grow_experts, open, rewrite, summary, upcycle
 from rekindle.api.recipe import is_training, load_recipe, run
 from rekindle.api.training import evaluate, init, report, train, utility
+from rekindle.codec.archive import Archive
 
 __all__ = [
+    "Archive",
     "Model",
     "apply",
+    "archive_add",
+    "archive_contents",
+    "archive_diff",
+    "archive_drop",
+    "archive_info",
+    "archive_verify",
     "checksums",
     "command",
     "env",
@@ -32,12 +50,14 @@ __all__ = [
     "load_recipe",
     "not_finite",
     "open",
+    "pack",
     "plan",
     "report",
     "rewrite",
     "run",
     "summary",
     "train",
+    "unpack",
     "upcycle",
     "utility",
     "verify",

@@ -33,6 +33,11 @@ GROUPS = {
         "fit": "A law of your own runs, with intervals.",
         "laws": "Published scaling laws, and how sure we are of them.",
     },
+    "keep": {
+        "pack": "A series of checkpoints in one file, a fraction of the size, every bit kept.",
+        "unpack": "A checkpoint out of an archive, as it was.",
+        "archive": "What is in an archive, whether it is whole, and changes to it.",
+    },
     "tell": {"report": "Curves, costs and a verdict of several runs: one HTML page."},
     "try": {
         "demo": "All of it on a small model, in minutes.",
@@ -45,6 +50,7 @@ MODULES = {
     "check": "look",
     "train": "training",
     "decide": "laws",
+    "keep": "archive",
     "tell": "training",
     "try": "lab",
 }

@@ -157,8 +157,8 @@ def overtaking(rows: list[dict[str, Any]]) -> Chart:
     chart = lines("overtaking", "", arms, "D2, tokens", "Loss from scratch − upcycled, nats per token", counts=True)
     overtaken = sum(end < 0 for end in ends)
     title = (
-        f"After D1 = {count(largest)}, {overtaken or 'none'} of {len(arms)} sizes overtaken from scratch by the longest "
-        f"D2: the gap there is {min(ends):+.2f} to {max(ends):+.2f} nats"
+        f"After D1 = {count(largest)}, {overtaken or 'none'} of {len(arms)} sizes overtaken from scratch by the "
+        f"longest D2: the gap there is {min(ends):+.2f} to {max(ends):+.2f} nats"
     )
     return replace(chart, title=title, caption="Below 0 the mixture from scratch is better. Dots are seeds.")
 

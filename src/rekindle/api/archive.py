@@ -1,0 +1,222 @@
+"""pack, unpack and what else is done with archives of checkpoint series."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rekindle.apply.threads import cores
+from rekindle.codec.archive import Archive
+from rekindle.codec.pack import KEYFRAME_EVERY
+from rekindle.errors import RekindleError
+
+Say = Callable[[str], object]
+_NUMBERED = re.compile(r"(?:^|[-_.])(?:global_)?(?:step|checkpoint|ckpt|iter|state)[-_]?(\d+)$")
+
+
+def pack(
+    checkpoints: str | Path | Sequence[str | Path],
+    archive: str | Path,
+    *,
+    keyframe_every: int = KEYFRAME_EVERY,
+    step: int | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Make an archive of checkpoint folders, each coded against the one before; all of each folder comes back.
+
+    Numbered checkpoints are packed in the order of their numbers. Every `keyframe_every`-th is coded on its own: so
+    many must at most be decoded to read one. What is packed stays packed if a later one fails. Returns `archive_info`.
+    """
+    from rekindle.codec.container import create
+    from rekindle.codec.source import open_source
+    from rekindle.store.files import Files
+    from rekindle.store.publish import explained
+
+    archive = Path(archive)
+    sources = _sources(checkpoints, step)
+    if archive.is_dir():
+        raise RekindleError(f"{archive} is a folder, not an archive.", hint=f"{archive}.rk")
+    if archive.exists() and not overwrite:
+        hint = "rekindle archive add, to add to it; or --overwrite"
+        raise RekindleError(f"{archive} exists.", hint=hint)
+    with Files() as files:  # before anything is written, or replaced
+        for folder, _ in sources:
+            open_source(folder, files)
+    with explained(archive):
+        archive.unlink(missing_ok=True)
+        create(archive)
+    return _add(sources, archive, keyframe_every, workers, say)
+
+
+def archive_add(
+    checkpoints: str | Path | Sequence[str | Path],
+    archive: str | Path,
+    *,
+    keyframe_every: int = KEYFRAME_EVERY,
+    step: int | None = None,
+    workers: int | None = None,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Add checkpoints behind the last of an archive; a kill loses at most the one being added. Returns `info`."""
+    return _add(_sources(checkpoints, step), Path(archive), keyframe_every, workers, say)
+
+
+def _add(
+    sources: list[tuple[Path, int | None]], archive: Path, keyframe_every: int, workers: int | None, say: Say
+) -> dict[str, Any]:
+    from rekindle.codec.pack import add_step
+    from rekindle.codec.source import open_source
+    from rekindle.store.files import Files
+
+    if keyframe_every < 1:
+        raise RekindleError(f"keyframe_every is {keyframe_every}.", hint=f"--keyframe-every {KEYFRAME_EVERY}")
+    with Files() as files:
+        before = None
+        for folder, number in sources:
+            source = open_source(folder, files)
+            with Archive(archive) as there:
+                links = _links(there)
+            entry = add_step(archive, source, number, keyframe=links == 0 or links >= keyframe_every, before=before,
+                             workers=workers or cores())  # fmt: skip
+            size = entry.nbytes + entry.index.nbytes
+            say(f"{folder}  {entry.raw / 1e6:.1f} MB -> {size / 1e6:.1f} MB ({entry.raw / size:.3g} x)")
+            before = source
+    return archive_info(archive)
+
+
+def _links(archive: Archive) -> int:
+    """Steps since the last keyframe, itself counted."""
+    steps = archive.directory.steps
+    for back, entry in enumerate(reversed(steps), 1):
+        if entry.reference is None:
+            return back
+    return 0
+
+
+def _sources(checkpoints: str | Path | Sequence[str | Path], step: int | None) -> list[tuple[Path, int | None]]:
+    """Folders with their step numbers, in the order in which they are packed."""
+    from rekindle.store.hub import locate
+
+    given = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
+    found = [(Path(locate(path)), step) for path in given]
+    if step is not None and len(found) > 1:
+        raise RekindleError(f"--step {step} names one checkpoint, not {len(found)}.", hint="one at a time")
+    if step is None:
+        found = [(path, step_of(path)) for path, _ in found]
+    if all(number is not None for _, number in found):
+        found.sort(key=lambda pair: pair[1] or 0)
+    return found
+
+
+def step_of(folder: Path) -> int | None:
+    """A checkpoint's step: from what its trainer wrote, or from the folder's name."""
+    for name, key in (("trainer_state.json", "global_step"), ("state.json", "step")):
+        try:
+            number = json.loads((folder / name).read_text(encoding="utf-8"))[key]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if type(number) is int and number >= 0:
+            return number
+    match = _NUMBERED.search(folder.resolve().name)
+    return int(match[1]) if match else None
+
+
+def unpack(
+    source: str | Path, out: str | Path, *, overwrite: bool = False, workers: int | None = None
+) -> dict[str, Any]:
+    """Write a step, `ARCHIVE@step` or the last of ARCHIVE, as the folder it was, every file to the byte."""
+    from rekindle.codec.unpack import unpack as write
+
+    path, number = split_name(source)
+    with Archive(path) as archive:
+        if not len(archive):
+            raise RekindleError("The archive has no steps yet.", where=path, hint="rekindle archive add")
+        name = archive.names[-1] if number is None else number
+        step = archive[name]
+        write(step, Path(out), overwrite=overwrite, workers=workers or cores())
+        return {"out": str(out), "step": name, "files": len(step.index.files), "bytes": step.entry.raw}
+
+
+def split_name(source: str | Path) -> tuple[Path, int | None]:
+    """ "runs.rk@1200" -> runs.rk, 1200."""
+    text = str(source)
+    path, at, number = text.rpartition("@")
+    if not at or os.path.exists(text):
+        return Path(text), None
+    if not number.isdigit():
+        raise RekindleError(f"{number!r} is no step.", where=text, hint=f"{path}@0; rekindle archive ls {path}")
+    return Path(path), int(number)
+
+
+def archive_info(archive: str | Path) -> dict[str, Any]:
+    """Steps of an archive, with what each takes; sizes in bytes."""
+    path, _ = split_name(archive)
+    with Archive(path) as found:
+        steps = [
+            {
+                "step": name,
+                "raw": entry.raw,
+                "bytes": entry.nbytes + entry.index.nbytes,
+                "ratio": entry.raw / (entry.nbytes + entry.index.nbytes),
+                "keyframe": entry.reference is None,
+                "tier": entry.tier,
+                "digest": entry.digest,
+            }
+            for name, entry in zip(found.names, found.directory.steps, strict=True)
+        ]
+        raw, size = sum(step["raw"] for step in steps), path.stat().st_size
+        return {"archive": str(path), "bytes": size, "raw": raw, "ratio": raw / size, "steps": steps,
+                "damage": list(found.directory.torn)}  # fmt: skip
+
+
+def archive_contents(source: str | Path) -> dict[str, Any]:
+    """Files and tensors of one step, and what each tensor takes (of a block shared by several, its share)."""
+    path, number = split_name(source)
+    with Archive(path) as archive:
+        if not len(archive):
+            raise RekindleError("The archive has no steps yet.", where=path, hint="rekindle archive add")
+        step = archive[archive.names[-1] if number is None else number]
+        index, taken = step.index, [0.0] * len(step.index.tensors)
+        for block in index.blocks:
+            for part in block.parts:
+                taken[part.tensor] += block.nbytes * part.count / block.n
+        return {
+            "step": step.name,
+            "files": [file.path for file in index.files],
+            "tensors": [
+                {"name": t.key, "dtype": t.dtype, "shape": list(t.shape), "raw": t.nbytes, "bytes": round(size)}
+                for t, size in zip(index.tensors, taken, strict=True)
+            ],
+        }
+
+
+def archive_verify(archive: str | Path, *, workers: int | None = None, say: Say = lambda text: None) -> list[str]:
+    """What is wrong with an archive, reading and decoding all of it; empty where it is whole."""
+    from rekindle.codec.check import check as prove
+
+    return prove(Path(archive), say, workers=workers or cores())
+
+
+def archive_drop(source: str | Path, *, workers: int | None = None) -> dict[str, Any]:
+    """Remove `ARCHIVE@step`; what was coded against it is coded anew. Returns `archive_info`."""
+    from rekindle.codec.edit import drop
+
+    path, step = split_name(source)
+    if step is None:
+        raise RekindleError("Which step?", where=path, hint=f"{path}@N; rekindle archive ls {path}")
+    drop(path, step, workers=workers or cores())
+    return archive_info(path)
+
+
+def archive_diff(archive: str | Path, first: int, second: int) -> list[dict[str, Any]]:
+    """How each tensor of step `first` differs in `second`: share of values changed, and the largest change."""
+    from rekindle.codec.compare import compare
+
+    with Archive(archive) as found:
+        return compare(found[first], found[second])

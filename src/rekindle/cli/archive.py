@@ -1,0 +1,202 @@
+"""pack, unpack, archive: checkpoint series in a fraction of the space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from rekindle import api
+from rekindle.cli.out import FORMAT, nbytes, result, say, table
+from rekindle.cli.training import DEBUG, OVERWRITE
+from rekindle.codec.pack import KEYFRAME_EVERY
+from rekindle.errors import CheckFailed, RekindleError
+
+WORKERS = click.option("--workers", type=int, metavar="N", help="blocks at a time  [as many as cores]")
+KEYFRAMES = click.option(
+    "--keyframe-every",
+    type=int,
+    default=KEYFRAME_EVERY,
+    metavar="K",
+    help=f"code every K-th on its own: at most K are decoded to read one  [{KEYFRAME_EVERY}]",
+)
+STEP = click.option("--step", type=int, metavar="N", help="its number  [from trainer_state.json or the folder's name]")
+
+
+@click.command("pack")
+@click.argument("ckpt", nargs=-1, required=True)
+@click.argument("archive")
+@KEYFRAMES
+@STEP
+@WORKERS
+@OVERWRITE
+@FORMAT
+@DEBUG
+def pack(ckpt: tuple[str, ...], archive: str, overwrite: bool, format_: str, debug: bool, **given: Any) -> None:
+    """A series of checkpoints in one file, each coded against the one before; every bit comes back.
+
+    CKPT is a folder with safetensors files; moments, tokenizer and all else in it are packed too. Folders that are
+    numbered (step-1200, checkpoint-1200) are packed in the order of their numbers.
+
+    \b
+    rekindle pack run/step-* run.rk
+    rekindle pack SRC model.rk
+    """
+    data = api.pack(list(ckpt), archive, overwrite=overwrite, say=say, **_counted(given))
+    result(data, _listed(data), format_)
+
+
+@click.command("unpack")
+@click.argument("archive", metavar="ARCHIVE[@STEP]")
+@click.argument("out")
+@WORKERS
+@OVERWRITE
+@FORMAT
+@DEBUG
+def unpack(archive: str, out: str, overwrite: bool, format_: str, debug: bool, **given: Any) -> None:
+    """A checkpoint out of an archive, every file as it was, to the byte; without @STEP the last.
+
+    \b
+    rekindle unpack run.rk@1200 OUT
+    """
+    data = api.unpack(archive, out, overwrite=overwrite, **_counted(given))
+    result(data, f"step {data['step']}: {data['files']} files, {nbytes(data['bytes'])}, in {out}", format_)
+
+
+@click.group("archive")
+def archive() -> None:
+    """What is in an archive, whether it is whole, and changes to it.
+
+    \b
+    rekindle archive ls run.rk
+    rekindle archive verify run.rk
+    """
+
+
+@archive.command("ls")
+@click.argument("archive_", metavar="ARCHIVE")
+@FORMAT
+@DEBUG
+def ls(archive_: str, format_: str, debug: bool) -> None:
+    """Steps, and what each takes.
+
+    \b
+    rekindle archive ls run.rk
+    """
+    data = api.archive_info(archive_)
+    result(data, _listed(data), format_)
+    for damage in data["damage"]:
+        say(f"note: {damage}")
+
+
+@archive.command("info")
+@click.argument("archive_", metavar="ARCHIVE[@STEP]")
+@FORMAT
+@DEBUG
+def info(archive_: str, format_: str, debug: bool) -> None:
+    """Files and tensors of a step, and what each takes; without @STEP of the last.
+
+    \b
+    rekindle archive info run.rk@1200
+    """
+    data = api.archive_contents(archive_)
+    rows = [("", "dtype", "shape", "bytes", "packed", "")]
+    for x in data["tensors"]:
+        ratio = f"{x['raw'] / x['bytes']:.2f} x" if x["bytes"] else ""
+        rows.append(
+            (x["name"], x["dtype"], "x".join(map(str, x["shape"])), nbytes(x["raw"]), nbytes(x["bytes"]), ratio)
+        )
+    result(data, f"{data['step']}: {', '.join(data['files'])}\n\n{table(rows, right=(3, 4, 5))}", format_)
+
+
+@archive.command("verify")
+@click.argument("archive_", metavar="ARCHIVE")
+@WORKERS
+@FORMAT
+@DEBUG
+def verify(archive_: str, format_: str, debug: bool, **given: Any) -> None:
+    """Is every byte of it whole? Decodes all steps; exit code 1 where anything is damaged.
+
+    \b
+    rekindle archive verify run.rk
+    """
+    wrong = api.archive_verify(archive_, say=say, **_counted(given))
+    result({"archive": archive_, "damage": wrong}, "\n".join(wrong) or f"{archive_} is whole", format_)
+    if wrong:
+        raise CheckFailed(
+            f"{archive_} is damaged in {len(wrong)} place(s).", hint="steps that are whole can be unpacked"
+        )
+
+
+@archive.command("diff")
+@click.argument("archive_", metavar="ARCHIVE")
+@click.argument("first", type=int)
+@click.argument("second", type=int)
+@FORMAT
+@DEBUG
+def diff(archive_: str, first: int, second: int, format_: str, debug: bool) -> None:
+    """How the tensors of two steps differ.
+
+    \b
+    rekindle archive diff run.rk 1200 1400
+    """
+    found = api.archive_diff(archive_, first, second)
+    rows = [("", "", "values changed", "largest change")]
+    for x in found:
+        if x["what"] != "same":
+            share = "" if x["changed"] is None else f"{100 * x['changed']:.1f} %"
+            rows.append((x["name"], x["what"], share, "" if x["largest"] is None else f"{x['largest']:.3g}"))
+    same = sum(x["what"] == "same" for x in found)
+    result({"tensors": found}, f"{same} of {len(found)} are the same\n{table(rows, right=(2, 3))}", format_)
+
+
+@archive.command("add")
+@click.argument("ckpt", nargs=-1, required=True)
+@click.argument("archive_", metavar="ARCHIVE")
+@KEYFRAMES
+@STEP
+@WORKERS
+@FORMAT
+@DEBUG
+def add(ckpt: tuple[str, ...], archive_: str, format_: str, debug: bool, **given: Any) -> None:
+    """Add checkpoints behind the last. A kill leaves the archive without the one that was being added.
+
+    \b
+    rekindle archive add run/step-1600 run.rk
+    """
+    data = api.archive_add(list(ckpt), archive_, say=say, **_counted(given))
+    result(data, _listed(data), format_)
+
+
+@archive.command("drop")
+@click.argument("archive_", metavar="ARCHIVE@STEP")
+@WORKERS
+@FORMAT
+@DEBUG
+def drop(archive_: str, format_: str, debug: bool, **given: Any) -> None:
+    """Remove a step. What was coded against it is coded anew; the others keep their numbers.
+
+    \b
+    rekindle archive drop run.rk@1200
+    """
+    data = api.archive_drop(archive_, **_counted(given))
+    result(data, _listed(data), format_)
+
+
+def _counted(given: dict[str, Any]) -> dict[str, Any]:
+    workers = given.get("workers")
+    if workers is not None and workers < 1:
+        raise RekindleError(f"workers is {workers}.", hint="--workers 2")
+    return given
+
+
+def _listed(data: dict[str, Any]) -> str:
+    rows = [("step", "bytes", "packed", "", "")]
+    for x in data["steps"]:
+        kind = "keyframe" if x["keyframe"] else ""
+        rows.append((str(x["step"]), nbytes(x["raw"]), nbytes(x["bytes"]), f"{x['ratio']:.3f} x", kind))
+    whole = f"{nbytes(data['raw'])} in {nbytes(data['bytes'])}: {data['ratio']:.3f} x"
+    return f"{table(rows, right=(0, 1, 2, 3))}\n{data['archive']}: {whole}"
+
+
+COMMANDS = {"pack": pack, "unpack": unpack, "archive": archive}

@@ -1,0 +1,59 @@
+"""Leave a step out of an archive: those coded against it are coded anew, all others copied as they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from rekindle.codec.archive import Archive
+from rekindle.codec.container import StepEntry, commit, create, read_directory
+from rekindle.codec.pack import lock_of, write_step
+from rekindle.store.publish import alone, explained, partial_path, sync
+
+
+def drop(path: Path, name: int, *, workers: int = 1) -> int:
+    """Write the archive without step `name` beside its place, and rename it there. Returns the bytes gained."""
+    partial = partial_path(path)
+    with explained(path), alone(lock_of(path), f"changing {path.name}"), Archive(path) as archive:
+        gone = archive[name].entry
+        partial.unlink(missing_ok=True)
+        try:
+            create(partial)
+            with partial.open("r+b", buffering=0) as file:
+                _copy(archive, gone, file.fileno(), partial, workers)
+            size = path.stat().st_size
+            shutil.copymode(path, partial)
+            partial.replace(path)
+            sync(path.absolute().parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    return size - path.stat().st_size
+
+
+def _copy(archive: Archive, gone: StepEntry, fd: int, partial: Path, workers: int) -> None:
+    steps: list[StepEntry] = []
+    directory = read_directory(fd, partial)
+    end = directory.end
+    for entry in archive.directory.steps:
+        if entry.digest == gone.digest:
+            continue
+        if entry.reference == gone.digest:
+            reference = None if gone.reference is None else (archive.by_digest(gone.reference), None)
+            made = write_step(fd, end, archive.step(entry).source(), entry.step, reference, workers)
+        else:
+            made = replace(entry, offset=end, index=replace(entry.index, offset=end + entry.nbytes))
+            _move(archive, entry, fd, end)
+        steps.append(made)
+        end = made.index.end
+    commit(fd, directory, tuple(steps), end)
+
+
+def _move(archive: Archive, entry: StepEntry, fd: int, end: int) -> None:
+    at, left = entry.offset, entry.index.end - entry.offset
+    while left:
+        data = archive.read(at, min(left, 1 << 24))
+        os.pwrite(fd, data, end)
+        at, end, left = at + len(data), end + len(data), left - len(data)

@@ -1,0 +1,165 @@
+"""Add checkpoints to an archive, each coded against the one before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from rekindle.codec.archive import Archive, Step, matches
+from rekindle.codec.block import Block, encode, words
+from rekindle.codec.container import (
+    Directory,
+    Span,
+    StepEntry,
+    checksum,
+    commit,
+)
+from rekindle.codec.index import BlockEntry, Index, Part, is_real, shrink
+from rekindle.codec.kernel import Words, kernel
+from rekindle.codec.layout import layout, pairs
+from rekindle.codec.source import Source
+from rekindle.errors import RekindleError
+from rekindle.store.publish import alone, explained
+
+KEYFRAME_EVERY = 10
+Reference = tuple[Step, Source | None]  # the step that a new one is coded against, and its source where that is at hand
+
+
+def add_step(
+    path: Path,
+    source: Source,
+    step: int | None,
+    *,
+    keyframe: bool,
+    before: Source | None = None,
+    workers: int = 1,
+) -> StepEntry:
+    """Code a checkpoint behind the last one of an archive; `before` is the last one's source, where it is at hand.
+
+    Raises RekindleError where its step is there already, where the disc is full, or where another process adds.
+    """
+    with explained(path), alone(lock_of(path), f"adding to {path.name}"), Archive(path) as archive:
+        last = archive.directory
+        check_name(path, last, step)
+        reference = None if keyframe or not len(archive) else (archive.step(last.steps[-1]), before)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            entry = write_step(fd, last.end, source, step, reference, workers)
+            if entry.digest in [there.digest for there in last.steps]:
+                raise RekindleError("The archive has this very checkpoint already.", where=path)
+            commit(fd, last, (*last.steps, entry), entry.index.end)
+        except BaseException:
+            os.ftruncate(fd, last.end)
+            raise
+        finally:
+            os.close(fd)
+    return entry
+
+
+def lock_of(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
+
+
+def check_name(path: Path, directory: Directory, step: int | None) -> None:
+    """Steps are all numbered, or none is; and each number is there once."""
+    there = [entry.step for entry in directory.steps]
+    if step is not None and step in there:
+        raise RekindleError(f"The archive has step {step} already.", where=path, hint="--step with another number")
+    if there and (step is None) != (there[0] is None):
+        has, lacks = ("has no", "have") if step is None else ("has a", "have no")
+        raise RekindleError(f"This checkpoint {has} step number, and those in the archive {lacks} one.", where=path,
+                            hint="--step N" if step is None else "another archive")  # fmt: skip
+
+
+def write_step(
+    fd: int, offset: int, source: Source, step: int | None, reference: Reference | None, workers: int
+) -> StepEntry:
+    """Blocks and index from `offset` on."""
+    beside = pairs(source.tensors)
+    known = [reference is not None and matches(reference[0], [tensor]) is not None for tensor in source.tensors]
+    plan = layout(source.tensors, beside, known)
+    blocks, at = [], 0
+    for parts, (data, decoded) in zip(plan, _coded(source, plan, beside, reference, workers), strict=True):
+        os.pwrite(fd, data, offset + at)
+        blocks.append(BlockEntry(at, len(data), checksum(data), decoded, parts))
+        at += len(data)
+    index = Index(source.files, source.tensors, beside, blocks)
+    body = shrink(index.to_json())
+    os.pwrite(fd, body, offset + at)
+    return StepEntry(
+        step=step,
+        offset=offset,
+        nbytes=at,
+        index=Span(offset + at, len(body), checksum(body)),
+        digest=digest_of(index, step),
+        reference=None if reference is None else reference[0].entry.digest,
+        raw=sum(tensor.nbytes for tensor in source.tensors),
+        tier="fast",
+    )
+
+
+def digest_of(index: Index, step: int | None) -> str:
+    """SHA-256 of what a step holds, however it is coded."""
+    content = index.to_json() | {"step": step}
+    content["blocks"] = [[decoded, parts] for _, _, decoded, parts in content["blocks"]]
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+
+def _coded(
+    source: Source,
+    plan: Sequence[tuple[Part, ...]],
+    beside: dict[int, int],
+    reference: Reference | None,
+    workers: int,
+) -> Iterator[tuple[bytes, str]]:
+    """Each block's bytes, and the checksum of its values; a few at a time, in order."""
+
+    def one(parts: tuple[Part, ...]) -> tuple[bytes, str]:
+        first = source.tensors[parts[0].tensor]
+        values = _read(source, parts, [part.tensor for part in parts])
+        side = None
+        if parts[0].tensor in beside:
+            side = _read(source, parts, [beside[part.tensor] for part in parts])
+        block = Block(values, is_real(first.dtype), _reference(source, parts, reference), side)
+        return encode(kernel(), block), checksum(values)
+
+    if workers == 1:
+        yield from map(one, plan)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[tuple[bytes, str]]] = deque()
+        for parts in plan:
+            waiting.append(pool.submit(one, parts))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _read(source: Source, parts: Sequence[Part], tensors: Sequence[int]) -> Words:
+    word = source.tensors[tensors[0]].word
+    data = [source.read(t, part.start * word, part.count * word) for t, part in zip(tensors, parts, strict=True)]
+    return words(data[0] if len(data) == 1 else b"".join(data), 8 * word)
+
+
+def _reference(source: Source, parts: Sequence[Part], reference: Reference | None) -> Words | None:
+    """The same places of the step before: from its source where that is what was packed, else from the archive."""
+    if reference is None:
+        return None
+    step, at_hand = reference
+    found = matches(step, [source.tensors[part.tensor] for part in parts])
+    if found is None:
+        return None
+    there = tuple(replace(part, tensor=t) for part, t in zip(parts, found, strict=True))
+    packed = step.by_parts.get(there)
+    if at_hand is not None and packed is not None:
+        values = _read(at_hand, there, found)
+        if checksum(values) == packed.decoded:
+            return values
+    return step.gather(there, found)

@@ -1,0 +1,134 @@
+"""The inner loops: numpy's against C's, on whatever hypothesis thinks of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from rekindle.codec import kernel as module
+from rekindle.codec.fallback import Numpy
+from rekindle.codec.kernel import Broken, Native
+from rekindle.codec.tables import merge, own_tables, read_tables, round_to_total, table_of, write_tables
+
+LIBRARY = Path(module.__file__).with_name("_inner.so")
+WORDS = [np.dtype(f"<u{size}") for size in (1, 2, 4, 8)]
+KERNELS = [Numpy(), *([Native(LIBRARY)] if LIBRARY.exists() else [])]
+
+
+def both():
+    if len(KERNELS) < 2:
+        pytest.skip("no C loops were built here: there is no compiler")
+    return KERNELS
+
+
+def close_words(dtype, most=300):
+    """Values, and references of which many are near."""
+    size = st.integers(0, most)
+    values = size.flatmap(lambda n: npst.arrays(dtype, n))
+    return values.flatmap(
+        lambda v: st.tuples(st.just(v), npst.arrays(np.int8, v.size).map(lambda d: v + d.astype(dtype)))
+    )
+
+
+@pytest.mark.parametrize("dtype", WORDS[1:], ids=str)
+@given(data=st.data())
+def test_split_and_join(dtype, data):
+    values = data.draw(npst.arrays(dtype, st.integers(0, 200)))
+    results = [kernel.split(values) for kernel in KERNELS]
+    for symbols, rest in results:
+        assert np.array_equal(symbols, results[0][0])
+        assert np.array_equal(rest, results[0][1])
+    for kernel in KERNELS:
+        assert np.array_equal(kernel.join(*results[0], dtype), values)
+
+
+def test_the_top_byte_of_a_float_is_its_exponent():
+    values = np.array([1.0, -1.0, 3.0, -0.125, np.inf], np.float32)
+    for kernel in KERNELS:
+        symbols, _ = kernel.split(values.view(np.uint32))
+        assert symbols.tolist() == [127, 127, 128, 124, 255]
+
+
+@pytest.mark.parametrize("dtype", WORDS, ids=str)
+@given(data=st.data(), bias=st.integers(-(2**63), 2**63 - 1) | st.just(0), real=st.booleans(), referred=st.booleans())
+def test_differences_come_back(dtype, data, bias, real, referred):
+    values, reference = data.draw(close_words(dtype))
+    reference = reference if referred else None
+    results = [kernel.delta(values, reference, bias, real) for kernel in KERNELS]
+    for symbols, raw in results:
+        assert np.array_equal(symbols, results[0][0])
+        assert np.array_equal(raw, results[0][1])
+    for kernel in KERNELS:
+        assert np.array_equal(kernel.undelta(*results[0], reference, bias, real, dtype), values)
+        with pytest.raises(Broken):
+            kernel.undelta(results[0][0], np.append(results[0][1], np.uint8(0)), reference, bias, real, dtype)
+
+
+def test_small_differences_have_small_classes():
+    values, reference = np.arange(100, 108, dtype="<u4"), np.full(8, 103, "<u4")
+    for kernel in KERNELS:
+        symbols, raw = kernel.delta(values, reference, 0, False)
+        assert symbols.tolist() == [3, 2, 1, 0, 1, 2, 3, 4]  # 3 2 1 0 1 2 3 4 apart
+        assert raw.size == (1 + 1 + 1 + 0 + 1 + 1 + 1 + 2 + 7) // 8
+
+
+def test_floats_are_subtracted_in_their_order():
+    """The smallest subnormal and its negative are two steps apart, across both zeros."""
+    values = np.array([1e-45, -1e-45, 0.0, -0.0], np.float32).view("<u4")
+    for kernel in KERNELS:
+        symbols, _ = kernel.delta(values, np.zeros(4, "<u4"), 0, True)
+        assert symbols.tolist() == [1, 2, 0, 1]
+
+
+@given(
+    symbols=npst.arrays(np.uint8, st.integers(0, 500), elements=st.integers(0, 5) | st.integers(0, 255)),
+    tables=st.integers(1, 4),
+)
+def test_coded_symbols_come_back(symbols, tables):
+    contexts = (symbols // 3 % tables).astype(np.uint8) if tables > 1 else None
+    counts = [kernel.count(symbols, contexts, tables) for kernel in KERNELS]
+    for found in counts:
+        assert np.array_equal(found, counts[0])
+    freqs = round_to_total(counts[0])
+    coded = [kernel.encode(symbols, contexts, freqs) for kernel in KERNELS]
+    for data in coded:
+        assert np.array_equal(data, coded[0])
+    for kernel in KERNELS:
+        assert np.array_equal(kernel.decode(coded[0], contexts, freqs, symbols.size), symbols)
+        for broken in (coded[0][:-2], coded[0][:-1], coded[0][:100], np.append(coded[0], coded[0][:2])):
+            with pytest.raises(Broken):
+                kernel.decode(broken, contexts, freqs, symbols.size)
+
+
+def test_coding_comes_within_a_hundredth_of_the_entropy():
+    random = np.random.default_rng(0)
+    symbols = random.geometric(0.4, 100_000).clip(0, 255).astype(np.uint8)
+    shares = np.bincount(symbols) / symbols.size
+    entropy = -sum(p * np.log2(p) for p in shares if p) / 8 * symbols.size
+    for kernel in both():
+        freqs = round_to_total(kernel.count(symbols, None, 1))
+        assert kernel.encode(symbols, None, freqs).size < 1.01 * entropy + 128
+
+
+@given(npst.arrays(np.uint32, (256, 256), elements=st.integers(0, 3), fill=st.just(np.uint32(0))), st.data())
+def test_tables_come_back(counts, data):
+    for _ in range(data.draw(st.integers(0, 4))):
+        counts[data.draw(st.integers(0, 255)), data.draw(st.integers(0, 255))] = data.draw(st.integers(512, 10**6))
+    own = own_tables(counts)
+    freqs = round_to_total(merge(counts, own))
+    assert (freqs.sum(axis=1) == 4096).all()
+    assert (freqs[:, :] > 0).sum() >= (merge(counts, own) > 0).sum()
+    assert set(table_of(own).tolist()) == set(range(len(own) + 1))
+    written = write_tables(own, freqs)
+    read = read_tables(memoryview(written + b"rest"))
+    assert np.array_equal(read[0], own)
+    assert np.array_equal(read[1], freqs)
+    assert read[2] == len(written)
+    for cut in range(0, len(written), 7):
+        with pytest.raises(Broken):
+            read_tables(memoryview(written[:cut]))

@@ -16,7 +16,7 @@ PAGE = Path(__file__).parent / "cli.md"
 HEAD = """# The command line
 
 Written by `make docs`. Results go to stdout, all else to stderr; exit codes: 0 done, 1 a check failed, 2 the request
-was wrong, 130 interrupted. `SRC` is a folder, `org/model[@revision]` or `hf://org/model`.
+was wrong, 130 interrupted. `SRC` is a folder, `org/model[@revision]`, `hf://org/model` or `ARCHIVE@step`.
 """
 
 

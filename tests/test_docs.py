@@ -142,7 +142,7 @@ def _prepare(desk: Path, words: list[str]) -> None:
     """What a verb writes is new to it; OUT is made from SRC for one that reads it."""
     for written in {"utility": ["scores.json"], "fit": ["law.yaml"], "plan": ["page.html"]}.get(words[0], ()):
         (desk / written).unlink(missing_ok=True)
-    if words[0] in ("pack", "unpack", "archive"):
+    if words[0] == "pack" or any(word.startswith("run.rk") for word in words):
         (desk / "model.rk").unlink(missing_ok=True)
         (desk / "run.rk").unlink(missing_ok=True)
         if words[0] != "pack":

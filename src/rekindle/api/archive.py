@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rekindle.api.source import local
 from rekindle.apply.threads import cores
 from rekindle.codec.archive import Archive
 from rekindle.codec.pack import KEYFRAME_EVERY
@@ -101,10 +102,8 @@ def _links(archive: Archive) -> int:
 
 def _sources(checkpoints: str | Path | Sequence[str | Path], step: int | None) -> list[tuple[Path, int | None]]:
     """Folders with their step numbers, in the order in which they are packed."""
-    from rekindle.store.hub import locate
-
     given = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
-    found = [(Path(locate(path)), step) for path in given]
+    found = [(local(path), step) for path in given]
     if step is not None and len(found) > 1:
         raise RekindleError(f"--step {step} names one checkpoint, not {len(found)}.", hint="one at a time")
     if step is None:

@@ -13,13 +13,14 @@ import numpy as np
 
 from rekindle import __version__
 from rekindle.api.model import Model, open, papers, summary
+from rekindle.api.source import local
 from rekindle.apply.threads import cores
+from rekindle.codec.kernel import kernel
 from rekindle.config import resolve
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, method_named
 from rekindle.store.folder import open_folder
-from rekindle.store.hub import locate
 from rekindle.store.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def checksums(source: str | Path) -> Iterator[str]:
     """Each shard that agrees with its recorded SHA-256; raises CheckFailed at one that does not."""
     from rekindle.apply.scan import check_shards
 
-    folder = locate(source)
+    folder = local(source)
     return check_shards(folder, read_manifest(folder))
 
 
@@ -133,7 +134,7 @@ def not_finite(source: str | Path) -> dict[str, int]:
     """{tensor: number of NaN and infinite values}, reading every byte."""
     from rekindle.apply.scan import not_finite as scan
 
-    return scan(open_folder(locate(source)))
+    return scan(open_folder(local(source)))
 
 
 def env() -> dict[str, str]:
@@ -158,6 +159,7 @@ def env() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "missing"
+    found["archives"] = f"{kernel().name} loops"
     found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     found["cores"] = str(cores())
     found["memory"] = f"{psutil.virtual_memory().total / 1e9:.1f} GB"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle import __version__
+from rekindle.api.source import local
 from rekindle.apply import save as saving
 from rekindle.apply.join import is_there, publishing_part
 from rekindle.apply.parts import parse_part
@@ -21,7 +22,6 @@ from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, method_named
 from rekindle.report.words import listed
 from rekindle.store.folder import open_folder
-from rekindle.store.hub import locate
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import check_free, publishing
 
@@ -192,11 +192,11 @@ def papers(verbs: Iterable[str]) -> str:
 
 
 def open(source: str | Path) -> Model:
-    """Open a checkpoint: a folder, `org/model[@revision]` or `hf://org/model`. Reads headers only.
+    """Open a checkpoint: a folder, `org/model[@revision]`, `hf://org/model` or `ARCHIVE@step`. Reads headers only.
 
     A config.json alone, as a folder or a file, can be planned with but not saved.
     """
-    return Model(str(source), open_checkpoint(open_folder(locate(source), bare=True)))
+    return Model(str(source), open_checkpoint(open_folder(local(source), bare=True)))
 
 
 def apply(verb: str, source: Model | str | Path, **options: Any) -> Model:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rekindle import __version__
 from rekindle.api.model import command
+from rekindle.api.source import local
 from rekindle.config import Resolved, dump_yaml, resolve, to_dict
 from rekindle.errors import RekindleError
-from rekindle.store.hub import locate
 from rekindle.store.publish import explained
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def train(
 
     options = options or resolve(TrainConfig, given)
     summary = run(
-        locate(source),
+        local(source),
         Path(out),
         options.config,
         command=command("train", [str(source), str(out)], options),
@@ -74,7 +74,7 @@ def evaluate(source: str | Path, options: Resolved[EvaluateConfig] | None = None
     from rekindle.train.config import EvaluateConfig
     from rekindle.train.evaluate import evaluate as measure
 
-    return measure(locate(source), (options or resolve(EvaluateConfig, given)).config)
+    return measure(local(source), (options or resolve(EvaluateConfig, given)).config)
 
 
 def utility(
@@ -91,7 +91,7 @@ def utility(
 
     if out is not None and Path(out).exists() and not overwrite:
         raise RekindleError("The file exists already.", where=out, hint="--overwrite replaces it")
-    scores = measure(locate(source), (options or resolve(UtilityConfig, given)).config)
+    scores = measure(local(source), (options or resolve(UtilityConfig, given)).config)
     if out is not None:
         with explained(Path(out)):
             Path(out).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")

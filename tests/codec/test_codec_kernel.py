@@ -69,6 +69,30 @@ def test_differences_come_back(dtype, data, bias, real, referred):
             kernel.undelta(results[0][0], np.append(results[0][1], np.uint8(0)), reference, bias, real, dtype)
 
 
+@pytest.mark.parametrize("dtype", WORDS[1:3], ids=str)
+@given(data=st.data(), bias=st.integers(-300, 300), real=st.booleans())
+def test_tracked_differences_come_back(dtype, data, bias, real):
+    values, reference = data.draw(close_words(dtype))
+    bias = max(-(2 ** (8 * dtype.itemsize - 8)), min(bias, 2 ** (8 * dtype.itemsize - 8)))
+    results = [kernel.track(values, reference, bias, real) for kernel in KERNELS]
+    for apart in results:
+        assert apart.dtype == dtype
+        assert np.array_equal(apart, results[0])
+    for kernel in KERNELS:
+        assert np.array_equal(kernel.untrack(results[0], reference, bias, real), values)
+
+
+def test_what_neighbours_share_is_foretold():
+    """A difference of 1000 everywhere, and of 3000 in the second half, is 0 after some values of each stretch."""
+    reference = np.arange(6400, dtype="<u4") * 77
+    moved = reference + np.repeat([1000, 3000], 3200).astype("<u4")
+    for kernel in KERNELS:
+        apart = kernel.track(moved, reference, 1000, False).view("<i4").reshape(64, 100)
+        assert not apart[:32].any()
+        assert apart[32:, 0].tolist() == [2000] * 32
+        assert abs(apart[32:, 90:]).max() < 10
+
+
 def test_small_differences_have_small_classes():
     values, reference = np.arange(100, 108, dtype="<u4"), np.full(8, 103, "<u4")
     for kernel in KERNELS:

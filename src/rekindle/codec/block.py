@@ -37,6 +37,12 @@ class Context(IntEnum):
     NONE, REFERENCE, BESIDE = range(3)
 
 
+class From(IntEnum):
+    """What a difference is from; tracked: from the reference and what the differences before foretell."""
+
+    NOTHING, REFERENCE, TRACKED = range(3)
+
+
 @dataclass(frozen=True)
 class Block:
     """What a block is of. `values` are bits as unsigned words [n]; reference and beside [n] are at the same places."""
@@ -54,6 +60,7 @@ class Block:
 class Choice:
     codec: Codec
     context: Context = Context.NONE
+    origin: From = From.NOTHING
     bias: int = 0
 
 
@@ -121,14 +128,33 @@ def _choices(kernel: Kernel, block: Block) -> Iterator[tuple[float, Choice]]:
         context = part.context(kind)
         if kind == Context.NONE or context is not None:
             yield below + _bits(kernel, symbols, context), Choice(Codec.PLANES, kind)
-    if part.reference is None and block.real:
+    for choice in _differences(part):
+        symbols, raw = _delta(kernel, part, choice)
+        bits = 8 * raw.size / max(symbols.size, 1) + _bits(kernel, symbols, part.context(choice.context))
+        yield bits, choice
+
+
+def _differences(part: Block) -> Iterator[Choice]:
+    if part.reference is None:
+        if not part.real:
+            yield Choice(Codec.DELTA)
         return
-    bias = 0 if part.reference is None else _bias(part)
-    kind = Context.NONE if part.reference is None else Context.REFERENCE
-    for offset in {0, bias}:
-        symbols, raw = kernel.delta(part.values, part.reference, offset, part.real)
-        bits = 8 * raw.size / max(symbols.size, 1) + _bits(kernel, symbols, part.context(kind))
-        yield bits, Choice(Codec.DELTA, kind, offset)
+    bias = _bias(part)
+    for offset in sorted({0, bias}):
+        yield Choice(Codec.DELTA, Context.REFERENCE, From.REFERENCE, offset)
+    if part.values.itemsize in (2, 4):
+        most = 1 << (8 * part.values.itemsize - 8)
+        yield Choice(Codec.DELTA, Context.REFERENCE, From.TRACKED, min(max(bias, -most), most))
+
+
+def _delta(kernel: Kernel, block: Block, choice: Choice) -> tuple[Bytes, Bytes]:
+    """Classes and raw bits of the differences that are chosen."""
+    if choice.origin == From.TRACKED:
+        assert block.reference is not None
+        apart = kernel.track(block.values, block.reference, choice.bias, block.real)
+        return kernel.delta(apart, None, 0, False)
+    reference = block.reference if choice.origin == From.REFERENCE else None
+    return kernel.delta(block.values, reference, choice.bias, block.real)
 
 
 def _sample(n: int) -> slice | np.ndarray:
@@ -232,21 +258,25 @@ def _decode_planes(kernel: Kernel, data: memoryview, n: int, block: Block) -> Wo
 
 
 def _encode_delta(kernel: Kernel, block: Block, choice: Choice) -> bytes:
-    symbols, raw = kernel.delta(block.values, block.reference, choice.bias, block.real)
+    symbols, raw = _delta(kernel, block, choice)
     coded = _encode_symbols(kernel, symbols, block.context(choice.context))
-    return b"".join(
-        (struct.pack("<BBq", choice.context, block.reference is not None, choice.bias), coded, raw.tobytes())
-    )
+    return b"".join((struct.pack("<BBq", choice.context, choice.origin, choice.bias), coded, raw.tobytes()))
 
 
 def _decode_delta(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
-    context = _context(data, block)
-    _, referred, bias = struct.unpack("<BBq", _exactly(data, 0, 10))
-    if referred > 1 or (referred and block.reference is None):
+    context, like = _context(data, block), block.values.dtype
+    _, origin, bias = struct.unpack("<BBq", _exactly(data, 0, 10))
+    if origin > max(From) or (origin and block.reference is None):
         raise Broken("its reference is missing")
-    symbols, raw = _decode_symbols(kernel, data[10:], n, context)
-    reference = block.reference if referred else None
-    return kernel.undelta(symbols, np.frombuffer(raw, np.uint8), reference, bias, block.real, block.values.dtype)
+    symbols, coded = _decode_symbols(kernel, data[10:], n, context)
+    raw = np.frombuffer(coded, np.uint8)
+    if origin == From.TRACKED:
+        if block.reference is None or like.itemsize not in (2, 4) or abs(bias) > 1 << (8 * like.itemsize - 8):
+            raise Broken("its running mean is out of bounds")
+        apart = kernel.undelta(symbols, raw, None, 0, False, like)
+        return kernel.untrack(apart, block.reference, bias, block.real)
+    reference = block.reference if origin == From.REFERENCE else None
+    return kernel.undelta(symbols, raw, reference, bias, block.real, like)
 
 
 def _context(data: memoryview, block: Block) -> Words | None:

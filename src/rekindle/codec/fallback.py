@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LANES, TOTAL, LOW = 32, 4096, 1 << 15
+LANES, TOTAL, LOW, STRETCHES = 32, 4096, 1 << 15, 64
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[Any]
@@ -62,6 +62,29 @@ class Numpy:
             d = np.where(bits & 1, np.uint64(0) - m, m).astype(like) + like.type(bias % 2**width)
             d = d + _ordered(reference, real) if reference is not None else d
         return _stored(d, real)
+
+    def track(self, values: Words, reference: Words, bias: int, real: bool) -> Words:
+        return self._track(False, values, reference, bias, real)
+
+    def untrack(self, apart: Words, reference: Words, bias: int, real: bool) -> Words:
+        return self._track(True, apart, reference, bias, real)
+
+    def _track(self, back: bool, source: Words, reference: Words, bias: int, real: bool) -> Words:
+        """One value of each stretch at a time."""
+        there, dtype, n = _ordered(reference, real), source.dtype, source.size
+        given = source if back else _ordered(source, real) - there
+        length, most = -(-n // STRETCHES), 1 << (8 * dtype.itemsize - 8)
+        padded = np.zeros(STRETCHES * length, dtype)
+        padded[:n] = given
+        rows = np.ascontiguousarray(padded.reshape(STRETCHES, length).T)
+        mean, signed = np.full(STRETCHES, bias * 256, np.int64), np.dtype(f"i{dtype.itemsize}")
+        for row in rows:
+            foretold = (mean >> 8).astype(dtype)
+            apart = row + foretold if back else row.copy()
+            row[:] = apart if back else row - foretold
+            mean += (np.clip(apart.view(signed).astype(np.int64), -most, most) * 256 - mean) >> 4
+        found = np.ascontiguousarray(rows.T).reshape(-1)[:n]
+        return _stored(found + there, real) if back else found
 
     def count(self, symbols: Bytes, contexts: Bytes | None, tables: int) -> NDArray[np.uint32]:
         which = symbols if contexts is None else contexts.astype(np.int32) * 256 + symbols

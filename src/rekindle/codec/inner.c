@@ -148,6 +148,38 @@ API int rk_undelta(int width, int real, const u8 *symbols, const u8 *raw, int64_
     return undelta_64(real, symbols, raw, nbytes, ref, bias, n, out);
 }
 
+/* ---- differences from what the neighbours' differences foretell ------------------------------------------------
+ *
+ * Second moments of neighbouring weights shrink or grow together. In each of 64 stretches of the values a running mean
+ * of the differences, in 256ths, is subtracted from them, and moves a sixteenth of the way to each.
+ */
+
+#define STRETCHES 64
+
+#define TRACK(T, S, W)                                                                                               \
+    static void track_##W(int back, int real, const T *src, const T *ref, int64_t bias, int64_t n, T *out) {         \
+        int64_t most = (int64_t)1 << (W - 8), length = (n + STRETCHES - 1) / STRETCHES;                              \
+        for (int64_t start = 0; start < n; start += length) {                                                        \
+            int64_t mean = bias * 256, end = start + length < n ? start + length : n;                                \
+            for (int64_t i = start; i < end; i++) {                                                                  \
+                T there = ordered_##W(ref[i], real), foretold = (T)(mean >> 8);                                      \
+                T apart = back ? (T)(src[i] + foretold) : (T)(ordered_##W(src[i], real) - there);                    \
+                out[i] = back ? stored_##W((T)(apart + there), real) : (T)(apart - foretold);                        \
+                int64_t d = (S)apart;                                                                                \
+                d = d > most ? most : d < -most ? -most : d;                                                         \
+                mean += (d * 256 - mean) >> 4;                                                                       \
+            }                                                                                                        \
+        }                                                                                                            \
+    }
+TRACK(u16, int16_t, 16)
+TRACK(u32, int32_t, 32)
+
+/* Differences of values from a reference, less what is foretold; or with `back`, values from these. Of 16 or 32 bits. */
+API void rk_track(int width, int back, int real, const void *src, const void *ref, int64_t bias, int64_t n, void *out) {
+    if (width == 16) track_16(back, real, src, ref, bias, n, out);
+    else track_32(back, real, src, ref, bias, n, out);
+}
+
 /* ---- counts ------------------------------------------------------------------------------------------------------ */
 
 /* counts [tables][256], cleared by the caller; contexts may be NULL: one table. */

@@ -51,6 +51,14 @@ class Kernel(Protocol):
         """Values again; raises Broken where there are not just so many raw bits."""
         ...
 
+    def track(self, values: Words, reference: Words, bias: int, real: bool) -> Words:
+        """Differences, of 16 or 32 bits, less a running mean of those before; `bias` is where that starts."""
+        ...
+
+    def untrack(self, apart: Words, reference: Words, bias: int, real: bool) -> Words:
+        """Values again."""
+        ...
+
     def count(self, symbols: Bytes, contexts: Bytes | None, tables: int) -> NDArray[np.uint32]:
         """How often each symbol occurs under each context [tables, 256]."""
         ...
@@ -79,6 +87,7 @@ class Native:
             ("join", None, (number, pointer, pointer, size, pointer)),
             ("delta", size, (number, number, pointer, pointer, ctypes.c_uint64, size, pointer, pointer)),
             ("undelta", number, (number, number, pointer, pointer, size, pointer, ctypes.c_uint64, size, pointer)),
+            ("track", None, (number, number, number, pointer, pointer, size, size, pointer)),
             ("count", None, (pointer, pointer, size, pointer)),
             ("rans_encode", size, (pointer, pointer, size, pointer, number, pointer)),
             ("rans_decode", number, (pointer, size, pointer, size, pointer, number, pointer)),
@@ -110,6 +119,17 @@ class Native:
         if self._c.rk_undelta(8 * out.itemsize, real, _at(symbols), _at(raw), raw.size, _at(reference), bias % 2**64,
                               out.size, _at(out)):  # fmt: skip
             raise Broken("its raw bits are not those of its classes")
+        return out
+
+    def track(self, values: Words, reference: Words, bias: int, real: bool) -> Words:
+        return self._track(False, values, reference, bias, real)
+
+    def untrack(self, apart: Words, reference: Words, bias: int, real: bool) -> Words:
+        return self._track(True, apart, reference, bias, real)
+
+    def _track(self, back: bool, source: Words, reference: Words, bias: int, real: bool) -> Words:
+        out = np.empty_like(source)
+        self._c.rk_track(8 * out.itemsize, back, real, _at(source), _at(reference), bias, out.size, _at(out))
         return out
 
     def count(self, symbols: Bytes, contexts: Bytes | None, tables: int) -> NDArray[np.uint32]:

@@ -83,12 +83,15 @@ def test_the_same_bytes_whatever_the_workers(tmp_path, series, packed):
     assert (tmp_path / "one.rk").read_bytes() == packed.read_bytes()
 
 
-def test_numpy_writes_the_same_bytes(tmp_path, series, packed, monkeypatch):
+@pytest.mark.parametrize("tier", ["fast", "max"])
+def test_numpy_writes_the_same_bytes(tmp_path, series, monkeypatch, tier):
     from rekindle.codec import fallback, kernel
 
+    packed = tmp_path / "c.rk"
+    api.pack(series, packed, keyframe_every=3, tier=tier)
     monkeypatch.setattr("rekindle.codec.pack.kernel", lambda: fallback.Numpy())
     monkeypatch.setattr("rekindle.codec.archive.kernel", lambda: fallback.Numpy())
-    api.pack(series, tmp_path / "numpy.rk", keyframe_every=3, workers=1)
+    api.pack(series, tmp_path / "numpy.rk", keyframe_every=3, tier=tier, workers=1)
     assert (tmp_path / "numpy.rk").read_bytes() == packed.read_bytes()
     assert api.archive_verify(packed, workers=1) == []
     assert kernel.kernel().name in ("C", "numpy")
@@ -220,6 +223,7 @@ def test_a_reference_changed_on_disc_meanwhile_is_not_used(tmp_path, series, mon
         (lambda p: api.pack(p / "step-100", p), "is a folder"),
         (lambda p: api.pack(p / "step-100", p / "run.rk"), "exists"),
         (lambda p: api.pack(p / "step-100", p / "x.rk", keyframe_every=0), "keyframe_every is 0"),
+        (lambda p: api.pack(p / "step-100", p / "x.rk", tier="best"), "no tier 'best'"),
         (lambda p: api.pack([p / "step-100", p / "step-200"], p / "x.rk", step=3), "names one checkpoint"),
         (lambda p: api.unpack(p / "step-100" / "config.json", p / "out"), "no archive"),
         (lambda p: api.unpack(p / "none.rk", p / "out"), "cannot be read"),

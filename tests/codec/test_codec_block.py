@@ -18,8 +18,8 @@ def known(block):
 
 
 @pytest.mark.parametrize("dtype", WORDS, ids=str)
-@given(data=st.data(), real=st.booleans())
-def test_whatever_it_is_comes_back(dtype, data, real):
+@given(data=st.data(), real=st.booleans(), tier=st.sampled_from(["fast", "max"]))
+def test_whatever_it_is_comes_back(dtype, data, real, tier):
     n = data.draw(st.integers(1, 400))
     elements = data.draw(st.sampled_from([None, st.integers(0, 3)]))
     drawn = [data.draw(st.none() | npst.arrays(dtype, n, elements=elements)) for _ in range(2)]
@@ -28,7 +28,7 @@ def test_whatever_it_is_comes_back(dtype, data, real):
         | st.sampled_from([d for d in drawn if d is not None] or [np.zeros(n, dtype)])
     )
     block = Block(values, real, *drawn)
-    coded = [encode(kernel, block) for kernel in KERNELS]
+    coded = [encode(kernel, block, tier) for kernel in KERNELS]
     assert len(set(coded)) == 1
     assert len(coded[0]) <= values.nbytes + 1
     for kernel in KERNELS:
@@ -69,6 +69,18 @@ def test_each_kind_of_values_gets_its_own_coder():
         assert encode(kernel, Block(noise, False))[0] == Codec.STORED
 
 
+def test_the_tier_that_takes_its_time_learns_from_neighbours():
+    """Differences whose size drifts along the values: tables see them all at once."""
+    random = np.random.default_rng(0)
+    weights = series()[0]
+    size = np.exp(np.repeat(3 * random.normal(size=50), 1000)).astype(np.float32)
+    moved = (weights[0].view(np.float32) + 1e-5 * size * random.normal(size=50_000).astype(np.float32)).view("<u4")
+    for kernel in both():
+        fast, most = (encode(kernel, Block(moved, True, weights[0]), tier) for tier in ("fast", "max"))
+        assert most[0] == Codec.ADAPTIVE
+        assert len(most) < 0.97 * len(fast)
+
+
 def test_small_whole_numbers_take_few_bits():
     values = np.random.default_rng(0).integers(0, 1000, 20_000).astype("<u8")
     for kernel in both():
@@ -88,7 +100,7 @@ def test_changed_bytes_decode_to_something_or_are_broken(data):
         Block(weights[1], True, weights[0]), Block(first, True, None, second[1]), Block(weights[0], True),
         Block(np.frombuffer(b"abcd" * 200, np.uint8), False),
     ]))  # fmt: skip
-    coded = bytearray(encode(KERNELS[0], block))
+    coded = bytearray(encode(KERNELS[0], block, data.draw(st.sampled_from(["fast", "max"]))))
     for _ in range(data.draw(st.integers(1, 4))):
         coded[data.draw(st.integers(0, len(coded) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(coded)))

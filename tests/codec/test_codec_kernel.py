@@ -139,6 +139,32 @@ def test_coding_comes_within_a_hundredth_of_the_entropy():
         assert kernel.encode(symbols, None, freqs).size < 1.01 * entropy + 128
 
 
+@given(data=st.data(), bits=st.integers(1, 7), n=st.integers(0, 300))
+def test_adaptively_coded_symbols_come_back(data, bits, n):
+    symbols = data.draw(npst.arrays(np.uint8, n, elements=st.integers(0, 2**bits - 1)))
+    contexts, offsets = (
+        data.draw(st.none() | npst.arrays(np.uint16, n, elements=st.integers(0, 300))) for _ in range(2)
+    )
+    coded = [kernel.adapt(symbols, contexts, offsets, bits) for kernel in KERNELS]
+    for found in coded:
+        assert found is not None
+        assert np.array_equal(found, coded[0])
+    for kernel in KERNELS:
+        assert np.array_equal(kernel.unadapt(coded[0], contexts, offsets, bits, n), symbols)
+        for broken in (coded[0][:-1], coded[0][:3], np.append(coded[0], np.uint8(0))):
+            with pytest.raises(Broken):
+                kernel.unadapt(broken, contexts, offsets, bits, n)
+
+
+def test_a_learning_coder_comes_near_what_contexts_tell():
+    random = np.random.default_rng(0)
+    contexts = random.integers(0, 3, 60_000).astype(np.uint16)
+    symbols = (random.random(60_000) < np.array([0.01, 0.5, 0.9])[contexts]).astype(np.uint8)
+    bits = sum(-p * np.log2(p) - (1 - p) * np.log2(1 - p) for p in (0.01, 0.5, 0.9)) / 3 * 60_000
+    for kernel in KERNELS:
+        assert kernel.adapt(symbols, contexts, None, 1).size < 1.02 * bits / 8
+
+
 @given(npst.arrays(np.uint32, (256, 256), elements=st.integers(0, 3), fill=st.just(np.uint32(0))), st.data())
 def test_tables_come_back(counts, data):
     for _ in range(data.draw(st.integers(0, 4))):

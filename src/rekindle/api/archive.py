@@ -7,11 +7,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rekindle.api.source import local
 from rekindle.apply.threads import cores
 from rekindle.codec.archive import Archive
+from rekindle.codec.block import Tier
 from rekindle.codec.pack import KEYFRAME_EVERY
 from rekindle.errors import RekindleError
 
@@ -23,6 +24,7 @@ def pack(
     checkpoints: str | Path | Sequence[str | Path],
     archive: str | Path,
     *,
+    tier: Tier = "fast",
     keyframe_every: int = KEYFRAME_EVERY,
     step: int | None = None,
     overwrite: bool = False,
@@ -32,7 +34,8 @@ def pack(
     """Make an archive of checkpoint folders, each coded against the one before; all of each folder comes back.
 
     Numbered checkpoints are packed in the order of their numbers. Every `keyframe_every`-th is coded on its own: so
-    many must at most be decoded to read one. What is packed stays packed if a later one fails. Returns `archive_info`.
+    many must at most be decoded to read one. The tier max takes a little less space and several times as long. What is
+    packed stays packed if a later one fails. Returns `archive_info`.
     """
     from rekindle.codec.container import create
     from rekindle.codec.source import open_source
@@ -52,29 +55,37 @@ def pack(
     with explained(archive):
         archive.unlink(missing_ok=True)
         create(archive)
-    return _add(sources, archive, keyframe_every, workers, say)
+    return _add(sources, archive, tier, keyframe_every, workers, say)
 
 
 def archive_add(
     checkpoints: str | Path | Sequence[str | Path],
     archive: str | Path,
     *,
+    tier: Tier = "fast",
     keyframe_every: int = KEYFRAME_EVERY,
     step: int | None = None,
     workers: int | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Add checkpoints behind the last of an archive; a kill loses at most the one being added. Returns `info`."""
-    return _add(_sources(checkpoints, step), Path(archive), keyframe_every, workers, say)
+    return _add(_sources(checkpoints, step), Path(archive), tier, keyframe_every, workers, say)
 
 
 def _add(
-    sources: list[tuple[Path, int | None]], archive: Path, keyframe_every: int, workers: int | None, say: Say
+    sources: list[tuple[Path, int | None]],
+    archive: Path,
+    tier: Tier,
+    keyframe_every: int,
+    workers: int | None,
+    say: Say,
 ) -> dict[str, Any]:
     from rekindle.codec.pack import add_step
     from rekindle.codec.source import open_source
     from rekindle.store.files import Files
 
+    if tier not in get_args(Tier):
+        raise RekindleError(f"There is no tier {tier!r}.", hint=" or ".join(get_args(Tier)))
     if keyframe_every < 1:
         raise RekindleError(f"keyframe_every is {keyframe_every}.", hint=f"--keyframe-every {KEYFRAME_EVERY}")
     with Files() as files:
@@ -83,8 +94,9 @@ def _add(
             source = open_source(folder, files)
             with Archive(archive) as there:
                 links = _links(there)
-            entry = add_step(archive, source, number, keyframe=links == 0 or links >= keyframe_every, before=before,
-                             workers=workers or cores())  # fmt: skip
+            entry = add_step(archive, source, number,
+                             keyframe=links == 0 or links >= keyframe_every,
+                             before=before, tier=tier, workers=workers or cores())  # fmt: skip
             size = entry.nbytes + entry.index.nbytes
             say(f"{folder}  {entry.raw / 1e6:.1f} MB -> {size / 1e6:.1f} MB ({entry.raw / size:.3g} x)")
             before = source

@@ -20,12 +20,14 @@ KEYFRAMES = click.option(
     metavar="K",
     help=f"code every K-th on its own: at most K are decoded to read one  [{KEYFRAME_EVERY}]",
 )
+TIER = click.option("--tier", default="fast", metavar="fast|max", help="max: a little smaller, much slower  [fast]")
 STEP = click.option("--step", type=int, metavar="N", help="its number  [from trainer_state.json or the folder's name]")
 
 
 @click.command("pack")
 @click.argument("ckpt", nargs=-1, required=True)
 @click.argument("archive")
+@TIER
 @KEYFRAMES
 @STEP
 @WORKERS
@@ -153,6 +155,7 @@ def diff(archive_: str, first: int, second: int, format_: str, debug: bool) -> N
 @archive.command("add")
 @click.argument("ckpt", nargs=-1, required=True)
 @click.argument("archive_", metavar="ARCHIVE")
+@TIER
 @KEYFRAMES
 @STEP
 @WORKERS

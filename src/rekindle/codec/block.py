@@ -5,6 +5,7 @@
     same       nothing: the bytes are the reference's
     planes     the top byte of each value, sign turned to the bottom, as a symbol; the bytes below it as planes
     delta      the difference from the reference, or from nothing, as a class and raw bits
+    adaptive   the same, the classes by a coder that learns as it goes: smaller, and slower
 
 Symbols are coded by tables, one for each context: none, or the top byte of the reference's value, or of the value
 beside it (the second moment at the same place, for a first moment).
@@ -17,20 +18,22 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 
-from rekindle.codec.kernel import Broken, Bytes, Kernel, Words
+from rekindle.codec.kernel import Broken, Bytes, Contexts, Kernel, Words
 from rekindle.codec.tables import merge, own_tables, read_tables, round_to_total, table_of, write_tables
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+Tier = Literal["fast", "max"]
 SAMPLE = 4096  # values that a coder is chosen by, in pieces
 PIECES = 16
 WORTH = 0.985  # a plane is coded where that takes less than this share
 
 
 class Codec(IntEnum):
-    STORED, DEFLATE, SAME, PLANES, DELTA = range(5)
+    STORED, DEFLATE, SAME, PLANES, DELTA, ADAPTIVE = range(6)
 
 
 class Context(IntEnum):
@@ -70,22 +73,20 @@ def words(data: bytes | memoryview, dtype_bits: int) -> Words:
     return np.frombuffer(data, f"<u{width // 8}")
 
 
-def encode(kernel: Kernel, block: Block) -> bytes:
+def encode(kernel: Kernel, block: Block, tier: Tier = "fast") -> bytes:
     """The smallest of what the block's codecs make of it; never more than a byte longer than stored."""
     values = block.values
     if block.reference is not None and np.array_equal(values, block.reference):
         return bytes([Codec.SAME])
     best = min(_choices(kernel, block), key=lambda pair: pair[0])[1]
-    stored = bytes([Codec.STORED]) + values.tobytes()
-    if best.codec == Codec.STORED:
-        return stored
+    found = [bytes([Codec.STORED]) + values.tobytes()]
     if best.codec == Codec.DEFLATE:
-        coded = zlib.compress(values.tobytes(), 6)
+        found.append(bytes([Codec.DEFLATE]) + zlib.compress(values.tobytes(), 6))
     elif best.codec == Codec.PLANES:
-        coded = _encode_planes(kernel, block, best)
-    else:
-        coded = _encode_delta(kernel, block, best)
-    return min(bytes([best.codec]) + coded, stored, key=len)
+        found.append(_encode_planes(kernel, block, best))
+    elif best.codec == Codec.DELTA:
+        found += _encode_delta(kernel, block, best, tier)
+    return min(found, key=len)
 
 
 def decode(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
@@ -102,6 +103,8 @@ def decode(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
         return _decode_planes(kernel, body, n, block)
     if codec == Codec.DELTA:
         return _decode_delta(kernel, body, n, block)
+    if codec == Codec.ADAPTIVE:
+        return _decode_delta(kernel, body, n, block, adaptive=True)
     raise Broken(f"its codec {codec} does not fit")
 
 
@@ -230,7 +233,7 @@ def _exactly(data: memoryview, at: int, nbytes: int) -> memoryview:
 def _encode_planes(kernel: Kernel, block: Block, choice: Choice) -> bytes:
     values = block.values
     symbols, rest = kernel.split(values) if values.itemsize > 1 else (values, np.empty((0, values.size), np.uint8))
-    parts = [bytes([choice.context]), _encode_symbols(kernel, symbols, block.context(choice.context))]
+    parts = [bytes([Codec.PLANES, choice.context]), _encode_symbols(kernel, symbols, block.context(choice.context))]
     picked = _sample(values.size)
     for plane in rest:
         coded = b""
@@ -257,18 +260,28 @@ def _decode_planes(kernel: Kernel, data: memoryview, n: int, block: Block) -> Wo
     return kernel.join(symbols, rest, like) if like.itemsize > 1 else symbols
 
 
-def _encode_delta(kernel: Kernel, block: Block, choice: Choice) -> bytes:
+def _encode_delta(kernel: Kernel, block: Block, choice: Choice, tier: Tier) -> Iterator[bytes]:
+    """By tables, and in the tier that takes its time adaptively too."""
     symbols, raw = _delta(kernel, block, choice)
-    coded = _encode_symbols(kernel, symbols, block.context(choice.context))
-    return b"".join((struct.pack("<BBq", choice.context, choice.origin, choice.bias), coded, raw.tobytes()))
+    context = block.context(choice.context)
+    head = struct.pack("<BBq", choice.context, choice.origin, choice.bias)
+    yield b"".join((bytes([Codec.DELTA]), head, _encode_symbols(kernel, symbols, context), raw.tobytes()))
+    if tier == "max":
+        coded = kernel.adapt(symbols, None, _offsets(context), _class_bits(block))
+        if coded is not None:
+            sized = struct.pack("<I", coded.size) + coded.tobytes()
+            yield b"".join((bytes([Codec.ADAPTIVE]), head, sized, raw.tobytes()))
 
 
-def _decode_delta(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
+def _decode_delta(kernel: Kernel, data: memoryview, n: int, block: Block, *, adaptive: bool = False) -> Words:
     context, like = _context(data, block), block.values.dtype
     _, origin, bias = struct.unpack("<BBq", _exactly(data, 0, 10))
     if origin > max(From) or (origin and block.reference is None):
         raise Broken("its reference is missing")
-    symbols, coded = _decode_symbols(kernel, data[10:], n, context)
+    if adaptive:
+        symbols, coded = _unadapt(kernel, data[10:], n, block, context)
+    else:
+        symbols, coded = _decode_symbols(kernel, data[10:], n, context)
     raw = np.frombuffer(coded, np.uint8)
     if origin == From.TRACKED:
         if block.reference is None or like.itemsize not in (2, 4) or abs(bias) > 1 << (8 * like.itemsize - 8):
@@ -277,6 +290,22 @@ def _decode_delta(kernel: Kernel, data: memoryview, n: int, block: Block) -> Wor
         return kernel.untrack(apart, block.reference, bias, block.real)
     reference = block.reference if origin == From.REFERENCE else None
     return kernel.undelta(symbols, raw, reference, bias, block.real, like)
+
+
+def _unadapt(kernel: Kernel, data: memoryview, n: int, block: Block, context: Words | None) -> tuple[Bytes, memoryview]:
+    (nbytes,) = struct.unpack("<I", _exactly(data, 0, 4))
+    coded = np.frombuffer(_exactly(data, 4, nbytes), np.uint8)
+    return kernel.unadapt(coded, None, _offsets(context), _class_bits(block), n), data[4 + nbytes :]
+
+
+def _class_bits(block: Block) -> int:
+    """Of classes of differences: below twice the width."""
+    return (16 * block.values.itemsize).bit_length() - 1
+
+
+def _offsets(context: Words | None) -> Contexts | None:
+    """Twice the exponent: classes are half octaves, so that class and offset tell a difference's size."""
+    return None if context is None else 2 * top(context).astype(np.uint16)
 
 
 def _context(data: memoryview, block: Block) -> Words | None:

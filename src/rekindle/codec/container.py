@@ -86,11 +86,11 @@ def commit(fd: int, last: Directory, steps: tuple[StepEntry, ...], data_end: int
     before = last.at if last.commit else None
     body = shrink({"steps": [_entry(step) for step in steps], "before": before and _span(before)})
     offset = last.end if data_end is None else data_end
-    _write(fd, body, offset)
+    write_all(fd, body, offset)
     os.fsync(fd)
     number = last.commit + 1
     slot = _SLOT.pack(MAGIC, FORMAT, 0, number, offset, len(body), int(checksum(body), 16))
-    _write(fd, slot + struct.pack("<Q", int(checksum(slot), 16)), SLOT * (number % 2))
+    write_all(fd, slot + struct.pack("<Q", int(checksum(slot), 16)), SLOT * (number % 2))
     os.fsync(fd)
 
 
@@ -210,7 +210,7 @@ def _read_span(data: Any) -> Span:
     return Span(offset, nbytes, check)
 
 
-def _write(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, offset)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from rekindle.codec.archive import Archive
-from rekindle.codec.container import StepEntry, commit, create, read_directory
+from rekindle.codec.block import Tier
+from rekindle.codec.container import StepEntry, commit, create, read_directory, write_all
 from rekindle.codec.pack import lock_of, write_step
 from rekindle.store.publish import alone, explained, partial_path, sync
 
@@ -42,7 +42,8 @@ def _copy(archive: Archive, gone: StepEntry, fd: int, partial: Path, workers: in
             continue
         if entry.reference == gone.digest:
             reference = None if gone.reference is None else (archive.by_digest(gone.reference), None)
-            made = write_step(fd, end, archive.step(entry).source(), entry.step, reference, workers)
+            tier: Tier = "max" if entry.tier == "max" else "fast"
+            made = write_step(fd, end, archive.step(entry).source(), entry.step, reference, tier, workers)
         else:
             made = replace(entry, offset=end, index=replace(entry.index, offset=end + entry.nbytes))
             _move(archive, entry, fd, end)
@@ -55,5 +56,5 @@ def _move(archive: Archive, entry: StepEntry, fd: int, end: int) -> None:
     at, left = entry.offset, entry.index.end - entry.offset
     while left:
         data = archive.read(at, min(left, 1 << 24))
-        os.pwrite(fd, data, end)
+        write_all(fd, data, end)
         at, end, left = at + len(data), end + len(data), left - len(data)

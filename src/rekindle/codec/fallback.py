@@ -11,6 +11,7 @@ LANES, TOTAL, LOW, STRETCHES = 32, 4096, 1 << 15, 64
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[Any]
+Contexts = NDArray[np.uint16]
 
 
 class Numpy:
@@ -132,6 +133,88 @@ class Numpy:
         if at != words.size - LANES or (states != LOW).any():
             raise Broken("its symbols do not end where its words do")
         return out
+
+    def adapt(self, symbols: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int) -> Bytes | None:
+        model, low, high, out = _Model(contexts, offsets, bits), 0, _ALL, bytearray()
+        for i, symbol in enumerate(symbols.tolist()):
+            nodes, node = model.tree(i), 1
+            if symbols.size + 64 - len(out) < 4 * bits + 4:
+                return None
+            for k in reversed(range(bits)):
+                bit = symbol >> k & 1
+                mid = model.middle(low, high, nodes + node)
+                low, high = (low, mid) if bit else (mid + 1, high)
+                model.learn(nodes + node, bit)
+                node = 2 * node + bit
+                while not (low ^ high) >> 24:
+                    out.append(high >> 24)
+                    low, high = low << 8 & _ALL, (high << 8 | 255) & _ALL
+            model.moved(i, symbol)
+        if symbols.size + 64 - len(out) < 4:
+            return None
+        return np.frombuffer(bytes(out) + low.to_bytes(4, "big"), np.uint8)
+
+    def unadapt(self, data: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int, n: int) -> Bytes:
+        from rekindle.codec.kernel import Broken
+
+        wrong = Broken("its symbols do not end where its bytes do")
+        if data.size < 4:
+            raise wrong
+        model, low, high, given = _Model(contexts, offsets, bits), 0, _ALL, data.tolist()
+        code, at, symbols = int.from_bytes(bytes(given[:4]), "big"), 4, np.empty(n, np.uint8)
+        for i in range(n):
+            nodes, node = model.tree(i), 1
+            for _ in range(bits):
+                mid = model.middle(low, high, nodes + node)
+                bit = int(code <= mid)
+                low, high = (low, mid) if bit else (mid + 1, high)
+                model.learn(nodes + node, bit)
+                node = 2 * node + bit
+                while not (low ^ high) >> 24:
+                    if at >= len(given):
+                        raise wrong
+                    code = (code << 8 | given[at]) & _ALL
+                    low, high, at = low << 8 & _ALL, (high << 8 | 255) & _ALL, at + 1
+            symbols[i] = node - (1 << bits)
+            model.moved(i, node - (1 << bits))
+        if at != len(given) or code != low:
+            raise wrong
+        return symbols
+
+
+_ALL = 2**32 - 1
+_BUCKETS, _SURE = 128, 250
+_RATE = [131072 // (2 * seen + 3) for seen in range(_SURE + 1)]
+
+
+class _Model:
+    """Probabilities that the nodes of each context's tree have learnt."""
+
+    def __init__(self, contexts: Contexts | None, offsets: Contexts | None, bits: int):
+        self.p: dict[int, int] = {}
+        self.seen: dict[int, int] = {}
+        self.contexts = None if contexts is None else contexts.tolist()
+        self.offsets = None if offsets is None else offsets.tolist()
+        self.mean, self.bits = (self.offsets[0] * 256 if self.offsets else 0), bits
+
+    def tree(self, i: int) -> int:
+        context = 0 if self.contexts is None else self.contexts[i]
+        if self.offsets is not None:
+            bucket = (self.mean >> 7) - 2 * self.offsets[i]
+            context = context * _BUCKETS + min(max(bucket, 0), _BUCKETS - 1)
+        return context << self.bits
+
+    def middle(self, low: int, high: int, node: int) -> int:
+        return low + ((high - low) * min(max(self.p.get(node, 32768), 32), 65503) >> 16)
+
+    def learn(self, node: int, bit: int) -> None:
+        p, seen = self.p.get(node, 32768), self.seen.get(node, 0)
+        self.p[node] = p + (((65535 if bit else 0) - p) * _RATE[seen] >> 16)
+        self.seen[node] = min(seen + 1, _SURE)
+
+    def moved(self, i: int, symbol: int) -> None:
+        if self.offsets is not None:
+            self.mean += ((symbol + self.offsets[i]) * 256 - self.mean) >> 5
 
 
 def _ordered(values: Words, real: bool) -> Words:

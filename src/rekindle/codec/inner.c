@@ -297,3 +297,117 @@ API int rk_rans_decode(const u8 *data, int64_t nbytes, const u8 *contexts, int64
         if (states[lane] != LOW) return -1;
     return 0;
 }
+
+/* ---- adaptive binary coder -----------------------------------------------------------------------------------------
+ *
+ * A symbol is `bits` decisions, the highest first, each under the probability that its node of its context's tree has
+ * learnt. Contexts are given; with offsets, also 128 for where symbol + offset has lately been, less the offset: how
+ * large a difference the neighbours let expect. All whole numbers: every machine learns the same.
+ */
+
+#define BUCKETS 128
+#define SURE 250
+
+typedef struct {
+    u16 p, seen; /* probability of a 1 in 65536ths, and how often the node was met */
+} Node;
+
+typedef struct {
+    Node *nodes;
+    const u16 *contexts, *offsets;
+    int bits, mean;
+    u32 rate[SURE + 1];
+} Model;
+
+static int model_init(Model *m, const u16 *contexts, const u16 *offsets, int64_t n, int tables, int bits) {
+    size_t count = ((size_t)tables * (offsets ? BUCKETS : 1)) << bits;
+    m->nodes = malloc(count * sizeof(Node));
+    if (!m->nodes) return -2;
+    for (size_t i = 0; i < count; i++) m->nodes[i] = (Node){32768, 0};
+    for (u32 i = 0; i <= SURE; i++) m->rate[i] = 131072 / (2 * i + 3);
+    m->contexts = contexts, m->offsets = offsets, m->bits = bits;
+    m->mean = offsets && n ? offsets[0] * 256 : 0;
+    return 0;
+}
+
+static inline Node *tree(const Model *m, int64_t i) {
+    size_t context = m->contexts ? m->contexts[i] : 0;
+    if (m->offsets) {
+        int bucket = (m->mean >> 7) - 2 * m->offsets[i];
+        context = context * BUCKETS + (size_t)(bucket < 0 ? 0 : bucket < BUCKETS ? bucket : BUCKETS - 1);
+    }
+    return m->nodes + (context << m->bits);
+}
+
+static inline u32 middle(u32 low, u32 high, const Node *node) {
+    u32 p = node->p < 32 ? 32 : node->p > 65503 ? 65503 : node->p;
+    return low + (u32)((u64)(high - low) * p >> 16);
+}
+
+static inline void learn(Model *m, Node *node, int bit) {
+    int64_t wanted = bit ? 65535 : 0;
+    node->p = (u16)(node->p + (((wanted - node->p) * (int64_t)m->rate[node->seen]) >> 16));
+    node->seen += node->seen < SURE;
+}
+
+static inline void moved(Model *m, int64_t i, u8 symbol) {
+    if (m->offsets) m->mean += ((symbol + m->offsets[i]) * 256 - m->mean) >> 5;
+}
+
+/* -> bytes written, -1: they would be more than `room`. Symbols are below 2^bits, contexts below `tables`. */
+API int64_t rk_adapt_encode(const u8 *symbols, const u16 *contexts, const u16 *offsets, int64_t n, int tables, int bits,
+                            u8 *out, int64_t room) {
+    Model m;
+    if (model_init(&m, contexts, offsets, n, tables, bits)) return -2;
+    u32 low = 0, high = ~0u;
+    int64_t at = 0;
+    for (int64_t i = 0; i < n; i++) {
+        Node *nodes = tree(&m, i);
+        if (room - at < 4 * bits + 4) { free(m.nodes); return -1; }
+        for (u32 k = (u32)bits, node = 1; k-- > 0;) {
+            int bit = symbols[i] >> k & 1;
+            u32 mid = middle(low, high, nodes + node);
+            if (bit) high = mid;
+            else low = mid + 1;
+            learn(&m, nodes + node, bit);
+            node = 2 * node + (u32)bit;
+            for (; !((low ^ high) >> 24); low <<= 8, high = high << 8 | 255) out[at++] = (u8)(high >> 24);
+        }
+        moved(&m, i, symbols[i]);
+    }
+    free(m.nodes);
+    if (room - at < 4) return -1;
+    for (int k = 24; k >= 0; k -= 8) out[at++] = (u8)(low >> k);
+    return at;
+}
+
+/* -> 0; -1 where the bytes are not just as many as n symbols take. */
+API int rk_adapt_decode(const u8 *data, int64_t nbytes, const u16 *contexts, const u16 *offsets, int64_t n, int tables,
+                        int bits, u8 *symbols) {
+    Model m;
+    if (nbytes < 4) return -1;
+    if (model_init(&m, contexts, offsets, n, tables, bits)) return -2;
+    u32 low = 0, high = ~0u, code = 0;
+    int64_t at = 0;
+    while (at < 4) code = code << 8 | data[at++];
+    for (int64_t i = 0; i < n; i++) {
+        Node *nodes = tree(&m, i);
+        u32 node = 1;
+        for (int k = 0; k < bits; k++) {
+            u32 mid = middle(low, high, nodes + node);
+            int bit = code <= mid;
+            if (bit) high = mid;
+            else low = mid + 1;
+            learn(&m, nodes + node, bit);
+            node = 2 * node + (u32)bit;
+            for (; !((low ^ high) >> 24); low <<= 8, high = high << 8 | 255) {
+                if (at >= nbytes) { free(m.nodes); return -1; }
+                code = code << 8 | data[at++];
+            }
+        }
+        symbols[i] = (u8)(node - (1u << bits));
+        moved(&m, i, symbols[i]);
+    }
+    free(m.nodes);
+    return at == nbytes && code == low ? 0 : -1;
+}

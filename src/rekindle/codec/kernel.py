@@ -21,6 +21,7 @@ from rekindle.codec import fallback
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[Any]  # uint8, uint16, uint32 or uint64
+Contexts = NDArray[np.uint16]
 
 VERSION = 1
 LANES = 32  # interleaved coder states, in words of 4 bytes at the front of what they coded
@@ -71,6 +72,14 @@ class Kernel(Protocol):
         """Symbols [n]; raises Broken where the data are not theirs to the last byte."""
         ...
 
+    def adapt(self, symbols: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int) -> Bytes | None:
+        """Symbols below 2^bits by what their contexts have learnt so far; None where that is longer than they are."""
+        ...
+
+    def unadapt(self, data: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int, n: int) -> Bytes:
+        """Symbols [n]; raises Broken where the data are not theirs to the last byte."""
+        ...
+
 
 class Native:
     """inner.c through ctypes, which lets other threads run meanwhile."""
@@ -88,6 +97,8 @@ class Native:
             ("delta", size, (number, number, pointer, pointer, ctypes.c_uint64, size, pointer, pointer)),
             ("undelta", number, (number, number, pointer, pointer, size, pointer, ctypes.c_uint64, size, pointer)),
             ("track", None, (number, number, number, pointer, pointer, size, size, pointer)),
+            ("adapt_encode", size, (pointer, pointer, pointer, size, number, number, pointer, size)),
+            ("adapt_decode", number, (pointer, size, pointer, pointer, size, number, number, pointer)),
             ("count", None, (pointer, pointer, size, pointer)),
             ("rans_encode", size, (pointer, pointer, size, pointer, number, pointer)),
             ("rans_decode", number, (pointer, size, pointer, size, pointer, number, pointer)),
@@ -153,6 +164,28 @@ class Native:
         if code:
             raise Broken("its symbols do not end where its words do")
         return symbols
+
+    def adapt(self, symbols: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int) -> Bytes | None:
+        room = np.empty(symbols.size + 64, np.uint8)
+        nbytes = self._c.rk_adapt_encode(_at(symbols), _at(contexts), _at(offsets), symbols.size, _tables(contexts),
+                                         bits, _at(room), room.size)  # fmt: skip
+        if nbytes == -2:
+            raise MemoryError
+        return None if nbytes < 0 else room[:nbytes]
+
+    def unadapt(self, data: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int, n: int) -> Bytes:
+        symbols = np.empty(n, np.uint8)
+        code = self._c.rk_adapt_decode(_at(data), data.size, _at(contexts), _at(offsets), n, _tables(contexts), bits,
+                                       _at(symbols))  # fmt: skip
+        if code == -2:
+            raise MemoryError
+        if code:
+            raise Broken("its symbols do not end where its bytes do")
+        return symbols
+
+
+def _tables(contexts: Contexts | None) -> int:
+    return 1 if contexts is None else int(contexts.max(initial=0)) + 1
 
 
 def _at(array: NDArray[Any] | None) -> int | None:

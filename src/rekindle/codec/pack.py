@@ -12,14 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rekindle.codec.archive import Archive, Step, matches
-from rekindle.codec.block import Block, encode, words
-from rekindle.codec.container import (
-    Directory,
-    Span,
-    StepEntry,
-    checksum,
-    commit,
-)
+from rekindle.codec.block import Block, Tier, encode, words
+from rekindle.codec.container import Directory, Span, StepEntry, checksum, commit, write_all
 from rekindle.codec.index import BlockEntry, Index, Part, is_real, shrink
 from rekindle.codec.kernel import Words, kernel
 from rekindle.codec.layout import layout, pairs
@@ -38,6 +32,7 @@ def add_step(
     *,
     keyframe: bool,
     before: Source | None = None,
+    tier: Tier = "fast",
     workers: int = 1,
 ) -> StepEntry:
     """Code a checkpoint behind the last one of an archive; `before` is the last one's source, where it is at hand.
@@ -50,7 +45,7 @@ def add_step(
         reference = None if keyframe or not len(archive) else (archive.step(last.steps[-1]), before)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            entry = write_step(fd, last.end, source, step, reference, workers)
+            entry = write_step(fd, last.end, source, step, reference, tier, workers)
             if entry.digest in [there.digest for there in last.steps]:
                 raise RekindleError("The archive has this very checkpoint already.", where=path)
             commit(fd, last, (*last.steps, entry), entry.index.end)
@@ -78,20 +73,20 @@ def check_name(path: Path, directory: Directory, step: int | None) -> None:
 
 
 def write_step(
-    fd: int, offset: int, source: Source, step: int | None, reference: Reference | None, workers: int
+    fd: int, offset: int, source: Source, step: int | None, reference: Reference | None, tier: Tier, workers: int
 ) -> StepEntry:
     """Blocks and index from `offset` on."""
     beside = pairs(source.tensors)
     known = [reference is not None and matches(reference[0], [tensor]) is not None for tensor in source.tensors]
     plan = layout(source.tensors, beside, known)
     blocks, at = [], 0
-    for parts, (data, decoded) in zip(plan, _coded(source, plan, beside, reference, workers), strict=True):
-        os.pwrite(fd, data, offset + at)
+    for parts, (data, decoded) in zip(plan, _coded(source, plan, beside, reference, tier, workers), strict=True):
+        write_all(fd, data, offset + at)
         blocks.append(BlockEntry(at, len(data), checksum(data), decoded, parts))
         at += len(data)
     index = Index(source.files, source.tensors, beside, blocks)
     body = shrink(index.to_json())
-    os.pwrite(fd, body, offset + at)
+    write_all(fd, body, offset + at)
     return StepEntry(
         step=step,
         offset=offset,
@@ -100,7 +95,7 @@ def write_step(
         digest=digest_of(index, step),
         reference=None if reference is None else reference[0].entry.digest,
         raw=sum(tensor.nbytes for tensor in source.tensors),
-        tier="fast",
+        tier=tier,
     )
 
 
@@ -116,6 +111,7 @@ def _coded(
     plan: Sequence[tuple[Part, ...]],
     beside: dict[int, int],
     reference: Reference | None,
+    tier: Tier,
     workers: int,
 ) -> Iterator[tuple[bytes, str]]:
     """Each block's bytes, and the checksum of its values; a few at a time, in order."""
@@ -127,7 +123,7 @@ def _coded(
         if parts[0].tensor in beside:
             side = _read(source, parts, [beside[part.tensor] for part in parts])
         block = Block(values, is_real(first.dtype), _reference(source, parts, reference), side)
-        return encode(kernel(), block), checksum(values)
+        return encode(kernel(), block, tier), checksum(values)
 
     if workers == 1:
         yield from map(one, plan)

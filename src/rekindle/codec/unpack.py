@@ -11,6 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from rekindle.codec.archive import Step
+from rekindle.codec.container import write_all
 from rekindle.store.publish import publishing
 
 
@@ -32,7 +33,7 @@ def unpack(step: Step, out: Path, *, overwrite: bool = False, workers: int = 1) 
             for part in index.blocks[number].parts:
                 fd, offset = places[part.tensor]
                 word = index.tensors[part.tensor].word
-                os.pwrite(fd, block[at : at + part.count].tobytes(), offset + part.start * word)
+                write_all(fd, block[at : at + part.count].tobytes(), offset + part.start * word)
                 at += part.count
 
         for_each(write, sorted(range(len(index.blocks)), key=lambda number: place(step, number)), workers)

@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick lint types docs bench browser clean
+.PHONY: demo test quick lint types docs bench browser fuzz clean
 
 demo: .venv/.ready
 	$(BIN)/rekindle demo demo --overwrite
@@ -30,6 +30,15 @@ docs: .venv/.ready
 
 bench: .venv/.ready
 	$(BIN)/python -m benchmarks.run
+
+# Both decoders on mutated archives, C's under the sanitizers; CASES=100000 takes about half an hour on 2 cores.
+CASES ?= 2000
+fuzz: .venv/.ready
+	mkdir -p build
+	cc -O1 -g -shared -fPIC -fsanitize=address,undefined -fno-sanitize-recover=all -o build/inner-asan.so src/rekindle/codec/inner.c
+	printf '1\n2\n' | LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+		xargs -P 2 -I SEED $(BIN)/python tests/codec/fuzz.py $$(($(CASES) / 2)) SEED build/inner-asan.so
 
 # The report is looked at in a real browser. Where none can be had, those tests say so and are skipped.
 browser:

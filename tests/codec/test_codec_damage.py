@@ -19,7 +19,7 @@ from rekindle import api
 from rekindle.codec.archive import Archive
 from rekindle.codec.container import SLOT, START, checksum
 from rekindle.codec.index import read_index, shrink, unshrink
-from rekindle.codec.kernel import Broken
+from rekindle.codec.kernel import Broken, kernel
 from rekindle.codec.pack import lock_of
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.publish import alone
@@ -261,3 +261,12 @@ def test_another_format_or_file_is_named(whole, tmp_path):
     (tmp_path / "text").write_text("hello")
     with pytest.raises(RekindleError, match="no archive"):
         Archive(tmp_path / "text")
+
+
+def test_mutated_archives_end_in_values_or_a_sentence(tmp_path, monkeypatch):
+    """A few hundred of what `make fuzz` makes a hundred thousand of."""
+    import fuzz
+
+    monkeypatch.setattr("rekindle.codec.archive.kernel", kernel)  # put back afterwards
+    told = fuzz.fuzz(250, 7, kernel(), tmp_path)
+    assert told["refused"] > 150

@@ -126,6 +126,8 @@ class Step:
     def index(self) -> Index:
         try:
             index = self.archive.index_of(self.entry)
+            if index.digest(self.entry.step) != self.entry.digest:
+                raise Broken("it holds something else than its directory says")
         except Broken as error:
             raise self._damaged(str(error)) from None
         for number, block in enumerate(index.blocks):

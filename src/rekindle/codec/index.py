@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import zlib
@@ -58,6 +59,12 @@ class Index:
                 [b.nbytes, b.stored, b.decoded, [[p.tensor, p.start, p.count] for p in b.parts]] for b in self.blocks
             ],
         }
+
+    def digest(self, step: int | None) -> str:
+        """SHA-256 of what a step holds, however it is coded."""
+        content = self.to_json() | {"step": step}
+        content["blocks"] = [[decoded, parts] for _, _, decoded, parts in content["blocks"]]
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_index(data: Any, length: int) -> Index:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -92,18 +90,11 @@ def write_step(
         offset=offset,
         nbytes=at,
         index=Span(offset + at, len(body), checksum(body)),
-        digest=digest_of(index, step),
+        digest=index.digest(step),
         reference=None if reference is None else reference[0].entry.digest,
         raw=sum(tensor.nbytes for tensor in source.tensors),
         tier=tier,
     )
-
-
-def digest_of(index: Index, step: int | None) -> str:
-    """SHA-256 of what a step holds, however it is coded."""
-    content = index.to_json() | {"step": step}
-    content["blocks"] = [[decoded, parts] for _, _, decoded, parts in content["blocks"]]
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 def _coded(

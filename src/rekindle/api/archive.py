@@ -92,24 +92,12 @@ def _add(
         before = None
         for folder, number in sources:
             source = open_source(folder, files)
-            with Archive(archive) as there:
-                links = _links(there)
-            entry = add_step(archive, source, number,
-                             keyframe=links == 0 or links >= keyframe_every,
-                             before=before, tier=tier, workers=workers or cores())  # fmt: skip
+            entry = add_step(archive, source, number, keyframe_every=keyframe_every, before=before, tier=tier,
+                             workers=workers or cores())  # fmt: skip
             size = entry.nbytes + entry.index.nbytes
             say(f"{folder}  {entry.raw / 1e6:.1f} MB -> {size / 1e6:.1f} MB ({entry.raw / size:.3g} x)")
             before = source
     return archive_info(archive)
-
-
-def _links(archive: Archive) -> int:
-    """Steps since the last keyframe, itself counted."""
-    steps = archive.directory.steps
-    for back, entry in enumerate(reversed(steps), 1):
-        if entry.reference is None:
-            return back
-    return 0
 
 
 def _sources(checkpoints: str | Path | Sequence[str | Path], step: int | None) -> list[tuple[Path, int | None]]:

@@ -64,8 +64,8 @@ def train(
         overwrite=overwrite,
     )
     if summary:  # of several ranks the main one writes
-        recipe = {"rekindle": __version__, "source": str(source), "steps": [{"train": to_dict(options.config)}]}
-        _write_recipe(Path(out), recipe)
+        step = {**to_dict(options.config), "archive": None}  # like OUT itself, which a recipe never holds
+        _write_recipe(Path(out), {"rekindle": __version__, "source": str(source), "steps": [{"train": step}]})
     return summary
 
 

@@ -28,7 +28,7 @@ def add_step(
     source: Source,
     step: int | None,
     *,
-    keyframe: bool,
+    keyframe_every: int = KEYFRAME_EVERY,
     before: Source | None = None,
     tier: Tier = "fast",
     workers: int = 1,
@@ -40,7 +40,8 @@ def add_step(
     with explained(path), alone(lock_of(path), f"adding to {path.name}"), Archive(path) as archive:
         last = archive.directory
         check_name(path, last, step)
-        reference = None if keyframe or not len(archive) else (archive.step(last.steps[-1]), before)
+        due = links(last) % keyframe_every == 0 or links(last) > keyframe_every
+        reference = None if due else (archive.step(last.steps[-1]), before)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             entry = write_step(fd, last.end, source, step, reference, tier, workers)
@@ -53,6 +54,14 @@ def add_step(
         finally:
             os.close(fd)
     return entry
+
+
+def links(directory: Directory) -> int:
+    """Steps since the last keyframe, itself counted; 0 where there is none."""
+    for back, entry in enumerate(reversed(directory.steps), 1):
+        if entry.reference is None:
+            return back
+    return 0
 
 
 def lock_of(path: Path) -> Path:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS
 from rekindle.store.files import Files
-from rekindle.store.header import Stored, read_header
+from rekindle.store.header import Stored, build_header, read_header
 
 WORDS = {"F64": 8, "I64": 8, "U64": 8, "C64": 4}  # bytes, where not those of a value of 2 or 4, or else 1
 
@@ -93,6 +93,26 @@ def open_source(folder: Path, reader: Files) -> Source:
         return reader.read(place.path, place.start + start, nbytes)
 
     return Source([file for file, _ in found], tensors, read)
+
+
+Held = tuple[str, tuple[int, ...], memoryview]  # dtype, shape, bytes
+
+
+def held_source(files: Mapping[str, bytes | Mapping[str, Held]]) -> Source:
+    """A folder that is not on disc: each file's bytes, or the tensors of a safetensors file."""
+    listed, tensors, data = [], [], []
+    for path, content in files.items():
+        held = {} if isinstance(content, bytes) else content
+        head = content if isinstance(content, bytes) else build_header({n: x[:2] for n, x in held.items()}, {})[0]
+        listed.append(File(path, len(tensors), 1 + len(held)))
+        tensors.append(Tensor(file_key(path), "U8", (len(head),), len(head)))
+        tensors += [Tensor(name, dtype, shape, len(raw)) for name, (dtype, shape, raw) in held.items()]
+        data += [memoryview(head), *(raw for _, _, raw in held.values())]
+
+    def read(tensor: int, start: int, nbytes: int) -> bytes:
+        return bytes(data[tensor][start : start + nbytes])
+
+    return Source(listed, tensors, read)
 
 
 def _walk(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from rekindle.store.folder import open_folder
 from rekindle.store.manifest import Record
 from rekindle.store.publish import check_free
+from rekindle.train.archive import Archiver
 from rekindle.train.budget import with_tokens
 from rekindle.train.config import TrainConfig
 from rekindle.train.device import out_of_memory_explained, reproducible
@@ -51,9 +53,14 @@ def train(
     with torch.random.fork_rng(devices=[]), out_of_memory_explained(lower):
         stepper, run, saved = prepare(source, out, config, resume=resume, overwrite=overwrite)
         accelerator = stepper.accelerator
-        session = Session(stepper, work_folder(out), run)
-        with reproducible(accelerator.device):
-            session.go(saved)
+        with ExitStack() as stack:
+            archiver = None
+            if config.archive and accelerator.is_main_process:
+                path = Path(config.archive).expanduser()
+                archiver = stack.enter_context(Archiver(path, source, resume=saved is not None, overwrite=overwrite))
+            session = Session(stepper, work_folder(out), run, archiver)
+            with reproducible(accelerator.device):
+                session.go(saved)
         summary: dict[str, Any] = {}
         if accelerator.is_main_process:
             summary = summarise(session.metrics_path)

@@ -60,9 +60,16 @@ def save_optimizer(
                 steps[disk] = int(state["step"])
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS)
+    described = description(optimizer, steps, schedule)
+    (folder / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+
+
+def description(
+    optimizer: torch.optim.Optimizer, steps: Mapping[str, int], schedule: Mapping[str, Any]
+) -> dict[str, Any]:
+    """optimizer.json."""
     betas = list(optimizer.param_groups[0]["betas"])
-    description = {"algorithm": "adamw", "betas": betas, "eps": EPS, "steps": steps, "schedule": dict(schedule)}
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    return {"algorithm": "adamw", "betas": betas, "eps": EPS, "steps": dict(steps), "schedule": dict(schedule)}
 
 
 def load_optimizer(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from rekindle.config import to_dict
 from rekindle.errors import CheckFailed
 from rekindle.store.publish import explained
+from rekindle.train.archive import Archiver
 from rekindle.train.device import peak_memory
 from rekindle.train.evaluate import validation_loss
 from rekindle.train.flops import count_parameters, training_flops
@@ -29,8 +30,8 @@ from rekindle.train.step import Diverged, Stats, Stepper
 class Session:
     """Drives `stepper`; `work` is the run's hidden folder, to which only the main rank writes."""
 
-    def __init__(self, stepper: Stepper, work: Path, run: dict[str, Any]):
-        self.stepper, self.work, self.run = stepper, work, run
+    def __init__(self, stepper: Stepper, work: Path, run: dict[str, Any], archiver: Archiver | None = None):
+        self.stepper, self.work, self.run, self.archiver = stepper, work, run, archiver
         self.plan, self.config, self.accelerator = stepper.plan, stepper.config, stepper.accelerator
         self.main = stepper.accelerator.is_main_process
         self.parameters = count_parameters(stepper.model)
@@ -142,6 +143,9 @@ class Session:
             save_state(
                 self.work, self.stepper.model, self.stepper.optimizer, step=step, position=position, run=self.run
             )
+            if self.archiver:
+                schedule = self.plan.schedule.at(step * self.plan.batch_tokens)
+                self.archiver.save(self.stepper.model, self.stepper.optimizer, step, schedule)
         self.accelerator.wait_for_everyone()
 
     def _diverged(self, step: int, boundary: int, error: Diverged) -> CheckFailed:

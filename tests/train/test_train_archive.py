@@ -1,0 +1,76 @@
+"""Saved states in an archive: the checkpoints of the run, whether it was interrupted or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from rekindle import api
+from rekindle.errors import RekindleError
+from rekindle.train import session
+
+SIZE = {"save_every": 512}  # two of the twelve steps
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_every_saved_state_is_a_checkpoint_in_the_archive(
+    small: Callable, run: Callable, corpus: Path, tmp_path: Path, family: str
+):
+    out, _ = run(small(family), "out", archive=str(tmp_path / "run.rk"), **SIZE)
+    steps = [x["step"] for x in api.archive_info(tmp_path / "run.rk")["steps"]]
+    assert steps == [2, 4, 6, 8, 10, 12]
+    assert api.archive_verify(tmp_path / "run.rk") == []
+    last = tmp_path / "last"
+    api.unpack(tmp_path / "run.rk", last)
+    for name in ("model.safetensors", "optimizer/optimizer.safetensors"):
+        ours, theirs = load_file(last / name), load_file(out / name)
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    assert (last / "optimizer" / "optimizer.json").read_bytes() == (out / "optimizer" / "optimizer.json").read_bytes()
+    assert (last / "tokenizer.json").read_bytes() == (out / "tokenizer.json").read_bytes()
+    middle = api.evaluate(f"{tmp_path / 'run.rk'}@6", data=str(corpus), tokens=2048)["loss"]
+    end = api.evaluate(f"{tmp_path / 'run.rk'}@12", data=str(corpus), tokens=2048)["loss"]
+    assert end < middle
+
+
+def test_an_interrupted_run_goes_on_in_its_archive(small: Callable, run: Callable, tmp_path: Path, monkeypatch):
+    run(small(), "whole", archive=str(tmp_path / "whole.rk"), **SIZE)
+    real = session.Session._step
+
+    def interrupted(self, step, boundary, wanted):
+        real(self, step, boundary, wanted)
+        return step == 6
+
+    monkeypatch.setattr(session.Session, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(small(), "cut", archive=str(tmp_path / "cut.rk"), **SIZE)
+    monkeypatch.undo()
+    assert [x["step"] for x in api.archive_info(tmp_path / "cut.rk")["steps"]] == [2, 4, 6, 7]
+    run(small(), "cut", archive=str(tmp_path / "cut.rk"), resume=True, **SIZE)
+    whole, cut = (api.archive_info(tmp_path / f"{name}.rk")["steps"] for name in ("whole", "cut"))
+    assert {x["step"] for x in cut} == {x["step"] for x in whole} | {7}
+    assert {x["digest"] for x in whole} <= {x["digest"] for x in cut}
+
+
+def test_an_archive_that_is_there_is_not_written_over_unasked(small: Callable, run: Callable, tmp_path: Path):
+    run(small(), "out", archive=str(tmp_path / "run.rk"), **SIZE)
+    with pytest.raises(RekindleError, match=r"run\.rk exists"):
+        run(small(), "again", archive=str(tmp_path / "run.rk"), **SIZE)
+    (tmp_path / "letter").write_text("dear ")
+    with pytest.raises(RekindleError, match="no archive"):
+        run(small(), "again", archive=str(tmp_path / "letter"), overwrite=True, **SIZE)
+    assert (tmp_path / "letter").read_text() == "dear "
+
+
+def test_what_goes_wrong_behind_the_run_s_back_is_told(small: Callable, run: Callable, tmp_path: Path, monkeypatch):
+    def full(*args, **options):
+        raise RekindleError("The disc is full.")
+
+    monkeypatch.setattr("rekindle.train.archive.add_step", full)
+    with pytest.raises(RekindleError, match="disc is full"):
+        run(small(), "out", archive=str(tmp_path / "run.rk"), **SIZE)
+    run(small(), "out", resume=True, **SIZE)  # the run itself is not lost

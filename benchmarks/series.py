@@ -1,4 +1,4 @@
-"""A series of checkpoints to compress: a byte-level Llama of 3.6 M parameters on Python's own library.
+"""A series of checkpoints to compress: a byte-level GPT of 3.6 M parameters on Python's own library.
 
 AdamW (0.9, 0.999), weight decay 0.1, cosine from 6e-4 to 6e-5 over 640 steps, a save every 40 steps from 240 on, with
 the moments; so many steps and saves as published measurements of such series have.
@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
 STEPS, EVERY, FIRST = 640, 40, 240
 BATCH, LENGTH = 16, 128
-SHAPE = {"hidden_size": 240, "intermediate_size": 640, "num_hidden_layers": 5, "num_attention_heads": 6,
-         "vocab_size": 256, "max_position_embeddings": LENGTH}  # fmt: skip
+SHAPE = {"n_embd": 240, "n_layer": 5, "n_head": 6, "vocab_size": 256, "n_positions": LENGTH,
+         "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}  # fmt: skip
 
 
 def make_series(out: Path, say: Callable[[str], object] = print, seed: int = 0) -> list[Path]:
@@ -30,7 +30,7 @@ def make_series(out: Path, say: Callable[[str], object] = print, seed: int = 0) 
         return places
     torch.manual_seed(seed)
     text, random = _text(), np.random.default_rng(seed)
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    model = GPT2LMHeadModel(GPT2Config(**SHAPE))
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.999), weight_decay=0.1)
     for step in range(1, STEPS + 1):
         for group in optimizer.param_groups:

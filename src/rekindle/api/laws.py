@@ -178,7 +178,7 @@ def _ending(folder: Path) -> dict[str, Any]:
     """How a training run ended, as a row of a table.
 
     N1 counts the dense model, also where a mixture was trained from scratch: its active parameters less those of all
-    experts but one.
+    experts but one and of the routers.
     """
     from rekindle.api.look import inspect
     from rekindle.report.runs import read_runs
@@ -187,6 +187,7 @@ def _ending(folder: Path) -> dict[str, Any]:
     seen = inspect(folder)
     n, experts, top_k = seen["parameters"], seen["experts"]["count"], seen["experts"]["top_k"]
     expert = (n["total"] - n["active"]) / (experts - top_k) if experts > top_k else 0.0
+    routers = len(seen["experts"]["layers"]) * experts * seen["hidden_size"]
     verbs = [record.verb for record in run.lineage]
     grown = [i for i, verb in enumerate(verbs) if verb not in ("init", "train", "rewrite")]
     before = run.lineage[: grown[-1]] if grown else []
@@ -196,7 +197,7 @@ def _ending(folder: Path) -> dict[str, Any]:
     source = run.lineage[grown[-1]].source if grown else None
     return {
         "way": way,
-        "params": n["active"] - max(top_k - 1, 0) * expert,
+        "params": n["active"] - max(top_k - 1, 0) * expert - routers,
         "sunk": sum(record.tokens for record in before),
         "tokens": sum(record.tokens for record in run.lineage[len(before) :]),
         "experts": max(experts, 1),

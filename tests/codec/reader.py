@@ -6,8 +6,10 @@ import hashlib
 import json
 import struct
 import zlib
+from bisect import bisect_left
 from math import ceil, prod
 
+import numpy as np
 import xxhash
 
 BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
@@ -100,6 +102,8 @@ def decode(block: bytes, n: int, width: int, real: bool, like: list[int] | None,
     if codec == 2:
         return like
     context = [None, like, side][data[0]]
+    if codec == 6:
+        return few(data, n, like, side)
     tops = None if context is None else [word if width == 8 else word >> (width - 9) & 255 for word in context]
     if codec == 3:
         symbols, data = tabled(data[1:], n, tops)
@@ -120,6 +124,24 @@ def decode(block: bytes, n: int, width: int, real: bool, like: list[int] | None,
         (length,) = struct.unpack_from("<I", data, 10)
         classes, raw = adaptive(data[14 : 14 + length], n, width, tops), data[14 + length :]
     return undone(classes, raw, width, real, like if origin else None, origin, bias)
+
+
+def few(data: bytes, n: int, like: list[int] | None, side: list[int] | None) -> list[int]:
+    """Words of float32 values that are one of a few, or the reference's and one of a few."""
+    kind, origin, count = data[:3]
+    palette = struct.unpack_from(f"<{count}f", data, 3)
+    between = [(a + b) / 2 for a, b in zip(palette, palette[1:])]
+    contexts = offsets = None
+    if kind == 1:
+        contexts = [bisect_left(between, number) for number in struct.unpack(f"<{n}f", stored(like, 4))]
+        offsets = [count - there for there in contexts]
+    if kind == 2:
+        contexts = [word >> 23 & 255 for word in side]
+    symbols = learnt(data[7 + 4 * count :], n, max(1, (count - 1).bit_length()), contexts, offsets)
+    found = np.array(palette, np.float32)[symbols]
+    if origin:
+        found = np.array(like, np.uint32).view(np.float32) + found
+    return found.view(np.uint32).tolist()
 
 
 def undone(classes, raw, width, real, like, origin, bias):
@@ -193,12 +215,17 @@ def tabled(data: bytes, n: int, tops: list[int] | None) -> tuple[list[int], byte
 
 
 def adaptive(data: bytes, n: int, width: int, tops: list[int] | None) -> list[int]:
-    bits, nodes, symbols = {8: 4, 16: 5, 32: 6, 64: 7}[width], {}, []
+    offsets = None if tops is None else [2 * top for top in tops]
+    return learnt(data, n, {8: 4, 16: 5, 32: 6, 64: 7}[width], None, offsets)
+
+
+def learnt(data: bytes, n: int, bits: int, contexts: list[int] | None, offsets: list[int] | None) -> list[int]:
+    nodes, symbols = {}, []
     low, high, code, at = 0, 2**32 - 1, int.from_bytes(data[:4], "big"), 4
-    mean = 512 * tops[0] if tops else 0
+    mean = 256 * offsets[0] if offsets else 0
     for i in range(n):
-        tree = 0 if tops is None else min(max(mean // 128 - 4 * tops[i], 0), 127)
-        node = 1
+        tree = 0 if offsets is None else min(max(mean // 128 - 2 * offsets[i], 0), 127)
+        tree, node = (tree, contexts[i] if contexts else 0), 1
         for _ in range(bits):
             p, seen = nodes.get((tree, node), (32768, 0))
             mid = low + (high - low) * min(max(p, 32), 65503) // 65536
@@ -210,8 +237,8 @@ def adaptive(data: bytes, n: int, width: int, tops: list[int] | None) -> list[in
                 low, high = low << 8 & 0xFFFFFFFF, (high << 8 | 255) & 0xFFFFFFFF
                 code, at = (code << 8 | data[at]) & 0xFFFFFFFF, at + 1
         symbols.append(node - (1 << bits))
-        if tops is not None:
-            mean += ((symbols[-1] + 2 * tops[i]) * 256 - mean) // 32
+        if offsets is not None:
+            mean += ((symbols[-1] + offsets[i]) * 256 - mean) // 32
     assert at == len(data)
     assert code == low
     return symbols

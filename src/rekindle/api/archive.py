@@ -13,9 +13,11 @@ from rekindle.api.source import local
 from rekindle.apply.threads import cores
 from rekindle.codec.archive import Archive
 from rekindle.codec.block import Tier
+from rekindle.codec.lossy import LOSSLESS, RULES
 from rekindle.codec.pack import KEYFRAME_EVERY
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, nearest
 
+MODES = (LOSSLESS, *RULES)
 Say = Callable[[str], object]
 _NUMBERED = re.compile(r"(?:^|[-_.])(?:global_)?(?:step|checkpoint|ckpt|iter|state)[-_]?(\d+)$")
 
@@ -24,6 +26,7 @@ def pack(
     checkpoints: str | Path | Sequence[str | Path],
     archive: str | Path,
     *,
+    mode: str = LOSSLESS,
     tier: Tier = "fast",
     keyframe_every: int = KEYFRAME_EVERY,
     step: int | None = None,
@@ -55,13 +58,14 @@ def pack(
     with explained(archive):
         archive.unlink(missing_ok=True)
         create(archive)
-    return _add(sources, archive, tier, keyframe_every, workers, say)
+    return _add(sources, archive, mode, tier, keyframe_every, workers, say)
 
 
 def archive_add(
     checkpoints: str | Path | Sequence[str | Path],
     archive: str | Path,
     *,
+    mode: str = LOSSLESS,
     tier: Tier = "fast",
     keyframe_every: int = KEYFRAME_EVERY,
     step: int | None = None,
@@ -69,12 +73,13 @@ def archive_add(
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Add checkpoints behind the last of an archive; a kill loses at most the one being added. Returns `info`."""
-    return _add(_sources(checkpoints, step), Path(archive), tier, keyframe_every, workers, say)
+    return _add(_sources(checkpoints, step), Path(archive), mode, tier, keyframe_every, workers, say)
 
 
 def _add(
     sources: list[tuple[Path, int | None]],
     archive: Path,
+    mode: str,
     tier: Tier,
     keyframe_every: int,
     workers: int | None,
@@ -84,6 +89,8 @@ def _add(
     from rekindle.codec.source import open_source
     from rekindle.store.files import Files
 
+    if mode not in MODES:
+        raise RekindleError(f"There is no mode {mode!r}.", hint=nearest(mode, MODES) or " or ".join(MODES))
     if tier not in get_args(Tier):
         raise RekindleError(f"There is no tier {tier!r}.", hint=" or ".join(get_args(Tier)))
     if keyframe_every < 1:
@@ -92,8 +99,8 @@ def _add(
         before = None
         for folder, number in sources:
             source = open_source(folder, files)
-            entry = add_step(archive, source, number, keyframe_every=keyframe_every, before=before, tier=tier,
-                             workers=workers or cores())  # fmt: skip
+            entry = add_step(archive, source, number, keyframe_every=keyframe_every, before=before, mode=mode,
+                             tier=tier, workers=workers or cores())  # fmt: skip
             size = entry.nbytes + entry.index.nbytes
             say(f"{folder}  {entry.raw / 1e6:.1f} MB -> {size / 1e6:.1f} MB ({entry.raw / size:.3g} x)")
             before = source
@@ -164,6 +171,7 @@ def archive_info(archive: str | Path) -> dict[str, Any]:
                 "bytes": entry.nbytes + entry.index.nbytes,
                 "ratio": entry.raw / (entry.nbytes + entry.index.nbytes),
                 "keyframe": entry.reference is None,
+                "mode": entry.mode,
                 "tier": entry.tier,
                 "digest": entry.digest,
             }
@@ -189,8 +197,15 @@ def archive_contents(source: str | Path) -> dict[str, Any]:
             "step": step.name,
             "files": [file.path for file in index.files],
             "tensors": [
-                {"name": t.key, "dtype": t.dtype, "shape": list(t.shape), "raw": t.nbytes, "bytes": round(size)}
-                for t, size in zip(index.tensors, taken, strict=True)
+                {
+                    "name": t.key,
+                    "dtype": t.dtype,
+                    "shape": list(t.shape),
+                    "raw": t.nbytes,
+                    "bytes": round(size),
+                    "error": dict(zip(("largest", "relative_rms"), index.errors[i])) if i in index.errors else None,
+                }
+                for i, (t, size) in enumerate(zip(index.tensors, taken, strict=True))
             ],
         }
 

@@ -21,12 +21,20 @@ KEYFRAMES = click.option(
     help=f"code every K-th on its own: at most K are decoded to read one  [{KEYFRAME_EVERY}]",
 )
 TIER = click.option("--tier", default="fast", metavar="fast|max", help="max: a little smaller, much slower  [fast]")
+MODE = click.option(
+    "--mode",
+    default="lossless",
+    metavar="M",
+    help="lossless; near-lossless: weights and moments to a twentieth, strong: to a sixtieth, to train on from; excp: "
+    "the published rule  [lossless]",
+)
 STEP = click.option("--step", type=int, metavar="N", help="its number  [from trainer_state.json or the folder's name]")
 
 
 @click.command("pack")
 @click.argument("ckpt", nargs=-1, required=True)
 @click.argument("archive")
+@MODE
 @TIER
 @KEYFRAMES
 @STEP
@@ -102,13 +110,14 @@ def info(archive_: str, format_: str, debug: bool) -> None:
     rekindle archive info run.rk@1200
     """
     data = api.archive_contents(archive_)
-    rows = [("", "dtype", "shape", "bytes", "packed", "")]
+    rows = [("", "dtype", "shape", "bytes", "packed", "", "error, rms")]
     for x in data["tensors"]:
+        error = f"{100 * x['error']['relative_rms']:.2f} %" if x["error"] else ""
         ratio = f"{x['raw'] / x['bytes']:.2f} x" if x["bytes"] else ""
         rows.append(
-            (x["name"], x["dtype"], "x".join(map(str, x["shape"])), nbytes(x["raw"]), nbytes(x["bytes"]), ratio)
+            (x["name"], x["dtype"], "x".join(map(str, x["shape"])), nbytes(x["raw"]), nbytes(x["bytes"]), ratio, error)
         )
-    result(data, f"{data['step']}: {', '.join(data['files'])}\n\n{table(rows, right=(3, 4, 5))}", format_)
+    result(data, f"{data['step']}: {', '.join(data['files'])}\n\n{table(rows, right=(3, 4, 5, 6))}", format_)
 
 
 @archive.command("verify")
@@ -155,6 +164,7 @@ def diff(archive_: str, first: int, second: int, format_: str, debug: bool) -> N
 @archive.command("add")
 @click.argument("ckpt", nargs=-1, required=True)
 @click.argument("archive_", metavar="ARCHIVE")
+@MODE
 @TIER
 @KEYFRAMES
 @STEP
@@ -196,7 +206,7 @@ def _counted(given: dict[str, Any]) -> dict[str, Any]:
 def _listed(data: dict[str, Any]) -> str:
     rows = [("step", "bytes", "packed", "", "")]
     for x in data["steps"]:
-        kind = "keyframe" if x["keyframe"] else ""
+        kind = ", ".join([*(["keyframe"] if x["keyframe"] else []), *([x["mode"]] if x["mode"] != "lossless" else [])])
         rows.append((str(x["step"]), nbytes(x["raw"]), nbytes(x["bytes"]), f"{x['ratio']:.3f} x", kind))
     whole = f"{nbytes(data['raw'])} in {nbytes(data['bytes'])}: {data['ratio']:.3f} x"
     return f"{table(rows, right=(0, 1, 2, 3))}\n{data['archive']}: {whole}"

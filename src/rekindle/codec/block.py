@@ -6,6 +6,7 @@
     planes     the top byte of each value, sign turned to the bottom, as a symbol; the bytes below it as planes
     delta      the difference from the reference, or from nothing, as a class and raw bits
     adaptive   the same, the classes by a coder that learns as it goes: smaller, and slower
+    palette    one of a few values, or the reference's and one of a few: what near-lossless checkpoints are made of
 
 Symbols are coded by tables, one for each context: none, or the top byte of the reference's value, or of the value
 beside it (the second moment at the same place, for a first moment).
@@ -22,6 +23,7 @@ from typing import Literal
 
 import numpy as np
 
+from rekindle.codec import palette
 from rekindle.codec.kernel import Broken, Bytes, Contexts, Kernel, Words
 from rekindle.codec.tables import merge, own_tables, read_tables, round_to_total, table_of, write_tables
 
@@ -33,7 +35,7 @@ WORTH = 0.985  # a plane is coded where that takes less than this share
 
 
 class Codec(IntEnum):
-    STORED, DEFLATE, SAME, PLANES, DELTA, ADAPTIVE = range(6)
+    STORED, DEFLATE, SAME, PLANES, DELTA, ADAPTIVE, PALETTE = range(7)
 
 
 class Context(IntEnum):
@@ -54,6 +56,7 @@ class Block:
     real: bool  # floats, whose bits are put in order before they are subtracted
     reference: Words | None = None
     beside: Words | None = None
+    palette: np.ndarray | None = None  # float32: the few values there are, or are added to the reference
 
     def context(self, kind: Context) -> Words | None:
         return {Context.NONE: None, Context.REFERENCE: self.reference, Context.BESIDE: self.beside}[kind]
@@ -78,6 +81,8 @@ def encode(kernel: Kernel, block: Block, tier: Tier = "fast") -> bytes:
     values = block.values
     if block.reference is not None and np.array_equal(values, block.reference):
         return bytes([Codec.SAME])
+    if found := [bytes([Codec.PALETTE]) + coded for coded in palette.encode(kernel, block)]:
+        return min(found, key=len)
     best = min(_choices(kernel, block), key=lambda pair: pair[0])[1]
     found = [bytes([Codec.STORED]) + values.tobytes()]
     if best.codec == Codec.DEFLATE:
@@ -105,6 +110,8 @@ def decode(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
         return _decode_delta(kernel, body, n, block)
     if codec == Codec.ADAPTIVE:
         return _decode_delta(kernel, body, n, block, adaptive=True)
+    if codec == Codec.PALETTE:
+        return palette.decode(kernel, body, n, block)
     raise Broken(f"its codec {codec} does not fit")
 
 

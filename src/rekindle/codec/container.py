@@ -54,6 +54,7 @@ class StepEntry:
     reference: str | None  # digest of the step before, None for a keyframe
     raw: int  # bytes unpacked
     tier: str
+    mode: str = "lossless"
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _directory(data: Any, at: Span) -> tuple[tuple[StepEntry, ...], Span | None]
     try:
         steps = tuple(_read_entry(entry) for entry in data["steps"])
         before = _read_span(data["before"]) if data["before"] is not None else None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Broken(f"its directory is malformed: {error}") from None
     named = [step.step for step in steps]
     if len(set(named)) != len(named) and set(named) != {None}:
@@ -184,7 +185,8 @@ def before(data: bytes) -> Span | None:
 
 
 def _entry(step: StepEntry) -> dict[str, Any]:
-    return {
+    mode = {} if step.mode == "lossless" else {"mode": step.mode}
+    return mode | {
         "step": step.step, "offset": step.offset, "nbytes": step.nbytes, "index": _span(step.index),
         "digest": step.digest, "reference": step.reference, "raw": step.raw, "tier": step.tier,
     }  # fmt: skip
@@ -192,11 +194,11 @@ def _entry(step: StepEntry) -> dict[str, Any]:
 
 def _read_entry(data: Mapping[str, Any]) -> StepEntry:
     numbers = [data["offset"], data["nbytes"], data["raw"], 0 if data["step"] is None else data["step"]]
-    texts = [data["digest"], data["tier"], data["reference"] or ""]
+    texts = [data["digest"], data["tier"], data["reference"] or "", data.get("mode", "lossless")]
     if any(type(n) is not int or not 0 <= n < 2**62 for n in numbers) or any(type(t) is not str for t in texts):
         raise ValueError("a step has something else for a number")
     return StepEntry(data["step"], data["offset"], data["nbytes"], _read_span(data["index"]), data["digest"],
-                     data["reference"], data["raw"], data["tier"])  # fmt: skip
+                     data["reference"], data["raw"], data["tier"], texts[-1])  # fmt: skip
 
 
 def _span(span: Span) -> list[Any]:

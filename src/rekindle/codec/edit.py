@@ -9,6 +9,7 @@ from pathlib import Path
 from rekindle.codec.archive import Archive
 from rekindle.codec.block import Tier
 from rekindle.codec.container import StepEntry, commit, create, read_directory, write_all
+from rekindle.codec.lossy import Errors, Shrunk
 from rekindle.codec.pack import lock_of, write_step
 from rekindle.store.publish import alone, explained, partial_path, sync
 
@@ -35,6 +36,7 @@ def drop(path: Path, name: int, *, workers: int = 1) -> int:
 
 def _copy(archive: Archive, gone: StepEntry, fd: int, partial: Path, workers: int) -> None:
     steps: list[StepEntry] = []
+    renamed: dict[str, str] = {}  # digests: other tensors may share a block in what is coded anew
     directory = read_directory(fd, partial)
     end = directory.end
     for entry in archive.directory.steps:
@@ -42,10 +44,15 @@ def _copy(archive: Archive, gone: StepEntry, fd: int, partial: Path, workers: in
             continue
         if entry.reference == gone.digest:
             reference = None if gone.reference is None else (archive.by_digest(gone.reference), None)
+            step = archive.step(entry)
+            shrunk = Shrunk(step.source(), errors=Errors(step.index.errors))
             tier: Tier = "max" if entry.tier == "max" else "fast"
-            made = write_step(fd, end, archive.step(entry).source(), entry.step, reference, tier, workers)
+            made = replace(write_step(fd, end, shrunk, entry.step, reference, tier, workers), mode=entry.mode)
+            renamed[entry.digest] = made.digest
         else:
-            made = replace(entry, offset=end, index=replace(entry.index, offset=end + entry.nbytes))
+            index = replace(entry.index, offset=end + entry.nbytes)
+            known = renamed.get(entry.reference or "", entry.reference)
+            made = replace(entry, offset=end, index=index, reference=known)
             _move(archive, entry, fd, end)
         steps.append(made)
         end = made.index.end

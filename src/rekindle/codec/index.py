@@ -7,7 +7,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -49,9 +49,11 @@ class Index:
     tensors: list[Tensor]
     beside: Mapping[int, int]  # tensor -> the one whose values tell of its own
     blocks: list[BlockEntry]
+    errors: Mapping[int, tuple[float, float]] = field(default_factory=dict)  # of tensors that were changed: see Errors
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        errors = {"errors": [[i, *found] for i, found in self.errors.items()]} if self.errors else {}
+        return errors | {
             "files": [[f.path, f.count] for f in self.files],
             "tensors": [[t.key, t.dtype, list(t.shape)] for t in self.tensors],
             "beside": [[a, b] for a, b in self.beside.items()],
@@ -78,19 +80,20 @@ def read_index(data: Any, length: int) -> Index:
         if first != len(tensors):
             raise Broken("its files are not of its tensors")
         beside = {_whole(a, 0): _whole(b, 0) for a, b in data["beside"]}
+        errors = {_whole(i, 0): (float(most), float(share)) for i, most, share in data.get("errors", [])}
         blocks, offset = [], 0
         for size, stored, decoded, parts in data["blocks"]:
             made = tuple(Part(_whole(t, 0), _whole(s, 0), _whole(c, 1)) for t, s, c in parts)
             blocks.append(BlockEntry(offset, _whole(size, 1), _hash(stored), _hash(decoded), made))
             offset += size
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Broken(f"its index is malformed: {error}") from None
     if offset != length:
         raise Broken("its blocks are not as long as its data")
     for names in ([f.path for f in files], [t.key for t in tensors]):
         if len(set(names)) != len(names):
             raise Broken("its index has a name twice")
-    index = Index(files, tensors, beside, blocks)
+    index = Index(files, tensors, beside, blocks, errors)
     _check(index)
     return index
 

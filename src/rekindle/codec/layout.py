@@ -7,7 +7,7 @@ in the reference with each other, and first moments with first moments.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rekindle.codec.index import Part, is_real
 from rekindle.codec.source import Tensor
@@ -29,14 +29,19 @@ def pairs(tensors: Sequence[Tensor]) -> dict[int, int]:
     return found
 
 
-def layout(tensors: Sequence[Tensor], beside: dict[int, int], known: Sequence[bool]) -> list[tuple[Part, ...]]:
-    """The parts of every block; `known` tells of which tensors the reference has the like."""
+def layout(
+    tensors: Sequence[Tensor], beside: Mapping[int, int], known: Sequence[bool], few: Collection[int] = ()
+) -> list[tuple[Part, ...]]:
+    """The parts of every block; `known` tells of which tensors the reference has the like.
+
+    Tensors of `few` values never share a block, and have larger ones: four times, since they shrink so much.
+    """
     blocks: list[tuple[Part, ...]] = []
     shared: dict[tuple[int, bool, str, bool], list[Part]] = {}
     sizes: dict[tuple[int, bool, str, bool], int] = {}
     for i, tensor in enumerate(tensors):
-        if tensor.nbytes > SMALL:
-            pieces = math.ceil(tensor.nbytes / BLOCK)
+        if tensor.nbytes > SMALL or i in few:
+            pieces = math.ceil(tensor.nbytes / (4 * BLOCK if i in few else BLOCK))
             ends = [tensor.n * k // pieces for k in range(pieces + 1)]
             blocks += [(Part(i, a, b - a),) for a, b in zip(ends, ends[1:])]
         elif tensor.n:

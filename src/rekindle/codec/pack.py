@@ -15,6 +15,7 @@ from rekindle.codec.container import Directory, Span, StepEntry, checksum, commi
 from rekindle.codec.index import BlockEntry, Index, Part, is_real, shrink
 from rekindle.codec.kernel import Words, kernel
 from rekindle.codec.layout import layout, pairs
+from rekindle.codec.lossy import LOSSLESS, RULES, Shrunk, shrink_source
 from rekindle.codec.source import Source
 from rekindle.errors import RekindleError
 from rekindle.store.publish import alone, explained
@@ -31,6 +32,7 @@ def add_step(
     keyframe_every: int = KEYFRAME_EVERY,
     before: Source | None = None,
     tier: Tier = "fast",
+    mode: str = LOSSLESS,
     workers: int = 1,
 ) -> StepEntry:
     """Code a checkpoint behind the last one of an archive; `before` is the last one's source, where it is at hand.
@@ -42,9 +44,13 @@ def add_step(
         check_name(path, last, step)
         due = links(last) % keyframe_every == 0 or links(last) > keyframe_every
         reference = None if due else (archive.step(last.steps[-1]), before)
+        shrunk = Shrunk(source)
+        if mode != LOSSLESS:
+            reference = reference and (reference[0], None)
+            shrunk = shrink_source(source, reference and reference[0], RULES[mode])
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            entry = write_step(fd, last.end, source, step, reference, tier, workers)
+            entry = replace(write_step(fd, last.end, shrunk, step, reference, tier, workers), mode=mode)
             if entry.digest in [there.digest for there in last.steps]:
                 raise RekindleError("The archive has this very checkpoint already.", where=path)
             commit(fd, last, (*last.steps, entry), entry.index.end)
@@ -80,18 +86,19 @@ def check_name(path: Path, directory: Directory, step: int | None) -> None:
 
 
 def write_step(
-    fd: int, offset: int, source: Source, step: int | None, reference: Reference | None, tier: Tier, workers: int
+    fd: int, offset: int, shrunk: Shrunk, step: int | None, reference: Reference | None, tier: Tier, workers: int
 ) -> StepEntry:
     """Blocks and index from `offset` on."""
+    source = shrunk.source
     beside = pairs(source.tensors)
     known = [reference is not None and matches(reference[0], [tensor]) is not None for tensor in source.tensors]
-    plan = layout(source.tensors, beside, known)
+    plan = layout(source.tensors, beside, known, shrunk.centres)
     blocks, at = [], 0
-    for parts, (data, decoded) in zip(plan, _coded(source, plan, beside, reference, tier, workers), strict=True):
+    for parts, (data, decoded) in zip(plan, _coded(shrunk, plan, beside, reference, tier, workers), strict=True):
         write_all(fd, data, offset + at)
         blocks.append(BlockEntry(at, len(data), checksum(data), decoded, parts))
         at += len(data)
-    index = Index(source.files, source.tensors, beside, blocks)
+    index = Index(source.files, source.tensors, beside, blocks, shrunk.errors.to_index())
     body = shrink(index.to_json())
     write_all(fd, body, offset + at)
     return StepEntry(
@@ -107,7 +114,7 @@ def write_step(
 
 
 def _coded(
-    source: Source,
+    shrunk: Shrunk,
     plan: Sequence[tuple[Part, ...]],
     beside: dict[int, int],
     reference: Reference | None,
@@ -115,6 +122,7 @@ def _coded(
     workers: int,
 ) -> Iterator[tuple[bytes, str]]:
     """Each block's bytes, and the checksum of its values; a few at a time, in order."""
+    source = shrunk.source
 
     def one(parts: tuple[Part, ...]) -> tuple[bytes, str]:
         first = source.tensors[parts[0].tensor]
@@ -122,7 +130,8 @@ def _coded(
         side = None
         if parts[0].tensor in beside:
             side = _read(source, parts, [beside[part.tensor] for part in parts])
-        block = Block(values, is_real(first.dtype), _reference(source, parts, reference), side)
+        like = _reference(source, parts, reference)
+        block = Block(values, is_real(first.dtype), like, side, shrunk.centres.get(parts[0].tensor))
         return encode(kernel(), block, tier), checksum(values)
 
     if workers == 1:

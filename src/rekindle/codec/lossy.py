@@ -1,0 +1,234 @@
+"""Near-lossless: what a checkpoint becomes before it is coded, so that it takes a twentieth of the space, or less.
+
+Weights are coded as their residual against the reconstructed checkpoint before, so that errors do not add up; small
+residuals are 0. Moments are coded directly; the first is kept where it is large and its weight moved. What is kept of a
+tensor takes one of 15 values, the centres of a k-means. Zeroing the second moment, as published, makes the first steps
+after a restart too large; so it is kept whole, its centres found between logarithms.
+
+Source: Li et al. 2024, "ExCP: Extreme LLM Checkpoint Compression via Weight-Momentum Joint Shrinking", arXiv
+2406.11257, section 3; their exp_avg_sq is m, their exp_avg v.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rekindle.codec.archive import Step, matches
+from rekindle.codec.index import Part
+from rekindle.codec.layout import FIRST, SECOND
+from rekindle.codec.source import Source
+
+Floats = NDArray[np.float32]
+
+CENTRES = 15  # beside 0: symbols of 4 bits
+LEAST = 4096  # values: smaller tensors stay as they are
+SAMPLE = 1 << 18  # values that thresholds and centres are found from
+ROUNDS = 30  # of k-means
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A weight's residual is kept above `min(cap, alpha / sqrt(mean exp_avg_sq))` times the median residual."""
+
+    alpha: float = 5e-5
+    cap: float = 2.5
+    beta: float = 2.0  # exp_avg is kept above so many times its mean size, where its weight is
+    whole_second: bool = True  # exp_avg_sq is kept everywhere
+
+
+LOSSLESS = "lossless"
+RULES = {
+    "near-lossless": Rule(),
+    "strong": Rule(alpha=float("inf")),
+    "excp": Rule(whole_second=False),
+}
+
+
+@dataclass
+class Errors:
+    """Of each tensor, largest and squared difference and the values' own squares; by piece, since pieces come twice."""
+
+    known: Mapping[int, tuple[float, float]] = field(default_factory=dict)  # of earlier: what it had when it was packed
+    pieces: dict[int, dict[int, tuple[float, float, float]]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, tensor: int, start: int, given: Floats, made: Floats) -> None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            apart = given.astype(np.float64) - made
+            found = (float(np.abs(apart).max(initial=0)), float(apart @ apart), float(given.astype(np.float64) @ given))
+        with self.lock:
+            self.pieces.setdefault(tensor, {})[start] = found
+
+    def to_index(self) -> dict[int, tuple[float, float]]:
+        """Tensor -> largest absolute error, and root mean square error as a share of the values' own."""
+        found = dict(self.known)
+        for tensor, pieces in sorted(self.pieces.items()):
+            most, apart, own = zip(*(pieces[start] for start in sorted(pieces)), strict=True)
+            found[tensor] = max(most), (sum(apart) / sum(own)) ** 0.5 if sum(own) else 0.0
+        return found
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """The source that is packed in another's place; `centres` [k] of each tensor that has only so many values."""
+
+    source: Source
+    centres: Mapping[int, Floats] = field(default_factory=dict)
+    errors: Errors = field(default_factory=Errors)
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A weight with its moments, by position, and its like in the reference."""
+
+    weight: int
+    first: int
+    second: int
+    reference: int | None
+
+
+def shrink_source(source: Source, reference: Step | None, rule: Rule) -> Shrunk:
+    """Thresholds and centres now, from samples; values when they are read."""
+    weights = _weights(source, reference)
+    errors, centres, keep = Errors(), {}, {}
+    for w in weights:
+        sampled = _Values(source, reference, w, _spots(source.tensors[w.weight].n))
+        if not sampled.sound:
+            continue
+        limits = keep[w.weight] = _limits(sampled, rule)
+        kept = _kept(sampled, limits)
+        if sampled.residual is not None:
+            centres[w.weight] = _centres(sampled.residual[kept])
+        large = kept & (np.abs(sampled.first) > limits[1])
+        centres[w.first] = _centres(sampled.first[large])
+        second = sampled.second if rule.whole_second else sampled.second[large]
+        centres[w.second] = _centres(second, logarithmic=True)
+    of = {position: w for w in weights for position in (w.weight, w.first, w.second) if position in centres}
+
+    def read(tensor: int, start: int, nbytes: int) -> bytes:
+        if tensor not in centres:
+            return source.read(tensor, start, nbytes)
+        w = of[tensor]
+        values = _Values(source, reference, w, [(start // 4, nbytes // 4)])
+        if not values.sound:
+            return source.read(tensor, start, nbytes)  # nothing near a NaN is changed
+        given, made = _made(values, tensor, w, centres[tensor], keep[w.weight], rule)
+        errors.note(tensor, start, given, made)
+        return made.tobytes()
+
+    return Shrunk(Source(source.files, source.tensors, read), centres, errors)
+
+
+def _weights(source: Source, reference: Step | None) -> list[_Weight]:
+    at = {tensor.key: i for i, tensor in enumerate(source.tensors)}
+    found = []
+    for i, tensor in enumerate(source.tensors):
+        first, second = at.get(tensor.key + FIRST), at.get(tensor.key + SECOND)
+        if first is None or second is None or tensor.n < LEAST:
+            continue
+        if any((t := source.tensors[p]).dtype != "F32" or t.shape != tensor.shape for p in (i, first, second)):
+            continue
+        like = None if reference is None else matches(reference, [tensor])
+        found.append(_Weight(i, first, second, like[0] if like else None))
+    return found
+
+
+def _spots(n: int) -> list[tuple[int, int]]:
+    """Where a tensor is sampled: all of it, or 64 stretches."""
+    if n <= SAMPLE:
+        return [(0, n)]
+    return [(int(start), SAMPLE // 64) for start in np.linspace(0, n - SAMPLE // 64, 64)]
+
+
+class _Values:
+    """A weight's residual (None without a reference), its moments and the reference, float32, at some spots."""
+
+    def __init__(self, source: Source, reference: Step | None, w: _Weight, spots: list[tuple[int, int]]):
+        def read(tensor: int) -> Floats:
+            return np.frombuffer(b"".join(source.read(tensor, 4 * a, 4 * n) for a, n in spots), "<f4")
+
+        self.weight, self.first, self.second = read(w.weight), read(w.first), read(w.second)
+        self.before: Floats | None = None
+        self.residual: Floats | None = None
+        if reference is not None and w.reference is not None:
+            parts = [Part(w.reference, a, n) for a, n in spots]
+            self.before = reference.gather(parts, [w.reference] * len(parts)).view("<f4")
+            with np.errstate(invalid="ignore", over="ignore"):
+                self.residual = self.weight - self.before
+
+    @property
+    def sound(self) -> bool:
+        """All finite, no second moment below 0."""
+        read = [self.weight, self.first, self.second, *([] if self.residual is None else [self.residual])]
+        return all(np.isfinite(x).all() for x in read) and bool((self.second >= 0).all())
+
+
+def _limits(values: _Values, rule: Rule) -> tuple[float, float]:
+    """Above which residuals and first moments are kept."""
+    with np.errstate(divide="ignore", over="ignore"):
+        first = rule.beta * float(np.mean(np.abs(values.first), dtype=np.float64))
+        if values.residual is None:
+            return 0.0, first
+        spread = float(np.mean(values.second, dtype=np.float64))
+        share = min(rule.cap, rule.alpha / np.sqrt(spread)) if spread > 0 else rule.cap
+        return float(share * np.median(np.abs(values.residual))), first
+
+
+def _kept(values: _Values, limits: tuple[float, float]) -> NDArray[np.bool_]:
+    if values.residual is None:
+        return np.ones(values.first.shape, bool)
+    return np.abs(values.residual) > limits[0]
+
+
+def _made(
+    values: _Values, tensor: int, w: _Weight, centres: Floats, limits: tuple[float, float], rule: Rule
+) -> tuple[Floats, Floats]:
+    """A piece as it was, and as it becomes."""
+    kept = _kept(values, limits)
+    if tensor == w.weight:
+        assert values.before is not None
+        assert values.residual is not None
+        return values.weight, values.before + np.where(kept, nearest(values.residual, centres), np.float32(0))
+    large = kept & (np.abs(values.first) > limits[1])
+    if tensor == w.first:
+        return values.first, np.where(large, nearest(values.first, centres), np.float32(0))
+    coded = nearest(values.second, centres, logarithmic=True)
+    return values.second, coded if rule.whole_second else np.where(large, coded, np.float32(0))
+
+
+def nearest(values: Floats, centres: Floats, *, logarithmic: bool = False) -> Floats:
+    """The centre that each value is nearest to, by difference or by ratio."""
+    if not len(centres):
+        return np.zeros_like(values)
+    return centres[np.searchsorted(_between(centres, logarithmic), values)]
+
+
+def _between(centres: Floats, logarithmic: bool) -> NDArray[np.float64]:
+    wide = centres.astype(np.float64)
+    if logarithmic:
+        return np.sqrt(wide[:-1] * wide[1:])
+    return (wide[:-1] + wide[1:]) / 2
+
+
+def _centres(values: Floats, *, logarithmic: bool = False) -> Floats:
+    """At most 15 centres, in order, by Lloyd's k-means from quantiles; between logarithms where so asked."""
+    values = values[np.isfinite(values)]
+    values = np.sort((values[values > 0] if logarithmic else values[values != 0]).astype(np.float64))
+    if not values.size:
+        return np.zeros(1 if logarithmic else 0, np.float32)
+    points = np.log(values) if logarithmic else values
+    sums = np.concatenate([[0.0], np.cumsum(points)])
+    centres = np.unique(np.quantile(points, (np.arange(CENTRES) + 0.5) / CENTRES))
+    for _ in range(ROUNDS):
+        edges = np.searchsorted(points, (centres[:-1] + centres[1:]) / 2)
+        bounds = np.unique(np.concatenate([[0], edges, [points.size]]))
+        moved = (sums[bounds[1:]] - sums[bounds[:-1]]) / np.diff(bounds)
+        if np.array_equal(moved, centres):
+            break
+        centres = np.unique(moved)
+    return np.unique((np.exp(centres) if logarithmic else centres).astype(np.float32))

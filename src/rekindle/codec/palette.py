@@ -1,0 +1,105 @@
+"""Blocks of float32 values of which each is one of a few, or the reference's and one of a few added to it.
+
+body := context u8, from u8 (0: nothing, 1: the reference), the number of values u8 and these, float32 in order, the
+length u32 of the coded symbols, and these: adaptively coded, each a value's place among the few.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rekindle.codec.kernel import Broken, Bytes, Contexts, Kernel, Words
+
+if TYPE_CHECKING:
+    from rekindle.codec.block import Block
+
+MOST = 64  # values
+NONE, REFERENCE, BESIDE = range(3)
+
+Floats = NDArray[np.float32]
+
+
+def encode(kernel: Kernel, block: Block) -> Iterator[bytes]:
+    """The block in each context, where it is what its palette says; else nothing."""
+    if block.palette is None or block.values.itemsize != 4 or not 0 < len(block.palette) < MOST:
+        return
+    palette = np.unique(np.append(block.palette, np.float32(0)))
+    for origin in (0, 1) if block.reference is not None else (0,):
+        symbols = _symbols(block, palette, origin)
+        if symbols is None:
+            continue
+        for context in (NONE, REFERENCE, BESIDE):
+            if context == NONE or (block.beside if context == BESIDE else block.reference) is not None:
+                coded = kernel.adapt(symbols, *_contexts(block, palette, context), _bits(palette))
+                if coded is not None:
+                    head = struct.pack("<BBB", context, origin, len(palette)) + palette.tobytes()
+                    yield head + struct.pack("<I", coded.size) + coded.tobytes()
+
+
+def decode(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
+    """The block's n words; raises Broken."""
+    if len(data) < 3 or block.values.itemsize != 4:
+        raise Broken("its palette is cut off")
+    context, origin, count = data[:3]
+    if context > BESIDE or origin > 1 or not 0 < count <= MOST or len(data) < 7 + 4 * count:
+        raise Broken("its palette is malformed")
+    if (block.reference is None and (origin or context == REFERENCE)) or (context == BESIDE and block.beside is None):
+        raise Broken("what its palette refers to is missing")
+    palette = np.frombuffer(bytes(data[3 : 3 + 4 * count]), "<f4")
+    (length,) = struct.unpack_from("<I", data, 3 + 4 * count)
+    coded = np.frombuffer(data[7 + 4 * count :], np.uint8)
+    if coded.size != length or not (np.diff(palette) > 0).all():
+        raise Broken("its palette is malformed")
+    symbols = kernel.unadapt(coded, *_contexts(block, palette, context), _bits(palette), n)
+    if symbols.max(initial=0) >= count:
+        raise Broken("its palette has no such value")
+    return _values(block, palette, symbols, origin)
+
+
+def _bits(palette: Floats) -> int:
+    return max(1, (len(palette) - 1).bit_length())
+
+
+def _values(block: Block, palette: Floats, symbols: Bytes, origin: int) -> Words:
+    found = palette[symbols]
+    if origin:
+        assert block.reference is not None
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = block.reference.view("<f4") + found
+    return found.view("<u4")
+
+
+def _symbols(block: Block, palette: Floats, origin: int) -> Bytes | None:
+    """Each value's place in the palette; None where one is not there to the bit."""
+    values = block.values.view("<f4")
+    if not np.isfinite(values).all():
+        return None
+    if origin:
+        assert block.reference is not None
+        with np.errstate(invalid="ignore", over="ignore"):
+            values = values - block.reference.view("<f4")
+    symbols = _nearest(values, palette).astype(np.uint8)
+    return symbols if np.array_equal(_values(block, palette, symbols, origin), block.values) else None
+
+
+def _nearest(values: Floats, palette: Floats) -> NDArray[np.int64]:
+    wide = palette.astype(np.float64)
+    return np.searchsorted((wide[:-1] + wide[1:]) / 2, values.astype(np.float64))
+
+
+def _contexts(block: Block, palette: Floats, context: int) -> tuple[Contexts | None, Contexts | None]:
+    """Where the reference's value would be in the palette, and how far values have lately been from there; or the
+    exponent of the value beside it."""
+    if context == NONE:
+        return None, None
+    if context == BESIDE:
+        assert block.beside is not None
+        return (block.beside >> 23 & 255).astype(np.uint16), None
+    assert block.reference is not None
+    there = _nearest(block.reference.view("<f4"), palette).astype(np.uint16)
+    return there, (len(palette) - there).astype(np.uint16)

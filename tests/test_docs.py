@@ -143,8 +143,8 @@ def _prepare(desk: Path, words: list[str]) -> None:
     for written in {"utility": ["scores.json"], "fit": ["law.yaml"], "plan": ["page.html"]}.get(words[0], ()):
         (desk / written).unlink(missing_ok=True)
     if words[0] == "pack" or any(word.startswith("run.rk") for word in words):
-        (desk / "model.rk").unlink(missing_ok=True)
-        (desk / "run.rk").unlink(missing_ok=True)
+        for name in ("model.rk", "near.rk", "run.rk"):
+            (desk / name).unlink(missing_ok=True)
         if words[0] != "pack":
             api.pack(["run/step-1200", "run/step-1400"], "run.rk")
     if words[0] == "join":

@@ -28,6 +28,7 @@ Floats = NDArray[np.float32]
 CENTRES = 15  # beside 0: symbols of 4 bits
 LEAST = 4096  # values: smaller tensors stay as they are
 SAMPLE = 1 << 18  # values that thresholds and centres are found from
+REACH = 0.8  # of the way to the next centre that a second moment goes before it moves there
 ROUNDS = 30  # of k-means
 
 
@@ -89,7 +90,8 @@ class _Weight:
     weight: int
     first: int
     second: int
-    reference: int | None
+    reference: int | None  # of the weight
+    second_before: int | None
 
 
 def shrink_source(source: Source, reference: Step | None, rule: Rule) -> Shrunk:
@@ -133,8 +135,8 @@ def _weights(source: Source, reference: Step | None) -> list[_Weight]:
             continue
         if any((t := source.tensors[p]).dtype != "F32" or t.shape != tensor.shape for p in (i, first, second)):
             continue
-        like = None if reference is None else matches(reference, [tensor])
-        found.append(_Weight(i, first, second, like[0] if like else None))
+        like = [None if reference is None else matches(reference, [source.tensors[p]]) for p in (i, second)]
+        found.append(_Weight(i, first, second, *(x[0] if x else None for x in like)))
     return found
 
 
@@ -153,11 +155,15 @@ class _Values:
             return np.frombuffer(b"".join(source.read(tensor, 4 * a, 4 * n) for a, n in spots), "<f4")
 
         self.weight, self.first, self.second = read(w.weight), read(w.first), read(w.second)
-        self.before: Floats | None = None
+
+        def recall(tensor: int | None) -> Floats | None:
+            if reference is None or tensor is None:
+                return None
+            return reference.gather([Part(tensor, a, n) for a, n in spots], [tensor] * len(spots)).view("<f4")
+
+        self.before, self.second_before = recall(w.reference), recall(w.second_before)
         self.residual: Floats | None = None
-        if reference is not None and w.reference is not None:
-            parts = [Part(w.reference, a, n) for a, n in spots]
-            self.before = reference.gather(parts, [w.reference] * len(parts)).view("<f4")
+        if self.before is not None:
             with np.errstate(invalid="ignore", over="ignore"):
                 self.residual = self.weight - self.before
 
@@ -197,7 +203,7 @@ def _made(
     large = kept & (np.abs(values.first) > limits[1])
     if tensor == w.first:
         return values.first, np.where(large, nearest(values.first, centres), np.float32(0))
-    coded = nearest(values.second, centres, logarithmic=True)
+    coded = _steady(values.second, values.second_before, centres)
     return values.second, coded if rule.whole_second else np.where(large, coded, np.float32(0))
 
 
@@ -208,6 +214,23 @@ def nearest(values: Floats, centres: Floats, *, logarithmic: bool = False) -> Fl
     return centres[np.searchsorted(_between(centres, logarithmic), values)]
 
 
+def _steady(second: Floats, before: Floats | None, centres: Floats) -> Floats:
+    """The nearest centre by ratio; where the one next to it was there before, that one until it is well out of reach.
+
+    Most second moments hardly move: those near an edge would change their centre to and fro, which costs most.
+    """
+    edges = _between(centres, True)
+    found = np.searchsorted(edges, second)
+    if before is not None and len(edges):
+        there = np.searchsorted(edges, before)
+        with np.errstate(divide="ignore"):
+            log, at = np.log(second.astype(np.float64)), np.log(centres.astype(np.float64))
+        gap = np.abs(at[found] - at[there])
+        stay = (np.abs(found - there) == 1) & (np.abs(log - at[there]) < REACH * gap)
+        found = np.where(stay, there, found)
+    return centres[found]
+
+
 def _between(centres: Floats, logarithmic: bool) -> NDArray[np.float64]:
     wide = centres.astype(np.float64)
     if logarithmic:
@@ -216,14 +239,15 @@ def _between(centres: Floats, logarithmic: bool) -> NDArray[np.float64]:
 
 
 def _centres(values: Floats, *, logarithmic: bool = False) -> Floats:
-    """At most 15 centres, in order, by Lloyd's k-means from quantiles; between logarithms where so asked."""
+    """At most 15 centres, in order, by Lloyd's k-means from an even grid; between logarithms where so asked."""
     values = values[np.isfinite(values)]
     values = np.sort((values[values > 0] if logarithmic else values[values != 0]).astype(np.float64))
     if not values.size:
         return np.zeros(1 if logarithmic else 0, np.float32)
     points = np.log(values) if logarithmic else values
     sums = np.concatenate([[0.0], np.cumsum(points)])
-    centres = np.unique(np.quantile(points, (np.arange(CENTRES) + 0.5) / CENTRES))
+    low, high = np.quantile(points, (0.0005, 0.9995))
+    centres = np.unique(np.linspace(low, high, CENTRES))
     for _ in range(ROUNDS):
         edges = np.searchsorted(points, (centres[:-1] + centres[1:]) / 2)
         bounds = np.unique(np.concatenate([[0], edges, [points.size]]))

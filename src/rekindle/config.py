@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, Literal, NewType, TypeVar, Union, get_args, get_origin
 
@@ -148,7 +149,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     try:
         text = Path(path).read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _loader())
     except OSError as error:
         raise RekindleError(f"The file cannot be read: {error.strerror}.", where=path) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -158,6 +159,19 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RekindleError("The file must hold keys and values.", where=path)
     return data
+
+
+@cache
+def _loader() -> type:
+    """PyYAML's safe loader, to which 1e-3 is a number as in YAML 1.2, and not text for want of a point."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return Loader
 
 
 def dump_yaml(data: Mapping[str, Any]) -> str:

@@ -11,13 +11,16 @@ import pytest
 from rekindle import api
 from rekindle.errors import RekindleError
 from rekindle.laws.config import FitConfig
+from rekindle.laws.decide import decide
 from rekindle.laws.doubt import identified, left_out, rivals
 from rekindle.laws.fit import fit
 from rekindle.laws.fitted import fitted
 from rekindle.laws.intervals import bootstrap, percentiles, profile, standard_errors
-from rekindle.laws.law import law_named, published
+from rekindle.laws.law import law_named, published, read_law
+from rekindle.laws.question import Question
 from rekindle.laws.solve import solve
 from rekindle.laws.table import Table, make_table, read_table
+from rekindle.laws.write import law_of, write_law
 
 LAW = published()["upcycling-2025"]
 
@@ -300,3 +303,30 @@ def test_the_same_row_of_the_same_run_twice_is_refused():
     rows = [{**row("dense", n, 0, d), "run": f"{n} {d}"} for n in (1e8, 1e9) for d in (1e9, 1e10, 1e11)]
     with pytest.raises(RekindleError, match="more than once"):
         make_table([*rows, rows[0]], "twice")
+
+
+def test_what_a_table_says_nothing_of_is_no_ground_for_a_verdict(tmp_path):
+    """Two sizes fit any exponent of N: a bootstrap stays where it starts, and the verdict must not."""
+    law, noise = published()["upcycling-2025"], np.random.default_rng(0)
+    rows = []
+    for n in (1e8, 2e8):
+        for d2 in (1e9, 4e9, 16e9, 64e9):
+            for way, d1 in (("scratch", 0.0), ("upcycled", 1e9), ("upcycled", 8e9), ("upcycled", 64e9)):
+                loss = float(law.row(way).loss(params=n, sunk=d1, tokens=d2)) + 0.003 * noise.standard_normal()
+                rows.append({"way": way, "params": n, "sunk": d1, "tokens": d2, "loss": loss})
+    found = fitted(make_table(rows, "two sizes"), FitConfig(bootstrap=400))
+    assert any("a bootstrap stays where it starts" in note for note in found.notes)
+    write_law(law_of(found.found, found.drawn, "two"), tmp_path / "two.yaml")
+    far = decide(read_law(tmp_path / "two.yaml"), Question(4e9, 6e10, 1e10))
+    assert far.verdict == "undecided"
+    assert "say nothing of" in far.reason
+    assert "say nothing of" not in decide(read_law(tmp_path / "two.yaml"), Question(1.5e8, 8e9, 1e10)).reason
+
+
+def test_the_way_with_the_fewest_clusters_is_named():
+    rows = [{"way": way, "params": n, "sunk": 0.0 if way == "dense" else d1, "tokens": d2, "trunk": f"{way}{n}{d1}",
+             "run": f"{way}{n}{d1}{d2}", "loss": 2 + n**-0.1 + d2**-0.1 + 0.01 * d1**-0.1}
+            for way, first in (("dense", (1e9,)), ("upcycled", (1e9, 4e9, 1.6e10)))
+            for d1 in first for n in (1e8, 2e8, 4e8, 8e8) for d2 in (1e9, 4e9, 1.6e10)]  # fmt: skip
+    found = fit(make_table(rows, "few"), "upcycling", "squares")
+    assert bootstrap(found, 100, "trunk").note == "only 4 trunks of dense to draw from: intervals are too narrow"

@@ -71,6 +71,8 @@ def plan(
     result(found, _answer(found), format_)
     for line in found["outside"]:
         say(f"note: outside the law's domain: {line}")
+    if not found["law"]["fit_error_known"]:
+        say("note: the law's fit error is unknown: intervals hold what rounding leaves open")
     if found["law"]["seen"] in ("second-hand", "recalled"):
         say(f"note: the law's numbers are {found['law']['seen']}; `rekindle laws` says where from")
 
@@ -118,6 +120,8 @@ def _range(found: dict[str, float | None]) -> str:
     low, mid, high = (
         "none below 5T" if tokens is None else count(tokens) for tokens in (found["low"], found["mid"], found["high"])
     )
+    if low == mid == high:
+        return f"{mid} tokens"
     return f"{mid} tokens ({low} to {high})"
 
 
@@ -162,7 +166,12 @@ def fit(
     for note in found["notes"]:
         say(f"note: {note}")
     if out:
-        say(f"next:  rekindle plan --law {out} --params 1B --sunk 100B --tokens 50B")
+        say(f"next:  rekindle plan --law {out} {_within(found)}")
+
+
+def _within(found: dict[str, Any]) -> str:
+    """A question of the size of the runs."""
+    return " ".join(f"--{name} {count(most)}" for name, most in found["largest"].items() if most)
 
 
 def _fitted(found: dict[str, Any]) -> str:

@@ -41,11 +41,13 @@ def sweep(
     lines = [
         f"{cost.cells} cells in {cost.steps} steps, {count(cost.tokens)} tokens, {cost.flops:.2g} FLOPs: "
         f"{100 * cost.saved:.0f} % less than {cost.naive_flops:.2g}, each cell on its own",
-        f"about {cost.hours(speed, workers or 1):.2g} hours of {workers or 1} worker(s) at {speed:.1g} FLOP/s",
+        f"about {cost.hours(speed, workers or 1):.2g} hours, {workers or 1} at a time with {speed:.1g} FLOP/s each",
     ]
     if found.table:
         lines[1:] = [f"{len(found.rows)} of {cost.cells} cells are in {found.table}", *filter(None, [found.next])]
     result(found.to_dict(), "\n".join(lines), format_)
+    if again := sum((row["epochs"] or 0) > 1 for row in found.rows):
+        say(f"note: the text is shorter than D1 + D2 in {again} cells, which read some of it twice (column epochs)")
     if found.failed:
         name, message = next(iter(found.failed.items()))
         what = f"{len(found.failed)} steps failed, and what follows from them."

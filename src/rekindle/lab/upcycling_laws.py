@@ -45,6 +45,7 @@ SIZES = (
 )
 LENGTHS = tuple(4096 * n for n in (64, 128, 256, 512, 1024))  # D1 and D2, tokens
 BOOTSTRAP = 4000
+HOLDS = 2.0  # times the error on the points fitted that a held-out prediction may be off
 TITLE = "Upcycling's law at the size of two cores"
 WAYS: dict[str, dict[str, Any]] = {"dense": {}, "scratch": {}, "upcycled": {}}
 REPEATED = SIZES[1:3]  # by a second seed, at three lengths
@@ -123,12 +124,16 @@ def statements(found: Fitted, law_file: Path, rows: list[dict[str, Any]]) -> lis
         for n, c in zip(sizes, crossings, strict=True)
         if c is not None
     )
+    best = found.rivals[0]
+    worst = max(best.held_out.values()) / found.to_dict()["rms"]
+    holds = "holds" if worst <= HOLDS else "does not hold"
     return [
         f"Interaction: {found.interaction.sentence}. The paper's is 8.0e-04.",
         f"Crossing: of the runs themselves, the mixture from scratch is lower than the upcycled one in {lower} of "
         f"{len(pairs)} cells of equal D2. By the fitted law, after D1 = {count(largest)}, it overtakes at {spans}.",
         f"Held out, the largest D1 and the largest D2, root mean square error in nats: {errors}; on the points fitted "
-        f"{found.to_dict()['rms']:.3f}. The best form by runs left out of the rest was {found.rivals[0].form}.",
+        f"{found.to_dict()['rms']:.3f}. The best form by runs left out of the rest was {best.form}; its prediction of "
+        f"what was held out {holds}: {worst:.1f} times the error on its points ({HOLDS:g} at most would hold).",
     ]
 
 

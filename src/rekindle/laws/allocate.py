@@ -46,7 +46,12 @@ def best_split(law: Law, question: Question, budget: float, draws: int) -> Split
     if not 1.01 * SIZES[0] < middle < SIZES[1] / 1.01:
         return None  # the law knows no best size
     found = {"params": middle, "sunk": question.sunk, "tokens": per_size / middle}
-    return Split(middle, float(low), float(high), per_size / middle, float(row.loss(**found)), row.outside(found))
+    loss, outside = float(row.loss(**found)), row.outside(found)
+    if "dense" in law.rows:
+        source = float(law.row("dense").loss(params=middle, tokens=question.sunk))
+        if loss >= source:
+            outside.append(f"so few tokens that its source, at {source:.3f}, is not regained")
+    return Split(middle, float(low), float(high), per_size / middle, loss, outside)
 
 
 def lowest_at(curve: Callable[[Floats], Floats], between: tuple[float, float]) -> Floats:

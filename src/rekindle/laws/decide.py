@@ -138,7 +138,10 @@ def decide(law: Law, question: Question) -> Decision:
     difference = asked.difference()
     crossing = asked.overtaken() if two_curves else None
     verdict, reason = _verdict(law, options, difference, source)
-    if _beyond(d2, options, crossing):
+    far, unknowable = outside(law, question), unknown(law)
+    if far and unknowable:
+        verdict, reason = "undecided", unknowable
+    elif _beyond(d2, options, crossing):
         verdict, reason = "undecided", BEYOND
     return Decision(
         options=options,
@@ -148,8 +151,14 @@ def decide(law: Law, question: Question) -> Decision:
         regain=asked.regained() if source is not None and "upcycled" in asked.ways else None,
         verdict=verdict,
         reason=reason,
-        outside=outside(law, question),
+        outside=far,
     )
+
+
+def unknown(law: Law) -> str:
+    """Why a law fitted to too few runs says nothing outside of them; empty where it may."""
+    numbers = ", ".join(law.unknown)
+    return f"The law's runs say nothing of {numbers}, and this lies outside of them: more runs." if numbers else ""
 
 
 def _beyond(tokens: float, options: Mapping[str, Option], crossing: Range | None) -> bool:

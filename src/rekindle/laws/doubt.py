@@ -24,6 +24,7 @@ from rekindle.laws.table import Table
 
 ILL = 1e3  # condition from which terms are not separated
 WEAK = 0.5  # standard error of a number, relative to it, from which its term is weak
+NOTHING = 10.0  # relative standard error from which nothing is known of it
 RIVALS = ("upcycling", "no-interaction", "additive")
 NORMAL = 1.645  # standard errors to the end of a 90 % interval
 DETECTABLE = NORMAL + 0.841  # standard errors to leave it, and to do so in 8 of 10 cases
@@ -38,8 +39,13 @@ class Identified:
     together: list[str]
 
     @property
+    def unknown(self) -> list[str]:
+        """Numbers of which the table says nothing."""
+        return [name for name, error in self.weak.items() if error >= NOTHING]
+
+    @property
     def warnings(self) -> list[str]:
-        errors = (f"{name} ({f'{100 * e:.0f} %' if e < 10 else 'not at all'})" for name, e in self.weak.items())
+        errors = (f"{name} ({f'{100 * e:.0f} %' if e < NOTHING else 'not at all'})" for name, e in self.weak.items())
         found = [f"hardly known, standard error of it in brackets: {', '.join(errors)}"] if self.weak else []
         if self.together:
             found.append(f"{', '.join(self.together)} only go together (condition {self.condition:.2g})")

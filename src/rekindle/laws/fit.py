@@ -106,9 +106,7 @@ def _too_little(table: Table, forms: Mapping[str, Form], points: Mapping) -> lis
         rows = len(next(iter(points[way].values())))
         if rows < len(form.parameters) + 1:
             what = f"{rows} points of {way} cannot tell the {len(form.parameters)} numbers of the form {form.name}."
-            found.append(
-                RekindleError(what, where=table.where, hint=f"more runs, or a form with fewer: {form.formula}")
-            )
+            found.append(RekindleError(what, where=table.where, why=f"L = {form.formula}", hint="more runs"))
         for variable, values in points[way].items():
             if np.any(values <= 0):
                 what = f"{variable} is 0 in some row of {way}: the form {form.name} takes its logarithm."

@@ -46,6 +46,7 @@ class Fitted:
         return {
             "points": len(table),
             "ways": {way: int((table.labels["way"] == way).sum()) for way in table.ways},
+            "largest": {v: float(table.numbers[v].max()) for v in ("params", "sunk", "tokens") if v in table.numbers},
             "forms": {way: form.formula for way, form in self.found.forms.items()},
             "objective": {"kind": self.found.problem.objective, "value": self.found.objective},
             "converged": self.found.converged,
@@ -76,16 +77,17 @@ def fitted(table: Table, config: FitConfig) -> Fitted:
         what = "All rows are of one run: there is nothing to resample, and so no interval."
         raise RekindleError(what, where=table.where, hint="a column run that tells independent runs apart, or none")
     by = "trunk" if 1 < trunks < runs else "run"
-    drawn = bootstrap(found, config.bootstrap, by, config.seed)
+    drawn, weak = bootstrap(found, config.bootstrap, by, config.seed), identified(found)
     draws = found.design.values(drawn.z)
     bounds, profiled = percentiles(draws), profile(found)
     numbers = {
         name: Number(value, *map(float, bounds[:, i]), *map(float, profiled[:, i]))
         for i, (name, value) in enumerate(found.values.items())
     }
-    weak = identified(found)
     two_stage = any("sunk" in form.variables for form in found.forms.values())
     notes = [*table.notes, *weak.warnings]
+    if weak.unknown:
+        notes.append("where nothing is known a bootstrap stays where it starts: there only profile intervals hold")
     if not found.converged:
         notes.append("the fit did not end: its numbers may be better than any other start's, but are no optimum")
     notes += [drawn.note] if drawn.note else []

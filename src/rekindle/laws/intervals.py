@@ -33,13 +33,15 @@ class Bootstrap:
     z: Floats
     by: str  # "run" or "trunk"
     clusters: int
+    fewest: tuple[str, int]  # the way with the fewest clusters, and how many it has
     lost: int  # fits that did not end: they wander where the objective is flat
 
     @property
     def note(self) -> str | None:
-        if self.clusters >= FEW_CLUSTERS:
+        way, few = self.fewest
+        if few >= FEW_CLUSTERS:
             return None
-        return f"only {self.clusters} {self.by}{'s' * (self.clusters > 1)} to draw from: intervals are too narrow"
+        return f"only {few} {self.by}{'s' * (few > 1)} of {way} to draw from: intervals are too narrow"
 
 
 def bootstrap(fit: Fit, count: int, by: str = "run", seed: int = SEED) -> Bootstrap:
@@ -48,7 +50,9 @@ def bootstrap(fit: Fit, count: int, by: str = "run", seed: int = SEED) -> Bootst
     random = np.random.default_rng(seed)
     times = random.multinomial(len(names), np.full(len(names), 1 / len(names)), count).astype(float)
     found = solve(fit.problem, np.repeat(fit.z[None], count, axis=0), times[:, cluster])
-    return Bootstrap(found.z, by, len(names), int((~found.converged).sum()))
+    per_way = {way: len(np.unique(cluster[fit.table.labels["way"] == way])) for way in fit.forms}
+    fewest = min(per_way.items(), key=lambda pair: pair[1])
+    return Bootstrap(found.z, by, len(names), fewest, int((~found.converged).sum()))
 
 
 def percentiles(draws: Floats) -> Floats:

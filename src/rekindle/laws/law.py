@@ -29,7 +29,7 @@ PARAMS = ("dense", "active", "total")
 UNIT = "nats per token; parameters and tokens as counts"
 SEED = 20250203
 _ROW_KEYS = ("form", "coefficients", "errors", "domain", "params")
-_KEYS = ("name", "title", "source", "seen", "unit", "note", "domain", "shared", "rows", "draws")
+_KEYS = ("name", "title", "source", "seen", "unit", "note", "domain", "shared", "rows", "draws", "unknown")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Law:
     rows: Mapping[str, Row]
     shared: frozenset[str] = frozenset()  # coefficients that are one number in all rows
     draws: Mapping[str, Mapping[str, Floats]] = field(default_factory=dict)  # row -> parameter -> [n]
+    unknown: tuple[str, ...] = ()  # numbers of which the runs say nothing: the draws hold within the domain alone
 
     @property
     def fit_error_known(self) -> bool:
@@ -166,6 +167,7 @@ def read_law(path: Path) -> Law:
         rows=rows,
         shared=frozenset(shared),
         draws=_draws(data.get("draws") or {}, rows, path),
+        unknown=tuple(map(str, data.get("unknown") or ())),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rekindle.config import dump_yaml
+from rekindle.laws.doubt import identified
 from rekindle.laws.fit import Fit
 from rekindle.laws.intervals import Bootstrap
 from rekindle.laws.law import UNIT
@@ -38,6 +39,7 @@ def law_of(found: Fit, drawn: Bootstrap, name: str) -> dict[str, Any]:
         "seen": "own runs",
         "unit": UNIT,
         "note": f"{found.problem.objective}; intervals by {drawn.by} from {len(drawn.z)} bootstrap fits.",
+        **({"unknown": unknown} if (unknown := identified(found).unknown) else {}),
         "rows": rows,
         "draws": draws,
     }

@@ -72,6 +72,7 @@ def page_data(plan: Plan, further: str) -> dict[str, Any]:
         "crossing": {"least": crossing.LEAST, "most": crossing.MOST, "grid": crossing.GRID},
         "flopsPerParameter": FLOPS,
         "beyond": decide.BEYOND,
+        "unknown": decide.unknown(law),
         "further": further,
     }  # fmt: skip
 

@@ -101,7 +101,8 @@ function decide(q) {
       (d2, i) => sources[i] - draw(ways.upcycled, q, d2, i));
   }
   const back = found.crossing && found.crossing.mid < q.tokens && options.upcycled.loss < options.scratch.loss;
-  return Object.assign(found, q.tokens > most || back ? { verdict: "undecided", reason: data.beyond } : verdict(found));
+  const lost = data.unknown && outside(q).length ? data.unknown : q.tokens > most || back ? data.beyond : null;
+  return Object.assign(found, lost ? { verdict: "undecided", reason: lost } : verdict(found));
 }
 
 function difference(q, options, rivals) {

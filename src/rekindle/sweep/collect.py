@@ -13,7 +13,7 @@ from rekindle.sweep.count import dense_parameters
 from rekindle.sweep.grid import Cell, Grid
 
 COLUMNS = ("way", "params", "active", "total", "sunk", "tokens", "experts", "top_k", "seed", "loss", "stderr", "run",
-           "trunk")  # fmt: skip
+           "trunk", "epochs")  # fmt: skip
 
 
 def rows_of(grid: Grid, cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
@@ -24,12 +24,14 @@ def rows_of(grid: Grid, cells: Sequence[Cell], out: Path) -> list[dict[str, Any]
         folder = out / cell.step
         if not folder.is_dir():
             continue
-        end, manifest = read_metrics(folder).evaluations[-1], read_manifest(folder)
+        metrics, manifest = read_metrics(folder), read_manifest(folder)
+        end, text = metrics.evaluations[-1], metrics.header.get("train_tokens")
         counted = manifest.parameters if manifest else {}
         rows.append({
             "way": cell.way, "params": dense[cell.size], "active": counted.get("active"), "total": counted.get("total"),
             "sunk": cell.sunk, "tokens": cell.tokens, "experts": cell.experts, "top_k": cell.top_k, "seed": cell.seed,
             "loss": end.loss, "stderr": end.stderr, "run": cell.step, "trunk": cell.trunk,
+            "epochs": round((cell.sunk + cell.tokens) / text, 4) if text else None,
         })  # fmt: skip
     return rows
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.errors import RekindleError
+from rekindle.laws.doubt import identified
 from rekindle.laws.fit import fit
 from rekindle.laws.next_run import BEYOND, next_run
 from rekindle.laws.question import Question
@@ -56,6 +57,8 @@ def sweep(
         raise RekindleError(f"There is no engine {engine!r}.", hint=" or ".join(ENGINES))
     if out.exists() and not out.is_dir():
         raise RekindleError(f"{out} is a file.", hint="another OUT")
+    if out.exists() and any(out.iterdir()) and not (out / "runs").is_dir():
+        raise RekindleError(f"{out} is not empty, and no sweep's.", hint="another OUT")
     steps, cells = steps_of(found)
     cost = cost_of(found, steps, cells)
     if dry_run:
@@ -74,6 +77,9 @@ def next_of(rows: list[dict[str, Any]], where: str) -> str:
     try:
         found = fit(make_table(rows, where), "upcycling", "squares")
     except RekindleError:
+        found = None
+    if found is None or identified(found).unknown:
         return f"next: {len(rows)} cells carry no law yet; `rekindle fit {where}` says what is missing"
     params, sunk, tokens = (BEYOND * max(row[v] for row in rows) for v in ("params", "sunk", "tokens"))
-    return next_run(found, Question(params, sunk, tokens)).sentence
+    asked = f"(N {params:.3g}, D1 {sunk:.3g}, D2 {tokens:.3g})"
+    return f"{next_run(found, Question(params, sunk, tokens)).sentence} {asked}"

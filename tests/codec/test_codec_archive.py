@@ -225,6 +225,8 @@ def test_a_reference_changed_on_disc_meanwhile_is_not_used(tmp_path, series, mon
         (lambda p: api.pack(p / "step-100", p / "x.rk", keyframe_every=0), "keyframe_every is 0"),
         (lambda p: api.pack(p / "step-100", p / "x.rk", tier="best"), "no tier 'best'"),
         (lambda p: api.pack([p / "step-100", p / "step-200"], p / "x.rk", step=3), "names one checkpoint"),
+        (lambda p: api.pack(p / "step-100", p / "run.rk", mode="lossy", overwrite=True), "no mode 'lossy'"),
+        (lambda p: api.pack(p / "step-100", p / "step-100" / "x.rk"), "packed into itself"),
         (lambda p: api.unpack(p / "step-100" / "config.json", p / "out"), "no archive"),
         (lambda p: api.unpack(p / "none.rk", p / "out"), "cannot be read"),
         (lambda p: api.unpack(f"{p / 'run.rk'}@last", p / "out"), "'last' is no step"),
@@ -238,6 +240,26 @@ def test_a_wrong_request_is_refused_in_a_sentence(tmp_path, packed, make, said):
         make(tmp_path)
     assert packed.read_bytes() == before
     assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_is_replaced_when_the_new_one_is_whole(tmp_path, series, packed, monkeypatch):
+    from rekindle.codec import pack
+
+    before, real = packed.read_bytes(), pack.add_step
+
+    def full(path, source, step, **options):
+        if step == 200:
+            raise RekindleError("The disc is full.")
+        return real(path, source, step, **options)
+
+    monkeypatch.setattr(pack, "add_step", full)
+    with pytest.raises(RekindleError, match="disc is full"):
+        api.pack(series, packed, overwrite=True)
+    assert packed.read_bytes() == before
+    monkeypatch.undo()
+    api.pack(series[:2], packed, overwrite=True)
+    assert [x["step"] for x in api.archive_info(packed)["steps"]] == [100, 200]
+    assert {path.name for path in tmp_path.iterdir()} == {"run.rk", *(folder.name for folder in series)}
 
 
 def test_a_truncated_checkpoint_is_refused_before_anything_is_replaced(tmp_path, series, packed):

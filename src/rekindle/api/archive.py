@@ -41,9 +41,7 @@ def pack(
     packed stays packed if a later one fails. Returns `archive_info`.
     """
     from rekindle.codec.container import create
-    from rekindle.codec.source import open_source
-    from rekindle.store.files import Files
-    from rekindle.store.publish import explained
+    from rekindle.store.publish import explained, partial_path
 
     archive = Path(archive)
     sources = _sources(checkpoints, step)
@@ -52,13 +50,19 @@ def pack(
     if archive.exists() and not overwrite:
         hint = "rekindle archive add, to add to it; or --overwrite"
         raise RekindleError(f"{archive} exists.", hint=hint)
-    with Files() as files:  # before anything is written, or replaced
-        for folder, _ in sources:
-            open_source(folder, files)
+    _check(sources, archive, mode, tier, keyframe_every)
+    place = partial_path(archive) if archive.exists() else archive  # the old one goes when the new one is whole
     with explained(archive):
-        archive.unlink(missing_ok=True)
-        create(archive)
-    return _add(sources, archive, mode, tier, keyframe_every, workers, say)
+        place.unlink(missing_ok=True)
+        create(place)
+        try:
+            _add(sources, place, mode, tier, keyframe_every, workers, say)
+        except BaseException:
+            if place != archive:
+                place.unlink(missing_ok=True)
+            raise
+        place.replace(archive)
+    return archive_info(archive)
 
 
 def archive_add(
@@ -73,7 +77,28 @@ def archive_add(
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Add checkpoints behind the last of an archive; a kill loses at most the one being added. Returns `info`."""
-    return _add(_sources(checkpoints, step), Path(archive), mode, tier, keyframe_every, workers, say)
+    archive, sources = Path(archive), _sources(checkpoints, step)
+    _check(sources, archive, mode, tier, keyframe_every)
+    _add(sources, archive, mode, tier, keyframe_every, workers, say)
+    return archive_info(archive)
+
+
+def _check(sources: list[tuple[Path, int | None]], archive: Path, mode: str, tier: Tier, keyframe_every: int) -> None:
+    """All that can be refused before anything is written."""
+    from rekindle.codec.source import open_source
+    from rekindle.store.files import Files
+
+    if mode not in MODES:
+        raise RekindleError(f"There is no mode {mode!r}.", hint=nearest(mode, MODES) or " or ".join(MODES))
+    if tier not in get_args(Tier):
+        raise RekindleError(f"There is no tier {tier!r}.", hint=" or ".join(get_args(Tier)))
+    if keyframe_every < 1:
+        raise RekindleError(f"keyframe_every is {keyframe_every}.", hint=f"--keyframe-every {KEYFRAME_EVERY}")
+    if inside := [folder for folder, _ in sources if archive.resolve().is_relative_to(folder.resolve())]:
+        raise RekindleError(f"{archive} lies in {inside[0]}, and would be packed into itself.", hint="another place")
+    with Files() as files:
+        for folder, _ in sources:
+            open_source(folder, files)
 
 
 def _add(
@@ -84,17 +109,11 @@ def _add(
     keyframe_every: int,
     workers: int | None,
     say: Say,
-) -> dict[str, Any]:
+) -> None:
     from rekindle.codec.pack import add_step
     from rekindle.codec.source import open_source
     from rekindle.store.files import Files
 
-    if mode not in MODES:
-        raise RekindleError(f"There is no mode {mode!r}.", hint=nearest(mode, MODES) or " or ".join(MODES))
-    if tier not in get_args(Tier):
-        raise RekindleError(f"There is no tier {tier!r}.", hint=" or ".join(get_args(Tier)))
-    if keyframe_every < 1:
-        raise RekindleError(f"keyframe_every is {keyframe_every}.", hint=f"--keyframe-every {KEYFRAME_EVERY}")
     with Files() as files:
         before = None
         for folder, number in sources:
@@ -104,7 +123,6 @@ def _add(
             size = entry.nbytes + entry.index.nbytes
             say(f"{folder}  {entry.raw / 1e6:.1f} MB -> {size / 1e6:.1f} MB ({entry.raw / size:.3g} x)")
             before = source
-    return archive_info(archive)
 
 
 def _sources(checkpoints: str | Path | Sequence[str | Path], step: int | None) -> list[tuple[Path, int | None]]:

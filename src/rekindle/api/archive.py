@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from rekindle.codec.pack import KEYFRAME_EVERY
 from rekindle.errors import RekindleError, nearest
 
 MODES = (LOSSLESS, *RULES)
+LONGEST = 100  # steps to a keyframe
 Say = Callable[[str], object]
 _NUMBERED = re.compile(r"(?:^|[-_.])(?:global_)?(?:step|checkpoint|ckpt|iter|state)[-_]?(\d+)$")
 
@@ -51,6 +53,8 @@ def pack(
         hint = "rekindle archive add, to add to it; or --overwrite"
         raise RekindleError(f"{archive} exists.", hint=hint)
     _check(sources, archive, mode, tier, keyframe_every)
+    if archive.exists():
+        Archive(archive).close()  # nothing else is ever replaced
     place = partial_path(archive) if archive.exists() else archive  # the old one goes when the new one is whole
     with explained(archive):
         place.unlink(missing_ok=True)
@@ -92,12 +96,15 @@ def _check(sources: list[tuple[Path, int | None]], archive: Path, mode: str, tie
         raise RekindleError(f"There is no mode {mode!r}.", hint=nearest(mode, MODES) or " or ".join(MODES))
     if tier not in get_args(Tier):
         raise RekindleError(f"There is no tier {tier!r}.", hint=" or ".join(get_args(Tier)))
-    if keyframe_every < 1:
-        raise RekindleError(f"keyframe_every is {keyframe_every}.", hint=f"--keyframe-every {KEYFRAME_EVERY}")
+    if not 0 < keyframe_every <= LONGEST:
+        what = f"keyframe_every is {keyframe_every}: from 1 to {LONGEST}, since so many may have to be decoded."
+        raise RekindleError(what, hint=f"--keyframe-every {KEYFRAME_EVERY}")
+    if archive.exists() is False and not archive.absolute().parent.is_dir():
+        raise RekindleError(f"The folder {archive.parent} is not there.", hint=f"mkdir -p {archive.parent}")
     if inside := [folder for folder, _ in sources if archive.resolve().is_relative_to(folder.resolve())]:
         raise RekindleError(f"{archive} lies in {inside[0]}, and would be packed into itself.", hint="another place")
-    with Files() as files:
-        for folder, _ in sources:
+    for folder, _ in sources:
+        with Files() as files:
             open_source(folder, files)
 
 
@@ -114,15 +121,19 @@ def _add(
     from rekindle.codec.source import open_source
     from rekindle.store.files import Files
 
-    with Files() as files:
-        before = None
+    before, last = None, ExitStack()  # each checkpoint's files stay open while the next is coded against them
+    try:
         for folder, number in sources:
-            source = open_source(folder, files)
+            now = ExitStack()
+            source = open_source(folder, now.enter_context(Files()))
             entry = add_step(archive, source, number, keyframe_every=keyframe_every, before=before, mode=mode,
                              tier=tier, workers=workers or cores())  # fmt: skip
             size = entry.nbytes + entry.index.nbytes
             say(f"{folder}  {entry.raw / 1e6:.1f} MB -> {size / 1e6:.1f} MB ({entry.raw / size:.3g} x)")
-            before = source
+            last.close()
+            before, last = source, now
+    finally:
+        last.close()
 
 
 def _sources(checkpoints: str | Path | Sequence[str | Path], step: int | None) -> list[tuple[Path, int | None]]:
@@ -173,7 +184,7 @@ def split_name(source: str | Path) -> tuple[Path, int | None]:
     path, at, number = text.rpartition("@")
     if not at or os.path.exists(text):
         return Path(text), None
-    if not number.isdigit():
+    if not (number.isascii() and number.isdigit()):
         raise RekindleError(f"{number!r} is no step.", where=text, hint=f"{path}@0; rekindle archive ls {path}")
     return Path(path), int(number)
 

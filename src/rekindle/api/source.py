@@ -17,7 +17,7 @@ def local(source: str | Path) -> Path:
     A step is unpacked under the system's folder for temporary files (TMPDIR), and removed when the process ends.
     """
     path, at, number = str(source).rpartition("@")
-    if at and number.isdigit() and Path(path).is_file():
+    if at and number.isascii() and number.isdigit() and Path(path).is_file():
         return _unpacked(str(Path(path).resolve()), int(number))
     return locate(source)
 

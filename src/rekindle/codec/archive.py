@@ -7,7 +7,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -120,7 +120,6 @@ class Step:
 
     archive: Archive
     entry: StepEntry
-    _covers: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict)  # tensor -> first words, blocks
 
     @cached_property
     def index(self) -> Index:
@@ -130,12 +129,18 @@ class Step:
                 raise Broken("it holds something else than its directory says")
         except Broken as error:
             raise self._damaged(str(error)) from None
-        for number, block in enumerate(index.blocks):
+        return index
+
+    @cached_property
+    def covers(self) -> dict[int, tuple[list[int], list[int]]]:
+        """Tensor -> the first words of its parts, and the blocks that these are in."""
+        found: dict[int, tuple[list[int], list[int]]] = {}
+        for number, block in enumerate(self.index.blocks):
             for part in block.parts:
-                starts, blocks = self._covers.setdefault(part.tensor, ([], []))
+                starts, blocks = found.setdefault(part.tensor, ([], []))
                 starts.append(part.start)
                 blocks.append(number)
-        return index
+        return found
 
     @cached_property
     def by_key(self) -> dict[str, int]:
@@ -159,6 +164,8 @@ class Step:
     def __getitem__(self, key: str | tuple[Any, ...]) -> np.ndarray:
         """`step["name"]`, or rows of it: `step["name", 10:20]`."""
         name, rows = key if isinstance(key, tuple) else (key, slice(None))
+        if not isinstance(rows, slice):
+            raise RekindleError(f"{rows!r} are no rows.", hint=f"step[{name!r}, 10:20]")
         if name not in self.by_key:
             raise RekindleError(f"{self.name} has no tensor {name!r}.", hint="rekindle archive info shows them")
         tensor = self.index.tensors[self.by_key[name]]
@@ -178,7 +185,7 @@ class Step:
         like = self.index.tensors[tensor]
         if not count:
             return np.empty(0, f"<u{like.word}")
-        starts, blocks = self._covers[tensor]
+        starts, blocks = self.covers[tensor]
         found = []
         for i in range(bisect_right(starts, start) - 1, bisect_right(starts, start + count - 1)):
             block, at = self.block(blocks[i]), 0
@@ -216,6 +223,7 @@ class Step:
                 raise Broken("what it decodes to has another checksum")
         except Broken as error:
             raise self._damaged(f"block {number}, of {first.key!r}: {error}") from None
+        found.flags.writeable = False  # others read it too
         self.archive.remember(key, found)
         return found
 

@@ -23,9 +23,12 @@ import xxhash
 from rekindle.codec.index import shrink, unshrink
 from rekindle.codec.kernel import Broken
 from rekindle.errors import CheckFailed, RekindleError
+from rekindle.store.publish import sync
 
 MAGIC, FORMAT = b"REKINDLE", 1
 SLOT, START = 4096, 8192
+MOST_STEPS = 2**62
+TAIL = "bytes follow the last finished step"
 _SLOT = struct.Struct("<8sIIQQQQ")  # and the checksum of these
 
 
@@ -80,6 +83,7 @@ def create(path: Path) -> None:
         file.write(bytes(START))
         commit(file.fileno(), Directory(0, Span(0, START, ""), (), None, ()), ())
         commit(file.fileno(), read_directory(file.fileno(), path), ())
+    sync(path.absolute().parent)
 
 
 def commit(fd: int, last: Directory, steps: tuple[StepEntry, ...], data_end: int | None = None) -> None:
@@ -103,13 +107,12 @@ def read_directory(fd: int, path: Path) -> Directory:
     torn = [f"slot {'AB'[i]} is damaged" for i, slot in enumerate(slots) if slot is None]
     for number, at in sorted((slot for slot in slots if slot), reverse=True):
         try:
-            body = read_span(fd, at)
+            steps, before = _directory(unshrink(read_span(fd, at)), at)
         except Broken as error:
             torn.append(f"the directory of commit {number}: {error}")
             continue
-        steps, before = _directory(unshrink(body), at)
         if size > at.end:
-            torn.append(f"{size - at.end} bytes follow the last finished step")
+            torn.append(f"{size - at.end} {TAIL}")
         return Directory(number, at, steps, before, tuple(torn))
     if MAGIC not in (head[:8], head[SLOT : SLOT + 8]):
         raise RekindleError("This file is no archive.", where=path, hint="rekindle pack CKPT... ARCHIVE")
@@ -158,7 +161,7 @@ def _directory(data: Any, at: Span) -> tuple[tuple[StepEntry, ...], Span | None]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Broken(f"its directory is malformed: {error}") from None
     named = [step.step for step in steps]
-    if len(set(named)) != len(named) and set(named) != {None}:
+    if (len(set(named)) != len(named) or None in named) and set(named) != {None}:
         raise Broken("its directory has a step twice")
     seen: set[str] = set()
     for step in steps:
@@ -195,7 +198,7 @@ def _entry(step: StepEntry) -> dict[str, Any]:
 def _read_entry(data: Mapping[str, Any]) -> StepEntry:
     numbers = [data["offset"], data["nbytes"], data["raw"], 0 if data["step"] is None else data["step"]]
     texts = [data["digest"], data["tier"], data["reference"] or "", data.get("mode", "lossless")]
-    if any(type(n) is not int or not 0 <= n < 2**62 for n in numbers) or any(type(t) is not str for t in texts):
+    if any(type(n) is not int or not 0 <= n < MOST_STEPS for n in numbers) or any(type(t) is not str for t in texts):
         raise ValueError("a step has something else for a number")
     return StepEntry(data["step"], data["offset"], data["nbytes"], _read_span(data["index"]), data["digest"],
                      data["reference"], data["raw"], data["tier"], texts[-1])  # fmt: skip

@@ -10,14 +10,16 @@ from rekindle.codec.archive import Archive
 from rekindle.codec.block import Tier
 from rekindle.codec.container import StepEntry, commit, create, read_directory, write_all
 from rekindle.codec.lossy import Errors, Shrunk
-from rekindle.codec.pack import lock_of, write_step
+from rekindle.codec.pack import check_whole, lock_of, write_step
 from rekindle.store.publish import alone, explained, partial_path, sync
 
 
 def drop(path: Path, name: int, *, workers: int = 1) -> int:
     """Write the archive without step `name` beside its place, and rename it there. Returns the bytes gained."""
+    path = path.resolve()
     partial = partial_path(path)
     with explained(path), alone(lock_of(path), f"changing {path.name}"), Archive(path) as archive:
+        check_whole(path, archive.directory)
         gone = archive[name].entry
         partial.unlink(missing_ok=True)
         try:

@@ -16,7 +16,7 @@ from rekindle.codec.source import File, Tensor
 from rekindle.store.dtypes import BITS, nbytes
 
 LARGEST_BLOCK = 1 << 24  # bytes decoded; encoders make blocks of at most 2 MiB
-LARGEST_INDEX = 1 << 30  # bytes of JSON
+LARGEST_INDEX = 1 << 28  # bytes of JSON
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read_index(data: Any, length: int) -> Index:
             made = tuple(Part(_whole(t, 0), _whole(s, 0), _whole(c, 1)) for t, s, c in parts)
             blocks.append(BlockEntry(offset, _whole(size, 1), _hash(stored), _hash(decoded), made))
             offset += size
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise Broken(f"its index is malformed: {error}") from None
     if offset != length:
         raise Broken("its blocks are not as long as its data")

@@ -60,8 +60,10 @@ class Errors:
 
     def note(self, tensor: int, start: int, given: Floats, made: Floats) -> None:
         with np.errstate(invalid="ignore", over="ignore"):
-            apart = given.astype(np.float64) - made
-            found = (float(np.abs(apart).max(initial=0)), float(apart @ apart), float(given.astype(np.float64) @ given))
+            own = given.astype(np.float64)
+            apart = own - made
+            # not by BLAS, whose sums differ with its threads
+            found = float(np.abs(apart).max(initial=0)), float(np.sum(apart * apart)), float(np.sum(own * own))
         with self.lock:
             self.pieces.setdefault(tensor, {})[start] = found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,13 @@ from pathlib import Path
 
 from rekindle.codec.archive import Archive, Step, matches
 from rekindle.codec.block import Block, Tier, encode, words
-from rekindle.codec.container import Directory, Span, StepEntry, checksum, commit, write_all
-from rekindle.codec.index import BlockEntry, Index, Part, is_real, shrink
-from rekindle.codec.kernel import Words, kernel
+from rekindle.codec.container import MOST_STEPS, TAIL, Directory, Span, StepEntry, checksum, commit, write_all
+from rekindle.codec.index import BlockEntry, Index, Part, is_real, read_index, shrink
+from rekindle.codec.kernel import Broken, Words, kernel
 from rekindle.codec.layout import layout, pairs
 from rekindle.codec.lossy import LOSSLESS, RULES, Shrunk, shrink_source
 from rekindle.codec.source import Source
-from rekindle.errors import RekindleError
+from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.publish import alone, explained
 
 KEYFRAME_EVERY = 10
@@ -39,6 +40,7 @@ def add_step(
 
     Raises RekindleError where its step is there already, where the disc is full, or where another process adds.
     """
+    path = path.resolve()
     with explained(path), alone(lock_of(path), f"adding to {path.name}"), Archive(path) as archive:
         last = archive.directory
         check_name(path, last, step)
@@ -50,6 +52,7 @@ def add_step(
             shrunk = shrink_source(source, reference and reference[0], RULES[mode])
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
+            os.ftruncate(fd, last.end)  # a torn tail
             entry = replace(write_step(fd, last.end, shrunk, step, reference, tier, workers), mode=mode)
             if entry.digest in [there.digest for there in last.steps]:
                 raise RekindleError("The archive has this very checkpoint already.", where=path)
@@ -74,8 +77,18 @@ def lock_of(path: Path) -> Path:
     return path.parent / f".{path.name}.lock"
 
 
+def check_whole(path: Path, directory: Directory) -> None:
+    """Refuse to change an archive of which an older commit is all that can be read; a torn tail may go."""
+    if damaged := [line for line in directory.torn if not line.endswith(TAIL)]:
+        raise CheckFailed("This archive is damaged, and is not changed.", where=path, why="; ".join(damaged),
+                          hint="unpack what is whole, and pack it anew")  # fmt: skip
+
+
 def check_name(path: Path, directory: Directory, step: int | None) -> None:
     """Steps are all numbered, or none is; and each number is there once."""
+    check_whole(path, directory)
+    if step is not None and not 0 <= step < MOST_STEPS:
+        raise RekindleError(f"{step} is no step.", hint="--step with a number from 0 up")
     there = [entry.step for entry in directory.steps]
     if step is not None and step in there:
         raise RekindleError(f"The archive has step {step} already.", where=path, hint="--step with another number")
@@ -99,6 +112,7 @@ def write_step(
         blocks.append(BlockEntry(at, len(data), checksum(data), decoded, parts))
         at += len(data)
     index = Index(source.files, source.tensors, beside, blocks, shrunk.errors.to_index())
+    readable(index, at)
     body = shrink(index.to_json())
     write_all(fd, body, offset + at)
     return StepEntry(
@@ -111,6 +125,14 @@ def write_step(
         raw=sum(tensor.nbytes for tensor in source.tensors),
         tier=tier,
     )
+
+
+def readable(index: Index, length: int) -> None:
+    """Refuse to write what a reader would refuse, such as a file's name."""
+    try:
+        read_index(json.loads(json.dumps(index.to_json())), length)
+    except Broken as error:
+        raise RekindleError(f"This checkpoint cannot be kept in an archive: {error}.") from None
 
 
 def _coded(

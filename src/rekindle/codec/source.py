@@ -14,7 +14,7 @@ from pathlib import Path
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS
 from rekindle.store.files import Files
-from rekindle.store.header import Stored, build_header, read_header
+from rekindle.store.header import Stored, build_header, read_header, unreadable
 
 WORDS = {"F64": 8, "I64": 8, "U64": 8, "C64": 4}  # bytes, where not those of a value of 2 or 4, or else 1
 
@@ -118,9 +118,15 @@ def held_source(files: Mapping[str, bytes | Mapping[str, Held]]) -> Source:
 def _walk(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise RekindleError(f"There is no checkpoint {folder}.", hint="a folder with safetensors files")
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(error.filename, error) from None
+
     found = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders.sort()
+        if links := [name for name in folders if (Path(parent) / name).is_symlink()]:
+            raise RekindleError("This is a link to a folder.", where=Path(parent) / links[0], hint="pack a copy")
         found += [Path(parent) / name for name in sorted(names)]
     if odd := [path for path in found if not path.is_file()]:
         raise RekindleError(

@@ -115,7 +115,7 @@ def lines(name: str, what: str, arms: Sequence[Line], below: str, axis: str = LO
     key = tuple((arm.name, i) for i, arm in enumerate(arms))
     caption = SEEDS if seeds > 1 else ONE_SEED
     end = max(x for arm in arms for x in arm.points)
-    title = lowest(what, {arm.name: arm.points[end] for arm in arms if end in arm.points})
+    title = lowest(what, {arm.name: arm.points[end] for arm in arms if end in arm.points}) if what else name
     return Chart(name, title, caption, ("arm", below, "seed", axis), rows, draw, 400, 320, key)
 
 

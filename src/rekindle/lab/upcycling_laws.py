@@ -125,16 +125,33 @@ def statements(found: Fitted, law_file: Path, rows: list[dict[str, Any]]) -> lis
         if c is not None
     )
     best = found.rivals[0]
+    noise = seed_noise(rows)
     worst = max(best.held_out.values()) / found.to_dict()["rms"]
     holds = "holds" if worst <= HOLDS else "does not hold"
+    off = found.to_dict()["rms"]
+    fits = (
+        f"but runs so short do not follow the form: it is off by {off:.3f} nats where two seeds differ by {noise:.3f} "
+        "(standard deviation of a run), so that its numbers describe this grid and no more"
+        if off > 3 * noise
+        else f"and the form describes the runs to {off:.3f} nats, seeds differing by {noise:.3f}"
+    )
     return [
-        f"Interaction: {found.interaction.sentence}. The paper's is 8.0e-04.",
+        f"Interaction: {found.interaction.sentence} (the paper's is 8.0e-04); {fits}.",
         f"Crossing: of the runs themselves, the mixture from scratch is lower than the upcycled one in {lower} of "
         f"{len(pairs)} cells of equal D2. By the fitted law, after D1 = {count(largest)}, it overtakes at {spans}.",
         f"Held out, the largest D1 and the largest D2, root mean square error in nats: {errors}; on the points fitted "
         f"{found.to_dict()['rms']:.3f}. The best form by runs left out of the rest was {best.form}; its prediction of "
         f"what was held out {holds}: {worst:.1f} times the error on its points ({HOLDS:g} at most would hold).",
     ]
+
+
+def seed_noise(rows: list[dict[str, Any]]) -> float:
+    """Standard deviation of a run's loss over seeds, from the cells that have two."""
+    cells: dict[tuple, list[float]] = {}
+    for r in rows:
+        cells.setdefault((r["way"], r["params"], r["sunk"], r["tokens"]), []).append(r["loss"])
+    apart = [a - b for a, b in (losses for losses in cells.values() if len(losses) == 2)]
+    return float(np.sqrt(np.mean(np.square(apart)) / 2))
 
 
 def raw_pairs(rows: list[dict[str, Any]]) -> dict[tuple, tuple[float, float]]:
@@ -165,7 +182,7 @@ def overtaking(rows: list[dict[str, Any]]) -> Chart:
         f"After D1 = {count(largest)}, {overtaken or 'none'} of {len(arms)} sizes overtaken from scratch by the "
         f"longest D2: the gap there is {min(ends):+.2f} to {max(ends):+.2f} nats"
     )
-    return replace(chart, title=title, caption="Below 0 the mixture from scratch is better. Dots are seeds.")
+    return replace(chart, title=title, caption="Below 0 scratch is better. Dots are seeds, bars 95 % intervals of two.")
 
 
 def _tokens(n: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rekindle.errors import RekindleError
 from rekindle.store.folder import open_folder
 from rekindle.store.manifest import Record
 from rekindle.store.publish import check_free
@@ -57,6 +58,8 @@ def train(
             archiver = None
             if config.archive and accelerator.is_main_process:
                 path = Path(config.archive).expanduser()
+                if path.resolve().is_relative_to(out):
+                    raise RekindleError(f"{path} lies in {out}, which is written anew.", hint="another --archive")
                 archiver = stack.enter_context(Archiver(path, source, resume=saved is not None, overwrite=overwrite))
             session = Session(stepper, work_folder(out), run, archiver)
             with reproducible(accelerator.device):

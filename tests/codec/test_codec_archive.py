@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,6 +117,42 @@ def test_one_tensor_and_rows_of_it(series, packed):
             archive[7]
 
 
+def test_what_was_read_cannot_be_written_into(packed):
+    with rekindle.Archive(packed) as archive:
+        found = archive[200]["model.norm.weight"]
+        with pytest.raises(ValueError, match="read-only"):
+            found[:] = 7
+
+
+def test_a_link_to_an_archive_is_that_archive(tmp_path, packed):
+    from rekindle.codec.pack import lock_of
+    from rekindle.store.publish import alone
+
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link.rk").symlink_to(packed)
+    more = checkpoint(tmp_path / "step-500", 500)
+    with alone(lock_of(packed), "adding"), pytest.raises(RekindleError, match="Another process"):
+        api.archive_add(more, tmp_path / "elsewhere" / "link.rk")
+    api.archive_add(more, tmp_path / "elsewhere" / "link.rk")
+    api.archive_drop(f"{tmp_path / 'elsewhere' / 'link.rk'}@100")
+    assert (tmp_path / "elsewhere" / "link.rk").is_symlink()
+    assert [x["step"] for x in api.archive_info(packed)["steps"]] == [200, 300, 400, 500]
+
+
+def test_many_checkpoints_need_few_open_files(tmp_path):
+    import resource
+
+    folders = [checkpoint(tmp_path / f"step-{step}", step) for step in range(40)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, limits[1]))
+    try:
+        api.pack(folders, tmp_path / "x.rk")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(api.archive_info(tmp_path / "x.rk")["steps"]) == 40
+
+
 def test_a_dropped_step_leaves_the_others(tmp_path, series, packed):
     for step in (200, 400, 100):
         api.archive_drop(f"{packed}@{step}")
@@ -227,6 +264,12 @@ def test_a_reference_changed_on_disc_meanwhile_is_not_used(tmp_path, series, mon
         (lambda p: api.pack([p / "step-100", p / "step-200"], p / "x.rk", step=3), "names one checkpoint"),
         (lambda p: api.pack(p / "step-100", p / "run.rk", mode="lossy", overwrite=True), "no mode 'lossy'"),
         (lambda p: api.pack(p / "step-100", p / "step-100" / "x.rk"), "packed into itself"),
+        (lambda p: api.pack(p / "step-100", p / "x.rk", step=-1), "-1 is no step"),
+        (lambda p: api.archive_add(p / "step-100", p / "run.rk", step=2**62), "is no step"),
+        (lambda p: api.pack(p / "step-100", p / "x.rk", keyframe_every=1000), "from 1 to 100"),
+        (lambda p: api.pack(p / "step-100", p / "nowhere" / "x.rk"), "is not there"),
+        (lambda p: api.pack(p / "step-100", p / "step-200" / "state.json", overwrite=True), "no archive"),
+        (lambda p: api.unpack(f"{p / 'run.rk'}@\u00b2", p / "out"), "is no step"),
         (lambda p: api.unpack(p / "step-100" / "config.json", p / "out"), "no archive"),
         (lambda p: api.unpack(p / "none.rk", p / "out"), "cannot be read"),
         (lambda p: api.unpack(f"{p / 'run.rk'}@last", p / "out"), "'last' is no step"),
@@ -260,6 +303,16 @@ def test_an_archive_is_replaced_when_the_new_one_is_whole(tmp_path, series, pack
     api.pack(series[:2], packed, overwrite=True)
     assert [x["step"] for x in api.archive_info(packed)["steps"]] == [100, 200]
     assert {path.name for path in tmp_path.iterdir()} == {"run.rk", *(folder.name for folder in series)}
+
+
+def test_what_cannot_come_back_is_not_packed(tmp_path, series):
+    (series[0] / "a\\b").write_text("a name that other systems take for a path")
+    with pytest.raises(RekindleError, match="cannot be kept in an archive"):
+        api.pack(series[0], tmp_path / "x.rk")
+    (series[0] / "a\\b").unlink()
+    (series[0] / "more").symlink_to(series[1])
+    with pytest.raises(RekindleError, match="link to a folder"):
+        api.pack(series[0], tmp_path / "y.rk")
 
 
 def test_a_truncated_checkpoint_is_refused_before_anything_is_replaced(tmp_path, series, packed):

@@ -96,6 +96,20 @@ def test_every_byte_of_the_slots_counts(whole):
         assert readable(base / "slot.rk", values) >= len(values) * 2 // 3  # the other slot is a commit back at most
 
 
+def test_an_archive_whose_last_commit_is_damaged_is_not_changed(whole, tmp_path):
+    """Else an older commit would be gone on from, and the steps since overwritten."""
+    base, data, _ = whole
+    path, newest = tmp_path / "x.rk", max((0, SLOT), key=lambda at: struct.unpack_from("<Q", data, at + 16)[0])
+    changed = bytearray(data)
+    changed[newest + 20] ^= 1
+    path.write_bytes(changed)
+    more = small(tmp_path / "step-4", 4)
+    for change in (lambda: api.archive_add(more, path), lambda: api.archive_drop(f"{path}@1")):
+        with pytest.raises(CheckFailed, match="damaged, and is not changed"):
+            change()
+    assert path.read_bytes() == bytes(changed)
+
+
 def test_cut_off_anywhere(whole):
     base, data, values = whole
     ends = []

@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 STEPS, EVERY, FIRST = 640, 40, 240
 BATCH, LENGTH = 16, 128
 SHAPE = {"n_embd": 240, "n_layer": 5, "n_head": 6, "vocab_size": 256, "n_positions": LENGTH,
-         "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}  # fmt: skip
+         "bos_token_id": 0, "eos_token_id": 0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}  # fmt: skip
 
 
 def make_series(out: Path, say: Callable[[str], object] = print, seed: int = 0) -> list[Path]:

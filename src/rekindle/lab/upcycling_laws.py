@@ -129,12 +129,15 @@ def statements(found: Fitted, law_file: Path, rows: list[dict[str, Any]]) -> lis
     worst = max(best.held_out.values()) / found.to_dict()["rms"]
     holds = "holds" if worst <= HOLDS else "does not hold"
     off = found.to_dict()["rms"]
-    fits = (
-        f"but runs so short do not follow the form: it is off by {off:.3f} nats where two seeds differ by {noise:.3f} "
-        "(standard deviation of a run), so that its numbers describe this grid and no more"
-        if off > 3 * noise
-        else f"and the form describes the runs to {off:.3f} nats, seeds differing by {noise:.3f}"
-    )
+    if np.isnan(noise):
+        fits = f"the form is off by {off:.3f} nats; one seed, so that this cannot be held against noise"
+    elif off > 3 * noise:
+        fits = (
+            f"but runs so short do not follow the form: it is off by {off:.3f} nats where two seeds differ by "
+            f"{noise:.3f} (standard deviation of a run), so that its numbers describe this grid and no more"
+        )
+    else:
+        fits = f"and the form describes the runs to {off:.3f} nats, seeds differing by {noise:.3f}"
     return [
         f"Interaction: {found.interaction.sentence} (the paper's is 8.0e-04); {fits}.",
         f"Crossing: of the runs themselves, the mixture from scratch is lower than the upcycled one in {lower} of "
@@ -146,12 +149,12 @@ def statements(found: Fitted, law_file: Path, rows: list[dict[str, Any]]) -> lis
 
 
 def seed_noise(rows: list[dict[str, Any]]) -> float:
-    """Standard deviation of a run's loss over seeds, from the cells that have two."""
+    """Standard deviation of a run's loss over seeds, from the cells that have two; NaN where none has."""
     cells: dict[tuple, list[float]] = {}
     for r in rows:
         cells.setdefault((r["way"], r["params"], r["sunk"], r["tokens"]), []).append(r["loss"])
     apart = [a - b for a, b in (losses for losses in cells.values() if len(losses) == 2)]
-    return float(np.sqrt(np.mean(np.square(apart)) / 2))
+    return float(np.sqrt(np.mean(np.square(apart)) / 2)) if apart else float("nan")
 
 
 def raw_pairs(rows: list[dict[str, Any]]) -> dict[tuple, tuple[float, float]]:

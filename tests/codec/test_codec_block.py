@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from test_codec_kernel import KERNELS, WORDS, both
 
+from rekindle.codec.bits import Broken
 from rekindle.codec.block import Block, Codec, decode, encode
-from rekindle.codec.kernel import Broken
 
 
 def known(block):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from rekindle.codec import kernel as module
+from rekindle.codec.bits import Broken
 from rekindle.codec.fallback import Numpy
-from rekindle.codec.kernel import Broken, Native
+from rekindle.codec.kernel import Native
 from rekindle.codec.tables import merge, own_tables, read_tables, round_to_total, table_of, write_tables
 
 LIBRARY = Path(module.__file__).with_name("_inner.so")

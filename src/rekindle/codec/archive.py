@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from rekindle.codec.bits import Broken, Words
 from rekindle.codec.block import Block, decode, words
 from rekindle.codec.container import Directory, StepEntry, checksum, read_bytes, read_directory, read_span
 from rekindle.codec.index import BlockEntry, Index, Part, is_real, read_index, unshrink
-from rekindle.codec.kernel import Broken, Words, kernel
+from rekindle.codec.kernel import kernel
 from rekindle.codec.source import Source, Tensor
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.dtypes import COMPUTED

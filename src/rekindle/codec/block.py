@@ -24,10 +24,11 @@ from typing import Literal
 import numpy as np
 
 from rekindle.codec import palette
-from rekindle.codec.kernel import Broken, Bytes, Contexts, Kernel, Words
+from rekindle.codec.bits import Broken, Bytes, Contexts, Words
+from rekindle.codec.kernel import Kernel
+from rekindle.codec.palette import Context
 from rekindle.codec.tables import merge, own_tables, read_tables, round_to_total, table_of, write_tables
 
-FLOATS = ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 Tier = Literal["fast", "max"]
 SAMPLE = 4096  # values that a coder is chosen by, in pieces
 PIECES = 16
@@ -36,10 +37,6 @@ WORTH = 0.985  # a plane is coded where that takes less than this share
 
 class Codec(IntEnum):
     STORED, DEFLATE, SAME, PLANES, DELTA, ADAPTIVE, PALETTE = range(7)
-
-
-class Context(IntEnum):
-    NONE, REFERENCE, BESIDE = range(3)
 
 
 class From(IntEnum):
@@ -84,14 +81,17 @@ def encode(kernel: Kernel, block: Block, tier: Tier = "fast") -> bytes:
     if found := [bytes([Codec.PALETTE]) + coded for coded in palette.encode(kernel, block)]:
         return min(found, key=len)
     best = min(_choices(kernel, block), key=lambda pair: pair[0])[1]
-    found = [bytes([Codec.STORED]) + values.tobytes()]
+    found = []
     if best.codec == Codec.DEFLATE:
         found.append(bytes([Codec.DEFLATE]) + zlib.compress(values.tobytes(), 6))
     elif best.codec == Codec.PLANES:
         found.append(_encode_planes(kernel, block, best))
     elif best.codec == Codec.DELTA:
         found += _encode_delta(kernel, block, best, tier)
-    return min(found, key=len)
+    least = min(found, key=len, default=None)
+    if least is not None and len(least) <= values.nbytes:
+        return least
+    return bytes([Codec.STORED]) + values.tobytes()
 
 
 def decode(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:

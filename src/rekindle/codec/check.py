@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rekindle.codec.archive import Archive, Step
+from rekindle.codec.bits import Broken
 from rekindle.codec.container import START, Span, before, checksum
-from rekindle.codec.kernel import Broken
-from rekindle.codec.unpack import for_each, place
+from rekindle.codec.unpack import place
+from rekindle.codec.workers import in_order
 from rekindle.errors import CheckFailed
 
 
@@ -37,7 +38,8 @@ def check(path: Path, say: Callable[[str], object] = lambda text: None, *, worke
                 bad[step.entry.digest].append(error.what)
 
         blocks.sort(key=lambda block: block[0])
-        for_each(read, range(len(blocks)), workers)
+        for _ in in_order(read, range(len(blocks)), workers):
+            pass
         for name, step in zip(archive.names, steps, strict=True):
             found = bad[step.entry.digest]
             say(f"@{name}  damaged in {len(found)} place(s)" if found else f"@{name}  whole")

@@ -20,8 +20,8 @@ from typing import Any
 
 import xxhash
 
+from rekindle.codec.bits import Broken
 from rekindle.codec.index import shrink, unshrink
-from rekindle.codec.kernel import Broken
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.publish import sync
 
@@ -215,7 +215,7 @@ def _read_span(data: Any) -> Span:
     return Span(offset, nbytes, check)
 
 
-def write_all(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, offset)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-LANES, TOTAL, LOW, STRETCHES = 32, 4096, 1 << 15, 64
+from rekindle.codec.bits import LANES, Broken, Bytes, Contexts, Words
 
-Bytes = NDArray[np.uint8]
-Words = NDArray[Any]
-Contexts = NDArray[np.uint16]
+TOTAL, LOW, STRETCHES = 4096, 1 << 15, 64
 
 
 class Numpy:
@@ -50,8 +46,6 @@ class Numpy:
     def undelta(
         self, symbols: Bytes, raw: Bytes, reference: Words | None, bias: int, real: bool, like: np.dtype
     ) -> Words:
-        from rekindle.codec.kernel import Broken
-
         width, counts = 8 * like.itemsize, _raw_bits(symbols)
         if symbols.max(initial=0) > 2 * width - 1 or (int(counts.sum()) + 7) // 8 != raw.size:
             raise Broken("its raw bits are not those of its classes")
@@ -108,8 +102,6 @@ class Numpy:
         return np.concatenate([states.astype("<u4").view(np.uint8), *(w.view(np.uint8) for w in reversed(words))])
 
     def decode(self, data: Bytes, contexts: Bytes | None, freqs: NDArray[np.uint16], n: int) -> Bytes:
-        from rekindle.codec.kernel import Broken
-
         if data.size < 4 * LANES or data.size % 2:
             raise Broken("its symbols do not end where its words do")
         symbol_of = np.stack([np.repeat(np.arange(256, dtype=np.uint8), f) for f in freqs])
@@ -155,8 +147,6 @@ class Numpy:
         return np.frombuffer(bytes(out) + low.to_bytes(4, "big"), np.uint8)
 
     def unadapt(self, data: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int, n: int) -> Bytes:
-        from rekindle.codec.kernel import Broken
-
         wrong = Broken("its symbols do not end where its bytes do")
         if data.size < 4:
             raise wrong

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from rekindle.codec.kernel import Broken
+from rekindle.codec.bits import Broken
 from rekindle.codec.source import File, Tensor
 from rekindle.store.dtypes import BITS, nbytes
 

@@ -18,17 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rekindle.codec import fallback
-
-Bytes = NDArray[np.uint8]
-Words = NDArray[Any]  # uint8, uint16, uint32 or uint64
-Contexts = NDArray[np.uint16]
+from rekindle.codec.bits import LANES, Broken, Bytes, Contexts, Words
 
 VERSION = 1
-LANES = 32  # interleaved coder states, in words of 4 bytes at the front of what they coded
-
-
-class Broken(ValueError):
-    """Bytes that no encoder wrote."""
 
 
 class Kernel(Protocol):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rekindle.codec.archive import Step, matches
 from rekindle.codec.index import Part
 from rekindle.codec.layout import FIRST, SECOND
+from rekindle.codec.palette import places
 from rekindle.codec.source import Source
 
 Floats = NDArray[np.float32]
@@ -213,7 +214,7 @@ def nearest(values: Floats, centres: Floats, *, logarithmic: bool = False) -> Fl
     """The centre that each value is nearest to, by difference or by ratio."""
     if not len(centres):
         return np.zeros_like(values)
-    return centres[np.searchsorted(_between(centres, logarithmic), values)]
+    return centres[np.searchsorted(_edges(centres), values) if logarithmic else places(values, centres)]
 
 
 def _steady(second: Floats, before: Floats | None, centres: Floats) -> Floats:
@@ -221,7 +222,7 @@ def _steady(second: Floats, before: Floats | None, centres: Floats) -> Floats:
 
     Most second moments hardly move: those near an edge would change their centre to and fro, which costs most.
     """
-    edges = _between(centres, True)
+    edges = _edges(centres)
     found = np.searchsorted(edges, second)
     if before is not None and len(edges):
         there = np.searchsorted(edges, before)
@@ -233,11 +234,10 @@ def _steady(second: Floats, before: Floats | None, centres: Floats) -> Floats:
     return centres[found]
 
 
-def _between(centres: Floats, logarithmic: bool) -> NDArray[np.float64]:
+def _edges(centres: Floats) -> NDArray[np.float64]:
+    """Between logarithms."""
     wide = centres.astype(np.float64)
-    if logarithmic:
-        return np.sqrt(wide[:-1] * wide[1:])
-    return (wide[:-1] + wide[1:]) / 2
+    return np.sqrt(wide[:-1] * wide[1:])
 
 
 def _centres(values: Floats, *, logarithmic: bool = False) -> Floats:

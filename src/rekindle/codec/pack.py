@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from rekindle.codec.archive import Archive, Step, matches
+from rekindle.codec.bits import Broken, Words
 from rekindle.codec.block import Block, Tier, encode, words
 from rekindle.codec.container import MOST_STEPS, TAIL, Directory, Span, StepEntry, checksum, commit, write_all
 from rekindle.codec.index import BlockEntry, Index, Part, is_real, read_index, shrink
-from rekindle.codec.kernel import Broken, Words, kernel
+from rekindle.codec.kernel import kernel
 from rekindle.codec.layout import layout, pairs
 from rekindle.codec.lossy import LOSSLESS, RULES, Shrunk, shrink_source
 from rekindle.codec.source import Source
+from rekindle.codec.workers import in_order
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.publish import alone, explained
 
@@ -43,6 +43,7 @@ def add_step(
     path = path.resolve()
     with explained(path), alone(lock_of(path), f"adding to {path.name}"), Archive(path) as archive:
         last = archive.directory
+        check_whole(path, last)
         check_name(path, last, step)
         due = links(last) % keyframe_every == 0 or links(last) > keyframe_every
         reference = None if due else (archive.step(last.steps[-1]), before)
@@ -86,7 +87,6 @@ def check_whole(path: Path, directory: Directory) -> None:
 
 def check_name(path: Path, directory: Directory, step: int | None) -> None:
     """Steps are all numbered, or none is; and each number is there once."""
-    check_whole(path, directory)
     if step is not None and not 0 <= step < MOST_STEPS:
         raise RekindleError(f"{step} is no step.", hint="--step with a number from 0 up")
     there = [entry.step for entry in directory.steps]
@@ -156,17 +156,7 @@ def _coded(
         block = Block(values, is_real(first.dtype), like, side, shrunk.centres.get(parts[0].tensor))
         return encode(kernel(), block, tier), checksum(values)
 
-    if workers == 1:
-        yield from map(one, plan)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[tuple[bytes, str]]] = deque()
-        for parts in plan:
-            waiting.append(pool.submit(one, parts))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return in_order(one, plan, workers)
 
 
 def _read(source: Source, parts: Sequence[Part], tensors: Sequence[int]) -> Words:

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.codec.kernel import Broken, Bytes, Contexts, Kernel, Words
+from rekindle.codec.bits import Broken, Bytes, Contexts, Words
+from rekindle.codec.kernel import Kernel
 
 if TYPE_CHECKING:
     from rekindle.codec.block import Block
 
 MOST = 64  # values
-NONE, REFERENCE, BESIDE = range(3)
-
 Floats = NDArray[np.float32]
+
+
+class Context(IntEnum):
+    """What a symbol's table goes by: nothing, the reference's value at its place, or the value beside it."""
+
+    NONE, REFERENCE, BESIDE = range(3)
 
 
 def encode(kernel: Kernel, block: Block) -> Iterator[bytes]:
@@ -33,8 +39,8 @@ def encode(kernel: Kernel, block: Block) -> Iterator[bytes]:
         symbols = _symbols(block, palette, origin)
         if symbols is None:
             continue
-        for context in (NONE, REFERENCE, BESIDE):
-            if context == NONE or (block.beside if context == BESIDE else block.reference) is not None:
+        for context in Context:
+            if context == Context.NONE or block.context(context) is not None:
                 coded = kernel.adapt(symbols, *_contexts(block, palette, context), _bits(palette))
                 if coded is not None:
                     head = struct.pack("<BBB", context, origin, len(palette)) + palette.tobytes()
@@ -46,9 +52,11 @@ def decode(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
     if len(data) < 3 or block.values.itemsize != 4:
         raise Broken("its palette is cut off")
     context, origin, count = data[:3]
-    if context > BESIDE or origin > 1 or not 0 < count <= MOST or len(data) < 7 + 4 * count:
+    if context > max(Context) or origin > 1 or not 0 < count <= MOST or len(data) < 7 + 4 * count:
         raise Broken("its palette is malformed")
-    if (block.reference is None and (origin or context == REFERENCE)) or (context == BESIDE and block.beside is None):
+    if (block.reference is None and (origin or context == Context.REFERENCE)) or (
+        context == Context.BESIDE and block.beside is None
+    ):
         raise Broken("what its palette refers to is missing")
     palette = np.frombuffer(bytes(data[3 : 3 + 4 * count]), "<f4")
     (length,) = struct.unpack_from("<I", data, 3 + 4 * count)
@@ -83,11 +91,12 @@ def _symbols(block: Block, palette: Floats, origin: int) -> Bytes | None:
         assert block.reference is not None
         with np.errstate(invalid="ignore", over="ignore"):
             values = values - block.reference.view("<f4")
-    symbols = _nearest(values, palette).astype(np.uint8)
+    symbols = places(values, palette).astype(np.uint8)
     return symbols if np.array_equal(_values(block, palette, symbols, origin), block.values) else None
 
 
-def _nearest(values: Floats, palette: Floats) -> NDArray[np.int64]:
+def places(values: Floats, palette: Floats) -> NDArray[np.int64]:
+    """Which of the palette's values, in order, each is nearest to."""
     wide = palette.astype(np.float64)
     return np.searchsorted((wide[:-1] + wide[1:]) / 2, values.astype(np.float64))
 
@@ -95,11 +104,11 @@ def _nearest(values: Floats, palette: Floats) -> NDArray[np.int64]:
 def _contexts(block: Block, palette: Floats, context: int) -> tuple[Contexts | None, Contexts | None]:
     """Where the reference's value would be in the palette, and how far values have lately been from there; or the
     exponent of the value beside it."""
-    if context == NONE:
+    if context == Context.NONE:
         return None, None
-    if context == BESIDE:
+    if context == Context.BESIDE:
         assert block.beside is not None
         return (block.beside >> 23 & 255).astype(np.uint16), None
     assert block.reference is not None
-    there = _nearest(block.reference.view("<f4"), palette).astype(np.uint16)
+    there = places(block.reference.view("<f4"), palette).astype(np.uint16)
     return there, (len(palette) - there).astype(np.uint16)

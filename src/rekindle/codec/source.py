@@ -138,7 +138,7 @@ def _walk(folder: Path) -> list[Path]:
 def _parts(path: Path, relative: str) -> list[tuple[str, Tensor, Place]]:
     """Name, tensor and place of everything that a file consists of, in its order."""
     size = path.stat().st_size
-    stored = _stored(path, size) if path.suffix == ".safetensors" else []
+    stored = _stored(path) if path.suffix == ".safetensors" else []
     start = stored[0][1].offset if stored else size
     whole = Tensor("", "U8", (start,), start)
     parts = [(file_key(relative), whole, Place(str(path), 0))]
@@ -147,7 +147,7 @@ def _parts(path: Path, relative: str) -> list[tuple[str, Tensor, Place]]:
     return parts
 
 
-def _stored(path: Path, size: int) -> list[tuple[str, Stored]]:
+def _stored(path: Path) -> list[tuple[str, Stored]]:
     """Tensors in the order of their bytes."""
     tensors, _ = read_header(path)
     return sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes))

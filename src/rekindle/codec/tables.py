@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.codec.kernel import Broken
+from rekindle.codec.bits import Broken
 
 TOTAL = 4096
 FEW = 512  # symbols below which a context gets no table of its own

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
+
 from rekindle.codec.archive import Step
 from rekindle.codec.container import write_all
+from rekindle.codec.workers import in_order
 from rekindle.store.publish import publishing
 
 
@@ -33,10 +33,11 @@ def unpack(step: Step, out: Path, *, overwrite: bool = False, workers: int = 1) 
             for part in index.blocks[number].parts:
                 fd, offset = places[part.tensor]
                 word = index.tensors[part.tensor].word
-                write_all(fd, block[at : at + part.count].tobytes(), offset + part.start * word)
+                write_all(fd, block[at : at + part.count].view(np.uint8).data, offset + part.start * word)
                 at += part.count
 
-        for_each(write, sorted(range(len(index.blocks)), key=lambda number: place(step, number)), workers)
+        for _ in in_order(write, sorted(range(len(index.blocks)), key=lambda number: place(step, number)), workers):
+            pass
 
 
 def place(step: Step, number: int) -> tuple[str, int, bool]:
@@ -44,23 +45,3 @@ def place(step: Step, number: int) -> tuple[str, int, bool]:
     part = step.index.blocks[number].parts[0]
     beside = step.index.beside.get(part.tensor)
     return step.index.tensors[part.tensor if beside is None else beside].key, part.start, beside is not None
-
-
-def for_each(do: Callable[[int], None], numbers: Sequence[int], workers: int) -> None:
-    """`do` of each, a few at a time, in order; the first error ends it."""
-    if workers == 1:
-        for number in numbers:
-            do(number)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[None]] = deque()
-        try:
-            for number in numbers:
-                waiting.append(pool.submit(do, number))
-                if len(waiting) > 2 * workers:
-                    waiting.popleft().result()
-            while waiting:
-                waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

@@ -22,6 +22,7 @@ from rekindle.lab.figures import Line, lines
 from rekindle.lab.page import Study, write_study
 from rekindle.laws.config import FitConfig
 from rekindle.laws.decide import decide
+from rekindle.laws.doubt import rms
 from rekindle.laws.fitted import Fitted, fitted
 from rekindle.laws.law import read_law
 from rekindle.laws.question import Question
@@ -126,9 +127,9 @@ def statements(found: Fitted, law_file: Path, rows: list[dict[str, Any]]) -> lis
     )
     best = found.rivals[0]
     noise = seed_noise(rows)
-    worst = max(best.held_out.values()) / found.to_dict()["rms"]
+    off = rms(found.found.residuals)
+    worst = max(best.held_out.values()) / off
     holds = "holds" if worst <= HOLDS else "does not hold"
-    off = found.to_dict()["rms"]
     if np.isnan(noise):
         fits = f"the form is off by {off:.3f} nats; one seed, so that this cannot be held against noise"
     elif off > 3 * noise:
@@ -143,7 +144,7 @@ def statements(found: Fitted, law_file: Path, rows: list[dict[str, Any]]) -> lis
         f"Crossing: of the runs themselves, the mixture from scratch is lower than the upcycled one in {lower} of "
         f"{len(pairs)} cells of equal D2. By the fitted law, after D1 = {count(largest)}, it overtakes at {spans}.",
         f"Held out, the largest D1 and the largest D2, root mean square error in nats: {errors}; on the points fitted "
-        f"{found.to_dict()['rms']:.3f}. The best form by runs left out of the rest was {best.form}; its prediction of "
+        f"{off:.3f}. The best form by runs left out of the rest was {best.form}; its prediction of "
         f"what was held out {holds}: {worst:.1f} times the error on its points ({HOLDS:g} at most would hold).",
     ]
 

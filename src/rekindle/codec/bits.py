@@ -1,0 +1,18 @@
+"""What the coders speak of: arrays of bytes and words, and bytes that no encoder wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+Words = NDArray[Any]  # uint8, uint16, uint32 or uint64
+Contexts = NDArray[np.uint16]
+
+LANES = 32  # interleaved coder states, in words of 4 bytes at the front of what they coded
+
+
+class Broken(ValueError):
+    """Bytes that no encoder wrote."""

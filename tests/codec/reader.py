@@ -7,7 +7,7 @@ import json
 import struct
 import zlib
 from bisect import bisect_left
-from math import ceil, prod
+from math import prod
 
 import numpy as np
 import xxhash
@@ -117,13 +117,23 @@ def decode(block: bytes, n: int, width: int, real: bool, like: list[int] | None,
                 row, data = data[1 : 1 + n], data[1 + n :]
             turned = [word | byte << (8 * plane) for word, byte in zip(turned, row)]
         return [word >> 1 | (word & 1) << (width - 1) for word in turned]
-    origin, bias = struct.unpack_from("<Bq", data, 1)
+    origin, shift, bias = struct.unpack_from("<BBq", data, 1)
+    data, foretold = data[11:], [bias] * n
+    if origin == 2:
+        columns, scale = struct.unpack_from("<IB", data)
+        rows = n // columns
+        small = struct.unpack_from(f"<{rows + columns}b", data, 5)
+        data = data[5 + rows + columns :]
+        foretold = [bias + (small[i // columns] + small[rows + i % columns]) * 2**scale for i in range(n)]
     if codec == 4:
-        classes, raw = tabled(data[10:], n, tops)
+        classes, raw = tabled(data, n, tops)
     else:
-        (length,) = struct.unpack_from("<I", data, 10)
-        classes, raw = adaptive(data[14 : 14 + length], n, width, tops), data[14 + length :]
-    return undone(classes, raw, width, real, like if origin else None, origin, bias)
+        (length,) = struct.unpack_from("<I", data)
+        classes, raw = adaptive(data[4 : 4 + length], n, width, tops), data[4 + length :]
+    sign = 1 << (width - 1)
+    like = [(word % sign >> shift) + (word & sign) for word in like] if origin else None
+    words = undone(classes, raw, width, real, like, foretold)
+    return [(word % sign << shift) + (word & sign) for word in words]
 
 
 def few(data: bytes, n: int, like: list[int] | None, side: list[int] | None) -> list[int]:
@@ -144,10 +154,9 @@ def few(data: bytes, n: int, like: list[int] | None, side: list[int] | None) -> 
     return found.view(np.uint32).tolist()
 
 
-def undone(classes, raw, width, real, like, origin, bias):
+def undone(classes, raw, width, real, like, foretold):
     """Values from differences."""
     bits, at, whole, out = int.from_bytes(raw, "little"), 0, 1 << width, []
-    stretch, mean, most = ceil(len(classes) / 64), 0, 1 << (width - 8)
     for i, c in enumerate(classes):
         k = c if c < 2 else c // 2 + 1
         m, negative = (1, 0) if c == 1 else (0, 0)
@@ -156,13 +165,7 @@ def undone(classes, raw, width, real, like, origin, bias):
         if c > 1:
             m, at = (2 + c % 2) << (k - 2) | bits >> at & ((1 << (k - 2)) - 1), at + k - 2
         d = -m if negative else m
-        if origin == 2:
-            mean = 256 * bias if i % stretch == 0 else mean
-            d = (d + (mean >> 8)) % whole
-            signed = d - whole if d >> (width - 1) else d
-            mean += (256 * min(max(signed, -most), most) - mean) // 16
-        else:
-            d += bias
+        d += foretold[i]
         ordered = (d + (order(like[i], width, real) if like else 0)) % whole
         out.append(order_back(ordered, width, real))
     return out

@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as npst
 from test_codec_kernel import KERNELS, WORDS, both
 
 from rekindle.codec.bits import Broken
-from rekindle.codec.block import Block, Codec, decode, encode
+from rekindle.codec.block import Block, Codec
+from rekindle.codec.coder import decode, encode
 
 
 def known(block):
@@ -27,7 +28,8 @@ def test_whatever_it_is_comes_back(dtype, data, real, tier):
         npst.arrays(dtype, n, elements=elements)
         | st.sampled_from([d for d in drawn if d is not None] or [np.zeros(n, dtype)])
     )
-    block = Block(values, real, *drawn)
+    columns = data.draw(st.sampled_from([0, *(c for c in (1, 3, 16) if n % c == 0)]))
+    block = Block(values, real, *drawn, columns=columns)
     coded = [encode(kernel, block, tier) for kernel in KERNELS]
     assert len(set(coded)) == 1
     assert len(coded[0]) <= values.nbytes + 1
@@ -58,7 +60,7 @@ def test_each_kind_of_values_gets_its_own_coder():
         assert len(after) < 0.85 * len(alone)
         moved = encode(kernel, Block(second[1], True, second[0]))
         assert moved[0] == Codec.DELTA
-        assert int.from_bytes(moved[3:11], "little", signed=True) < 0  # they all shrink: a bias
+        assert int.from_bytes(moved[4:12], "little", signed=True) < 0  # they all shrink: a bias
         beside = encode(kernel, Block(first, True, None, second[1]))
         assert beside[:2] == bytes([Codec.PLANES, 2])
         assert len(beside) < len(encode(kernel, Block(first, True)))
@@ -67,6 +69,36 @@ def test_each_kind_of_values_gets_its_own_coder():
         assert encode(kernel, Block(text, False))[0] == Codec.DEFLATE
         noise = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
         assert encode(kernel, Block(noise, False))[0] == Codec.STORED
+
+
+def test_rows_and_columns_foretell_second_moments():
+    """What shrinks by row and by column leaves noise of a hundredth; a grid of 500 numbers tells the rest."""
+    random = np.random.default_rng(0)
+    before = np.exp(random.normal(size=(200, 300)))
+    shares = [0.1 * random.normal(size=(200, 1)), 0.1 * random.normal(size=300), 0.01 * random.normal(size=(200, 300))]
+    then, now = (x.astype(np.float32).reshape(-1).view("<u4") for x in (before, before * np.exp(sum(shares))))
+    coded = [encode(kernel, Block(now, True, then, columns=300)) for kernel in KERNELS]
+    assert len(set(coded)) == 1
+    assert coded[0][:3] == bytes([Codec.DELTA, 1, 2])
+    assert len(coded[0]) < len(encode(KERNELS[0], Block(now, True, then))) - 60_000 * 2.5 / 8
+    for kernel in KERNELS:
+        found = decode(kernel, memoryview(coded[0]), now.size, Block(now[:0], True, then))
+        assert np.array_equal(found, now)
+    weights = series()[0]
+    alike = Block(weights[1], True, weights[0], columns=100)
+    assert encode(KERNELS[0], alike)[2] == 1  # no rows to be told apart
+
+
+@given(data=st.data())
+def test_low_bits_that_are_always_0_take_no_space(data):
+    drop = data.draw(st.integers(0, 20))
+    weights = series(2000)[0] >> drop << drop
+    for kernel in KERNELS:
+        coded = encode(kernel, Block(weights[1], True, weights[0]))
+        assert np.array_equal(
+            decode(kernel, memoryview(coded), 2000, Block(weights[1][:0], True, weights[0])), weights[1]
+        )
+        assert len(coded) < 2000 * (25 - drop) / 8 + 600
 
 
 def test_the_tier_that_takes_its_time_learns_from_neighbours():
@@ -97,7 +129,8 @@ def test_weights_rounded_to_bfloat16_in_float32_take_half():
 def test_changed_bytes_decode_to_something_or_are_broken(data):
     weights, second, first = series(600, seed=1)
     block = data.draw(st.sampled_from([
-        Block(weights[1], True, weights[0]), Block(first, True, None, second[1]), Block(weights[0], True),
+        Block(weights[1], True, weights[0]), Block(weights[1] >> 8 << 8, True, weights[0] >> 8 << 8),
+        Block(second[1], True, second[0], columns=20), Block(first, True, None, second[1]), Block(weights[0], True),
         Block(np.frombuffer(b"abcd" * 200, np.uint8), False),
     ]))  # fmt: skip
     coded = bytearray(encode(KERNELS[0], block, data.draw(st.sampled_from(["fast", "max"]))))

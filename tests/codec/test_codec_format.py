@@ -11,7 +11,7 @@ from reader import read
 
 from rekindle import api
 from rekindle.codec.archive import Archive
-from rekindle.codec.block import Codec
+from rekindle.codec.block import Codec, From
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -24,7 +24,7 @@ def files_of(folder):
 def test_a_reader_written_from_the_page_reads_archives(tmp_path, tier):
     folders = [fuzz._folder(tmp_path / f"step-{step}", 600, step) for step in (1, 2, 3)]
     (folders[2] / "same.txt").write_bytes((folders[1] / "notes.txt").read_bytes())
-    api.pack(folders, tmp_path / "x.rk", tier=tier)
+    fuzz.pack(folders, tmp_path / "x.rk", tier)
     found = read((tmp_path / "x.rk").read_bytes())
     assert found == {step: files_of(folder) for step, folder in zip((1, 2, 3), folders)}
 
@@ -41,10 +41,13 @@ def test_golden_archives_stay_readable(tmp_path, name):
 
 
 def test_golden_archives_hold_every_codec():
-    seen = set()
+    seen, origins = set(), set()
     for path in GOLDEN.glob("*.rk"):
         with Archive(path) as archive:
             for step in archive:
                 entry = archive[step].entry
-                seen |= {archive.read(entry.offset + block.offset, 1)[0] for block in archive[step].index.blocks}
+                heads = [archive.read(entry.offset + block.offset, 4) for block in archive[step].index.blocks]
+                seen |= {head[0] for head in heads}
+                origins |= {(head[2], head[3] > 0) for head in heads if head[0] in (Codec.DELTA, Codec.ADAPTIVE)}
     assert seen == set(Codec)
+    assert origins >= {(From.REFERENCE, False), (From.GRID, False), (From.REFERENCE, True)}

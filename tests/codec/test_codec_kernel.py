@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,16 @@ from rekindle.codec.tables import merge, own_tables, read_tables, round_to_total
 LIBRARY = Path(module.__file__).with_name("_inner.so")
 WORDS = [np.dtype(f"<u{size}") for size in (1, 2, 4, 8)]
 KERNELS = [Numpy(), *([Native(LIBRARY)] if LIBRARY.exists() else [])]
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """C's loops as they are where eight lanes cannot be done at once."""
+    both()
+    out = tmp_path_factory.mktemp("narrow") / "inner.so"
+    source = LIBRARY.with_name("inner.c")
+    subprocess.run(["cc", "-O2", "-DNARROW", "-shared", "-fPIC", "-o", str(out), str(source)], check=True)
+    return Native(out)
 
 
 def both():
@@ -70,30 +81,6 @@ def test_differences_come_back(dtype, data, bias, real, referred):
             kernel.undelta(results[0][0], np.append(results[0][1], np.uint8(0)), reference, bias, real, dtype)
 
 
-@pytest.mark.parametrize("dtype", WORDS[1:3], ids=str)
-@given(data=st.data(), bias=st.integers(-300, 300), real=st.booleans())
-def test_tracked_differences_come_back(dtype, data, bias, real):
-    values, reference = data.draw(close_words(dtype))
-    bias = max(-(2 ** (8 * dtype.itemsize - 8)), min(bias, 2 ** (8 * dtype.itemsize - 8)))
-    results = [kernel.track(values, reference, bias, real) for kernel in KERNELS]
-    for apart in results:
-        assert apart.dtype == dtype
-        assert np.array_equal(apart, results[0])
-    for kernel in KERNELS:
-        assert np.array_equal(kernel.untrack(results[0], reference, bias, real), values)
-
-
-def test_what_neighbours_share_is_foretold():
-    """A difference of 1000 everywhere, and of 3000 in the second half, is 0 after some values of each stretch."""
-    reference = np.arange(6400, dtype="<u4") * 77
-    moved = reference + np.repeat([1000, 3000], 3200).astype("<u4")
-    for kernel in KERNELS:
-        apart = kernel.track(moved, reference, 1000, False).view("<i4").reshape(64, 100)
-        assert not apart[:32].any()
-        assert apart[32:, 0].tolist() == [2000] * 32
-        assert abs(apart[32:, 90:]).max() < 10
-
-
 def test_small_differences_have_small_classes():
     values, reference = np.arange(100, 108, dtype="<u4"), np.full(8, 103, "<u4")
     for kernel in KERNELS:
@@ -128,6 +115,25 @@ def test_coded_symbols_come_back(symbols, tables):
         for broken in (coded[0][:-2], coded[0][:-1], coded[0][:100], np.append(coded[0], coded[0][:2])):
             with pytest.raises(Broken):
                 kernel.decode(broken, contexts, freqs, symbols.size)
+
+
+@pytest.mark.parametrize("tables", [1, 5])
+@pytest.mark.parametrize("n", [31, 32, 4096, 100_003])
+def test_eight_lanes_at_once_code_as_one(narrow, n, tables):
+    random = np.random.default_rng(n)
+    symbols = random.geometric(0.3, n).clip(0, 255).astype(np.uint8)
+    symbols[: n // 3] = 7  # a table of one symbol among them
+    contexts = np.where(np.arange(n) < n // 3, 0, random.integers(0, tables, n)).astype(np.uint8)
+    kernels = [narrow, *KERNELS]
+    freqs = round_to_total(narrow.count(symbols, contexts, tables))
+    coded = [kernel.encode(symbols, contexts if tables > 1 else None, freqs) for kernel in kernels]
+    assert all(np.array_equal(data, coded[0]) for data in coded)
+    for kernel in kernels:
+        assert np.array_equal(kernel.decode(coded[0], contexts if tables > 1 else None, freqs, n), symbols)
+        for cut in (130, 1000, coded[0].size - 2):
+            if 128 <= cut < coded[0].size:
+                with pytest.raises(Broken):
+                    kernel.decode(coded[0][:cut], contexts if tables > 1 else None, freqs, n)
 
 
 def test_coding_comes_within_a_hundredth_of_the_entropy():

@@ -14,11 +14,12 @@ from rekindle.api.source import local
 from rekindle.apply.threads import cores
 from rekindle.codec.archive import Archive
 from rekindle.codec.block import Tier
-from rekindle.codec.lossy import LOSSLESS, RULES
+from rekindle.codec.modes import MODES
 from rekindle.codec.pack import KEYFRAME_EVERY
+from rekindle.codec.rounding import mode_of
+from rekindle.codec.shrunk import LOSSLESS
 from rekindle.errors import RekindleError, nearest
 
-MODES = (LOSSLESS, *RULES)
 LONGEST = 100  # steps to a keyframe
 Say = Callable[[str], object]
 _NUMBERED = re.compile(r"(?:^|[-_.])(?:global_)?(?:step|checkpoint|ckpt|iter|state)[-_]?(\d+)$")
@@ -29,6 +30,7 @@ def pack(
     archive: str | Path,
     *,
     mode: str = LOSSLESS,
+    error: str | None = None,
     tier: Tier = "fast",
     keyframe_every: int = KEYFRAME_EVERY,
     step: int | None = None,
@@ -39,20 +41,20 @@ def pack(
     """Make an archive of checkpoint folders, each coded against the one before; all of each folder comes back.
 
     Numbered checkpoints are packed in the order of their numbers. Every `keyframe_every`-th is coded on its own: so
-    many must at most be decoded to read one. The tier max takes a little less space and several times as long. What is
+    many must at most be decoded to read one. The tier max takes a little less space and several times as long. `error`,
+    "rel:X", rounds floats in place of a mode: each stays within X of itself. What is
     packed stays packed if a later one fails. Returns `archive_info`.
     """
     from rekindle.codec.container import create
     from rekindle.store.publish import explained, partial_path
 
-    archive = Path(archive)
-    sources = _sources(checkpoints, step)
+    archive, sources, mode = Path(archive), _sources(checkpoints, step), _mode(mode, error)
     if archive.is_dir():
         raise RekindleError(f"{archive} is a folder, not an archive.", hint=f"{archive}.rk")
     if archive.exists() and not overwrite:
         hint = "rekindle archive add, to add to it; or --overwrite"
         raise RekindleError(f"{archive} exists.", hint=hint)
-    _check(sources, archive, mode, tier, keyframe_every)
+    _check(sources, archive, tier, keyframe_every)
     if archive.exists():
         Archive(archive).close()  # nothing else is ever replaced
     place = partial_path(archive) if archive.exists() else archive  # the old one goes when the new one is whole
@@ -74,6 +76,7 @@ def archive_add(
     archive: str | Path,
     *,
     mode: str = LOSSLESS,
+    error: str | None = None,
     tier: Tier = "fast",
     keyframe_every: int = KEYFRAME_EVERY,
     step: int | None = None,
@@ -81,19 +84,28 @@ def archive_add(
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Add checkpoints behind the last of an archive; a kill loses at most the one being added. Returns `info`."""
-    archive, sources = Path(archive), _sources(checkpoints, step)
-    _check(sources, archive, mode, tier, keyframe_every)
+    archive, sources, mode = Path(archive), _sources(checkpoints, step), _mode(mode, error)
+    _check(sources, archive, tier, keyframe_every)
     _add(sources, archive, mode, tier, keyframe_every, workers, say)
     return archive_info(archive)
 
 
-def _check(sources: list[tuple[Path, int | None]], archive: Path, mode: str, tier: Tier, keyframe_every: int) -> None:
-    """All that can be refused before anything is written."""
+def _mode(mode: str, error: str | None) -> str:
+    """What the archive calls the change that was asked for."""
+    if mode not in MODES:
+        raise RekindleError(f"There is no mode {mode!r}.", hint=nearest(mode, MODES) or " or ".join(MODES))
+    if error is None:
+        return mode
+    if mode != LOSSLESS:
+        raise RekindleError(f"A bound on the error is a mode of its own, beside {mode}.", hint="--error without --mode")
+    return mode_of(error)
+
+
+def _check(sources: list[tuple[Path, int | None]], archive: Path, tier: Tier, keyframe_every: int) -> None:
+    """All else that can be refused before anything is written."""
     from rekindle.codec.source import open_source
     from rekindle.store.files import Files
 
-    if mode not in MODES:
-        raise RekindleError(f"There is no mode {mode!r}.", hint=nearest(mode, MODES) or " or ".join(MODES))
     if tier not in get_args(Tier):
         raise RekindleError(f"There is no tier {tier!r}.", hint=" or ".join(get_args(Tier)))
     if not 0 < keyframe_every <= LONGEST:

@@ -28,6 +28,9 @@ MODE = click.option(
     help="lossless; near-lossless: weights and moments to a twentieth, strong: to a sixtieth, to train on from; excp: "
     "the published rule  [lossless]",
 )
+ERROR = click.option(
+    "--error", metavar="rel:X", help="in place of a mode: floats rounded, each within X of itself, such as rel:1e-3"
+)
 STEP = click.option("--step", type=int, metavar="N", help="its number  [from trainer_state.json or the folder's name]")
 
 
@@ -35,6 +38,7 @@ STEP = click.option("--step", type=int, metavar="N", help="its number  [from tra
 @click.argument("ckpt", nargs=-1, required=True)
 @click.argument("archive")
 @MODE
+@ERROR
 @TIER
 @KEYFRAMES
 @STEP
@@ -165,6 +169,7 @@ def diff(archive_: str, first: int, second: int, format_: str, debug: bool) -> N
 @click.argument("ckpt", nargs=-1, required=True)
 @click.argument("archive_", metavar="ARCHIVE")
 @MODE
+@ERROR
 @TIER
 @KEYFRAMES
 @STEP

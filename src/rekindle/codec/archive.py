@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from rekindle.codec.bits import Broken, Words
-from rekindle.codec.block import Block, decode, words
+from rekindle.codec.block import Block, words
+from rekindle.codec.coder import decode
 from rekindle.codec.container import Directory, StepEntry, checksum, read_bytes, read_directory, read_span
 from rekindle.codec.index import BlockEntry, Index, Part, is_real, read_index, unshrink
 from rekindle.codec.kernel import kernel

@@ -16,3 +16,18 @@ LANES = 32  # interleaved coder states, in words of 4 bytes at the front of what
 
 class Broken(ValueError):
     """Bytes that no encoder wrote."""
+
+
+def ordered(values: Words, real: bool) -> Words:
+    """Bits of floats as integers that stand in the same order."""
+    if not real:
+        return values
+    sign = values.dtype.type(1 << (8 * values.itemsize - 1))
+    return np.where(values & sign, ~values, values | sign)
+
+
+def stored(values: Words, real: bool) -> Words:
+    if not real:
+        return values
+    sign = values.dtype.type(1 << (8 * values.itemsize - 1))
+    return np.where(values & sign, values ^ sign, ~values)

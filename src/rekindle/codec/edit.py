@@ -9,8 +9,8 @@ from pathlib import Path
 from rekindle.codec.archive import Archive
 from rekindle.codec.block import Tier
 from rekindle.codec.container import StepEntry, commit, create, read_directory, write_all
-from rekindle.codec.lossy import Errors, Shrunk
 from rekindle.codec.pack import check_whole, lock_of, write_step
+from rekindle.codec.shrunk import Errors, Shrunk
 from rekindle.store.publish import alone, explained, partial_path, sync
 
 

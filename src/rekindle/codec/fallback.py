@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.codec.bits import LANES, Broken, Bytes, Contexts, Words
+from rekindle.codec.bits import LANES, Broken, Bytes, Contexts, Words, ordered, stored
 
-TOTAL, LOW, STRETCHES = 4096, 1 << 15, 64
+TOTAL, LOW = 4096, 1 << 15
 
 
 class Numpy:
@@ -32,8 +32,8 @@ class Numpy:
     def delta(self, values: Words, reference: Words | None, bias: int, real: bool) -> tuple[Bytes, Bytes]:
         width, one = 8 * values.itemsize, values.dtype.type(1)
         with np.errstate(over="ignore"):
-            d = _ordered(values, real) - values.dtype.type(bias % 2**width)
-            d = d - _ordered(reference, real) if reference is not None else d
+            d = ordered(values, real) - values.dtype.type(bias % 2**width)
+            d = d - ordered(reference, real) if reference is not None else d
             negative = d >> (width - 1)
             m = np.where(negative, values.dtype.type(0) - d, d)
         k = _bit_length(m)
@@ -55,31 +55,8 @@ class Numpy:
         m = np.where(wide < 2, wide, (2 + (wide & 1)) << low | bits >> 1)
         with np.errstate(over="ignore"):
             d = np.where(bits & 1, np.uint64(0) - m, m).astype(like) + like.type(bias % 2**width)
-            d = d + _ordered(reference, real) if reference is not None else d
-        return _stored(d, real)
-
-    def track(self, values: Words, reference: Words, bias: int, real: bool) -> Words:
-        return self._track(False, values, reference, bias, real)
-
-    def untrack(self, apart: Words, reference: Words, bias: int, real: bool) -> Words:
-        return self._track(True, apart, reference, bias, real)
-
-    def _track(self, back: bool, source: Words, reference: Words, bias: int, real: bool) -> Words:
-        """One value of each stretch at a time."""
-        there, dtype, n = _ordered(reference, real), source.dtype, source.size
-        given = source if back else _ordered(source, real) - there
-        length, most = -(-n // STRETCHES), 1 << (8 * dtype.itemsize - 8)
-        padded = np.zeros(STRETCHES * length, dtype)
-        padded[:n] = given
-        rows = np.ascontiguousarray(padded.reshape(STRETCHES, length).T)
-        mean, signed = np.full(STRETCHES, bias * 256, np.int64), np.dtype(f"i{dtype.itemsize}")
-        for row in rows:
-            foretold = (mean >> 8).astype(dtype)
-            apart = row + foretold if back else row.copy()
-            row[:] = apart if back else row - foretold
-            mean += (np.clip(apart.view(signed).astype(np.int64), -most, most) * 256 - mean) >> 4
-        found = np.ascontiguousarray(rows.T).reshape(-1)[:n]
-        return _stored(found + there, real) if back else found
+            d = d + ordered(reference, real) if reference is not None else d
+        return stored(d, real)
 
     def count(self, symbols: Bytes, contexts: Bytes | None, tables: int) -> NDArray[np.uint32]:
         which = symbols if contexts is None else contexts.astype(np.int32) * 256 + symbols
@@ -89,8 +66,6 @@ class Numpy:
         starts = np.cumsum(freqs, axis=1, dtype=np.uint64) - freqs
         which = symbols if contexts is None else (contexts, symbols)
         freq, start = (np.asarray(x.reshape(-1) if contexts is None else x, np.uint64)[which] for x in (freqs, starts))
-        if not freq.all():
-            raise ValueError("a symbol without a frequency")
         states, words = np.full(LANES, LOW, np.uint64), []
         for i in range((symbols.size - 1) // LANES * LANES, -1, -LANES):
             f, s = freq[i : i + LANES], start[i : i + LANES]
@@ -205,21 +180,6 @@ class _Model:
     def moved(self, i: int, symbol: int) -> None:
         if self.offsets is not None:
             self.mean += ((symbol + self.offsets[i]) * 256 - self.mean) >> 5
-
-
-def _ordered(values: Words, real: bool) -> Words:
-    """Bits of floats as integers that stand in the same order."""
-    if not real:
-        return values
-    sign = values.dtype.type(1 << (8 * values.itemsize - 1))
-    return np.where(values & sign, ~values, values | sign)
-
-
-def _stored(values: Words, real: bool) -> Words:
-    if not real:
-        return values
-    sign = values.dtype.type(1 << (8 * values.itemsize - 1))
-    return np.where(values & sign, values ^ sign, ~values)
 
 
 def _bit_length(m: Words) -> NDArray[np.int64]:

@@ -148,38 +148,6 @@ API int rk_undelta(int width, int real, const u8 *symbols, const u8 *raw, int64_
     return undelta_64(real, symbols, raw, nbytes, ref, bias, n, out);
 }
 
-/* ---- differences from what the neighbours' differences foretell ------------------------------------------------
- *
- * Second moments of neighbouring weights shrink or grow together. In each of 64 stretches of the values a running mean
- * of the differences, in 256ths, is subtracted from them, and moves a sixteenth of the way to each.
- */
-
-#define STRETCHES 64
-
-#define TRACK(T, S, W)                                                                                               \
-    static void track_##W(int back, int real, const T *src, const T *ref, int64_t bias, int64_t n, T *out) {         \
-        int64_t most = (int64_t)1 << (W - 8), length = (n + STRETCHES - 1) / STRETCHES;                              \
-        for (int64_t start = 0; start < n; start += length) {                                                        \
-            int64_t mean = bias * 256, end = start + length < n ? start + length : n;                                \
-            for (int64_t i = start; i < end; i++) {                                                                  \
-                T there = ordered_##W(ref[i], real), foretold = (T)(mean >> 8);                                      \
-                T apart = back ? (T)(src[i] + foretold) : (T)(ordered_##W(src[i], real) - there);                    \
-                out[i] = back ? stored_##W((T)(apart + there), real) : (T)(apart - foretold);                        \
-                int64_t d = (S)apart;                                                                                \
-                d = d > most ? most : d < -most ? -most : d;                                                         \
-                mean += (d * 256 - mean) >> 4;                                                                       \
-            }                                                                                                        \
-        }                                                                                                            \
-    }
-TRACK(u16, int16_t, 16)
-TRACK(u32, int32_t, 32)
-
-/* Differences of values from a reference, less what is foretold; or with `back`, values from these. Of 16 or 32 bits. */
-API void rk_track(int width, int back, int real, const void *src, const void *ref, int64_t bias, int64_t n, void *out) {
-    if (width == 16) track_16(back, real, src, ref, bias, n, out);
-    else track_32(back, real, src, ref, bias, n, out);
-}
-
 /* ---- counts ------------------------------------------------------------------------------------------------------ */
 
 /* counts [tables][256], cleared by the caller; contexts may be NULL: one table. */
@@ -202,54 +170,162 @@ API void rk_count(const u8 *symbols, const u8 *contexts, int64_t n, u32 *counts)
 #define TOTAL 4096
 #define LOW (1u << 15)
 
+/* x / freq as x * reciprocal >> (32 + shift), for x below 2^31; word: bias, freq and shift, of 13, 13 and 6 bits. */
 typedef struct {
-    u32 reciprocal, bias;
-    u16 freq, complement, shift, pad;
+    u32 reciprocal, word;
 } Encode;
 
 static Encode encoder(u32 start, u32 freq) {
-    Encode e = {0};
-    e.freq = (u16)freq;
-    e.complement = (u16)(TOTAL - freq);
-    if (freq < 2) {
-        e.reciprocal = ~0u;
-        e.bias = start + TOTAL - 1;
-        return e;
-    }
-    int shift = 0;
+    if (freq < 2) return (Encode){~0u, (start + TOTAL - 1) | freq << 13};
+    u32 shift = 0;
     while (freq > (1u << shift)) shift++;
-    e.reciprocal = (u32)((((u64)1 << (shift + 31)) + freq - 1) / freq);
-    e.shift = (u16)(shift - 1);
-    e.bias = start;
-    return e;
+    return (Encode){(u32)((((u64)1 << (shift + 31)) + freq - 1) / freq), start | freq << 13 | (shift - 1) << 26};
 }
 
-/* Words of the coded symbols, written to end at `end`; freqs [tables][256] sum to 4096 each. -> bytes, -1: a symbol has none. */
+typedef struct {
+    u32 x[LANES];
+    u8 *out;
+} Encoding;
+
+/* Symbols from n - 1 down to `from`, a lane each in turn. */
+static void encode_some(Encoding *e, const u8 *symbols, const u8 *contexts, int64_t n, int64_t from, const Encode *tables) {
+    for (int64_t i = n - 1; i >= from; i--) {
+        Encode t = tables[(contexts ? (size_t)contexts[i] * 256 : 0) + symbols[i]];
+        u32 x = e->x[i % LANES], freq = t.word >> 13 & 8191;
+        u16 word = (u16)x;
+        memcpy(e->out - 2, &word, 2);
+        int full = x >> 19 >= freq;
+        e->out -= 2 * full;
+        x >>= 16 * full;
+        u32 q = (u32)((u64)x * t.reciprocal >> 32) >> (t.word >> 26);
+        e->x[i % LANES] = x + (t.word & 8191) + q * (TOTAL - freq);
+    }
+}
+
+typedef struct {
+    u32 x[LANES];
+    const u8 *in, *end;
+} Decoding;
+
+/* Symbols from `from` to n; -1 where the words run out. A slot is a symbol, a place in its range, and a frequency less 1. */
+static int decode_some(Decoding *d, u8 *symbols, const u8 *contexts, int64_t from, int64_t n, const u32 *slots) {
+    for (int64_t i = from; i < n; i++) {
+        u32 x = d->x[i % LANES], slot = slots[(contexts ? (size_t)contexts[i] * TOTAL : 0) + (x & (TOTAL - 1))];
+        symbols[i] = (u8)(slot >> 24);
+        x = ((slot & 4095) + 1) * (x >> 12) + (slot >> 12 & 4095);
+        if (x < LOW) {
+            if (d->end - d->in < 2) return -1;
+            u16 word;
+            memcpy(&word, d->in, 2);
+            x = x << 16 | word;
+            d->in += 2;
+        }
+        d->x[i % LANES] = x;
+    }
+    return 0;
+}
+
+/* The same, eight lanes at once, where the machine has AVX2: whole rounds of 32 symbols, as many as there are words for. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(NARROW)
+#include <immintrin.h>
+#define WIDE __attribute__((target("avx2,popcnt")))
+static int wide(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt"); }
+
+WIDE static int64_t decode_wide(Decoding *d, u8 *symbols, const u8 *contexts, int64_t n, const u32 *slots) {
+    u8 places[256][8]; /* of the lanes that take a word, which word each takes */
+    for (int mask = 0; mask < 256; mask++)
+        for (int lane = 0, taken = 0; lane < 8; taken += mask >> lane++ & 1) places[mask][lane] = (u8)taken;
+    __m256i x[4], top = _mm256_setr_epi8(3, 7, 11, 15, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                         3, 7, 11, 15, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    __m256i low = _mm256_set1_epi32(TOTAL - 1), least = _mm256_set1_epi32(LOW), one = _mm256_set1_epi32(1);
+    for (int v = 0; v < 4; v++) x[v] = _mm256_loadu_si256((const __m256i *)(d->x + 8 * v));
+    const u8 *in = d->in;
+    int64_t i = 0;
+    for (; i + LANES <= n && d->end - in >= 2 * LANES; i += LANES)
+        for (int v = 0; v < 4; v++) {
+            __m256i at = _mm256_and_si256(x[v], low);
+            if (contexts) {
+                __m256i table = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(contexts + i + 8 * v)));
+                at = _mm256_add_epi32(at, _mm256_slli_epi32(table, 12));
+            }
+            __m256i slot = _mm256_i32gather_epi32((const int *)slots, at, 4);
+            __m256i symbol = _mm256_shuffle_epi8(slot, top);
+            __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(symbol), _mm256_extracti128_si256(symbol, 1));
+            _mm_storel_epi64((__m128i *)(symbols + i + 8 * v), both);
+            __m256i freq = _mm256_add_epi32(_mm256_and_si256(slot, low), one);
+            __m256i next = _mm256_add_epi32(_mm256_mullo_epi32(freq, _mm256_srli_epi32(x[v], 12)),
+                                            _mm256_and_si256(_mm256_srli_epi32(slot, 12), low));
+            __m256i empty = _mm256_cmpgt_epi32(least, next);
+            int mask = _mm256_movemask_ps(_mm256_castsi256_ps(empty));
+            __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)in));
+            words = _mm256_permutevar8x32_epi32(words, _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)places[mask])));
+            x[v] = _mm256_blendv_epi8(next, _mm256_or_si256(_mm256_slli_epi32(next, 16), words), empty);
+            in += 2 * __builtin_popcount((unsigned)mask);
+        }
+    for (int v = 0; v < 4; v++) _mm256_storeu_si256((__m256i *)(d->x + 8 * v), x[v]);
+    d->in = in;
+    return i;
+}
+
+WIDE static void encode_wide(Encoding *e, const u8 *symbols, const u8 *contexts, int64_t n, const Encode *tables) {
+    u8 places[256][16]; /* of the lanes that give a word, whose word comes where; the last at the end */
+    for (int mask = 0; mask < 256; mask++)
+        for (int lane = 7, to = 7; to >= 0; to--) {
+            while (lane >= 0 && !(mask >> lane & 1)) lane--;
+            places[mask][2 * to] = lane < 0 ? 0 : (u8)(2 * lane), places[mask][2 * to + 1] = lane < 0 ? 0 : (u8)(2 * lane + 1);
+            if (lane >= 0) lane--;
+        }
+    __m256i x[4], field = _mm256_set1_epi32(8191), total = _mm256_set1_epi32(TOTAL), half = _mm256_set1_epi32(65535);
+    for (int v = 0; v < 4; v++) x[v] = _mm256_loadu_si256((const __m256i *)(e->x + 8 * v));
+    for (int64_t i = n - LANES; i >= 0; i -= LANES)
+        for (int v = 3; v >= 0; v--) {
+            __m256i at = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(symbols + i + 8 * v)));
+            if (contexts) {
+                __m256i table = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(contexts + i + 8 * v)));
+                at = _mm256_add_epi32(at, _mm256_slli_epi32(table, 8));
+            }
+            __m256i reciprocal = _mm256_i32gather_epi32((const int *)tables, at, 8);
+            __m256i word = _mm256_i32gather_epi32((const int *)tables + 1, at, 8);
+            __m256i freq = _mm256_and_si256(_mm256_srli_epi32(word, 13), field);
+            __m256i fits = _mm256_cmpgt_epi32(freq, _mm256_srli_epi32(x[v], 19));
+            int mask = ~_mm256_movemask_ps(_mm256_castsi256_ps(fits)) & 255;
+            __m256i halves = _mm256_and_si256(x[v], half);
+            __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+            words = _mm_shuffle_epi8(words, _mm_loadu_si128((const __m128i *)places[mask]));
+            _mm_storeu_si128((__m128i *)(e->out - 16), words);
+            e->out -= 2 * __builtin_popcount((unsigned)mask);
+            __m256i left = _mm256_blendv_epi8(_mm256_srli_epi32(x[v], 16), x[v], fits);
+            __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(left, reciprocal), 32);
+            __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(left, 32), _mm256_srli_epi64(reciprocal, 32));
+            __m256i q = _mm256_srlv_epi32(_mm256_blend_epi32(even, odd, 0xaa), _mm256_srli_epi32(word, 26));
+            __m256i step = _mm256_mullo_epi32(q, _mm256_sub_epi32(total, freq));
+            x[v] = _mm256_add_epi32(_mm256_add_epi32(left, _mm256_and_si256(word, field)), step);
+        }
+    for (int v = 0; v < 4; v++) _mm256_storeu_si256((__m256i *)(e->x + 8 * v), x[v]);
+}
+#else
+static int wide(void) { return 0; }
+static int64_t decode_wide(Decoding *d, u8 *symbols, const u8 *contexts, int64_t n, const u32 *slots) { return 0; }
+static void encode_wide(Encoding *e, const u8 *symbols, const u8 *contexts, int64_t n, const Encode *tables) {}
+#endif
+
+/* Words of the coded symbols, written to end at `end`, before it 2 bytes for each and 128; freqs [tables][256] sum to 4096
+ * each, and every symbol has one. -> bytes. */
 API int64_t rk_rans_encode(const u8 *symbols, const u8 *contexts, int64_t n, const u16 *freqs, int tables, u8 *end) {
     Encode *encode = malloc((size_t)tables * 256 * sizeof(Encode));
     if (!encode) return -2;
     for (int t = 0; t < tables; t++)
         for (u32 s = 0, start = 0; s < 256; start += freqs[t * 256 + s++])
             encode[t * 256 + s] = encoder(start, freqs[t * 256 + s]);
-    u32 states[LANES];
-    for (int lane = 0; lane < LANES; lane++) states[lane] = LOW;
-    u8 *out = end;
-    for (int64_t i = n - 1; i >= 0; i--) {
-        const Encode *e = encode + (contexts ? (size_t)contexts[i] * 256 : 0) + symbols[i];
-        u32 x = states[i % LANES], freq = e->freq;
-        if (!freq) { free(encode); return -1; }
-        u16 word = (u16)x;
-        memcpy(out - 2, &word, 2);
-        int full = x >= freq << 19;
-        out -= 2 * full;
-        x >>= 16 * full;
-        u32 q = (u32)((u64)x * e->reciprocal >> 32) >> e->shift;
-        states[i % LANES] = x + e->bias + q * e->complement;
-    }
-    out -= sizeof states;
-    memcpy(out, states, sizeof states);
+    Encoding e = {.out = end};
+    for (int lane = 0; lane < LANES; lane++) e.x[lane] = LOW;
+    int64_t rounds = wide() ? n - n % LANES : 0;
+    encode_some(&e, symbols, contexts, n, rounds, encode);
+    if (rounds) encode_wide(&e, symbols, contexts, rounds, encode);
+    e.out -= sizeof e.x;
+    memcpy(e.out, e.x, sizeof e.x);
     free(encode);
-    return end - out;
+    return end - e.out;
 }
 
 /* -> 0; -1 where the bytes are not those of n symbols. */
@@ -260,42 +336,13 @@ API int rk_rans_decode(const u8 *data, int64_t nbytes, const u8 *contexts, int64
     for (int t = 0; t < tables; t++)
         for (u32 s = 0, start = 0; s < 256; s++)
             for (u32 f = freqs[t * 256 + s], k = 0; k < f; k++, start++) slots[t * TOTAL + start] = s << 24 | k << 12 | (f - 1);
-    u32 states[LANES];
-    memcpy(states, data, sizeof states);
-    const u8 *in = data + sizeof states, *end = data + nbytes;
-    int64_t i = 0;
-#define STEP(lane)                                                                                                   \
-    do {                                                                                                             \
-        u32 x = states[lane], slot = slots[(contexts ? (size_t)contexts[i + lane] * TOTAL : 0) + (x & (TOTAL - 1))];  \
-        symbols[i + lane] = (u8)(slot >> 24);                                                                        \
-        x = ((slot & 4095) + 1) * (x >> 12) + (slot >> 12 & 4095);                                                   \
-        u16 word;                                                                                                    \
-        memcpy(&word, in, 2);                                                                                        \
-        int empty = x < LOW;                                                                                         \
-        states[lane] = empty ? x << 16 | word : x;                                                                   \
-        in += 2 * empty;                                                                                             \
-    } while (0)
-    for (; i + LANES <= n && end - in >= 2 * LANES; i += LANES)
-        for (int lane = 0; lane < LANES; lane++) STEP(lane);
-    for (; i < n; i++) {
-        int lane = (int)(i % LANES);
-        u32 x = states[lane], slot = slots[(contexts ? (size_t)contexts[i] * TOTAL : 0) + (x & (TOTAL - 1))];
-        symbols[i] = (u8)(slot >> 24);
-        x = ((slot & 4095) + 1) * (x >> 12) + (slot >> 12 & 4095);
-        if (x < LOW) {
-            if (end - in < 2) { free(slots); return -1; }
-            u16 word;
-            memcpy(&word, in, 2);
-            x = x << 16 | word;
-            in += 2;
-        }
-        states[lane] = x;
-    }
+    Decoding d = {.in = data + 4 * LANES, .end = data + nbytes};
+    memcpy(d.x, data, sizeof d.x);
+    int64_t done = wide() ? decode_wide(&d, symbols, contexts, n, slots) : 0;
+    int wrong = decode_some(&d, symbols, contexts, done, n, slots) || d.in != d.end;
+    for (int lane = 0; lane < LANES; lane++) wrong |= d.x[lane] != LOW;
     free(slots);
-    if (in != end) return -1;
-    for (int lane = 0; lane < LANES; lane++)
-        if (states[lane] != LOW) return -1;
-    return 0;
+    return wrong ? -1 : 0;
 }
 
 /* ---- adaptive binary coder -----------------------------------------------------------------------------------------

@@ -44,20 +44,12 @@ class Kernel(Protocol):
         """Values again; raises Broken where there are not just so many raw bits."""
         ...
 
-    def track(self, values: Words, reference: Words, bias: int, real: bool) -> Words:
-        """Differences, of 16 or 32 bits, less a running mean of those before; `bias` is where that starts."""
-        ...
-
-    def untrack(self, apart: Words, reference: Words, bias: int, real: bool) -> Words:
-        """Values again."""
-        ...
-
     def count(self, symbols: Bytes, contexts: Bytes | None, tables: int) -> NDArray[np.uint32]:
         """How often each symbol occurs under each context [tables, 256]."""
         ...
 
     def encode(self, symbols: Bytes, contexts: Bytes | None, freqs: NDArray[np.uint16]) -> Bytes:
-        """Range asymmetric numeral systems by tables [tables, 256] of frequencies that sum to 4096."""
+        """Range asymmetric numeral systems by tables [tables, 256] of frequencies that sum to 4096, none of them 0."""
         ...
 
     def decode(self, data: Bytes, contexts: Bytes | None, freqs: NDArray[np.uint16], n: int) -> Bytes:
@@ -88,7 +80,6 @@ class Native:
             ("join", None, (number, pointer, pointer, size, pointer)),
             ("delta", size, (number, number, pointer, pointer, ctypes.c_uint64, size, pointer, pointer)),
             ("undelta", number, (number, number, pointer, pointer, size, pointer, ctypes.c_uint64, size, pointer)),
-            ("track", None, (number, number, number, pointer, pointer, size, size, pointer)),
             ("adapt_encode", size, (pointer, pointer, pointer, size, number, number, pointer, size)),
             ("adapt_decode", number, (pointer, size, pointer, pointer, size, number, number, pointer)),
             ("count", None, (pointer, pointer, size, pointer)),
@@ -124,28 +115,17 @@ class Native:
             raise Broken("its raw bits are not those of its classes")
         return out
 
-    def track(self, values: Words, reference: Words, bias: int, real: bool) -> Words:
-        return self._track(False, values, reference, bias, real)
-
-    def untrack(self, apart: Words, reference: Words, bias: int, real: bool) -> Words:
-        return self._track(True, apart, reference, bias, real)
-
-    def _track(self, back: bool, source: Words, reference: Words, bias: int, real: bool) -> Words:
-        out = np.empty_like(source)
-        self._c.rk_track(8 * out.itemsize, back, real, _at(source), _at(reference), bias, out.size, _at(out))
-        return out
-
     def count(self, symbols: Bytes, contexts: Bytes | None, tables: int) -> NDArray[np.uint32]:
         counts = np.zeros((tables, 256), np.uint32)
         self._c.rk_count(_at(symbols), _at(contexts), symbols.size, _at(counts))
         return counts
 
     def encode(self, symbols: Bytes, contexts: Bytes | None, freqs: NDArray[np.uint16]) -> Bytes:
-        room = np.empty(2 * symbols.size + 4 * LANES + 2, np.uint8)
+        room = np.empty(2 * symbols.size + 4 * LANES, np.uint8)
         end = room.ctypes.data + room.size
         nbytes = self._c.rk_rans_encode(_at(symbols), _at(contexts), symbols.size, _at(freqs), len(freqs), end)
         if nbytes < 0:
-            raise MemoryError if nbytes == -2 else ValueError("a symbol without a frequency")
+            raise MemoryError
         return room[room.size - nbytes :]
 
     def decode(self, data: Bytes, contexts: Bytes | None, freqs: NDArray[np.uint16], n: int) -> Bytes:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
+from rekindle.codec.grid import columns_of
 from rekindle.codec.index import Part, is_real
 from rekindle.codec.source import Tensor
 
 BLOCK = 1 << 21  # bytes
-SMALL = BLOCK // 4
+SMALL = BLOCK // 32
 
 FIRST, SECOND = ".exp_avg", ".exp_avg_sq"
 
@@ -42,7 +43,9 @@ def layout(
     for i, tensor in enumerate(tensors):
         if tensor.nbytes > SMALL or i in few:
             pieces = math.ceil(tensor.nbytes / (4 * BLOCK if i in few else BLOCK))
-            ends = [tensor.n * k // pieces for k in range(pieces + 1)]
+            row = columns_of(tensor.shape, tensor.n)
+            row = row if row and tensor.n // row >= pieces else 1
+            ends = [tensor.n // row * k // pieces * row for k in range(pieces + 1)]
             blocks += [(Part(i, a, b - a),) for a, b in zip(ends, ends[1:])]
         elif tensor.n:
             kind = (tensor.word, is_real(tensor.dtype), _moment(tensor, i in beside), known[i])
@@ -52,6 +55,13 @@ def layout(
             shared.setdefault(kind, []).append(Part(i, 0, tensor.n))
             sizes[kind] = sizes.get(kind, 0) + tensor.nbytes
     return blocks + [tuple(parts) for parts in shared.values()]
+
+
+def row_of(tensors: Sequence[Tensor], parts: Sequence[Part]) -> int:
+    """Values in a row, where a block is whole rows of one matrix; else 0."""
+    tensor = tensors[parts[0].tensor]
+    row = columns_of(tensor.shape, tensor.n)
+    return row if row and len(parts) == 1 and not (parts[0].start % row or parts[0].count % row) else 0
 
 
 def _moment(tensor: Tensor, first: bool) -> str:

@@ -11,9 +11,7 @@ Source: Li et al. 2024, "ExCP: Extreme LLM Checkpoint Compression via Weight-Mom
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +20,10 @@ from rekindle.codec.archive import Step, matches
 from rekindle.codec.index import Part
 from rekindle.codec.layout import FIRST, SECOND
 from rekindle.codec.palette import places
+from rekindle.codec.shrunk import LEAST, Errors, Floats, Shrunk
 from rekindle.codec.source import Source
 
-Floats = NDArray[np.float32]
-
 CENTRES = 15  # beside 0: symbols of 4 bits
-LEAST = 4096  # values: smaller tensors stay as they are
 SAMPLE = 1 << 18  # values that thresholds and centres are found from
 REACH = 0.8  # of the way to the next centre that a second moment goes before it moves there
 ROUNDS = 30  # of k-means
@@ -43,47 +39,11 @@ class Rule:
     whole_second: bool = True  # exp_avg_sq is kept everywhere
 
 
-LOSSLESS = "lossless"
 RULES = {
     "near-lossless": Rule(),
     "strong": Rule(alpha=float("inf")),
     "excp": Rule(whole_second=False),
 }
-
-
-@dataclass
-class Errors:
-    """Of each tensor, largest and squared difference and the values' own squares; by piece, since pieces come twice."""
-
-    known: Mapping[int, tuple[float, float]] = field(default_factory=dict)  # of earlier: what it had when it was packed
-    pieces: dict[int, dict[int, tuple[float, float, float]]] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def note(self, tensor: int, start: int, given: Floats, made: Floats) -> None:
-        with np.errstate(invalid="ignore", over="ignore"):
-            own = given.astype(np.float64)
-            apart = own - made
-            # not by BLAS, whose sums differ with its threads
-            found = float(np.abs(apart).max(initial=0)), float(np.sum(apart * apart)), float(np.sum(own * own))
-        with self.lock:
-            self.pieces.setdefault(tensor, {})[start] = found
-
-    def to_index(self) -> dict[int, tuple[float, float]]:
-        """Tensor -> largest absolute error, and root mean square error as a share of the values' own."""
-        found = dict(self.known)
-        for tensor, pieces in sorted(self.pieces.items()):
-            most, apart, own = zip(*(pieces[start] for start in sorted(pieces)), strict=True)
-            found[tensor] = max(most), (sum(apart) / sum(own)) ** 0.5 if sum(own) else 0.0
-        return found
-
-
-@dataclass(frozen=True)
-class Shrunk:
-    """The source that is packed in another's place; `centres` [k] of each tensor that has only so many values."""
-
-    source: Source
-    centres: Mapping[int, Floats] = field(default_factory=dict)
-    errors: Errors = field(default_factory=Errors)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from rekindle.codec.archive import Archive, Step, matches
 from rekindle.codec.bits import Broken, Words
-from rekindle.codec.block import Block, Tier, encode, words
+from rekindle.codec.block import Block, Tier, words
+from rekindle.codec.coder import encode
 from rekindle.codec.container import MOST_STEPS, TAIL, Directory, Span, StepEntry, checksum, commit, write_all
 from rekindle.codec.index import BlockEntry, Index, Part, is_real, read_index, shrink
 from rekindle.codec.kernel import kernel
-from rekindle.codec.layout import layout, pairs
-from rekindle.codec.lossy import LOSSLESS, RULES, Shrunk, shrink_source
+from rekindle.codec.layout import layout, pairs, row_of
+from rekindle.codec.modes import changed
+from rekindle.codec.shrunk import LOSSLESS, Shrunk
 from rekindle.codec.source import Source
 from rekindle.codec.workers import in_order
 from rekindle.errors import CheckFailed, RekindleError
@@ -47,10 +49,9 @@ def add_step(
         check_name(path, last, step)
         due = links(last) % keyframe_every == 0 or links(last) > keyframe_every
         reference = None if due else (archive.step(last.steps[-1]), before)
-        shrunk = Shrunk(source)
         if mode != LOSSLESS:
-            reference = reference and (reference[0], None)
-            shrunk = shrink_source(source, reference and reference[0], RULES[mode])
+            reference = reference and (reference[0], None)  # the last one's source is not what was packed
+        shrunk = changed(source, reference and reference[0], mode)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.ftruncate(fd, last.end)  # a torn tail
@@ -153,7 +154,8 @@ def _coded(
         if parts[0].tensor in beside:
             side = _read(source, parts, [beside[part.tensor] for part in parts])
         like = _reference(source, parts, reference)
-        block = Block(values, is_real(first.dtype), like, side, shrunk.centres.get(parts[0].tensor))
+        few, columns = shrunk.centres.get(parts[0].tensor), row_of(source.tensors, parts)
+        block = Block(values, is_real(first.dtype), like, side, few, columns)
         return encode(kernel(), block, tier), checksum(values)
 
     return in_order(one, plan, workers)

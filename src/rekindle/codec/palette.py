@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from enum import IntEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rekindle.codec.bits import Broken, Bytes, Contexts, Words
+from rekindle.codec.block import Block, Context
 from rekindle.codec.kernel import Kernel
-
-if TYPE_CHECKING:
-    from rekindle.codec.block import Block
 
 MOST = 64  # values
 Floats = NDArray[np.float32]
-
-
-class Context(IntEnum):
-    """What a symbol's table goes by: nothing, the reference's value at its place, or the value beside it."""
-
-    NONE, REFERENCE, BESIDE = range(3)
 
 
 def encode(kernel: Kernel, block: Block) -> Iterator[bytes]:
@@ -47,6 +37,11 @@ def encode(kernel: Kernel, block: Block) -> Iterator[bytes]:
                     yield head + struct.pack("<I", coded.size) + coded.tobytes()
 
 
+def read_palette(body: memoryview) -> tuple[Floats, int]:
+    """The values of a coded block [count], and what they are added to: 0 nothing, 1 the reference."""
+    return np.frombuffer(bytes(body[3 : 3 + 4 * body[2]]), "<f4"), body[1]
+
+
 def decode(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
     """The block's n words; raises Broken."""
     if len(data) < 3 or block.values.itemsize != 4:
@@ -58,7 +53,7 @@ def decode(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
         context == Context.BESIDE and block.beside is None
     ):
         raise Broken("what its palette refers to is missing")
-    palette = np.frombuffer(bytes(data[3 : 3 + 4 * count]), "<f4")
+    palette, _ = read_palette(data)
     (length,) = struct.unpack_from("<I", data, 3 + 4 * count)
     coded = np.frombuffer(data[7 + 4 * count :], np.uint8)
     if coded.size != length or not (np.diff(palette) > 0).all():
@@ -84,15 +79,19 @@ def _values(block: Block, palette: Floats, symbols: Bytes, origin: int) -> Words
 
 def _symbols(block: Block, palette: Floats, origin: int) -> Bytes | None:
     """Each value's place in the palette; None where one is not there to the bit."""
-    values = block.values.view("<f4")
-    if not np.isfinite(values).all():
+    if not np.isfinite(block.values.view("<f4")).all():
         return None
-    if origin:
-        assert block.reference is not None
-        with np.errstate(invalid="ignore", over="ignore"):
-            values = values - block.reference.view("<f4")
-    symbols = places(values, palette).astype(np.uint8)
+    symbols = symbols_of(block.values, palette, block.reference if origin else None)
     return symbols if np.array_equal(_values(block, palette, symbols, origin), block.values) else None
+
+
+def symbols_of(values: Words, palette: Floats, reference: Words | None) -> Bytes:
+    """The place in the palette that each value [n] is nearest to, or its difference from the reference."""
+    floats = values.view("<f4")
+    if reference is not None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            floats = floats - reference.view("<f4")
+    return places(floats, palette).astype(np.uint8)
 
 
 def places(values: Floats, palette: Floats) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ STUDIES = {
     "orthogonal-growth": "arXiv 2510.08008: where to put new layers, how to make new experts, when to grow.",
     "gqa": "Ainslie et al. 2023: pooling key-value heads, and what uptraining brings back.",
     "upcycling-laws": "Liew et al. 2025: a law of our own grid. Is the interaction there, does scratch overtake?",
+    "checkpoint-compression": "Kim and Belyaev 2025: archives of a series, and how training goes on from them.",
 }
 QUICK = 0.12  # of the tokens, with --quick: about five minutes on 2 cores
 
@@ -27,4 +28,4 @@ def run_study(name: str, out: Path, say: Callable[[str], object], *, seeds: int,
     size = Size(seeds, QUICK if quick else 1.0, quick)
     perform(partial(module.steps, size=size), seeds, out / "runs", say)
     found = module.read(out / "runs", size)
-    return write_study(found, out / "page", overwrite=True), verdict(found.findings)
+    return write_study(found, out / "page", overwrite=True), found.verdict or verdict(found.findings)

@@ -55,8 +55,8 @@ class Finding:
 
     @property
     def measured(self) -> str:
-        d = self.difference
-        sign = f"{d.mean:+.3f}" if math.isnan(d.half) else f"{d.mean:+.3f} ± {d.half:.3f}"
+        d, digits = self.difference, 4 if 0 < self.claim.alike < 0.01 else 3
+        sign = f"{d.mean:+.{digits}f}" + ("" if math.isnan(d.half) else f" ± {d.half:.{digits}f}")
         return f"{sign} nats"
 
 

@@ -72,8 +72,14 @@ def dots(name: str, what: str, arms: Mapping[str, Sequence[float]], axis: str = 
     return Chart(name, lowest(what, arms), caption, ("arm", "seed", axis), rows, draw, height, height)
 
 
-def lines(name: str, what: str, arms: Sequence[Line], below: str, axis: str = LOSS, *, counts: bool = False) -> Chart:
-    """Arms along a numeric axis: the mean over seeds, each seed a dot, intervals as bars. The title tells the end.
+def ranked(name: str, what: str, arms: Sequence[Line], below: str) -> Chart:
+    """Losses along a numeric axis; the title tells which arm ends lowest."""
+    end = max(x for arm in arms for x in arm.points)
+    return lines(name, lowest(what, {arm.name: arm.points[end] for arm in arms if end in arm.points}), arms, below)
+
+
+def lines(name: str, title: str, arms: Sequence[Line], below: str, axis: str = LOSS, *, counts: bool = False) -> Chart:
+    """Arms along a numeric axis: the mean over seeds, each seed a dot, intervals as bars.
 
     With `counts` the axis is of tokens or parameters: logarithmic, labelled 1M and so on.
     """
@@ -114,8 +120,6 @@ def lines(name: str, what: str, arms: Sequence[Line], below: str, axis: str = LO
     ]
     key = tuple((arm.name, i) for i, arm in enumerate(arms))
     caption = SEEDS if seeds > 1 else ONE_SEED
-    end = max(x for arm in arms for x in arm.points)
-    title = lowest(what, {arm.name: arm.points[end] for arm in arms if end in arm.points}) if what else name
     return Chart(name, title, caption, ("arm", below, "seed", axis), rows, draw, 400, 320, key)
 
 

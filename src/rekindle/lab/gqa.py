@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.lab.claims import Claim, judge
-from rekindle.lab.figures import Line, lines
+from rekindle.lab.figures import Line, ranked
 from rekindle.lab.page import Study, Table
 from rekindle.lab.study import Size, command, losses, seeds_drawn
 from rekindle.sweep.steps import Step
@@ -85,7 +85,7 @@ def read(runs: Path, size: Size) -> Study:
             Line(whole.name, {x: v for x, v in whole.points.items() if x in shown}),
         ]
 
-    below = "uptraining, % of the parent's tokens"
+    below, after = "uptraining, % of the parent's tokens", f"after {FRACTIONS[-1]} % uptraining"
     return Study(
         title="Fewer key-value heads at the size of two cores",
         paper="Ainslie et al. 2023, GQA",
@@ -97,10 +97,10 @@ def read(runs: Path, size: Size) -> Study:
         ),
         findings=[judge(claim, ends) for claim in CLAIMS],
         charts=[
-            lines("two", f"{HEADS} key-value heads to 2, after {FRACTIONS[-1]} % uptraining", by_fraction(2, 0), below),
-            lines("two-after", "To 2, from 1 % on", by_fraction(2, 1), below),
-            lines("one", f"{HEADS} key-value heads to 1, after {FRACTIONS[-1]} % uptraining", by_fraction(1, 0), below),
-            lines("one-after", "To 1, from 1 % on", by_fraction(1, 1), below),
+            ranked("two", f"{HEADS} key-value heads to 2, {after}", by_fraction(2, 0), below),
+            ranked("two-after", "To 2, from 1 % on", by_fraction(2, 1), below),
+            ranked("one", f"{HEADS} key-value heads to 1, {after}", by_fraction(1, 0), below),
+            ranked("one-after", "To 1, from 1 % on", by_fraction(1, 1), below),
         ],
         tables=[_decode_table(runs)],
         limits=(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rekindle.lab.claims import Claim, judge
-from rekindle.lab.figures import Line, dots, lines
+from rekindle.lab.figures import Line, dots, ranked
 from rekindle.lab.page import Study
 from rekindle.lab.study import Size, command, losses, ratio_of_active, seeds_drawn
 from rekindle.sweep.steps import Step
@@ -126,7 +126,7 @@ def read(runs: Path, size: Size) -> Study:
                  {words: starts[f"{order}-whole"] for order, words in DEPTH.items()}),
             dots("width", "Twice the experts, after equal training",
                  {words: ends[arm] for arm, words in WIDTH.items()}),
-            lines("sunk", "Grown from the longest trained base",
+            ranked("sunk", "Grown from the longest trained base",
                   [Line(f"{DEPTH['interpose']}", _by_sunk(ends, size, "interpose")),
                    Line(f"{DEPTH['stack']}", _by_sunk(ends, size, "stack")),
                    Line("interposed, annealed base", {size.tokens(SUNK["whole"]) / 1e6: ends["interpose-annealed"]})],

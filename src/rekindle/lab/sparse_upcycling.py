@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rekindle.lab.claims import Claim, judge
-from rekindle.lab.figures import Line, lines
+from rekindle.lab.figures import Line, ranked
 from rekindle.lab.page import Study
 from rekindle.lab.study import Size, command, losses, ratio_of_active, seeds_drawn
 from rekindle.sweep.steps import Step
@@ -89,7 +89,7 @@ def read(runs: Path, size: Size) -> Study:
         setting=setting(cost, size),
         findings=findings,
         charts=[
-            lines(
+            ranked(
                 "budget",
                 "For as much again as was sunk",
                 [Line(ARMS[arm], ends[arm]) for arm in ARMS],

@@ -180,13 +180,14 @@ def overtaking(rows: list[dict[str, Any]]) -> Chart:
                 gaps.setdefault(d2, []).append(scratch - upcycled)
         arms.append(Line(f"N {count(n)}", gaps))
     ends = [np.mean(arm.points[max(arm.points)]) for arm in arms]
-    chart = lines("overtaking", "", arms, "D2, tokens", "Loss from scratch − upcycled, nats per token", counts=True)
     overtaken = sum(end < 0 for end in ends)
     title = (
         f"After D1 = {count(largest)}, {overtaken or 'none'} of {len(arms)} sizes overtaken from scratch by the "
         f"longest D2: the gap there is {min(ends):+.2f} to {max(ends):+.2f} nats"
     )
-    return replace(chart, title=title, caption="Below 0 scratch is better. Dots are seeds, bars 95 % intervals of two.")
+    axis = "Loss from scratch − upcycled, nats per token"
+    chart = lines("overtaking", title, arms, "D2, tokens", axis, counts=True)
+    return replace(chart, caption="Below 0 scratch is better. Dots are seeds, bars 95 % intervals of two.")
 
 
 def _tokens(n: float) -> str:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 from safetensors.numpy import load_file, save_file
 
 from rekindle import api
 from rekindle.codec import fallback
 from rekindle.codec.lossy import RULES, _centres, nearest
+from rekindle.codec.rounding import rounded
+from rekindle.errors import RekindleError
+from rekindle.store.dtypes import COMPUTED, to_float
 
 N = (96, 128)
 
@@ -140,3 +146,53 @@ def test_centres():
     assert np.mean(np.abs(np.log(ratio))) < 0.5
     assert len(_centres(np.zeros(10, np.float32))) == 0
     assert _centres(np.zeros(10, np.float32), logarithmic=True).tolist() == [0.0]
+
+
+BOUNDS = st.sampled_from([0.25, 0.1, 1e-2, 1e-3, 2.0**-10, 1e-6, 1e-15])
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+@given(data=st.data(), bound=BOUNDS)
+def test_rounded_values_stay_within_their_bound(dtype, data, bound):
+    width = {"F64": 8, "F32": 4}.get(dtype, 2)
+    values = data.draw(npst.arrays(np.dtype(f"<u{width}"), st.integers(1, 200)))
+    made = rounded(values, dtype, bound)
+    given_, found = (to_float(x.view(COMPUTED[dtype]), dtype).astype(np.float64) for x in (values, made))
+    with np.errstate(invalid="ignore"):
+        within = np.abs(found - given_) <= bound * np.abs(given_)
+    assert (within | (made == values)).all()  # what is no number keeps its bits
+    assert np.array_equal(np.signbit(found), np.signbit(given_))
+    sound = np.isfinite(given_) & (np.abs(given_) > 2 * np.finfo(np.float32).tiny) & (np.abs(given_) < 6e4)
+    if dtype in ("F32", "BF16") and bound >= 0.1 and sound.any():
+        assert not (made[sound] & 1).any()  # and takes fewer bits than it had
+
+
+def test_a_bound_on_the_error_holds_along_a_series(tmp_path, states):
+    folders = [tmp_path / f"step-{i}" for i in range(1, 7)]
+    info = api.pack(folders, tmp_path / "r.rk", error="rel:1e-3")
+    assert api.archive_verify(tmp_path / "r.rk") == []
+    assert {step["mode"] for step in info["steps"]} == {"rel:0.001"}
+    assert all(step["ratio"] > 2.2 for step in info["steps"][1:])
+    for i, state in enumerate(states, 1):
+        api.unpack(f"{tmp_path / 'r.rk'}@{i}", tmp_path / f"out-{i}")
+        made = load_file(tmp_path / f"out-{i}" / "model.safetensors")
+        assert np.array_equal(made["b"], state["b"])
+        for name, value in state.items():
+            assert (np.abs(made[name] - value) <= 1e-3 * np.abs(value)).all()
+            assert np.array_equal(made[name], value) == (name == "b")
+    errors = {x["name"].rpartition(":")[2]: x["error"] for x in api.archive_contents(tmp_path / "r.rk")["tensors"]}
+    assert 0 < errors["w"]["relative_rms"] < 1e-3
+    assert errors["b"] is None
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [("1e-3", "no bound"), ("rel:x", "no bound"), ("rel:0", "no bound"), ("rel:nan", "no bound"), ("abs:1", "no bound"),
+     ("rel:0.5", "at most 0.25")],
+)  # fmt: skip
+def test_what_is_no_bound_is_refused(tmp_path, states, error, says):
+    with pytest.raises(RekindleError, match=says):
+        api.pack(tmp_path / "step-1", tmp_path / "r.rk", error=error)
+    with pytest.raises(RekindleError, match="mode of its own"):
+        api.pack(tmp_path / "step-1", tmp_path / "r.rk", error="rel:1e-3", mode="strong")
+    assert not (tmp_path / "r.rk").exists()

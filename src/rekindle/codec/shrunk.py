@@ -14,7 +14,7 @@ from rekindle.codec.source import Source
 Floats = NDArray[np.float32]
 
 LOSSLESS = "lossless"
-LEAST = 4096  # values: smaller tensors stay as they are
+LEAST = 128  # values: smaller tensors stay as they are
 
 
 @dataclass

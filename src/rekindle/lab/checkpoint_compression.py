@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import filecmp
 import json
-import tempfile
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
@@ -81,15 +81,16 @@ def repack(source: Path, out: Path, mode: str, interval: int) -> None:
     """OUT/series.rk in another mode, up to the state that is restored, and what its streams take."""
     from rekindle import api
 
-    with tempfile.TemporaryDirectory(dir=out.parent) as made:
-        folders = [Path(made) / f"step-{interval * save}" for save in range(FIRST, RESTORED + 1)]
-        for folder in folders:
-            api.unpack(f"{source / 'series.rk'}@{folder.name.removeprefix('step-')}", folder)
-        part = Path(made) / "packed"
-        part.mkdir()
-        api.pack(folders, part / "series.rk", mode=mode, tier="max")
-        (part / "streams.json").write_text(json.dumps(measure(part / "series.rk"), indent=1), encoding="utf-8")
-        part.rename(out)
+    part = out.with_name(f"{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of one that was cut off
+    folders = [part / f"step-{interval * save}" for save in range(FIRST, RESTORED + 1)]
+    for folder in folders:
+        api.unpack(f"{source / 'series.rk'}@{folder.name.removeprefix('step-')}", folder)
+    api.pack(folders, part / "series.rk", mode=mode, tier="max")
+    for folder in folders:
+        shutil.rmtree(folder)
+    (part / "streams.json").write_text(json.dumps(measure(part / "series.rk"), indent=1), encoding="utf-8")
+    part.rename(out)
 
 
 def restore(source: Path, out: Path) -> None:
@@ -108,16 +109,19 @@ def read(runs: Path, size: Size) -> Study:
     taken = {mode: [json.loads((runs / seeded(f"packed-{mode}", s) / "streams.json").read_text(encoding="utf-8"))
                     for s in range(size.seeds)] for mode in MODES}  # fmt: skip
     same = sum(_same_end(runs, seed) for seed in range(size.seeds))
+    ended = (
+        f" From the lossless archive, {same} of {size.seeds} ended on the very bits of the run that was never stopped."
+    )
+    saves = size.tokens(INTERVAL) // BATCH
     return Study(
         title="A series of checkpoints, and what is lost with the bytes",
         paper="Kim and Belyaev 2025, Prediction and Context Modeling",
         url="https://arxiv.org/abs/2506.12000",
         setting=(
             f"A {SHAPE['layers']}-layer llama, hidden size {SHAPE['hidden']}, on Python's standard library: "
-            f"{LAST} saves, {size.tokens(INTERVAL) // BATCH} steps apart, beta2 0.999. The {RESTORED}th is restored "
+            f"{LAST} saves, {saves} steps apart, beta2 0.999. The {RESTORED}th is restored "
             f"from an archive that begins with the {FIRST}th, and trained on, on the batches that the run itself read. "
-            f"{seeds_drawn(size)} From the lossless archive, {same} of {size.seeds} ended on the very bits of the run "
-            "that was never stopped."
+            f"{seeds_drawn(size)}{ended if saves == AFTER[-1] else ''}"
         ),
         findings=[judge(claim, found) for claim in CLAIMS],
         charts=[

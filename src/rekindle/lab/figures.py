@@ -87,7 +87,7 @@ def lines(name: str, title: str, arms: Sequence[Line], below: str, axis: str = L
 
     def draw(sheet: Sheet) -> bool:
         names = [arm.name for arm in arms]
-        wide = 0.0 if sheet.narrow else text_width(sheet.figure, names, fontweight="bold") + 62
+        wide = 0.0 if sheet.narrow else text_width(sheet.figure, names, fontweight="bold") + 66
         axes = sheet.axes(48, 40, sheet.width - 14 - wide, sheet.height - 50)
         everywhere = sorted({x for arm in arms for x in arm.points})
         scale = math.log if counts else float
@@ -133,7 +133,7 @@ def _name_ends(sheet: Sheet, axes: Axes, arms: Sequence[Line]) -> None:
         place = places[i] if places else y
         where = {"xycoords": "figure points", "va": "center_baseline", "annotation_clip": False}
         axes.annotate(nats(value), (box.x1 + 12, place), color=colour("ink"), **where)
-        axes.annotate(arm.name, (box.x1 + 62, place), color=series(i)["color"], fontweight="bold", **where)
+        axes.annotate(arm.name, (box.x1 + 66, place), color=series(i)["color"], fontweight="bold", **where)
         if abs(place - y) > 3 or box.x1 - x > 14:
             sheet.line((x + 5, y), (box.x1 + 8, place), color=series(i)["color"],
                        linewidth=1.0, linestyle=(0, (1, 2.5)), alpha=0.8)  # fmt: skip

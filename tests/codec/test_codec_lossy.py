@@ -31,7 +31,9 @@ def run(folder, steps=6, seed=0):
             g = (1e-3 * scale * random.normal(size=N)).astype(np.float32)
             m, v = 0.9 * m + 0.1 * g, (0.999 * v + 0.001 * g * g).astype(np.float32)
             w = w - 1e-4 * m / np.sqrt(v)
-        states.append({"w": w.copy(), "w.exp_avg": m.astype(np.float32), "w.exp_avg_sq": v.copy(), "b": w[0].copy()})
+        states.append(
+            {"w": w.copy(), "w.exp_avg": m.astype(np.float32), "w.exp_avg_sq": v.copy(), "b": w[0, :100].copy()}
+        )
         (folder / f"step-{step}").mkdir(parents=True)
         save_file(states[-1], folder / f"step-{step}" / "model.safetensors")
     return states
@@ -157,8 +159,8 @@ def test_rounded_values_stay_within_their_bound(dtype, data, bound):
     width = {"F64": 8, "F32": 4}.get(dtype, 2)
     values = data.draw(npst.arrays(np.dtype(f"<u{width}"), st.integers(1, 200)))
     made = rounded(values, dtype, bound)
-    given_, found = (to_float(x.view(COMPUTED[dtype]), dtype).astype(np.float64) for x in (values, made))
     with np.errstate(invalid="ignore"):
+        given_, found = (to_float(x.view(COMPUTED[dtype]), dtype).astype(np.float64) for x in (values, made))
         within = np.abs(found - given_) <= bound * np.abs(given_)
     assert (within | (made == values)).all()  # what is no number keeps its bits
     assert np.array_equal(np.signbit(found), np.signbit(given_))

@@ -42,23 +42,23 @@ def pack(
 
     Numbered checkpoints are packed in the order of their numbers. Every `keyframe_every`-th is coded on its own: so
     many must at most be decoded to read one. The tier max takes a little less space and several times as long. `error`,
-    "rel:X", rounds floats in place of a mode: each stays within X of itself. What is
-    packed stays packed if a later one fails. Returns `archive_info`.
+    "rel:X", rounds floats in place of a mode: each stays within X of itself. What is packed stays packed if a later one
+    fails. Returns `archive_info`.
     """
     from rekindle.codec.container import create
-    from rekindle.store.publish import explained, partial_path
+    from rekindle.store.publish import alone, explained, partial_path
 
     archive, sources, mode = Path(archive), _sources(checkpoints, step), _mode(mode, error)
     if archive.is_dir():
         raise RekindleError(f"{archive} is a folder, not an archive.", hint=f"{archive}.rk")
-    if archive.exists() and not overwrite:
-        hint = "rekindle archive add, to add to it; or --overwrite"
-        raise RekindleError(f"{archive} exists.", hint=hint)
     _check(sources, archive, tier, keyframe_every)
-    if archive.exists():
-        Archive(archive).close()  # nothing else is ever replaced
-    place = partial_path(archive) if archive.exists() else archive  # the old one goes when the new one is whole
-    with explained(archive):
+    with explained(archive), alone(archive.absolute().parent / f".{archive.name}.pack", f"packing {archive.name}"):
+        if archive.exists() and not overwrite:
+            hint = "rekindle archive add, to add to it; or --overwrite"
+            raise RekindleError(f"{archive} exists.", hint=hint)
+        if archive.exists():
+            Archive(archive).close()  # nothing else is ever replaced
+        place = partial_path(archive) if archive.exists() else archive  # the old one goes when the new one is whole
         place.unlink(missing_ok=True)
         create(place)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,7 @@ class Archive:
         except BaseException:
             os.close(self._fd)
             raise
+        self._close = weakref.finalize(self, os.close, self._fd)
         self._steps: dict[str, Step] = {}
         self._blocks: OrderedDict[tuple[str, int], Words] = OrderedDict()
         self._lock = threading.Lock()
@@ -63,8 +65,7 @@ class Archive:
         self.close()
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+        self._close()
         self._fd = -1
 
     def __len__(self) -> int:

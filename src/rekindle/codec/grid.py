@@ -83,7 +83,9 @@ def find_grid(values: Words, reference: Words, columns: int, bias: int, picked: 
     if values.size % columns or sampled.mean(axis=1).var() <= TELLS * chance:
         return None
     apart = np.clip(_apart(values, reference) - bias, -most, most).reshape(-1, columns)
-    scale = max(0, (most // 127).bit_length())
+    scale = (most // 127).bit_length()
+    if scale > 8 * values.itemsize - 9:
+        return None
     rows = _small(apart.sum(axis=1) // columns, scale)
     left = apart.sum(axis=0) - (rows.astype(np.int64).sum() << scale)
     return Grid(scale, rows, _small(left // len(apart), scale))

@@ -23,7 +23,7 @@ typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
 
-API int rk_version(void) { return 1; }
+API int rk_version(void) { return 2; }
 
 /* ---- values <-> symbols and remainders ------------------------------------------------------------------------ */
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rekindle.codec import fallback
 from rekindle.codec.bits import LANES, Broken, Bytes, Contexts, Words
 
-VERSION = 1
+VERSION = 2
 
 
 class Kernel(Protocol):
@@ -171,6 +171,6 @@ def kernel() -> Kernel:
         for library in sorted(Path(__file__).parent.glob("_inner*")):
             try:
                 return Native(library)
-            except OSError:  # of another machine, or of an older Rekindle
+            except (OSError, AttributeError):  # of another machine, or of another Rekindle
                 continue
     return fallback.Numpy()

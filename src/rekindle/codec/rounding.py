@@ -60,11 +60,12 @@ def rounded(values: Words, dtype: str, bound: float) -> Words:
     one = values.dtype.type(1)
     half = (one << drop - 1) - one + (values >> drop & one)
     made = (values + half) >> drop << drop
-    given = _floats(values, dtype).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
+        given = _floats(values, dtype).astype(np.float64)
         within = np.abs(_floats(made, dtype) - given) <= bound * np.abs(given)
     return np.where(within, made, values)
 
 
 def _floats(values: Words, dtype: str) -> np.ndarray:
-    return to_float(values.view(COMPUTED[dtype]), dtype)
+    with np.errstate(invalid="ignore"):  # a NaN that signals
+        return to_float(values.view(COMPUTED[dtype]), dtype)

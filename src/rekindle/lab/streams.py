@@ -28,11 +28,11 @@ def measure(archive: Path) -> dict[str, Any]:
         links = [steps[name] for name in steps if steps[name].reference is not None]
         for step in links:
             counts: dict[int, np.ndarray] = {}
-            for number, tensor, symbols in _blocks(step):
-                held = counts.setdefault(tensor, np.zeros((len(symbols), 256), np.int64))
-                held += np.stack([np.bincount(row, minlength=256) for row in symbols])
+            for number, tensor, coded in symbols(step):
+                held = counts.setdefault(tensor, np.zeros((len(coded), 256), np.int64))
+                held += np.stack([np.bincount(row, minlength=256) for row in coded])
                 stream = found[stream_of(step.index.tensors[tensor].key)]
-                stream["values"] += symbols.shape[1]
+                stream["values"] += coded.shape[1]
                 stream["coded"] += 8 * step.index.blocks[number].nbytes
             for tensor, held in counts.items():
                 found[stream_of(step.index.tensors[tensor].key)]["order0"] += entropy(held)
@@ -53,7 +53,7 @@ def entropy(counts: np.ndarray) -> float:
     return float(-(counts * np.log2(np.where(shares > 0, shares, 1.0))).sum())
 
 
-def _blocks(step: Step) -> Iterator[tuple[int, int, np.ndarray]]:
+def symbols(step: Step) -> Iterator[tuple[int, int, np.ndarray]]:
     """Number, tensor and symbols [places, n] of each block of floats that one tensor has to itself."""
     index = step.index
     for number, entry in enumerate(index.blocks):

@@ -1,7 +1,8 @@
 """A series of checkpoints to compress: a byte-level GPT of 3.6 M parameters on Python's own library.
 
 AdamW (0.9, 0.999), weight decay 0.1, cosine from 6e-4 to 6e-5 over 640 steps, a save every 40 steps from 240 on, with
-the moments; so many steps and saves as published measurements of such series have.
+the moments. Batches are so small that the loss falls from 2.5 to 2.3 nats meanwhile, as in the series that the targets
+were measured on: with larger ones weights move further between saves, and compress less.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 STEPS, EVERY, FIRST = 640, 40, 240
-BATCH, LENGTH = 16, 128
+BATCH, LENGTH = 4, 128
 SHAPE = {"n_embd": 240, "n_layer": 5, "n_head": 6, "vocab_size": 256, "n_positions": LENGTH,
          "bos_token_id": 0, "eos_token_id": 0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}  # fmt: skip
 

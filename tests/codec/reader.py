@@ -128,8 +128,8 @@ def decode(block: bytes, n: int, width: int, real: bool, like: list[int] | None,
     if codec == 4:
         classes, raw = tabled(data, n, tops)
     else:
-        (length,) = struct.unpack_from("<I", data)
-        classes, raw = adaptive(data[4 : 4 + length], n, width, tops), data[4 + length :]
+        columns, length = struct.unpack_from("<II", data)
+        classes, raw = adaptive(data[8 : 8 + length], n, width, tops, columns), data[8 + length :]
     sign = 1 << (width - 1)
     like = [(word % sign >> shift) + (word & sign) for word in like] if origin else None
     words = undone(classes, raw, width, real, like, foretold)
@@ -147,7 +147,8 @@ def few(data: bytes, n: int, like: list[int] | None, side: list[int] | None) -> 
         offsets = [count - there for there in contexts]
     if kind == 2:
         contexts = [word >> 23 & 255 for word in side]
-    symbols = learnt(data[7 + 4 * count :], n, max(1, (count - 1).bit_length()), contexts, offsets)
+    (columns,) = struct.unpack_from("<I", data, 3 + 4 * count)
+    symbols = learnt(data[11 + 4 * count :], n, max(1, (count - 1).bit_length()), contexts, offsets, columns)
     found = np.array(palette, np.float32)[symbols]
     if origin:
         found = np.array(like, np.uint32).view(np.float32) + found
@@ -217,17 +218,18 @@ def tabled(data: bytes, n: int, tops: list[int] | None) -> tuple[list[int], byte
     return symbols, rest
 
 
-def adaptive(data: bytes, n: int, width: int, tops: list[int] | None) -> list[int]:
+def adaptive(data: bytes, n: int, width: int, tops: list[int] | None, columns: int) -> list[int]:
     offsets = None if tops is None else [2 * top for top in tops]
-    return learnt(data, n, {8: 4, 16: 5, 32: 6, 64: 7}[width], None, offsets)
+    return learnt(data, n, {8: 4, 16: 5, 32: 6, 64: 7}[width], None, offsets, columns)
 
 
-def learnt(data: bytes, n: int, bits: int, contexts: list[int] | None, offsets: list[int] | None) -> list[int]:
+def learnt(data, n, bits, contexts: list[int] | None, offsets: list[int] | None, columns: int) -> list[int]:
     nodes, symbols = {}, []
     low, high, code, at = 0, 2**32 - 1, int.from_bytes(data[:4], "big"), 4
-    mean = 256 * offsets[0] if offsets else 0
+    mean, above = 256 * offsets[0] if offsets else 0, []
     for i in range(n):
-        tree = 0 if offsets is None else min(max(mean // 128 - 2 * offsets[i], 0), 127)
+        expected = (mean + above[i % columns]) // 2 if 0 < columns <= i else mean
+        tree = 0 if offsets is None else min(max(expected // 128 - 2 * offsets[i], 0), 127)
         tree, node = (tree, contexts[i] if contexts else 0), 1
         for _ in range(bits):
             p, seen = nodes.get((tree, node), (32768, 0))
@@ -240,8 +242,12 @@ def learnt(data: bytes, n: int, bits: int, contexts: list[int] | None, offsets: 
                 low, high = low << 8 & 0xFFFFFFFF, (high << 8 | 255) & 0xFFFFFFFF
                 code, at = (code << 8 | data[at]) & 0xFFFFFFFF, at + 1
         symbols.append(node - (1 << bits))
-        if offsets is not None:
-            mean += ((symbols[-1] + offsets[i]) * 256 - mean) // 32
+        size = (symbols[-1] + (offsets[i] if offsets else 0)) * 256
+        mean += (size - mean) // 32
+        if i < columns:
+            above.append(size)
+        elif columns:
+            above[i % columns] += (size - above[i % columns]) // 16
     assert at == len(data)
     assert code == low
     return symbols

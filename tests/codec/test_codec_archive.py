@@ -275,6 +275,10 @@ def test_a_reference_changed_on_disc_meanwhile_is_not_used(tmp_path, series, mon
         (lambda p: api.unpack(f"{p / 'run.rk'}@last", p / "out"), "'last' is no step"),
         (lambda p: api.unpack(f"{p / 'run.rk'}@5", p / "out"), "no step 5"),
         (lambda p: api.unpack(p / "run.rk", p / "step-100"), "not empty"),
+        (lambda p: api.pack(p / "step-100", p / "x.rk", mode="lossless", error="rel:1e-3"), "mode of its own"),
+        (lambda p: api.pack([p / "step-100", p / "step-100"], p / "x.rk"), "are step 100"),
+        (lambda p: rekindle.Archive(p), "is a folder"),
+        (lambda p: rekindle.Archive(p / "run.rk")[200]["w", 1:2, 3], "are no rows"),
     ],
 )
 def test_a_wrong_request_is_refused_in_a_sentence(tmp_path, packed, make, said):

@@ -163,6 +163,45 @@ def _steps(path):
         return list(archive)
 
 
+@pytest.mark.parametrize("flush", [1, 2])
+def test_an_interruption_while_a_step_is_committed_loses_that_step_at_most(whole, tmp_path, monkeypatch, flush):
+    """Once the slot may be on the disc, what it points to must stay."""
+    path, left = tmp_path / "x.rk", [flush]
+    path.write_bytes(whole[1])
+    flushed = os.fsync
+
+    def interrupted(fd):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        flushed(fd)
+
+    monkeypatch.setattr("rekindle.codec.container.os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        api.archive_add(small(tmp_path / "step-4", 4), path)
+    monkeypatch.undo()
+    assert api.archive_verify(path) == []
+    assert _steps(path) == ([1, 2, 3] if flush == 1 else [1, 2, 3, 4])
+
+
+def test_a_step_that_may_be_lost_is_told_of(whole, tmp_path):
+    path = tmp_path / "x.rk"
+    path.write_bytes(whole[1][:-3])
+    assert api.unpack(path, tmp_path / "out")["damage"]
+    with pytest.raises(RekindleError, match="may have lost it"):
+        api.unpack(f"{path}@3", tmp_path / "gone")
+
+
+def test_one_folder_is_unpacked_to_by_one(whole, tmp_path):
+    with alone(tmp_path / ".out.unpack", "here"), pytest.raises(RekindleError, match="unpacking"):
+        api.unpack(whole[0] / "x.rk", tmp_path / "out")
+    with Archive(whole[0] / "x.rk") as archive:
+        step = archive[2]
+    archive.close()
+    with pytest.raises(RekindleError, match="was closed"):
+        step["w"]
+
+
 def test_a_second_writer_is_refused(whole, tmp_path):
     base, data, _ = whole
     path = tmp_path / "x.rk"

@@ -152,15 +152,16 @@ def test_adaptively_coded_symbols_come_back(data, bits, n):
     contexts, offsets = (
         data.draw(st.none() | npst.arrays(np.uint16, n, elements=st.integers(0, 300))) for _ in range(2)
     )
-    coded = [kernel.adapt(symbols, contexts, offsets, bits) for kernel in KERNELS]
+    columns = data.draw(st.integers(0, 20) | st.just(1000))
+    coded = [kernel.adapt(symbols, contexts, offsets, columns, bits) for kernel in KERNELS]
     for found in coded:
         assert found is not None
         assert np.array_equal(found, coded[0])
     for kernel in KERNELS:
-        assert np.array_equal(kernel.unadapt(coded[0], contexts, offsets, bits, n), symbols)
+        assert np.array_equal(kernel.unadapt(coded[0], contexts, offsets, columns, bits, n), symbols)
         for broken in (coded[0][:-1], coded[0][:3], np.append(coded[0], np.uint8(0))):
             with pytest.raises(Broken):
-                kernel.unadapt(broken, contexts, offsets, bits, n)
+                kernel.unadapt(broken, contexts, offsets, columns, bits, n)
 
 
 def test_a_learning_coder_comes_near_what_contexts_tell():
@@ -169,7 +170,7 @@ def test_a_learning_coder_comes_near_what_contexts_tell():
     symbols = (random.random(60_000) < np.array([0.01, 0.5, 0.9])[contexts]).astype(np.uint8)
     bits = sum(-p * np.log2(p) - (1 - p) * np.log2(1 - p) for p in (0.01, 0.5, 0.9)) / 3 * 60_000
     for kernel in KERNELS:
-        assert kernel.adapt(symbols, contexts, None, 1).size < 1.02 * bits / 8
+        assert kernel.adapt(symbols, contexts, None, 0, 1).size < 1.02 * bits / 8
 
 
 @given(npst.arrays(np.uint32, (256, 256), elements=st.integers(0, 3), fill=st.just(np.uint32(0))), st.data())
@@ -189,3 +190,25 @@ def test_tables_come_back(counts, data):
     for cut in range(0, len(written), 7):
         with pytest.raises(Broken):
             read_tables(memoryview(written[:cut]))
+
+
+def test_states_that_no_encoder_leaves_are_broken():
+    """Else lanes that are compared signed would read on where others do not."""
+    symbols = np.zeros(96, np.uint8)
+    symbols[:40] = 1
+    for kernel in KERNELS:
+        freqs = round_to_total(kernel.count(symbols, None, 1))
+        coded = kernel.encode(symbols, None, freqs)
+        for state in (0, 2**15 - 1, 2**31, 2**32 - 1):
+            changed = coded.copy()
+            changed[:4] = np.array([state], "<u4").view(np.uint8)
+            with pytest.raises(Broken):
+                kernel.decode(changed, None, freqs, 96)
+
+
+@pytest.mark.parametrize(("symbol", "raw"), [(4, [0b11111101]), (31, [0xFF, 0x7F])], ids=["bits behind", "no class"])
+def test_what_no_difference_leaves_is_broken(symbol, raw):
+    symbols, given = np.array([symbol], np.uint8), np.array(raw, np.uint8)
+    for kernel in KERNELS:
+        with pytest.raises(Broken):
+            kernel.undelta(symbols, given, None, 0, False, np.dtype("<u2"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -163,6 +165,9 @@ def test_rounded_values_stay_within_their_bound(dtype, data, bound):
         given_, found = (to_float(x.view(COMPUTED[dtype]), dtype).astype(np.float64) for x in (values, made))
         within = np.abs(found - given_) <= bound * np.abs(given_)
     assert (within | (made == values)).all()  # what is no number keeps its bits
+    for a, b in zip(given_.tolist(), found.tolist()):
+        if np.isfinite(a):  # in fractions: the product with a bound is rounded too
+            assert abs(Fraction(b) - Fraction(a)) <= Fraction(bound) * abs(Fraction(a))
     assert np.array_equal(np.signbit(found), np.signbit(given_))
     sound = np.isfinite(given_) & (np.abs(given_) > 2 * np.finfo(np.float32).tiny) & (np.abs(given_) < 6e4)
     if dtype in ("F32", "BF16") and bound >= 0.1 and sound.any():
@@ -185,6 +190,18 @@ def test_a_bound_on_the_error_holds_along_a_series(tmp_path, states):
     errors = {x["name"].rpartition(":")[2]: x["error"] for x in api.archive_contents(tmp_path / "r.rk")["tensors"]}
     assert 0 < errors["w"]["relative_rms"] < 1e-3
     assert errors["b"] is None
+
+
+def test_errors_are_numbers_whatever_is_in_a_tensor(tmp_path):
+    (tmp_path / "step-1").mkdir()
+    w = np.random.default_rng(0).normal(size=(64, 64))
+    w[0, :4] = np.nan, np.inf, -np.inf, 1e200
+    save_file({"w": w, "h": w.clip(-9, 9).astype(np.float32)}, tmp_path / "step-1" / "model.safetensors")
+    api.pack(tmp_path / "step-1", tmp_path / "r.rk", error="rel:1e-3")
+    assert api.archive_verify(tmp_path / "r.rk") == []
+    for tensor in api.archive_contents(tmp_path / "r.rk")["tensors"][1:]:
+        assert 0 < tensor["error"]["relative_rms"] < 1e-3
+        assert 0 < tensor["error"]["largest"] < 1
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from rekindle.api.source import local
 from rekindle.apply.threads import cores
 from rekindle.codec.archive import Archive
 from rekindle.codec.block import Tier
+from rekindle.codec.container import LONGEST
 from rekindle.codec.modes import MODES
 from rekindle.codec.pack import KEYFRAME_EVERY
 from rekindle.codec.rounding import mode_of
 from rekindle.codec.shrunk import LOSSLESS
 from rekindle.errors import RekindleError, nearest
 
-LONGEST = 100  # steps to a keyframe
 Say = Callable[[str], object]
 _NUMBERED = re.compile(r"(?:^|[-_.])(?:global_)?(?:step|checkpoint|ckpt|iter|state)[-_]?(\d+)$")
 
@@ -29,7 +29,7 @@ def pack(
     checkpoints: str | Path | Sequence[str | Path],
     archive: str | Path,
     *,
-    mode: str = LOSSLESS,
+    mode: str | None = None,
     error: str | None = None,
     tier: Tier = "fast",
     keyframe_every: int = KEYFRAME_EVERY,
@@ -64,7 +64,7 @@ def pack(
         try:
             _add(sources, place, mode, tier, keyframe_every, workers, say)
         except BaseException:
-            if place != archive:
+            if place != archive or not archive_info(archive)["steps"]:
                 place.unlink(missing_ok=True)
             raise
         place.replace(archive)
@@ -75,7 +75,7 @@ def archive_add(
     checkpoints: str | Path | Sequence[str | Path],
     archive: str | Path,
     *,
-    mode: str = LOSSLESS,
+    mode: str | None = None,
     error: str | None = None,
     tier: Tier = "fast",
     keyframe_every: int = KEYFRAME_EVERY,
@@ -90,13 +90,13 @@ def archive_add(
     return archive_info(archive)
 
 
-def _mode(mode: str, error: str | None) -> str:
+def _mode(mode: str | None, error: str | None) -> str:
     """What the archive calls the change that was asked for."""
-    if mode not in MODES:
+    if mode is not None and mode not in MODES:
         raise RekindleError(f"There is no mode {mode!r}.", hint=nearest(mode, MODES) or " or ".join(MODES))
     if error is None:
-        return mode
-    if mode != LOSSLESS:
+        return mode or LOSSLESS
+    if mode is not None:
         raise RekindleError(f"A bound on the error is a mode of its own, beside {mode}.", hint="--error without --mode")
     return mode_of(error)
 
@@ -158,6 +158,14 @@ def _sources(checkpoints: str | Path | Sequence[str | Path], step: int | None) -
         found = [(path, step_of(path)) for path, _ in found]
     if all(number is not None for _, number in found):
         found.sort(key=lambda pair: pair[1] or 0)
+    for (path, number), (other, after) in zip(found, found[1:]):
+        if number is None or after is None:
+            if number != after:
+                without = path if number is None else other
+                what = "Some of these checkpoints have a step number, and this one has none."
+                raise RekindleError(what, where=without, hint="--step, one at a time")
+        elif number == after:
+            raise RekindleError(f"Two of these are step {number}: {path} and {other}.", hint="leave one out")
     return found
 
 
@@ -187,7 +195,8 @@ def unpack(
         name = archive.names[-1] if number is None else number
         step = archive[name]
         write(step, Path(out), overwrite=overwrite, workers=workers or cores())
-        return {"out": str(out), "step": name, "files": len(step.index.files), "bytes": step.entry.raw}
+        return {"out": str(out), "step": name, "files": len(step.index.files), "bytes": step.entry.raw,
+                "damage": list(archive.directory.torn)}  # fmt: skip
 
 
 def split_name(source: str | Path) -> tuple[Path, int | None]:
@@ -229,13 +238,14 @@ def archive_contents(source: str | Path) -> dict[str, Any]:
     with Archive(path) as archive:
         if not len(archive):
             raise RekindleError("The archive has no steps yet.", where=path, hint="rekindle archive add")
-        step = archive[archive.names[-1] if number is None else number]
+        name = archive.names[-1] if number is None else number
+        step = archive[name]
         index, taken = step.index, [0.0] * len(step.index.tensors)
         for block in index.blocks:
             for part in block.parts:
                 taken[part.tensor] += block.nbytes * part.count / block.n
         return {
-            "step": step.name,
+            "step": name,
             "files": [file.path for file in index.files],
             "tensors": [
                 {

@@ -23,7 +23,6 @@ KEYFRAMES = click.option(
 TIER = click.option("--tier", default="fast", metavar="fast|max", help="max: a little smaller, much slower  [fast]")
 MODE = click.option(
     "--mode",
-    default="lossless",
     metavar="M",
     help="lossless; near-lossless: weights and moments to a twentieth, strong: to a sixtieth, to train on from; excp: "
     "the published rule  [lossless]",
@@ -74,7 +73,9 @@ def unpack(archive: str, out: str, overwrite: bool, format_: str, debug: bool, *
     rekindle unpack run.rk@1200 OUT
     """
     data = api.unpack(archive, out, overwrite=overwrite, **_counted(given))
-    result(data, f"step {data['step']}: {data['files']} files, {nbytes(data['bytes'])}, in {out}", format_)
+    result(data, f"step {data['step']}: {data['files']} file(s), {nbytes(data['bytes'])}, in {out}", format_)
+    for damage in data["damage"]:
+        say(f"note: {damage}")
 
 
 @click.group("archive")
@@ -121,7 +122,7 @@ def info(archive_: str, format_: str, debug: bool) -> None:
         rows.append(
             (x["name"], x["dtype"], "x".join(map(str, x["shape"])), nbytes(x["raw"]), nbytes(x["bytes"]), ratio, error)
         )
-    result(data, f"{data['step']}: {', '.join(data['files'])}\n\n{table(rows, right=(3, 4, 5, 6))}", format_)
+    result(data, f"step {data['step']}: {', '.join(data['files'])}\n\n{table(rows, right=(3, 4, 5, 6))}", format_)
 
 
 @archive.command("verify")
@@ -139,7 +140,8 @@ def verify(archive_: str, format_: str, debug: bool, **given: Any) -> None:
     result({"archive": archive_, "damage": wrong}, "\n".join(wrong) or f"{archive_} is whole", format_)
     if wrong:
         raise CheckFailed(
-            f"{archive_} is damaged in {len(wrong)} place(s).", hint="steps that are whole can be unpacked"
+            f"{archive_} is damaged in {len(wrong)} place(s).",
+            hint="steps that are whole can be unpacked; bytes behind the last are what an `add` now writes, or left",
         )
 
 

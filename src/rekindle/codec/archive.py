@@ -19,7 +19,7 @@ import numpy as np
 from rekindle.codec.bits import Broken, Words
 from rekindle.codec.block import Block, words
 from rekindle.codec.coder import decode
-from rekindle.codec.container import Directory, StepEntry, checksum, read_bytes, read_directory, read_span
+from rekindle.codec.container import Directory, StepEntry, checksum, read_bytes, read_directory
 from rekindle.codec.index import BlockEntry, Index, Part, is_real, read_index, unshrink
 from rekindle.codec.kernel import kernel
 from rekindle.codec.source import Source, Tensor
@@ -41,6 +41,8 @@ class Archive:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        if self.path.is_dir():
+            raise RekindleError("This is a folder, not an archive.", where=path)
         try:
             self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -82,7 +84,10 @@ class Archive:
     def __getitem__(self, name: int) -> Step:
         if name not in self.names:
             known = ", ".join(map(str, self.names)) or "none yet"
-            raise RekindleError(f"The archive has no step {name}.", where=self.path, hint=f"one of {known}")
+            lost = "; ".join(self.directory.torn)
+            raise RekindleError(f"The archive has no step {name!r}.", where=self.path,
+                                why=f"it is damaged, and may have lost it: {lost}" if lost else None,
+                                hint=f"one of {known}")  # fmt: skip
         return self.step(self.directory.steps[self.names.index(name)])
 
     def step(self, entry: StepEntry) -> Step:
@@ -93,10 +98,15 @@ class Archive:
         return self.step(next(entry for entry in self.directory.steps if entry.digest == digest))
 
     def read(self, offset: int, nbytes: int) -> bytes:
+        if self._fd < 0:
+            raise RekindleError("The archive was closed.", where=self.path)
         return read_bytes(self._fd, offset, nbytes)
 
     def index_of(self, entry: StepEntry) -> Index:
-        return read_index(unshrink(read_span(self._fd, entry.index)), entry.nbytes)
+        data = self.read(entry.index.offset, entry.index.nbytes)
+        if checksum(data) != entry.index.checksum:
+            raise Broken("its checksum is another one")
+        return read_index(unshrink(data), entry.nbytes)
 
     def remembered(self, key: tuple[str, int]) -> Words | None:
         with self._lock:
@@ -166,9 +176,10 @@ class Step:
 
     def __getitem__(self, key: str | tuple[Any, ...]) -> np.ndarray:
         """`step["name"]`, or rows of it: `step["name", 10:20]`."""
-        name, rows = key if isinstance(key, tuple) else (key, slice(None))
-        if not isinstance(rows, slice):
-            raise RekindleError(f"{rows!r} are no rows.", hint=f"step[{name!r}, 10:20]")
+        name, *some = key if isinstance(key, tuple) else (key, slice(None))
+        if len(some) != 1 or not isinstance(some[0], slice):
+            raise RekindleError(f"{some} are no rows.", hint=f"step[{name!r}, 10:20]")
+        rows = some[0]
         if name not in self.by_key:
             raise RekindleError(f"{self.name} has no tensor {name!r}.", hint="rekindle archive info shows them")
         tensor = self.index.tensors[self.by_key[name]]

@@ -42,9 +42,9 @@ def check(path: Path, say: Callable[[str], object] = lambda text: None, *, worke
             pass
         for name, step in zip(archive.names, steps, strict=True):
             found = bad[step.entry.digest]
-            say(f"@{name}  damaged in {len(found)} place(s)" if found else f"@{name}  whole")
+            say(f"@{name}  damaged in {len(found)} block(s)" if found else f"@{name}  whole")
             wrong += found
-    return wrong
+    return list(dict.fromkeys(wrong))  # what depends on a damaged block says the same
 
 
 def _uncovered(archive: Archive) -> list[str]:

@@ -47,6 +47,8 @@ def encode(kernel: Kernel, block: Block, tier: Tier = "fast") -> bytes:
 def decode(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
     """The block's n values; `block` holds what is known beforehand, its own values empty. Raises Broken."""
     like, body = block.values.dtype, data[1:]
+    if any(known is not None and known.size != n for known in (block.reference, block.beside)):
+        raise Broken("what it is coded by has another size")
     codec = data[0] if len(data) else None
     if codec == Codec.STORED and len(body) == n * like.itemsize:
         return np.frombuffer(bytes(body), like)  # a copy, in its place in memory
@@ -135,9 +137,9 @@ def _encode_delta(kernel: Kernel, block: Block, choice: Choice, tier: Tier) -> I
     head += choice.grid.to_bytes() if choice.grid else b""
     yield b"".join((bytes([Codec.DELTA]), head, _encode_symbols(kernel, symbols, context), raw.tobytes()))
     if tier == "max":
-        coded = kernel.adapt(symbols, None, _offsets(context), _class_bits(block))
+        coded = kernel.adapt(symbols, None, _offsets(context), block.columns, _class_bits(block))
         if coded is not None:
-            sized = struct.pack("<I", coded.size) + coded.tobytes()
+            sized = struct.pack("<II", block.columns, coded.size) + coded.tobytes()
             yield b"".join((bytes([Codec.ADAPTIVE]), head, sized, raw.tobytes()))
 
 
@@ -163,9 +165,9 @@ def _decode_delta(kernel: Kernel, data: memoryview, n: int, block: Block, *, ada
 
 
 def _unadapt(kernel: Kernel, data: memoryview, n: int, block: Block, context: Words | None) -> tuple[Bytes, memoryview]:
-    (nbytes,) = struct.unpack("<I", _exactly(data, 0, 4))
-    coded = np.frombuffer(_exactly(data, 4, nbytes), np.uint8)
-    return kernel.unadapt(coded, None, _offsets(context), _class_bits(block), n), data[4 + nbytes :]
+    columns, nbytes = struct.unpack("<II", _exactly(data, 0, 8))
+    coded = np.frombuffer(_exactly(data, 8, nbytes), np.uint8)
+    return kernel.unadapt(coded, None, _offsets(context), columns, _class_bits(block), n), data[8 + nbytes :]
 
 
 def _class_bits(block: Block) -> int:

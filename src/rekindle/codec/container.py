@@ -28,6 +28,7 @@ from rekindle.store.publish import sync
 MAGIC, FORMAT = b"REKINDLE", 1
 SLOT, START = 4096, 8192
 MOST_STEPS = 2**62
+LONGEST = 100  # steps from a keyframe on: so many have at most to be decoded to read one
 TAIL = "bytes follow the last finished step"
 _SLOT = struct.Struct("<8sIIQQQQ")  # and the checksum of these
 
@@ -91,9 +92,13 @@ def commit(fd: int, last: Directory, steps: tuple[StepEntry, ...], data_end: int
     before = last.at if last.commit else None
     body = shrink({"steps": [_entry(step) for step in steps], "before": before and _span(before)})
     offset = last.end if data_end is None else data_end
-    write_all(fd, body, offset)
-    os.fsync(fd)
-    number = last.commit + 1
+    try:
+        write_all(fd, body, offset)
+        os.fsync(fd)
+    except BaseException:
+        os.ftruncate(fd, last.end)
+        raise
+    number = last.commit + 1  # from here on nothing is taken back: the slot may be on the disc already
     slot = _SLOT.pack(MAGIC, FORMAT, 0, number, offset, len(body), int(checksum(body), 16))
     write_all(fd, slot + struct.pack("<Q", int(checksum(slot), 16)), SLOT * (number % 2))
     os.fsync(fd)
@@ -163,18 +168,20 @@ def _directory(data: Any, at: Span) -> tuple[tuple[StepEntry, ...], Span | None]
     named = [step.step for step in steps]
     if (len(set(named)) != len(named) or None in named) and set(named) != {None}:
         raise Broken("its directory has a step twice")
-    seen: set[str] = set()
+    depth: dict[str | None, int] = {None: 0}
     for step in steps:
-        if step.reference is not None and step.reference not in seen:
+        if step.reference not in depth:
             raise Broken("a step is coded against one that does not come before it")
+        if depth[step.reference] == LONGEST:
+            raise Broken(f"a step is more than {LONGEST} from its keyframe")
         if (
-            step.digest in seen
+            step.digest in depth
             or step.offset < START
             or step.offset + step.nbytes != step.index.offset
             or step.index.end > at.offset
         ):
             raise Broken("a step is not where its directory says")
-        seen.add(step.digest)
+        depth[step.digest] = depth[step.reference] + 1
     return steps, before
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rekindle.codec.bits import LANES, Broken, Bytes, Contexts, Words, ordered, stored
 
-TOTAL, LOW = 4096, 1 << 15
+TOTAL, LOW, HIGH = 4096, 1 << 15, 1 << 31
 
 
 class Numpy:
@@ -47,7 +47,9 @@ class Numpy:
         self, symbols: Bytes, raw: Bytes, reference: Words | None, bias: int, real: bool, like: np.dtype
     ) -> Words:
         width, counts = 8 * like.itemsize, _raw_bits(symbols)
-        if symbols.max(initial=0) > 2 * width - 1 or (int(counts.sum()) + 7) // 8 != raw.size:
+        total = int(counts.sum())
+        padded = total % 8 and raw.size and raw[-1] >> total % 8
+        if symbols.max(initial=0) > 2 * width - 2 or (total + 7) // 8 != raw.size or padded:
             raise Broken("its raw bits are not those of its classes")
         bits = _unpack(raw, counts)
         wide = symbols.astype(np.uint64)
@@ -82,6 +84,8 @@ class Numpy:
         symbol_of = np.stack([np.repeat(np.arange(256, dtype=np.uint8), f) for f in freqs])
         starts = np.cumsum(freqs, axis=1, dtype=np.uint64) - freqs
         states = data[: 4 * LANES].view("<u4").astype(np.uint64)
+        if ((states < LOW) | (states >= HIGH)).any():
+            raise Broken("a state is none that an encoder leaves")
         words, at = np.concatenate([data[4 * LANES :].view("<u2"), np.zeros(LANES, "<u2")]), 0
         tables = np.zeros(n, np.uint8) if contexts is None else contexts
         out, wide = np.empty(n, np.uint8), freqs.astype(np.uint64)
@@ -101,8 +105,10 @@ class Numpy:
             raise Broken("its symbols do not end where its words do")
         return out
 
-    def adapt(self, symbols: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int) -> Bytes | None:
-        model, low, high, out = _Model(contexts, offsets, bits), 0, _ALL, bytearray()
+    def adapt(
+        self, symbols: Bytes, contexts: Contexts | None, offsets: Contexts | None, columns: int, bits: int
+    ) -> Bytes | None:
+        model, low, high, out = _Model(contexts, offsets, columns, bits), 0, _ALL, bytearray()
         for i, symbol in enumerate(symbols.tolist()):
             nodes, node = model.tree(i), 1
             if symbols.size + 64 - len(out) < 4 * bits + 4:
@@ -121,11 +127,13 @@ class Numpy:
             return None
         return np.frombuffer(bytes(out) + low.to_bytes(4, "big"), np.uint8)
 
-    def unadapt(self, data: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int, n: int) -> Bytes:
+    def unadapt(
+        self, data: Bytes, contexts: Contexts | None, offsets: Contexts | None, columns: int, bits: int, n: int
+    ) -> Bytes:
         wrong = Broken("its symbols do not end where its bytes do")
         if data.size < 4:
             raise wrong
-        model, low, high, given = _Model(contexts, offsets, bits), 0, _ALL, data.tolist()
+        model, low, high, given = _Model(contexts, offsets, columns, bits), 0, _ALL, data.tolist()
         code, at, symbols = int.from_bytes(bytes(given[:4]), "big"), 4, np.empty(n, np.uint8)
         for i in range(n):
             nodes, node = model.tree(i), 1
@@ -155,17 +163,20 @@ _RATE = [131072 // (2 * seen + 3) for seen in range(_SURE + 1)]
 class _Model:
     """Probabilities that the nodes of each context's tree have learnt."""
 
-    def __init__(self, contexts: Contexts | None, offsets: Contexts | None, bits: int):
+    def __init__(self, contexts: Contexts | None, offsets: Contexts | None, columns: int, bits: int):
         self.p: dict[int, int] = {}
         self.seen: dict[int, int] = {}
         self.contexts = None if contexts is None else contexts.tolist()
         self.offsets = None if offsets is None else offsets.tolist()
         self.mean, self.bits = (self.offsets[0] * 256 if self.offsets else 0), bits
+        self.above: list[int] = []  # of each column, once there is one
+        self.columns = columns
 
     def tree(self, i: int) -> int:
         context = 0 if self.contexts is None else self.contexts[i]
         if self.offsets is not None:
-            bucket = (self.mean >> 7) - 2 * self.offsets[i]
+            mean = (self.mean + self.above[i % self.columns]) >> 1 if 0 < self.columns <= i else self.mean
+            bucket = (mean >> 7) - 2 * self.offsets[i]
             context = context * _BUCKETS + min(max(bucket, 0), _BUCKETS - 1)
         return context << self.bits
 
@@ -178,8 +189,14 @@ class _Model:
         self.seen[node] = min(seen + 1, _SURE)
 
     def moved(self, i: int, symbol: int) -> None:
-        if self.offsets is not None:
-            self.mean += ((symbol + self.offsets[i]) * 256 - self.mean) >> 5
+        if self.offsets is None:
+            return
+        size = (symbol + self.offsets[i]) * 256
+        self.mean += (size - self.mean) >> 5
+        if i < self.columns:
+            self.above.append(size)
+        elif self.columns:
+            self.above[i % self.columns] += (size - self.above[i % self.columns]) >> 4
 
 
 def _bit_length(m: Words) -> NDArray[np.int64]:

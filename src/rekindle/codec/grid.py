@@ -9,6 +9,7 @@ c: (row[r] + column[c]) * 2^scale, in the order of floats.
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 
@@ -64,8 +65,8 @@ def read_grid(data: memoryview, n: int, like: np.dtype) -> tuple[Grid, memoryvie
 
 
 def columns_of(shape: tuple[int, ...], n: int) -> int:
-    """Values in a row of a tensor of n; 0 where it is too small, or no matrix. A convolution's row is a filter."""
-    if len(shape) < 2 or not n:
+    """Words in a row of a tensor of n; 0 where it is too small, or no matrix. A convolution's row is a filter."""
+    if len(shape) < 2 or not n or math.prod(shape) != n:
         return 0
     columns = shape[-1] if shape[-1] >= LEAST else n // shape[0]
     return columns if columns >= LEAST and n // columns >= LEAST else 0

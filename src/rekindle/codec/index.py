@@ -15,7 +15,7 @@ from rekindle.codec.bits import Broken
 from rekindle.codec.source import File, Tensor
 from rekindle.store.dtypes import BITS, nbytes
 
-LARGEST_BLOCK = 1 << 24  # bytes decoded; encoders make blocks of at most 2 MiB
+LARGEST_BLOCK = 1 << 24  # bytes decoded
 LARGEST_INDEX = 1 << 28  # bytes of JSON
 
 
@@ -80,7 +80,7 @@ def read_index(data: Any, length: int) -> Index:
         if first != len(tensors):
             raise Broken("its files are not of its tensors")
         beside = {_whole(a, 0): _whole(b, 0) for a, b in data["beside"]}
-        errors = {_whole(i, 0): (float(most), float(share)) for i, most, share in data.get("errors", [])}
+        errors = {_whole(i, 0): (_finite(most), _finite(share)) for i, most, share in data.get("errors", [])}
         blocks, offset = [], 0
         for size, stored, decoded, parts in data["blocks"]:
             made = tuple(Part(_whole(t, 0), _whole(s, 0), _whole(c, 1)) for t, s, c in parts)
@@ -104,6 +104,8 @@ def _check(index: Index) -> None:
     for a, b in index.beside.items():
         if a >= n or b >= n or b in index.beside or _kind(index.tensors[a]) != _kind(index.tensors[b]):
             raise Broken("its index pairs tensors that are no pair")
+    if any(i >= n for i in index.errors):
+        raise Broken("its index has an error of no tensor")
     for block in index.blocks:
         if not block.parts or any(part.tensor >= n for part in block.parts):
             raise Broken("a block is of no tensor")
@@ -141,6 +143,12 @@ def _whole(number: Any, least: int) -> int:
     if type(number) is not int or not least <= number < 2**62:
         raise Broken(f"its index has {number!r} for a number")
     return number
+
+
+def _finite(number: Any) -> float:
+    if type(number) not in (int, float) or not math.isfinite(number):
+        raise Broken(f"its index has {number!r} for an error")
+    return float(number)
 
 
 def _hash(text: Any) -> str:

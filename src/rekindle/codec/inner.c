@@ -23,7 +23,7 @@ typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
 
-API int rk_version(void) { return 2; }
+API int rk_version(void) { return 3; }
 
 /* ---- values <-> symbols and remainders ------------------------------------------------------------------------ */
 
@@ -116,7 +116,7 @@ static inline u64 peek(const u8 *data, int64_t nbytes, int64_t bit) {
         for (int64_t i = 0; i < n; i++) {                                                                            \
             u8 s = symbols[i];                                                                                       \
             int count = raw_bits(s), k = s / 2 + 1;                                                                  \
-            if (s > 2 * W - 1 || at + count > 8 * nbytes) return -1;                                                 \
+            if (s > 2 * W - 2 || at + count > 8 * nbytes) return -1;                                                 \
             u64 bits = peek(raw, nbytes, at);                                                                        \
             if (count > 56) bits = (bits & 0xffffffff) | peek(raw, nbytes, at + 32) << 32;                           \
             bits &= ((u64)1 << count) - 1;                                                                           \
@@ -125,7 +125,7 @@ static inline u64 peek(const u8 *data, int64_t nbytes, int64_t bit) {
             T d = (T)((bits & 1 ? (T)(0 - m) : m) + (T)bias);                                                        \
             out[i] = stored_##W((T)(d + (ref ? ordered_##W(ref[i], real) : 0)), real);                               \
         }                                                                                                            \
-        return (at + 7) / 8 == nbytes ? 0 : -1;                                                                      \
+        return (at + 7) / 8 == nbytes && !(at % 8 && raw[nbytes - 1] >> at % 8) ? 0 : -1;                            \
     }
 DELTA(u8, int8_t, 8)
 DELTA(u16, int16_t, 16)
@@ -169,6 +169,7 @@ API void rk_count(const u8 *symbols, const u8 *contexts, int64_t n, u32 *counts)
 #define LANES 32
 #define TOTAL 4096
 #define LOW (1u << 15)
+#define HIGH (1u << 31)
 
 /* x / freq as x * reciprocal >> (32 + shift), for x below 2^31; word: bias, freq and shift, of 13, 13 and 6 bits. */
 typedef struct {
@@ -338,6 +339,8 @@ API int rk_rans_decode(const u8 *data, int64_t nbytes, const u8 *contexts, int64
             for (u32 f = freqs[t * 256 + s], k = 0; k < f; k++, start++) slots[t * TOTAL + start] = s << 24 | k << 12 | (f - 1);
     Decoding d = {.in = data + 4 * LANES, .end = data + nbytes};
     memcpy(d.x, data, sizeof d.x);
+    for (int lane = 0; lane < LANES; lane++)
+        if (d.x[lane] - LOW >= HIGH - LOW) { free(slots); return -1; }
     int64_t done = wide() ? decode_wide(&d, symbols, contexts, n, slots) : 0;
     int wrong = decode_some(&d, symbols, contexts, done, n, slots) || d.in != d.end;
     for (int lane = 0; lane < LANES; lane++) wrong |= d.x[lane] != LOW;
@@ -349,7 +352,8 @@ API int rk_rans_decode(const u8 *data, int64_t nbytes, const u8 *contexts, int64
  *
  * A symbol is `bits` decisions, the highest first, each under the probability that its node of its context's tree has
  * learnt. Contexts are given; with offsets, also 128 for where symbol + offset has lately been, less the offset: how
- * large a difference the neighbours let expect. All whole numbers: every machine learns the same.
+ * large a difference the neighbours let expect. With columns, those above tell as much as those to the left. All whole
+ * numbers: every machine learns the same.
  */
 
 #define BUCKETS 128
@@ -362,14 +366,17 @@ typedef struct {
 typedef struct {
     Node *nodes;
     const u16 *contexts, *offsets;
-    int bits, mean;
+    int bits, mean, *above; /* of each column, 0: there are none */
+    int64_t columns, column;
     u32 rate[SURE + 1];
 } Model;
 
-static int model_init(Model *m, const u16 *contexts, const u16 *offsets, int64_t n, int tables, int bits) {
+static int model_init(Model *m, const u16 *contexts, const u16 *offsets, int64_t columns, int64_t n, int tables, int bits) {
     size_t count = ((size_t)tables * (offsets ? BUCKETS : 1)) << bits;
-    m->nodes = malloc(count * sizeof(Node));
+    m->columns = offsets && columns < n ? columns : 0, m->column = 0;
+    m->nodes = malloc(count * sizeof(Node) + (size_t)m->columns * sizeof(int));
     if (!m->nodes) return -2;
+    m->above = m->columns ? (int *)(m->nodes + count) : 0;
     for (size_t i = 0; i < count; i++) m->nodes[i] = (Node){32768, 0};
     for (u32 i = 0; i <= SURE; i++) m->rate[i] = 131072 / (2 * i + 3);
     m->contexts = contexts, m->offsets = offsets, m->bits = bits;
@@ -380,7 +387,8 @@ static int model_init(Model *m, const u16 *contexts, const u16 *offsets, int64_t
 static inline Node *tree(const Model *m, int64_t i) {
     size_t context = m->contexts ? m->contexts[i] : 0;
     if (m->offsets) {
-        int bucket = (m->mean >> 7) - 2 * m->offsets[i];
+        int mean = m->above && i >= m->columns ? (m->mean + m->above[m->column]) >> 1 : m->mean;
+        int bucket = (mean >> 7) - 2 * m->offsets[i];
         context = context * BUCKETS + (size_t)(bucket < 0 ? 0 : bucket < BUCKETS ? bucket : BUCKETS - 1);
     }
     return m->nodes + (context << m->bits);
@@ -398,14 +406,20 @@ static inline void learn(Model *m, Node *node, int bit) {
 }
 
 static inline void moved(Model *m, int64_t i, u8 symbol) {
-    if (m->offsets) m->mean += ((symbol + m->offsets[i]) * 256 - m->mean) >> 5;
+    if (!m->offsets) return;
+    int size = (symbol + m->offsets[i]) * 256;
+    m->mean += (size - m->mean) >> 5;
+    if (!m->above) return;
+    int *above = m->above + m->column;
+    *above = i < m->columns ? size : *above + ((size - *above) >> 4);
+    if (++m->column == m->columns) m->column = 0;
 }
 
 /* -> bytes written, -1: they would be more than `room`. Symbols are below 2^bits, contexts below `tables`. */
-API int64_t rk_adapt_encode(const u8 *symbols, const u16 *contexts, const u16 *offsets, int64_t n, int tables, int bits,
-                            u8 *out, int64_t room) {
+API int64_t rk_adapt_encode(const u8 *symbols, const u16 *contexts, const u16 *offsets, int64_t columns, int64_t n,
+                            int tables, int bits, u8 *out, int64_t room) {
     Model m;
-    if (model_init(&m, contexts, offsets, n, tables, bits)) return -2;
+    if (model_init(&m, contexts, offsets, columns, n, tables, bits)) return -2;
     u32 low = 0, high = ~0u;
     int64_t at = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -429,11 +443,11 @@ API int64_t rk_adapt_encode(const u8 *symbols, const u16 *contexts, const u16 *o
 }
 
 /* -> 0; -1 where the bytes are not just as many as n symbols take. */
-API int rk_adapt_decode(const u8 *data, int64_t nbytes, const u16 *contexts, const u16 *offsets, int64_t n, int tables,
-                        int bits, u8 *symbols) {
+API int rk_adapt_decode(const u8 *data, int64_t nbytes, const u16 *contexts, const u16 *offsets, int64_t columns,
+                        int64_t n, int tables, int bits, u8 *symbols) {
     Model m;
     if (nbytes < 4) return -1;
-    if (model_init(&m, contexts, offsets, n, tables, bits)) return -2;
+    if (model_init(&m, contexts, offsets, columns, n, tables, bits)) return -2;
     u32 low = 0, high = ~0u, code = 0;
     int64_t at = 0;
     while (at < 4) code = code << 8 | data[at++];

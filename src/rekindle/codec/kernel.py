@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rekindle.codec import fallback
 from rekindle.codec.bits import LANES, Broken, Bytes, Contexts, Words
 
-VERSION = 2
+VERSION = 3
 
 
 class Kernel(Protocol):
@@ -56,11 +56,18 @@ class Kernel(Protocol):
         """Symbols [n]; raises Broken where the data are not theirs to the last byte."""
         ...
 
-    def adapt(self, symbols: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int) -> Bytes | None:
-        """Symbols below 2^bits by what their contexts have learnt so far; None where that is longer than they are."""
+    def adapt(
+        self, symbols: Bytes, contexts: Contexts | None, offsets: Contexts | None, columns: int, bits: int
+    ) -> Bytes | None:
+        """Symbols below 2^bits by what their contexts have learnt so far; None where that is longer than they are.
+
+        With offsets, symbol + offset is expected where it was to the left and, of rows of `columns` (0: none), above.
+        """
         ...
 
-    def unadapt(self, data: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int, n: int) -> Bytes:
+    def unadapt(
+        self, data: Bytes, contexts: Contexts | None, offsets: Contexts | None, columns: int, bits: int, n: int
+    ) -> Bytes:
         """Symbols [n]; raises Broken where the data are not theirs to the last byte."""
         ...
 
@@ -80,8 +87,8 @@ class Native:
             ("join", None, (number, pointer, pointer, size, pointer)),
             ("delta", size, (number, number, pointer, pointer, ctypes.c_uint64, size, pointer, pointer)),
             ("undelta", number, (number, number, pointer, pointer, size, pointer, ctypes.c_uint64, size, pointer)),
-            ("adapt_encode", size, (pointer, pointer, pointer, size, number, number, pointer, size)),
-            ("adapt_decode", number, (pointer, size, pointer, pointer, size, number, number, pointer)),
+            ("adapt_encode", size, (pointer, pointer, pointer, size, size, number, number, pointer, size)),
+            ("adapt_decode", number, (pointer, size, pointer, pointer, size, size, number, number, pointer)),
             ("count", None, (pointer, pointer, size, pointer)),
             ("rans_encode", size, (pointer, pointer, size, pointer, number, pointer)),
             ("rans_decode", number, (pointer, size, pointer, size, pointer, number, pointer)),
@@ -137,18 +144,22 @@ class Native:
             raise Broken("its symbols do not end where its words do")
         return symbols
 
-    def adapt(self, symbols: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int) -> Bytes | None:
+    def adapt(
+        self, symbols: Bytes, contexts: Contexts | None, offsets: Contexts | None, columns: int, bits: int
+    ) -> Bytes | None:
         room = np.empty(symbols.size + 64, np.uint8)
-        nbytes = self._c.rk_adapt_encode(_at(symbols), _at(contexts), _at(offsets), symbols.size, _tables(contexts),
-                                         bits, _at(room), room.size)  # fmt: skip
+        nbytes = self._c.rk_adapt_encode(_at(symbols), _at(contexts), _at(offsets), columns, symbols.size,
+                                         _tables(contexts), bits, _at(room), room.size)  # fmt: skip
         if nbytes == -2:
             raise MemoryError
         return None if nbytes < 0 else room[:nbytes]
 
-    def unadapt(self, data: Bytes, contexts: Contexts | None, offsets: Contexts | None, bits: int, n: int) -> Bytes:
+    def unadapt(
+        self, data: Bytes, contexts: Contexts | None, offsets: Contexts | None, columns: int, bits: int, n: int
+    ) -> Bytes:
         symbols = np.empty(n, np.uint8)
-        code = self._c.rk_adapt_decode(_at(data), data.size, _at(contexts), _at(offsets), n, _tables(contexts), bits,
-                                       _at(symbols))  # fmt: skip
+        code = self._c.rk_adapt_decode(_at(data), data.size, _at(contexts), _at(offsets), columns, n,
+                                       _tables(contexts), bits, _at(symbols))  # fmt: skip
         if code == -2:
             raise MemoryError
         if code:

@@ -1,7 +1,7 @@
 """Which values go into a block together.
 
-A large tensor is cut into blocks of 1 to 2 MiB of its own; small ones of one kind share a block: those whose like is
-in the reference with each other, and first moments with first moments.
+A large tensor is cut into blocks of 1 to 4 MiB of its own, of whole rows; small ones of one kind share a block: those
+whose like is in the reference with each other, and first moments with first moments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rekindle.codec.grid import columns_of
 from rekindle.codec.index import Part, is_real
 from rekindle.codec.source import Tensor
 
-BLOCK = 1 << 21  # bytes
+BLOCK = 1 << 21  # bytes; up to twice as many where rows are long, and 4 times that: LARGEST_BLOCK
 SMALL = BLOCK // 32
 
 FIRST, SECOND = ".exp_avg", ".exp_avg_sq"

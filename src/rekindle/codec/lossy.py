@@ -2,15 +2,18 @@
 
 Weights are coded as their residual against the reconstructed checkpoint before, so that errors do not add up; small
 residuals are 0. Moments are coded directly; the first is kept where it is large and its weight moved. What is kept of a
-tensor takes one of 15 values, the centres of a k-means. Zeroing the second moment, as published, makes the first steps
-after a restart too large; so it is kept whole, its centres found between logarithms.
+tensor takes one of 15 values.
 
 Source: Li et al. 2024, "ExCP: Extreme LLM Checkpoint Compression via Weight-Momentum Joint Shrinking", arXiv
-2406.11257, section 3; their exp_avg_sq is m, their exp_avg v.
+2406.11257, section 3; their exp_avg_sq is m, their exp_avg v. Mended here: zeroing the second moment makes the first
+steps after a restart too large, so it is kept whole, its 15 values found between logarithms. And a threshold by the
+median residual grows from link to link with what it left out, so that weights fall ever further behind; rounding to
+steps never leaves one further behind than half a step.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,21 +30,25 @@ CENTRES = 15  # beside 0: symbols of 4 bits
 SAMPLE = 1 << 18  # values that thresholds and centres are found from
 REACH = 0.8  # of the way to the next centre that a second moment goes before it moves there
 ROUNDS = 30  # of k-means
+RATED = 1 << 14  # residuals that a step is found from
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A weight's residual is kept above `min(cap, alpha / sqrt(mean exp_avg_sq))` times the median residual."""
+    """A weight's residual is rounded to steps so wide that it takes `bits`; or, where that is None, kept above
+    `min(cap, alpha / sqrt(mean exp_avg_sq))` times the median residual, by a k-means, as published."""
 
+    bits: float | None = None
     alpha: float = 5e-5
     cap: float = 2.5
     beta: float = 2.0  # exp_avg is kept above so many times its mean size, where its weight is
     whole_second: bool = True  # exp_avg_sq is kept everywhere
+    seconds: int = CENTRES  # values that it takes
 
 
 RULES = {
-    "near-lossless": Rule(),
-    "strong": Rule(alpha=float("inf")),
+    "near-lossless": Rule(bits=2.5),
+    "strong": Rule(bits=1.05, seconds=7),
     "excp": Rule(whole_second=False),
 }
 
@@ -68,11 +75,12 @@ def shrink_source(source: Source, reference: Step | None, rule: Rule) -> Shrunk:
         limits = keep[w.weight] = _limits(sampled, rule)
         kept = _kept(sampled, limits)
         if sampled.residual is not None:
-            centres[w.weight] = _centres(sampled.residual[kept])
+            of_kept = sampled.residual[kept]
+            centres[w.weight] = _centres(of_kept) if rule.bits is None else _of_steps(of_kept, 2 * limits[0])
         large = kept & (np.abs(sampled.first) > limits[1])
         centres[w.first] = _centres(sampled.first[large])
         second = sampled.second if rule.whole_second else sampled.second[large]
-        centres[w.second] = _centres(second, logarithmic=True)
+        centres[w.second] = _centres(second, rule.seconds, logarithmic=True)
     of = {position: w for w in weights for position in (w.weight, w.first, w.second) if position in centres}
 
     def read(tensor: int, start: int, nbytes: int) -> bytes:
@@ -143,9 +151,32 @@ def _limits(values: _Values, rule: Rule) -> tuple[float, float]:
         first = rule.beta * float(np.mean(np.abs(values.first), dtype=np.float64))
         if values.residual is None:
             return 0.0, first
+        if rule.bits is not None:
+            return _step(values.residual, rule.bits) / 2, first
         spread = float(np.mean(values.second, dtype=np.float64))
         share = min(rule.cap, rule.alpha / np.sqrt(spread)) if spread > 0 else rule.cap
         return float(share * np.median(np.abs(values.residual))), first
+
+
+def _step(residual: Floats, bits: float) -> float:
+    """How wide steps are of which residuals take so many bits each, by their entropy."""
+    sampled = residual[:: residual.size // RATED + 1].astype(np.float64)
+    size = float(np.sqrt(np.mean(sampled * sampled)))
+    low, high = size / 64, 64 * size
+    for _ in range(16):
+        middle = math.sqrt(low * high)
+        cells = np.unique(np.rint(sampled / middle), return_counts=True)[1] / sampled.size if middle else np.ones(1)
+        low, high = (middle, high) if -(cells * np.log2(cells)).sum() > bits else (low, middle)
+    return high
+
+
+def _of_steps(residual: Floats, step: float) -> Floats:
+    """The mean of the residuals that are nearest to each multiple of the step, up to 7 either way."""
+    if not residual.size or not step:
+        return np.zeros(0, np.float32)
+    cells = np.clip(np.rint(residual / np.float64(step)), -(CENTRES // 2), CENTRES // 2).astype(np.int64)
+    _, which = np.unique(cells, return_inverse=True)
+    return np.unique((np.bincount(which, residual) / np.bincount(which)).astype(np.float32))
 
 
 def _kept(values: _Values, limits: tuple[float, float]) -> NDArray[np.bool_]:
@@ -200,8 +231,8 @@ def _edges(centres: Floats) -> NDArray[np.float64]:
     return np.sqrt(wide[:-1] * wide[1:])
 
 
-def _centres(values: Floats, *, logarithmic: bool = False) -> Floats:
-    """At most 15 centres, in order, by Lloyd's k-means from an even grid; between logarithms where so asked."""
+def _centres(values: Floats, most: int = CENTRES, *, logarithmic: bool = False) -> Floats:
+    """At most so many centres, in order, by Lloyd's k-means from an even grid; between logarithms where so asked."""
     values = values[np.isfinite(values)]
     values = np.sort((values[values > 0] if logarithmic else values[values != 0]).astype(np.float64))
     if not values.size:
@@ -209,7 +240,7 @@ def _centres(values: Floats, *, logarithmic: bool = False) -> Floats:
     points = np.log(values) if logarithmic else values
     sums = np.concatenate([[0.0], np.cumsum(points)])
     low, high = np.quantile(points, (0.0005, 0.9995))
-    centres = np.unique(np.linspace(low, high, CENTRES))
+    centres = np.unique(np.linspace(low, high, most))
     for _ in range(ROUNDS):
         edges = np.searchsorted(points, (centres[:-1] + centres[1:]) / 2)
         bounds = np.unique(np.concatenate([[0], edges, [points.size]]))

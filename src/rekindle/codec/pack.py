@@ -43,7 +43,7 @@ def add_step(
     Raises RekindleError where its step is there already, where the disc is full, or where another process adds.
     """
     path = path.resolve()
-    with explained(path), alone(lock_of(path), f"adding to {path.name}"), Archive(path) as archive:
+    with explained(path), alone(lock_of(path), f"changing {path.name}"), Archive(path) as archive:
         last = archive.directory
         check_whole(path, last)
         check_name(path, last, step)
@@ -55,13 +55,14 @@ def add_step(
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.ftruncate(fd, last.end)  # a torn tail
-            entry = replace(write_step(fd, last.end, shrunk, step, reference, tier, workers), mode=mode)
-            if entry.digest in [there.digest for there in last.steps]:
-                raise RekindleError("The archive has this very checkpoint already.", where=path)
+            try:
+                entry = replace(write_step(fd, last.end, shrunk, step, reference, tier, workers), mode=mode)
+                if entry.digest in [there.digest for there in last.steps]:
+                    raise RekindleError("The archive has this very checkpoint already.", where=path)
+            except BaseException:
+                os.ftruncate(fd, last.end)
+                raise
             commit(fd, last, (*last.steps, entry), entry.index.end)
-        except BaseException:
-            os.ftruncate(fd, last.end)
-            raise
         finally:
             os.close(fd)
     return entry
@@ -92,10 +93,12 @@ def check_name(path: Path, directory: Directory, step: int | None) -> None:
         raise RekindleError(f"{step} is no step.", hint="--step with a number from 0 up")
     there = [entry.step for entry in directory.steps]
     if step is not None and step in there:
-        raise RekindleError(f"The archive has step {step} already.", where=path, hint="--step with another number")
+        raise RekindleError(
+            f"The archive has step {step} already.", where=path, hint="leave it out, or --step with another number"
+        )
     if there and (step is None) != (there[0] is None):
-        has, lacks = ("has no", "have") if step is None else ("has a", "have no")
-        raise RekindleError(f"This checkpoint {has} step number, and those in the archive {lacks} one.", where=path,
+        has, others = ("no", "have one") if step is None else ("a", "have none")
+        raise RekindleError(f"This checkpoint has {has} step number, and those in the archive {others}.", where=path,
                             hint="--step N" if step is None else "another archive")  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Blocks of float32 values of which each is one of a few, or the reference's and one of a few added to it.
 
 body := context u8, from u8 (0: nothing, 1: the reference), the number of values u8 and these, float32 in order, the
-length u32 of the coded symbols, and these: adaptively coded, each a value's place among the few.
+columns u32 (0: none), the length u32 of the coded symbols, and these: coded adaptively, a value's place among the few.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def encode(kernel: Kernel, block: Block) -> Iterator[bytes]:
             continue
         for context in Context:
             if context == Context.NONE or block.context(context) is not None:
-                coded = kernel.adapt(symbols, *_contexts(block, palette, context), _bits(palette))
+                coded = kernel.adapt(symbols, *_contexts(block, palette, context), block.columns, _bits(palette))
                 if coded is not None:
                     head = struct.pack("<BBB", context, origin, len(palette)) + palette.tobytes()
-                    yield head + struct.pack("<I", coded.size) + coded.tobytes()
+                    yield head + struct.pack("<II", block.columns, coded.size) + coded.tobytes()
 
 
 def read_palette(body: memoryview) -> tuple[Floats, int]:
@@ -44,21 +44,21 @@ def read_palette(body: memoryview) -> tuple[Floats, int]:
 
 def decode(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
     """The block's n words; raises Broken."""
-    if len(data) < 3 or block.values.itemsize != 4:
+    if len(data) < 3 or block.values.itemsize != 4 or not block.real:
         raise Broken("its palette is cut off")
     context, origin, count = data[:3]
-    if context > max(Context) or origin > 1 or not 0 < count <= MOST or len(data) < 7 + 4 * count:
+    if context > max(Context) or origin > 1 or not 0 < count <= MOST or len(data) < 11 + 4 * count:
         raise Broken("its palette is malformed")
     if (block.reference is None and (origin or context == Context.REFERENCE)) or (
         context == Context.BESIDE and block.beside is None
     ):
         raise Broken("what its palette refers to is missing")
     palette, _ = read_palette(data)
-    (length,) = struct.unpack_from("<I", data, 3 + 4 * count)
-    coded = np.frombuffer(data[7 + 4 * count :], np.uint8)
-    if coded.size != length or not (np.diff(palette) > 0).all():
+    columns, length = struct.unpack_from("<II", data, 3 + 4 * count)
+    coded = np.frombuffer(data[11 + 4 * count :], np.uint8)
+    if coded.size != length or not np.isfinite(palette).all() or not (palette[1:] > palette[:-1]).all():
         raise Broken("its palette is malformed")
-    symbols = kernel.unadapt(coded, *_contexts(block, palette, context), _bits(palette), n)
+    symbols = kernel.unadapt(coded, *_contexts(block, palette, context), columns, _bits(palette), n)
     if symbols.max(initial=0) >= count:
         raise Broken("its palette has no such value")
     return _values(block, palette, symbols, origin)

@@ -63,6 +63,7 @@ def rounded(values: Words, dtype: str, bound: float) -> Words:
     with np.errstate(invalid="ignore", over="ignore"):
         given = _floats(values, dtype).astype(np.float64)
         within = np.abs(_floats(made, dtype) - given) <= bound * np.abs(given)
+        within &= np.abs(given) >= np.finfo(np.float64).tiny  # below, the bound itself is rounded
     return np.where(within, made, values)
 
 

@@ -14,6 +14,7 @@ from rekindle.codec.source import Source
 Floats = NDArray[np.float32]
 
 LOSSLESS = "lossless"
+LARGE = 1e150  # beyond it squares overflow: neither these nor infinities and NaN count among the errors
 LEAST = 128  # values: smaller tensors stay as they are
 
 
@@ -28,7 +29,8 @@ class Errors:
     def note(self, tensor: int, start: int, given: Floats, made: Floats) -> None:
         with np.errstate(invalid="ignore", over="ignore"):
             own = given.astype(np.float64)
-            apart = own - made
+            sound = np.abs(own) < LARGE
+            own, apart = np.where(sound, own, 0), np.where(sound, own - made, 0)
             # not by BLAS, whose sums differ with its threads
             found = float(np.abs(apart).max(initial=0)), float(np.sum(apart * apart)), float(np.sum(own * own))
         with self.lock:

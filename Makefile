@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread for each of two workers: tiny models gain nothing from more, and spinning threads would starve each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations=12
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test quick lint types docs bench browser fuzz clean
@@ -11,11 +11,11 @@ demo: .venv/.ready
 	$(BIN)/rekindle demo demo --overwrite
 
 test: .venv/.ready .venv/.weights lint types browser
-	$(PYTEST) -m "not slow"
-	$(PYTEST) -m slow
+	$(PYTEST) --dist loadfile -m "not slow"
+	$(PYTEST) --dist loadgroup -m slow
 
 quick: .venv/.ready .venv/.weights
-	$(PYTEST) -m "not slow" -x
+	$(PYTEST) --dist loadfile -m "not slow" -x
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

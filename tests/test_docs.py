@@ -23,6 +23,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 sys.path.insert(0, str(ROOT / "docs"))
 import generate  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("docs")  # one desk for all
+
 VERBS = generate.all_verbs(verb for verbs in GROUPS.values() for verb in verbs)
 SHOWN = ("demo", "lab")  # run for minutes: tests/lab runs them at a smaller scale
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from rekindle import api
 from rekindle.lab.demo import demo
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
 
 TRAINING = {"data": "corpus", "seq_len": 32, "batch_tokens": 512, "eval_tokens": 512}
 

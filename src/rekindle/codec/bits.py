@@ -20,14 +20,18 @@ class Broken(ValueError):
 
 def ordered(values: Words, real: bool) -> Words:
     """Bits of floats as integers that stand in the same order."""
-    if not real:
-        return values
-    sign = values.dtype.type(1 << (8 * values.itemsize - 1))
-    return np.where(values & sign, ~values, values | sign)
+    return values ^ (_negative(values) | _sign(values)) if real else values
 
 
 def stored(values: Words, real: bool) -> Words:
-    if not real:
-        return values
-    sign = values.dtype.type(1 << (8 * values.itemsize - 1))
-    return np.where(values & sign, values ^ sign, ~values)
+    """Back from `ordered`."""
+    return values ^ (~_negative(values) | _sign(values)) if real else values
+
+
+def _negative(values: Words) -> Words:
+    """All bits set where the highest is, else none."""
+    return (values.view(f"<i{values.itemsize}") >> (8 * values.itemsize - 1)).view(values.dtype)
+
+
+def _sign(values: Words) -> Any:
+    return values.dtype.type(1 << (8 * values.itemsize - 1))

@@ -74,7 +74,7 @@ def access(work: Path) -> list[Row]:
     used = run([BIN / "rekindle", "pack", *folders, archive, "--overwrite"])
     size = archive.stat().st_size
     drop(*folders)
-    name = f"model.safetensors:layers.{LAYERS // 2}.weight"
+    name = f"layers.{LAYERS // 2}.weight"
     chain = sum(
         tensor["bytes"]
         for i in range(LINKS + 1)

@@ -24,8 +24,8 @@ TIER = click.option("--tier", default="fast", metavar="fast|max", help="max: a l
 MODE = click.option(
     "--mode",
     metavar="M",
-    help="lossless; near-lossless: weights and moments to a twentieth, strong: to a sixtieth, to train on from; excp: "
-    "the published rule  [lossless]",
+    help="lossless; to train on from, near-lossless: weights and moments to a twenty-fifth, strong: to a fiftieth or "
+    "less; excp: the published rule  [lossless]",
 )
 ERROR = click.option(
     "--error", metavar="rel:X", help="in place of a mode: floats rounded, each within X of itself, such as rel:1e-3"

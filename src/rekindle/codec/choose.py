@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from rekindle.codec.kernel import Kernel
 
 SAMPLE = 4096  # values, in pieces
 PIECES = 16
+WORTH = 0.985  # a plane is coded where that takes less than this share
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Choice:
     bias: int = 0
     shift: int = 0  # lowest bits that are 0 everywhere
     grid: Grid | None = None
+    coded: tuple[bool, ...] = ()  # of the planes
 
 
 def choices(kernel: Kernel, block: Block) -> Iterator[tuple[float, Choice]]:
@@ -45,13 +48,15 @@ def choices(kernel: Kernel, block: Block) -> Iterator[tuple[float, Choice]]:
         yield 8 * len(zlib.compress(kept, 1)) / max(len(kept), 1) * width / 8, Choice(Codec.DEFLATE)
     if width > 8:
         symbols, rest = kernel.split(part.values)
-        below = sum(min(8.0, entropy(kernel, plane, None)) for plane in rest)
     else:
-        symbols, below = part.values, 0.0
+        symbols, rest = part.values, ()
+    below = [entropy(kernel, plane, None) for plane in rest]
+    coded = tuple(bits < 8 * WORTH for bits in below)
     for kind in (Context.NONE, Context.BESIDE):
         context = part.context(kind)
         if kind == Context.NONE or context is not None:
-            yield below + entropy(kernel, symbols, context), Choice(Codec.PLANES, kind)
+            bits = sum(min(8.0, bits) for bits in below) + entropy(kernel, symbols, context)
+            yield bits, Choice(Codec.PLANES, kind, coded=coded)
     shift = _shift(block)
     small = narrowed(part, shift)
     for choice in _differences(block, small, places, shift):
@@ -92,6 +97,7 @@ def reference_of(block: Block, choice: Choice, places: NDArray[np.int64] | None 
     return block.reference if choice.origin else None
 
 
+@lru_cache(maxsize=64)
 def sample(n: int) -> NDArray[np.int64]:
     """Places [pieces, length] among n."""
     if n < PIECES * PIECES:

@@ -15,12 +15,10 @@ import numpy as np
 from rekindle.codec import palette
 from rekindle.codec.bits import Broken, Bytes, Contexts, Words
 from rekindle.codec.block import Block, Codec, Context, From, Tier, narrowed, top, widened
-from rekindle.codec.choose import Choice, choices, entropy, reference_of, sample
+from rekindle.codec.choose import Choice, choices, reference_of
 from rekindle.codec.grid import read_grid
 from rekindle.codec.kernel import Kernel
 from rekindle.codec.tables import merge, own_tables, read_tables, round_to_total, table_of, write_tables
-
-WORTH = 0.985  # a plane is coded where that takes less than this share
 
 
 def encode(kernel: Kernel, block: Block, tier: Tier = "fast") -> bytes:
@@ -79,7 +77,7 @@ def _encode_symbols(kernel: Kernel, symbols: Bytes, context: Words | None) -> by
         counts, tables = merge(counts, own), table_of(own)[tops]
     freqs = round_to_total(counts)
     coded = kernel.encode(symbols, tables, freqs)
-    return b"".join((write_tables(own, freqs), struct.pack("<I", coded.size), coded.tobytes()))
+    return b"".join((write_tables(own, freqs), struct.pack("<I", coded.size), coded.data))
 
 
 def _decode_symbols(kernel: Kernel, data: memoryview, n: int, context: Words | None) -> tuple[Bytes, memoryview]:
@@ -103,12 +101,9 @@ def _encode_planes(kernel: Kernel, block: Block, choice: Choice) -> bytes:
     values = block.values
     symbols, rest = kernel.split(values) if values.itemsize > 1 else (values, np.empty((0, values.size), np.uint8))
     parts = [bytes([Codec.PLANES, choice.context]), _encode_symbols(kernel, symbols, block.context(choice.context))]
-    picked = sample(values.size).reshape(-1)
-    for plane in rest:
-        coded = b""
-        if entropy(kernel, plane[picked], None) < 8 * WORTH:
-            coded = _encode_symbols(kernel, plane, None)
-        parts += [b"\1", coded] if coded and len(coded) < plane.size else [b"\0", plane.tobytes()]
+    for plane, worth in zip(rest, choice.coded, strict=True):
+        coded = _encode_symbols(kernel, plane, None) if worth else b""
+        parts += [b"\1", coded] if coded and len(coded) < plane.size else [b"\0", plane.data]
     return b"".join(parts)
 
 

@@ -37,9 +37,9 @@ AFTER = (0, 1, 5, 15, 40)  # steps after the restart
 CLAIMS = (
     Claim("Near-lossless: after 15 steps within 0.002 nats of the exact run", "ours", "lossless+15",
           "near-lossless+15", alike=0.002),
-    Claim("... and after 40", "ours", "lossless+40", "near-lossless+40", alike=0.002),
+    Claim("Near-lossless: after 40 steps too", "ours", "lossless+40", "near-lossless+40", alike=0.002),
     Claim("Strong: after 15 steps within 0.01 nats", "ours", "lossless+15", "strong+15", alike=0.01),
-    Claim("... and after 40", "ours", "lossless+40", "strong+40", alike=0.01),
+    Claim("Strong: after 40 steps too", "ours", "lossless+40", "strong+40", alike=0.01),
     Claim("ExCP's rule: after 15 steps within 0.002 nats", "42.93 points of 43.11, restarts every 5000 steps, "
           "beta2 0.95", "lossless+15", "excp+15", alike=0.002),
     Claim("Keeping every second moment ends below ExCP's rule", "ours, after 15 steps", "near-lossless+15", "excp+15"),

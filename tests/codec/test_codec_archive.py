@@ -194,6 +194,21 @@ def test_without_numbers_steps_go_by_position(tmp_path):
     assert api.archive_verify(tmp_path / "x.rk") == []
 
 
+@pytest.mark.parametrize("gone", [0, 1, 2, 3])
+def test_a_dropped_step_leaves_the_others_their_places(tmp_path, gone):
+    folders = [checkpoint(tmp_path / f"run-{i}-x", i) for i in range(4)]
+    for folder in folders:
+        (folder / "state.json").unlink()
+    api.pack(folders, tmp_path / "x.rk", keyframe_every=2)
+    api.archive_drop(f"{tmp_path / 'x.rk'}@{gone}")
+    left = [i for i in range(4) if i != gone]
+    assert [x["step"] for x in api.archive_info(tmp_path / "x.rk")["steps"]] == left
+    assert api.archive_verify(tmp_path / "x.rk") == []
+    for i in left:
+        api.unpack(f"{tmp_path / 'x.rk'}@{i}", tmp_path / f"out-{i}")
+        same(folders[i], tmp_path / f"out-{i}")
+
+
 def test_tensors_come_and_go_and_change_their_shape(tmp_path):
     """Frozen, added, removed, reshaped, of another dtype; zero-size, 0-d, odd, special values; sharded anew."""
     odd = np.array([np.nan, -0.0, 0.0, np.inf, -np.inf, 1e-45, -1e-45], np.float32)

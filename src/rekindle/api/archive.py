@@ -269,7 +269,10 @@ def archive_verify(archive: str | Path, *, workers: int | None = None, say: Say 
 
 
 def archive_drop(source: str | Path, *, workers: int | None = None) -> dict[str, Any]:
-    """Remove `ARCHIVE@step`; what was coded against it is coded anew. Returns `archive_info`."""
+    """Remove `ARCHIVE@step`; what was coded against it is coded anew. Returns `archive_info`.
+
+    The others keep their names: where no step has a number, and one before others goes, their places become theirs.
+    """
     from rekindle.codec.edit import drop
 
     path, step = split_name(source)

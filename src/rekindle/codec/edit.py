@@ -41,21 +41,26 @@ def _copy(archive: Archive, gone: StepEntry, fd: int, partial: Path, workers: in
     renamed: dict[str, str] = {}  # digests: other tensors may share a block in what is coded anew
     directory = read_directory(fd, partial)
     end = directory.end
-    for entry in archive.directory.steps:
+    last = archive.directory.steps[-1]
+    for name, entry in zip(archive.names, archive.directory.steps, strict=True):
         if entry.digest == gone.digest:
             continue
+        # steps without numbers keep the places they had as their numbers, where one before others goes
+        number = entry.step if gone.digest == last.digest else name
         if entry.reference == gone.digest:
             reference = None if gone.reference is None else (archive.by_digest(gone.reference), None)
             step = archive.step(entry)
             shrunk = Shrunk(step.source(), errors=Errors(step.index.errors))
             tier: Tier = "max" if entry.tier == "max" else "fast"
-            made = replace(write_step(fd, end, shrunk, entry.step, reference, tier, workers), mode=entry.mode)
-            renamed[entry.digest] = made.digest
+            made = write_step(fd, end, shrunk, number, reference, tier, workers)
+            made = replace(made, mode=entry.mode, reference=renamed.get(gone.reference or "", gone.reference))
         else:
             index = replace(entry.index, offset=end + entry.nbytes)
             known = renamed.get(entry.reference or "", entry.reference)
-            made = replace(entry, offset=end, index=index, reference=known)
+            digest = entry.digest if number == entry.step else archive.step(entry).index.digest(number)
+            made = replace(entry, step=number, digest=digest, offset=end, index=index, reference=known)
             _move(archive, entry, fd, end)
+        renamed[entry.digest] = made.digest
         steps.append(made)
         end = made.index.end
     commit(fd, directory, tuple(steps), end)

@@ -36,9 +36,9 @@ CASES ?= 2000
 fuzz: .venv/.ready
 	mkdir -p build
 	cc -O1 -g -shared -fPIC -fsanitize=address,undefined -fno-sanitize-recover=all -o build/inner-asan.so src/rekindle/codec/inner.c
-	printf '1\n2\n' | LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
+	seq 10 | LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-		xargs -P 2 -I SEED $(BIN)/python tests/codec/fuzz.py $$(($(CASES) / 2)) SEED build/inner-asan.so
+		xargs -P 2 -I SEED $(BIN)/python tests/codec/fuzz.py $$(($(CASES) / 10)) SEED build/inner-asan.so
 
 # The report is looked at in a real browser. Where none can be had, those tests say so and are skipped.
 browser:

@@ -159,14 +159,19 @@ def _limits(values: _Values, rule: Rule) -> tuple[float, float]:
 
 
 def _step(residual: Floats, bits: float) -> float:
-    """How wide steps are of which residuals take so many bits each, by their entropy."""
+    """How wide steps are of which residuals take so many bits each, by their entropy; 0 where all are 0.
+
+    7 steps reach nearly all that is not 0, however little that is: what lies beyond would be made up for link by link.
+    """
     sampled = residual[:: residual.size // RATED + 1].astype(np.float64)
-    size = float(np.sqrt(np.mean(sampled * sampled)))
-    low, high = size / 64, 64 * size
+    sizes = np.abs(sampled[sampled != 0])
+    if not sizes.size:
+        return float(np.abs(residual).max(initial=0))
+    low, high = float(np.quantile(sizes, 0.99)) / (CENTRES / 2), 2 * float(sizes.max())
     for _ in range(16):
         middle = math.sqrt(low * high)
-        cells = np.unique(np.rint(sampled / middle), return_counts=True)[1] / sampled.size if middle else np.ones(1)
-        low, high = (middle, high) if -(cells * np.log2(cells)).sum() > bits else (low, middle)
+        shares = np.unique(np.rint(sampled / middle), return_counts=True)[1] / sampled.size
+        low, high = (middle, high) if -(shares * np.log2(shares)).sum() > bits else (low, middle)
     return high
 
 

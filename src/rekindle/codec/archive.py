@@ -19,7 +19,7 @@ import numpy as np
 from rekindle.codec.bits import Broken, Words
 from rekindle.codec.block import Block, words
 from rekindle.codec.coder import decode
-from rekindle.codec.container import Directory, StepEntry, checksum, read_bytes, read_directory
+from rekindle.codec.container import Directory, StepEntry, checksum, read_bytes, read_directory, read_span
 from rekindle.codec.index import BlockEntry, Index, Part, is_real, read_index, unshrink
 from rekindle.codec.kernel import kernel
 from rekindle.codec.source import Source, Tensor
@@ -97,16 +97,17 @@ class Archive:
     def by_digest(self, digest: str) -> Step:
         return self.step(next(entry for entry in self.directory.steps if entry.digest == digest))
 
-    def read(self, offset: int, nbytes: int) -> bytes:
+    @property
+    def fd(self) -> int:
         if self._fd < 0:
             raise RekindleError("The archive was closed.", where=self.path)
-        return read_bytes(self._fd, offset, nbytes)
+        return self._fd
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        return read_bytes(self.fd, offset, nbytes)
 
     def index_of(self, entry: StepEntry) -> Index:
-        data = self.read(entry.index.offset, entry.index.nbytes)
-        if checksum(data) != entry.index.checksum:
-            raise Broken("its checksum is another one")
-        return read_index(unshrink(data), entry.nbytes)
+        return read_index(unshrink(read_span(self.fd, entry.index)), entry.nbytes)
 
     def remembered(self, key: tuple[str, int]) -> Words | None:
         with self._lock:

@@ -28,6 +28,11 @@ def stored(values: Words, real: bool) -> Words:
     return values ^ (~_negative(values) | _sign(values)) if real else values
 
 
+def apart(values: Words, reference: Words, real: bool) -> NDArray[np.int64]:
+    """What values are more than their references, as they are subtracted."""
+    return ordered(values, real).astype(np.int64) - ordered(reference, real).astype(np.int64)
+
+
 def _negative(values: Words) -> Words:
     """All bits set where the highest is, else none."""
     return (values.view(f"<i{values.itemsize}") >> (8 * values.itemsize - 1)).view(values.dtype)

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.codec.bits import Bytes, Words
+from rekindle.codec.bits import Bytes, Words, apart
 from rekindle.codec.block import Block, Codec, Context, From, narrowed, top
 from rekindle.codec.grid import Grid, find_grid
 from rekindle.codec.kernel import Kernel
@@ -120,13 +120,5 @@ def entropy(kernel: Kernel, symbols: Bytes, context: Words | None) -> float:
 def _bias(part: Block) -> int:
     """What values are more than their references, by the median: second moments all shrink alike."""
     assert part.reference is not None
-    apart = np.sort(_integers(part.values, part.real) - _integers(part.reference, part.real))
-    return int(apart[apart.size // 2]) if apart.size else 0
-
-
-def _integers(values: Words, real: bool) -> np.ndarray:
-    signed = values.astype(np.int64)
-    sign = 1 << (8 * values.itemsize - 1)
-    if not real or values.itemsize == 8:
-        return signed
-    return np.where(signed & sign, sign - 1 - (signed ^ sign) - sign, signed)
+    found = np.sort(apart(part.values, part.reference, part.real))
+    return int(found[found.size // 2]) if found.size else 0

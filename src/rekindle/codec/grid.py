@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.codec.bits import Broken, Words, ordered, stored
+from rekindle.codec.bits import Broken, Words, apart, ordered, stored
 
 LEAST = 16  # rows, and columns
 REACH = 4  # differences count up to so many times the median one
@@ -77,23 +77,19 @@ def find_grid(values: Words, reference: Words, columns: int, bias: int, picked: 
 
     `picked` [pieces, length] are the places of the sample, each piece a stretch of a row, or of a few.
     """
-    sampled = _apart(values[picked], reference[picked]) - bias
+    sampled = apart(values[picked], reference[picked], True) - bias
     most = REACH * max(int(np.median(np.abs(sampled))), 1)
     sampled = np.clip(sampled, -most, most)
     chance = sampled.var(axis=1).mean() / picked.shape[1]
     if values.size % columns or sampled.mean(axis=1).var() <= TELLS * chance:
         return None
-    apart = np.clip(_apart(values, reference) - bias, -most, most).reshape(-1, columns)
+    clipped = np.clip(apart(values, reference, True) - bias, -most, most).reshape(-1, columns)
     scale = (most // 127).bit_length()
     if scale > 8 * values.itemsize - 9:
         return None
-    rows = _small(apart.sum(axis=1) // columns, scale)
-    left = apart.sum(axis=0) - (rows.astype(np.int64).sum() << scale)
-    return Grid(scale, rows, _small(left // len(apart), scale))
-
-
-def _apart(values: Words, reference: Words) -> NDArray[np.int64]:
-    return ordered(values, True).astype(np.int64) - ordered(reference, True).astype(np.int64)
+    rows = _small(clipped.sum(axis=1) // columns, scale)
+    left = clipped.sum(axis=0) - (rows.astype(np.int64).sum() << scale)
+    return Grid(scale, rows, _small(left // len(clipped), scale))
 
 
 def _small(means: NDArray[np.int64], scale: int) -> NDArray[np.int8]:

@@ -41,7 +41,7 @@ def pack(
     """Make an archive of checkpoint folders, each coded against the one before; all of each folder comes back.
 
     Numbered checkpoints are packed in the order of their numbers. Every `keyframe_every`-th is coded on its own: so
-    many must at most be decoded to read one. The tier max takes a little less space and several times as long. `error`,
+    many must at most be decoded to read one. The tier max takes a little less space and more time. `error`,
     "rel:X", rounds floats in place of a mode: each stays within X of itself. What is packed stays packed if a later one
     fails. Returns `archive_info`.
     """
@@ -111,7 +111,7 @@ def _check(sources: list[tuple[Path, int | None]], archive: Path, tier: Tier, ke
     if not 0 < keyframe_every <= LONGEST:
         what = f"keyframe_every is {keyframe_every}: from 1 to {LONGEST}, since so many may have to be decoded."
         raise RekindleError(what, hint=f"--keyframe-every {KEYFRAME_EVERY}")
-    if archive.exists() is False and not archive.absolute().parent.is_dir():
+    if not archive.exists() and not archive.absolute().parent.is_dir():
         raise RekindleError(f"The folder {archive.parent} is not there.", hint=f"mkdir -p {archive.parent}")
     if inside := [folder for folder, _ in sources if archive.resolve().is_relative_to(folder.resolve())]:
         raise RekindleError(f"{archive} lies in {inside[0]}, and would be packed into itself.", hint="another place")

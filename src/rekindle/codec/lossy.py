@@ -8,7 +8,7 @@ Source: Li et al. 2024, "ExCP: Extreme LLM Checkpoint Compression via Weight-Mom
 2406.11257, section 3; their exp_avg_sq is m, their exp_avg v. Mended here: zeroing the second moment makes the first
 steps after a restart too large, so it is kept whole, its 15 values found between logarithms. And a threshold by the
 median residual grows from link to link with what it left out, so that weights fall ever further behind; rounding to
-steps never leaves one further behind than half a step.
+steps leaves hardly one further behind than half a step.
 """
 
 from __future__ import annotations

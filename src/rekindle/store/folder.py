@@ -41,11 +41,11 @@ class Folder:
 
     def passengers(self) -> list[Path]:
         """Files that travel unchanged into what is made from this folder."""
-        return passengers.passengers(self.path)
+        return passengers.passengers(self.path, self.config)
 
     def carry(self, out: Path) -> None:
         """Copy these files into `out`."""
-        passengers.carry(self.path, out)
+        passengers.carry(self.path, self.config, out)
 
 
 def open_folder(path: str | Path, *, bare: bool = False) -> Folder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,12 +31,15 @@ def travels(name: str) -> bool:
     return (path.suffix in SUFFIXES or name in NAMES) and name not in STAY_BEHIND and not name.endswith(".index.json")
 
 
-def passengers(folder: Path) -> list[Path]:
-    """Files that travel unchanged into what is made from this folder, some of them in folders of their own."""
+def passengers(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """Files that travel unchanged into what is made from this folder, some of them in folders of their own.
+
+    `config`: what the result's config will say of files; config.json itself does not travel.
+    """
     there = {path.name: path for path in folder.iterdir() if path.is_file()}
     found = {name for name in there if travels(name)}
-    named = set[str]()
-    for name in sorted(found | ({"config.json"} & there.keys())):
+    named = set(_names(config))
+    for name in sorted(found):
         if name.endswith(".json") and there[name].stat().st_size <= READ:
             named |= set(_names(_parsed(there[name])))
     own = {name for name in there if name not in STAY_BEHIND and not name.endswith(WEIGHTS)}
@@ -55,9 +58,9 @@ def modules(parsed: object) -> Iterator[str]:
             yield path
 
 
-def carry(folder: Path, out: Path) -> None:
+def carry(folder: Path, config: Mapping[str, Any], out: Path) -> None:
     """Copy them; raises RekindleError where one cannot be read."""
-    for path in passengers(folder):
+    for path in passengers(folder, config):
         to = out / path.relative_to(folder)
         try:
             source = opened(path)

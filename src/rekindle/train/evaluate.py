@@ -20,6 +20,7 @@ from rekindle.train.device import make_accelerator, micro_batch_size, out_of_mem
 from rekindle.train.losses import NO_LOAD, describe_load, expert_counts, expert_grid, forward
 from rekindle.train.model import (
     cast_experts,
+    check_ids,
     check_lengths,
     check_vocabulary,
     load_tokenizer,
@@ -91,6 +92,7 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, vocab_size, folder)
     corpus = open_corpus(config.data, tokenizer)
+    check_ids(corpus.meta.largest_id, vocab_size)
     windows = corpus.sample(config.split, config.tokens, seq_len)
     accelerator = make_accelerator(config.precision)
     model = load_model(source)

@@ -16,10 +16,8 @@ from rekindle.apply.load import quietly
 def edit_config(folder: Path, **changes: Any) -> None:
     """Set keys of config.json; None takes one out."""
     path = folder / "config.json"
-    config = json.loads(path.read_text()) | changes
-    path.write_text(
-        json.dumps({key: value for key, value in config.items() if key not in changes or value is not None})
-    )
+    config = {key: value for key, value in json.loads(path.read_text()).items() if key not in changes}
+    path.write_text(json.dumps(config | {key: value for key, value in changes.items() if value is not None}))
 
 
 def rename_all(folder: Path, renamed: Callable[[str], str]) -> None:

@@ -1,4 +1,4 @@
-"""No code of a folder's own runs, and nothing asks to let it; where no tokenizer loads, models are compared all the same."""
+"""No code of a folder's own runs, and nothing asks to let it; where no tokenizer loads, models are still compared."""
 
 from __future__ import annotations
 

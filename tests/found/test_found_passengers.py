@@ -55,13 +55,37 @@ def test_a_sentence_transformer_keeps_its_modules(minilm, tmp_path):
     assert not (child / "3_Other").exists()
 
 
-@pytest.mark.parametrize("path", ["1_Pooling", "../parent2", "/etc"])
-def test_a_module_that_is_not_there_is_said_before_anything_is_written(parent, tmp_path, path):
+def test_sentence_transformers_loads_the_child(minilm, tmp_path):
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    from rekindle.apply.load import quietly
+
+    with quietly():
+        SentenceTransformer(str(minilm)).save(str(tmp_path / "parent"))
+        texts = ["A dog runs.", "Der Hund läuft.", ""]
+        before = SentenceTransformer(str(tmp_path / "parent"), local_files_only=True).encode(texts)
+        for made in (api.rewrite(tmp_path / "parent"), api.grow_depth(tmp_path / "parent", factor=2)):
+            child = made.save(tmp_path / made.steps[0].verb)
+            after = SentenceTransformer(str(child), local_files_only=True).encode(texts)
+            assert after.shape == before.shape
+            assert np.isfinite(after).all()
+            if made.steps[0].verb == "rewrite":
+                assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("path", ["../parent2", "/etc"])
+def test_a_module_outside_the_folder_is_refused(parent, tmp_path, path):
     (tmp_path / "parent2").mkdir()
     (parent / "modules.json").write_text(json.dumps([{"path": "", "type": "x"}, {"path": path, "type": "y"}]))
-    with pytest.raises(RekindleError, match="no folder here"):
+    with pytest.raises(RekindleError, match="leads out of the folder"):
         api.rewrite(parent).save(tmp_path / "child")
     assert not (tmp_path / "child").exists()
+
+
+def test_a_module_without_files_may_be_missing(parent, tmp_path):
+    (parent / "modules.json").write_text(json.dumps([{"path": "2_Normalize", "type": "x"}]))
+    assert (api.rewrite(parent).save(tmp_path / "child") / "modules.json").is_file()
 
 
 def test_a_file_that_a_config_names_travels(parent, tmp_path):

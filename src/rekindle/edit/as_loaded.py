@@ -30,7 +30,7 @@ WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  
 def as_loaded(folder: Folder) -> Folder:
     """The same folder, its config as transformers takes it; raises RekindleError for weights that are codes."""
     config = {key: value for key, value in folder.config.items() if key not in TO_RUN}
-    notes = [*_without_code(config), *_without_left_over(config, folder)]
+    notes = [*_without_code(config), *_without_left_over(config, folder), *_with_todays_rope(config)]
     return replace(folder, config=config, notes=(*folder.notes, *notes), native=folder.native and not _changes(notes))
 
 
@@ -64,6 +64,18 @@ def _without_left_over(config: dict[str, Any], folder: Folder) -> list[str]:
     return [
         f"config.json says quantised ({method}), but all weights are plain floats: the entry is left over, and ends"
     ]
+
+
+def _with_todays_rope(config: dict[str, Any]) -> list[str]:
+    """phi3's first name for longrope, under which transformers 5 no longer finds its lengths."""
+    scaling = config.get("rope_scaling")
+    if config.get("model_type") != "phi3" or not isinstance(scaling, dict):
+        return []
+    key = "rope_type" if "rope_type" in scaling else "type"
+    if scaling.get(key) != "su":
+        return []
+    config["rope_scaling"] = scaling | {key: "longrope"}
+    return ["RoPE of the kind su is read as longrope, its name today"]
 
 
 def _are_floats(tensors: Tensors) -> bool:

@@ -33,7 +33,7 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
     """
     folder = as_loaded(folder)
     family = family_of(folder.config)
-    folder = _with_class(folder, family)
+    folder = _with_class(_as_read(folder, family), family)
     settings = family.settings(folder.config)
     child = Checkpoint(family, settings, dict(folder.config), {}, folder, list(folder.notes))
     problems: list[RekindleError] = []
@@ -57,6 +57,16 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
     if problems:
         raise _cause(child, problems) or together(problems)
     return child
+
+
+def _as_read(folder: Folder, family: Family) -> Folder:
+    """The folder with a config that transformers' class of this family takes, where only the spelling is in its way."""
+    config, notes = family.mended(folder.config), folder.notes
+    pad, rows = config.get("pad_token_id"), family.value(config, "vocab_size")
+    if type(pad) is int and type(rows) is int and not -rows <= pad < rows:
+        config["pad_token_id"] = None
+        notes = (*notes, f"pad_token_id {pad} is beyond the {rows} rows of the embeddings: it is left out")
+    return replace(folder, config=config, notes=notes)
 
 
 def _with_class(folder: Folder, family: Family) -> Folder:

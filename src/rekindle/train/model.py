@@ -37,7 +37,9 @@ def load_tokenizer(folder: Path | str) -> Any:
     try:
         with quietly():
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # libraries of tokenizers raise what they like, down to panics of their own
+    except BaseException as error:  # libraries of tokenizers raise what they like, down to panics of their own
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         own = "trust_remote_code" in str(error)
         reason = "it is code of the folder's own, which is never run" if own else _first_line(error)
         raise RekindleError(
@@ -153,6 +155,6 @@ def _autocast_experts(
     return grouped_mm_experts_forward(cast, hidden, index, weights)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     logging.getLogger(__name__).debug("from transformers", exc_info=error)
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from found.folders import edit_config, logits
+from found.tokenizers_made import save_bytes_tokenizer
 from tiny_models import FAMILIES as NAMES
 
 from rekindle import api
@@ -153,3 +154,68 @@ def test_a_pad_token_beyond_the_embeddings_is_no_reason(tiny, tmp_path, pad):
     assert api.verify(child, against=tmp_path / "source", tokens=64).held
     logits(child)
     assert any(f"pad_token_id {pad}" in note for note in api.inspect(tmp_path / "source")["notes"])
+
+
+@pytest.mark.parametrize("eos", [64, [2, 99], -1])
+def test_an_end_token_beyond_the_embeddings_is_told(tiny, tmp_path, eos):
+    shutil.copytree(tiny("llama"), tmp_path / "source")
+    edit_config(tmp_path / "source", eos_token_id=eos)
+    beyond = eos[1] if isinstance(eos, list) else eos
+    assert any(f"eos_token_id {beyond} is no row" in note for note in api.inspect(tmp_path / "source")["notes"])
+    assert api.verify(api.rewrite(tmp_path / "source").save(tmp_path / "child"), against=tmp_path / "source").held
+
+
+@pytest.mark.parametrize(
+    ("added", "words"), [(["pad"], "validation text"), (["end"], "random tokens (The data holds token 2")]
+)
+def test_a_tokenizer_with_ids_beyond_the_embeddings(tiny, tmp_path, added, words):
+    """An unused pad token beyond the table is no reason; an end that every document has is, and it is named."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny("llama", vocab_size=257), source)
+    tokenizer = save_bytes_tokenizer(source)
+    if added == ["pad"]:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    else:
+        tokenizer.add_special_tokens({"eos_token": "<another end>"})
+    tokenizer.save_pretrained(source)
+    verdict = api.verify(api.rewrite(source).save(tmp_path / "child"), against=source, tokens=64)
+    assert verdict.held
+    assert verdict.text.startswith(words)
+
+
+def test_whole_numbers_are_no_weights(tiny, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny("llama"), tmp_path / "source")
+    path = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].to(torch.int32)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(RekindleError, match="whole numbers, not weights"):
+        api.open(tmp_path / "source")
+
+
+@pytest.mark.parametrize("family", [name for name in NAMES if name != "bert"])
+def test_a_child_loads_with_every_class_that_its_parent_loads_with(tiny, tmp_path, family):
+    import transformers
+
+    source = tmp_path / "source"
+    shutil.copytree(tiny(family, vocab_size=257), source)
+    save_bytes_tokenizer(source)
+    (source / "generation_config.json").write_text(json.dumps({"max_length": 40, "top_k": 5}))
+    child = api.rewrite(source).save(tmp_path / "child")
+    autos = ("AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoModel", "AutoModelForCausalLM", "GenerationConfig",
+             "AutoModelForSequenceClassification")  # fmt: skip
+    loaded = []
+    for name in autos:
+        cls = getattr(transformers, name)
+        try:
+            with quietly():
+                cls.from_pretrained(source)
+        except Exception:
+            continue
+        with quietly():
+            cls.from_pretrained(child)
+        loaded.append(name)
+    assert {"AutoConfig", "AutoTokenizer", "AutoModel", "AutoModelForCausalLM", "GenerationConfig"} <= set(loaded)

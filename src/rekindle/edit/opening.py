@@ -18,6 +18,7 @@ from rekindle.store.header import Stored
 from rekindle.store.legacy import Held
 from rekindle.store.weights import Tensors
 
+WHOLE = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}  # dtypes of codes, ids and masks
 COMPARED = 1 << 22  # bytes of two tensors compared at once
 
 
@@ -66,6 +67,14 @@ def _as_read(folder: Folder, family: Family) -> Folder:
     if type(pad) is int and type(rows) is int and not -rows <= pad < rows:
         config["pad_token_id"] = None
         notes = (*notes, f"pad_token_id {pad} is beyond the {rows} rows of the embeddings: it is left out")
+    for key in ("bos_token_id", "eos_token_id"):
+        ids = config.get(key)
+        beyond = [i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and not 0 <= i < (rows or 0)]
+        if beyond:
+            notes = (
+                *notes,
+                f"{key} {beyond[0]} is no row of the {rows} of the embeddings: text that holds it is refused",
+            )
     return replace(folder, config=config, notes=notes)
 
 
@@ -176,6 +185,8 @@ def _fill(child: Checkpoint, names: Tensors, packed: list[Packed], problems: lis
             problems.append(RekindleError(f"The {role} is missing.", where=f"{name} in {child.folder.path}"))
         elif stored.shape != shape:
             problems.append(_misshapen(name, stored.shape, shape))
+        elif stored.dtype in WHOLE:
+            problems.append(RekindleError(f"{name} is {stored.dtype}: whole numbers, not weights.", where=stored.path))
         else:
             child.tensors[role] = Leaf(name, stored)
 

@@ -214,7 +214,8 @@ def _by_known_names(child: Checkpoint, tensors: Tensors, known: set[str], proble
         for disk, memory in (family.runtime or {}).items():
             aliases[name.replace(disk, memory)] = name
         aliases[name.removeprefix(family.prefix)] = name
-        aliases[family.prefix + name] = name
+        if child.settings.output == "none":
+            aliases[family.prefix + name] = name
     aliases |= {name: name for name in known}
     if not any(name in aliases for name in tensors) and (found := unwrapped(tensors, aliases)):
         without, part = found

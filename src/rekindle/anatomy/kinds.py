@@ -100,6 +100,8 @@ def fits(family: Family, key: str, value: Any) -> bool:
         return False
     if isinstance(value, list):
         return all(type(item) is _ITEMS[name] for item in value)
+    if key == "id2label":
+        return all(str(name).lstrip("-").isdecimal() for name in value or ())
     low, high = _RANGES.get((family.model_type, key), (-math.inf, math.inf))
     return not isinstance(value, float) or (math.isfinite(value) and low <= value <= high)
 

@@ -179,6 +179,9 @@ def _write_local(settings: Settings, config: dict[str, Any]) -> str | None:
 
 def _read_latent(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
     turned, others = (family.value(config, key) for key in ("qk_rope_head_dim", "qk_nope_head_dim"))
+    if config.get("head_dim") not in (None, turned):
+        what = f"head_dim is {config['head_dim']}, but RoPE turns qk_rope_head_dim {turned}"
+        raise _unread(what, "head_dim")
     theta, scaling = _read(config, family, turned)
     return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": turned, "head_dim": turned + others}
 

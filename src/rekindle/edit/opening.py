@@ -69,7 +69,11 @@ def _as_read(folder: Folder, family: Family) -> Folder:
         notes = (*notes, f"pad_token_id {pad} is beyond the {rows} rows of the embeddings: it is left out")
     for key in ("bos_token_id", "eos_token_id"):
         ids = config.get(key)
-        beyond = [i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and not 0 <= i < (rows or 0)]
+        beyond = [
+            i
+            for i in (ids if isinstance(ids, list) else [ids])
+            if type(i) is int and type(rows) is int and not 0 <= i < rows
+        ]
         if beyond:
             notes = (
                 *notes,

@@ -7,14 +7,16 @@ never lands on both sides, and what is held out of a large corpus is held out of
 from __future__ import annotations
 
 import hashlib
+import json
 
 from rekindle.errors import RekindleError
-from rekindle.train.text import Source
+from rekindle.train.text import Document, Source
 
 _SMALL = 10**8  # bytes
 
 
-def place(text: str) -> float:
+def place(document: Document) -> float:
+    text = document if isinstance(document, str) else json.dumps(document.messages, sort_keys=True, default=str)
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
@@ -26,7 +28,7 @@ def held_out_share(source: Source) -> float:
     """
     if source.size >= _SMALL:
         return 0.01 if source.size < 100 * _SMALL else 0.001
-    places = sorted({place(text) for text in source.documents()})
+    places = sorted({place(document) for document in source.documents()})
     if not places:
         raise no_text(source)
     if len(places) == 1:

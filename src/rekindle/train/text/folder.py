@@ -16,10 +16,12 @@ from rekindle.train.text.row import Reading
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 12  # kinds of files in a sentence
 _ABOUT = re.compile(
     r"(readme|licen[cs]e|copying|notice|authors|changelog|contributing|citation|code_of_conduct|security)([-_.].*)?",
     re.IGNORECASE,
 )
+_CACHE = re.compile(r"(cache|indices|tmp)-?\w+\.arrow")  # what `datasets` leaves beside the rows: copies, changed
 _SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test|testing|eval)([-_.0-9].*)?", re.IGNORECASE)
 
 
@@ -47,6 +49,7 @@ def files_of(folder: Path, reading: Reading) -> list[Path]:
             f"The folder has no file of text: none ends in {', '.join(SUFFIXES)}, or is compressed from one.",
             where=folder,
             why=f"left out: {apart}" if left else None,
+            hint="--text-column COLUMN, where rows have their text under another name",
         )
     if left:
         log.warning("%s: reads %s; left out: %s", folder, _counted(Counter(map(_ending, found))), apart)
@@ -75,6 +78,8 @@ def _walk(folder: Path, left: Counter[str]) -> Iterator[Path]:
 def _kind(path: Path, reading: Reading) -> str:
     """ "rows", "text", or what the file is counted as where it is left out."""
     suffix = suffix_of(path)
+    if _CACHE.fullmatch(path.name):
+        return "cache of datasets"
     if suffix in ROW_SUFFIXES and suffix != ".json":
         return "rows"
     form = identify(path, reading.column)
@@ -95,10 +100,10 @@ def _is_row(path: Path, reading: Reading) -> bool:
 
 
 def _ending(path: Path) -> str:
-    """.jsonl.gz, or a name without an ending."""
+    """.jsonl.gz, or a name without an ending, its numbers left open."""
     suffix = suffix_of(path)
     packed = path.suffix.lower() if path.suffix.lower() != suffix else ""
-    return suffix + packed or path.name
+    return suffix + packed or re.sub(r"\d+", "N", path.name)
 
 
 def _training(rows: list[Path], folder: Path, left: Counter[str]) -> list[Path]:
@@ -106,7 +111,7 @@ def _training(rows: list[Path], folder: Path, left: Counter[str]) -> list[Path]:
     splits = {path: _split(path.relative_to(folder)) for path in rows}
     if "train" not in splits.values():
         return rows
-    left.update(f"of split {split}" for split in splits.values() if split not in (None, "train"))
+    left.update(f"of the split {split}" for split in splits.values() if split not in (None, "train"))
     return [path for path, split in splits.items() if split in (None, "train")]
 
 
@@ -124,4 +129,6 @@ def _without_words_about(texts: list[Path], left: Counter[str]) -> list[Path]:
 
 
 def _counted(names: Counter[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in names.items())
+    shown = [f"{count} {name}" for name, count in names.most_common(_SHOWN)]
+    rest = sum(names.values()) - sum(count for _, count in names.most_common(_SHOWN))
+    return ", ".join(shown + ([f"{rest} others"] if rest else []))

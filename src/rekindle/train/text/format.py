@@ -61,8 +61,8 @@ _OTHERS = {
     b"Obj\x01": "an Avro file",
     b"ORC": "an ORC file",
     b"FEA1": "a Feather file of version 1",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
+    b"\xff\xfe": "UTF-16 text, where UTF-8 is read",
+    b"\xfe\xff": "UTF-16 text, where UTF-8 is read",
     b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS, in place of the file (git lfs pull)",
 }
 
@@ -124,9 +124,7 @@ def identify(path: Path, column: str | None = None) -> Format:
     for magic, kind in _TABLES.items():
         if head.startswith(magic):
             if method and kind != "arrow stream":
-                return Format(
-                    None, f"a {kind.split()[0].title()} file compressed with {method}, which is read unpacked"
-                )
+                return Format(None, f"{MEANING[kind]} compressed with {method}, which is only read unpacked")
             return Format(kind)
     if seems := _other(head):
         return Format(None, seems + (f", compressed with {method}" if method else ""))
@@ -158,7 +156,7 @@ def _other(head: bytes) -> str | None:
     if not zeros:
         return None
     if zeros > len(head) // 4 and zeros in (head[::2].count(0), head[1::2].count(0)):
-        return "UTF-16 text"
+        return "UTF-16 text, where UTF-8 is read"
     return "binary"
 
 
@@ -171,10 +169,10 @@ def _textual(path: Path, head: bytes, column: str | None) -> Format:
     if suffix in TABLE_SUFFIXES:
         return Format("csv")
     if suffix in (".parquet", ".arrow"):
-        return Format(None, f"no {suffix[1:].title()}: it begins with {head[:16]!r}")
+        return Format(None, f"no {suffix[1:].title()}, whatever its name: it begins with {head[:16]!r}")
     if suffix == ".json":
         if start and not array and start[:1] != b"{":
-            return Format(None, f"no JSON of rows: it begins with {start[:16]!r}")
+            return Format(None, f"no JSON of rows, whatever its name: it begins with {start[:16]!r}")
         return Format("json" if array else _lines_or_object(path))
     rows: Kind = "json" if array else "jsonl"
     if (array or start[:1] == b"{") and _share_a_text(path, rows):

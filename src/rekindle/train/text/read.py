@@ -39,9 +39,9 @@ def documents_of(path: Path, reading: Reading) -> Iterator[Document]:
 
 def unreadable(path: Path, form: Format) -> RekindleError:
     return RekindleError(
-        f"This file is {form.seems}, which cannot be read as text.",
+        f"This file cannot be read as text: it is {form.seems}.",
         where=path,
-        hint="text, JSON, JSON lines, CSV, Parquet or Arrow; all but the last two also as .gz, .xz, .bz2 or .zst",
+        hint="text, JSON, CSV, Parquet or Arrow; all but the last two also compressed: .gz, .xz, .bz2, .zst",
     )
 
 
@@ -72,6 +72,8 @@ def _csv(stream: IO[bytes], path: Path, reading: Reading) -> Iterator[tuple[str,
     table = csv.reader(_joined(header, texts), delimiter=mark, strict=True)
     try:
         names = [name.strip() for name in next(table)]
+        if reading.columns(names) is None:
+            raise reading.no_column(names, names, path)
         for row in table:
             where = f"{path}, line {table.line_num}"
             if row and len(row) != len(names):

@@ -59,6 +59,8 @@ class Reading:
     def document(self, row: Any, where: str) -> Document:
         """Raises RekindleError for a row without such a column, and for one that holds something else."""
         row = row if isinstance(row, dict) else {}
+        if not self.chat and isinstance(text := row.get(self.column or FIELD), str):
+            return text  # of nearly all rows, at once
         chosen = self.columns(row)
         if chosen is None:
             raise self.no_column(row, [name for name, value in row.items() if isinstance(value, str)], where)
@@ -111,8 +113,7 @@ def _chat(value: list[Any], row: dict[str, Any], name: str, where: str) -> Docum
     system = row.get("system")
     if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
-    chat = Chat(messages, where)
-    return chat if chat.text.strip() else ""
+    return Chat(messages, where)
 
 
 def _message(entry: Any, name: str, where: str) -> dict[str, Any]:

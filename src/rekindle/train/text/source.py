@@ -56,14 +56,13 @@ class Source:
         """Each document with text in it, in a fixed order. Raises RekindleError naming the file and the place."""
         self.empty = 0
         for document in self._all():
-            if isinstance(document, Chat):
-                yield document
-            elif not document.strip():
+            text = document if isinstance(document, str) else document.text
+            if not text.strip():
                 self.empty += 1
-            elif len(document) > LONGEST:
+            elif len(text) > LONGEST:
                 raise too_long(self.name)
             else:
-                yield characters(document)
+                yield document if isinstance(document, Chat) else characters(document)
 
     def _all(self) -> Iterator[Document]:
         if self.rows is not None:
@@ -100,7 +99,7 @@ def open_source(data: str, column: str | None = None, *, chat: bool = False) -> 
     except FileNotFoundError:
         mode = None
     except (OSError, ValueError) as error:
-        raise RekindleError(f"The data cannot be read: {getattr(error, 'strerror', error)}.", where=data) from None
+        raise RekindleError(f"The data cannot be read: {getattr(error, 'strerror', error)}.", where=data[:60]) from None
     if mode is not None and stat.S_ISDIR(mode):
         return _saved(data, path, reading) or Source(data, files_of(path, reading), reading=reading)
     if mode is not None:

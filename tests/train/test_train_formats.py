@@ -193,6 +193,7 @@ def test_bad_rows_are_named_with_the_place(tmp_path: Path):
     assert "not CSV" in said("a.csv", b'id,text\n1,"a\nb\n')
     assert "line 2" in said("a.csv", b"id,text\n1,caf\xe9\n")
     assert 'no field "text", only id, body' in said("a.csv", b"id,body\n1,a\n")
+    assert '"text" more than once' in said("a.csv", b"text,text\n1,a\n")
     for name in ("a.csv", "a.json", "a.jsonl", "a.txt"):
         (tmp_path / name).write_bytes(b"")
         assert documents(tmp_path / name) == []

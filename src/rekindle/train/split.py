@@ -28,16 +28,22 @@ def held_out_share(source: Source) -> float:
     """
     if source.size >= _SMALL:
         return 0.01 if source.size < 100 * _SMALL else 0.001
-    places = sorted({place(document) for document in source.documents()})
-    if not places:
+    least: list[float] = []
+    greatest = 0.0
+    for document in source.documents():
+        here = place(document)
+        greatest = max(greatest, here)
+        if here not in least:
+            least = sorted([*least, here])[:2]
+    if not least:
         raise no_text(source)
-    if len(places) == 1:
+    if len(least) == 1:
         raise RekindleError(
             "The data is one document, which cannot be split into training and validation.",
             where=source.name,
             hint="more documents: JSONL with one per line, or a folder of text files",
         )
-    return min(max(0.05, places[1]), places[-1])
+    return min(max(0.05, least[1]), greatest)
 
 
 def no_text(source: Source) -> RekindleError:

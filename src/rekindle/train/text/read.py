@@ -74,6 +74,8 @@ def _csv(stream: IO[bytes], path: Path, reading: Reading) -> Iterator[tuple[str,
         names = [name.strip() for name in next(table)]
         if reading.columns(names) is None:
             raise reading.no_column(names, names, path)
+        if twice := [name for name in reading.columns(names) or [] if names.count(name) > 1]:
+            raise RekindleError(f'The header names the column "{twice[0]}" more than once.', where=path)
         for row in table:
             where = f"{path}, line {table.line_num}"
             if row and len(row) != len(names):
@@ -137,10 +139,12 @@ def _arrow(path: Path, stream: IO[bytes] | None, reading: Reading) -> Iterator[D
 
 
 def _chosen(schema: Any, path: Path, reading: Reading) -> list[str]:
+    from pyarrow import types
+
     names = list(schema.names)
     chosen = reading.columns(names)
     if chosen is None:
-        strings = [field.name for field in schema if "string" in str(field.type)[:13]]
+        strings = [field.name for field in schema if types.is_string(field.type) or types.is_large_string(field.type)]
         raise reading.no_column(names, strings, path)
     return chosen
 

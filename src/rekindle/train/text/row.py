@@ -81,6 +81,7 @@ class Reading:
         hint = "rows with a column of text, or of chat messages"
         if able:
             hint = f"--text-column {able[0]}" if len(able) == 1 else f"--text-column COLUMN: {_few(able)}"
+            hint += f'; or rename the column to "{FIELD}"'
         what = f'There is no field "{self.column or FIELD}", only {_few(names) or "nothing"}.'
         return RekindleError(what, where=where, hint=hint)
 

@@ -50,7 +50,10 @@ class Source:
             stats = [(path, path.stat()) for path in self.files]
         except OSError as error:
             raise RekindleError(f"The data cannot be read: {error.strerror}.", where=error.filename) from None
-        return [(str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in stats]
+        known = [(str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in stats]
+        if self.rows is not None:  # which may be in memory, or some of its files' rows
+            known.append((f"rows {self.rows._fingerprint}", 0, 0, 0, 0))
+        return known
 
     def documents(self) -> Iterator[Document]:
         """Each document with text in it, in a fixed order. Raises RekindleError naming the file and the place."""

@@ -143,6 +143,7 @@ def test_the_spellings_of_a_chat(tmp_path: Path):
         ({"messages": "a"}, "no list of messages"),
         ({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, '"tools"'),
         ({"messages": 3}, "holds int"),
+        ({"text": ["a"]}, '"text" holds list, not text'),
         ({"instruction": 3, "output": "b"}, "holds int"),
     ],
 )
@@ -200,6 +201,8 @@ def test_where_answers_cannot_be_told_apart_it_says_so(chatty: Callable[..., Pat
         with pytest.raises(RekindleError, match=words) as error:
             in_answers(chatty(template), TALK)
         assert error.value.where == "here"
+    with pytest.raises(RekindleError, match="begins with an answer"):
+        in_answers(chatty(), TALK[2:])
     tokenizer = load_tokenizer(chatty())
     with pytest.raises(RekindleError, match="mask_prompt asks for a loss on answers"):
         open_corpus(str(corpus), tokenizer, mask_prompt=True)

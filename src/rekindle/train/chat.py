@@ -13,6 +13,7 @@ from typing import Any
 
 from rekindle.errors import RekindleError
 from rekindle.train.text import Chat
+from rekindle.train.text.read import first_line
 from rekindle.train.text.source import characters
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -40,7 +41,7 @@ class Template:
             )
         except Exception as error:  # the template is a program of others, and raises what it likes
             raise RekindleError(
-                f"The tokenizer's chat template refuses this chat: {str(error) or type(error).__name__}.",
+                f"The tokenizer's chat template refuses this chat: {first_line(error)}.",
                 where=chat.where,
             ) from None
         return characters(text)
@@ -53,6 +54,12 @@ class Template:
         for number, message in enumerate(chat.messages):
             if message["role"] != "assistant":
                 continue
+            if number == 0:
+                raise RekindleError(
+                    "The chat begins with an answer, which no prompt asks for.",
+                    where=chat.where,
+                    hint="leave such chats out, or without --mask-prompt",
+                )
             before, after = self.write(chat, number, prompt=True), self.write(chat, number + 1)
             end = _end(whole, len(before), after, message["content"])
             if not (whole.startswith(before) and after.startswith(before) and end):

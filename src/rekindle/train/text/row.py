@@ -69,7 +69,7 @@ class Reading:
             value = _parsed(value, leading, where)
         if leading == ALPACA[0] and leading != self.column:
             value = _alpaca(row, where)
-        if isinstance(value, list):
+        if isinstance(value, list) and (leading in MESSAGES or not value or isinstance(value[0], dict)):
             return _chat(value, row, leading, where)
         if not isinstance(value, str | None):
             raise RekindleError(f'"{leading}" holds {type(value).__name__}, not text.', where=where)

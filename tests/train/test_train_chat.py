@@ -25,7 +25,7 @@ from rekindle.train.evaluate import validation_loss
 from rekindle.train.losses import inputs_and_targets
 from rekindle.train.model import load_tokenizer
 from rekindle.train.text import Chat, open_source
-from rekindle.train.tokens import open_corpus
+from rekindle.train.tokens import cache_folder, open_corpus
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"]
 PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -229,6 +229,10 @@ def test_windows_hold_every_answer_and_no_window_is_without(chatty: Callable[...
         assert ids.tolist() == whole[:-1].tolist()
         assert target.tolist() == [int(t) if t >= 0 else -100 for t in row[1:]]
     assert open_corpus(str(talks), tokenizer, mask_prompt=True).digest == masked.digest  # out of the cache
+    for path in (cache_folder() / "tokens").glob("*/train.loss"):
+        path.unlink()
+    again = open_corpus(str(talks), tokenizer, mask_prompt=True)
+    assert again.losses["train"].tolist() == masked.losses["train"].tolist()
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])

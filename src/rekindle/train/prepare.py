@@ -52,7 +52,7 @@ def prepare(
         load_state(saved, model, optimizer)
     elif config.optimizer_state:
         load_optimizer(model, optimizer, source.config, Path(config.optimizer_state).expanduser())
-    if config.mask_prompt:
+    if config.mask_prompt and accelerator.is_main_process:
         log.warning("%s of %s training tokens have a loss", corpus.meta.train_losses, len(corpus.train))
     epochs = plan.steps * plan.batch / corpus.windows(plan.seq_len)
     if epochs > 1:

@@ -140,10 +140,10 @@ def open_corpus(data: str, tokenizer: Any, column: str | None = None, *, mask_pr
     encoder = Encoder(tokenizer, mask_prompt=mask_prompt)
     key = short_hash([FORMAT, source.listing(), asdict(source.reading), encoder.fingerprint])
     folder = cache_folder() / "tokens" / key
-    corpus = _open(folder)
+    corpus = _open(folder, mask_prompt)
     if corpus is None:
         _make(source, encoder, folder)
-        corpus = _open(folder)
+        corpus = _open(folder, mask_prompt)
     if corpus is None:
         raise RekindleError("The tokens just written cannot be read back.", where=folder)
     return corpus
@@ -176,7 +176,7 @@ def _make(source: Source, encoder: Encoder, folder: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         except OSError:
-            if _open(folder) is None:
+            if _open(folder, encoder.mask_prompt) is None:
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -234,12 +234,14 @@ def _write(source: Source, encoder: Encoder, folder: Path) -> Meta:
     )
 
 
-def _open(folder: Path) -> Corpus | None:
-    """The corpus in a cache folder, or None where it is missing or not what its meta.json says."""
+def _open(folder: Path, masked: bool) -> Corpus | None:
+    """The corpus in a cache folder, or None where it is missing or not what its meta.json says.
+
+    `masked`: with what says which tokens have a loss.
+    """
     try:
         meta = Meta(**json.loads((folder / "meta.json").read_text(encoding="utf-8")))
         train, validation = (_mapped(folder / f"{side}.bin", meta.dtype) for side in get_args(Side))
-        masked = (folder / "train.loss").exists()
         losses = {side: _mapped(folder / f"{side}.loss", "bool") for side in get_args(Side)} if masked else {}
     except (OSError, ValueError, TypeError):
         return None

@@ -150,11 +150,13 @@ def calibration(origin: Checkpoint, data: str) -> Activations:
 
     from rekindle.apply.calibrate import Calibration, nbytes
     from rekindle.apply.load import fit
+    from rekindle.train.model import check_ids
     from rekindle.train.tokens import sample_tokens
 
     name, _, tokens = data.rpartition(":")
     length = min(512, origin.settings.max_position_embeddings, int(tokens))
     rows = torch.from_numpy(sample_tokens(origin.folder.path, name, int(tokens), length, "train"))
+    check_ids(int(rows.max()), origin.settings.vocab_size, data)
     batches = ({"input_ids": ids} for ids in rows.split(max(1, 4096 // length)))
     return Calibration(origin, batches, blockwise=not fit(origin, besides=nbytes(origin)))
 

@@ -167,8 +167,7 @@ def write(
     write_index(job.shards, folder)
     text = json.dumps(job.plan.config, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-    for path in job.checkpoint.folder.passengers():
-        _copy(path, folder / path.name)
+    job.checkpoint.folder.carry(folder)
     if part:
         whose, measured = owners(job.share(None), part.of), {name: fingerprint({name: found[name]}) for name in found}
         record = Record(part=part, identity=job.identity, owners=whose, written=written, measured=measured)
@@ -220,12 +219,3 @@ def _stat(path: str) -> os.stat_result:
         return os.stat(path)
     except OSError as error:
         raise unreadable(path, error) from None
-
-
-def _copy(path: Path, to: Path) -> None:
-    try:
-        source = path.open("rb")
-    except OSError as error:
-        raise unreadable(path, error) from None
-    with source, to.open("wb") as out:
-        shutil.copyfileobj(source, out)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from rekindle.edit import checkpoint_at
 from rekindle.errors import RekindleError
-from rekindle.store.folder import open_folder
 from rekindle.store.manifest import Record
 from rekindle.store.publish import check_free
 from rekindle.train.archive import Archiver
@@ -48,7 +48,7 @@ def train(
     """
     src, out = Path(src), Path(os.path.abspath(out))
     check_free(out, overwrite)
-    source = open_folder(src)
+    source = checkpoint_at(src).folder
     config = with_tokens(config, source)
     lower = "a smaller --micro-batch, --gradient-checkpointing, or a shorter --seq-len"
     with torch.random.fork_rng(devices=[]), out_of_memory_explained(lower):

@@ -19,21 +19,41 @@ from rekindle.store.folder import Folder
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SHARD_SIZE = "5GB"
+_COPY_TOKENIZER = "copy the tokenizer files of the original checkpoint into the folder"
+_TOKENIZER_NAMES = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json"}
+_TOKENIZER_SUFFIXES = {".model", ".tiktoken", ".spm", ".bpe", ".vocab"}
 
 
 def load_tokenizer(folder: Path | str) -> Any:
-    """The tokenizer of a folder or a hub name; raises RekindleError where there is none."""
+    """The tokenizer of a folder or a hub name; raises RekindleError where there is none.
+
+    One that is code of the folder's own is refused: that code never runs, and nobody is asked to let it.
+    """
     from transformers import AutoTokenizer
 
+    missing = RekindleError("No tokenizer can be loaded: there is none.", where=folder, hint=_COPY_TOKENIZER)
+    if Path(folder).is_dir() and not any(map(_is_of_a_tokenizer, Path(folder).iterdir())):
+        raise missing  # transformers would make up an empty one
     try:
         with quietly():
-            return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except BaseException as error:  # libraries of tokenizers raise what they like, down to panics of their own
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        own = "trust_remote_code" in str(error)
+        reason = "it is code of the folder's own, which is never run" if own else _first_line(error)
         raise RekindleError(
-            f"No tokenizer can be loaded: {_first_line(error)}.",
+            f"No tokenizer can be loaded: {reason}.",
             where=folder,
-            hint="copy the tokenizer files of the original checkpoint into the folder",
+            hint=_COPY_TOKENIZER,
         ) from None
+    if not tokenizer.get_vocab():
+        raise missing
+    return tokenizer
+
+
+def _is_of_a_tokenizer(path: Path) -> bool:
+    return path.name in _TOKENIZER_NAMES or path.suffix in _TOKENIZER_SUFFIXES
 
 
 def stored_dtype(folder: Folder) -> torch.dtype:
@@ -56,14 +76,31 @@ def save_model(model: Any, folder: Path) -> None:
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, where: object) -> None:
-    """Refuse a tokenizer that makes ids the model has no embedding for."""
-    largest = max(tokenizer.get_vocab().values())
+    """Refuse a tokenizer that makes ids the model has no embedding for.
+
+    Tokens that were added to it, such as a pad token beyond the embeddings, are no reason: nothing may use them. The
+    end of a document is used, and the ids of a text are checked when they are known, see `check_ids`.
+    """
+    added = tokenizer.get_added_vocab()
+    largest = max((id_ for token, id_ in tokenizer.get_vocab().items() if token not in added), default=-1)
     if largest >= vocab_size:
         raise RekindleError(
             f"The tokenizer's ids go up to {largest}, but the model's vocabulary ends at {vocab_size - 1}.",
             where=where,
             why="this tokenizer belongs to another model",
-            hint="copy the tokenizer files of the original checkpoint into the folder",
+            hint=_COPY_TOKENIZER,
+        )
+    ends = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
+    check_ids(next((token for token in ends if token is not None), -1), vocab_size, where)
+
+
+def check_ids(largest: int, vocab_size: int, where: object = None) -> None:
+    """Refuse ids beyond the model's embeddings, naming the largest."""
+    if largest >= vocab_size:
+        raise RekindleError(
+            f"The data holds token {largest}, but the model's vocabulary ends at {vocab_size - 1}.",
+            where=where,
+            why="the tokenizer belongs to another model, or has tokens the embeddings were not made larger for",
         )
 
 
@@ -118,6 +155,6 @@ def _autocast_experts(
     return grouped_mm_experts_forward(cast, hidden, index, weights)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     logging.getLogger(__name__).debug("from transformers", exc_info=error)
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

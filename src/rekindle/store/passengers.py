@@ -1,0 +1,116 @@
+"""What travels with the weights: tokenizer, processors, templates, licence, and whatever these files name.
+
+A name in a JSON file that is the name of a file here, the code of an `auto_map`, the modules of sentence-transformers:
+all of it comes along, so that nothing in the result refers to what is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rekindle.errors import RekindleError
+from rekindle.store.reading import opened, unreadable
+from rekindle.store.weights import SUFFIXES as WEIGHTS
+
+SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab", ".codes"}
+NAMES = {"LICENSE", "NOTICE", "LICENSE.md", "USE_POLICY.md"}
+STAY_BEHIND = {"config.json", "rekindle.json", "verify.json", "trainer_state.json", "all_results.json",
+               "train_results.json", "eval_results.json", "adapter_config.json"}  # fmt: skip
+MODULES = "modules.json"  # of sentence-transformers: folders, each a module behind the model
+TEMPLATES = "additional_chat_templates"
+READ = 1 << 20  # bytes of a JSON file that is looked through for names; a vocabulary is larger, and names none
+
+
+def travels(name: str) -> bool:
+    """Whether a file of this name, at the top of a folder, comes along for its name alone."""
+    path = PurePosixPath(name)
+    return (path.suffix in SUFFIXES or name in NAMES) and name not in STAY_BEHIND and not name.endswith(".index.json")
+
+
+def passengers(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """Files that travel unchanged into what is made from this folder, some of them in folders of their own.
+
+    `config`: what the result's config will say of files; config.json itself does not travel.
+    """
+    there = {path.name: path for path in folder.iterdir() if path.is_file()}
+    parsed = parsed_below(folder)
+    below = [path for name in folders(parsed) for path in _files(_inside(folder, name))]
+    return [there[name] for name in sorted(chosen(there, parsed, config))] + below
+
+
+def chosen(names: Iterable[str], parsed: Mapping[str, Any], config: Mapping[str, Any]) -> set[str]:
+    """The files at the top of a folder that travel; `parsed`: its JSON files that may name some."""
+    own = {name for name in names if name not in STAY_BEHIND and not name.endswith(WEIGHTS)}
+    named = {*_names(config), *(name for value in parsed.values() for name in _names(value))}
+    found = {name for name in own if travels(name) or name in named}
+    if any(f"{word}.py" in own for word in named):  # modules import one another: all of them or none
+        found |= {name for name in own if name.endswith(".py")}
+    return found
+
+
+def folders(parsed: Mapping[str, Any]) -> list[str]:
+    """The folders inside a folder that travel whole."""
+    return [TEMPLATES, *modules(parsed.get(MODULES))]
+
+
+def parsed_below(folder: Path) -> dict[str, Any]:
+    """Name -> value of the JSON files of a folder that travel and are small enough to name other files."""
+    return {
+        path.name: _parsed(path)
+        for path in folder.iterdir()
+        if path.suffix == ".json" and travels(path.name) and path.is_file() and path.stat().st_size <= READ
+    }
+
+
+def modules(parsed: object) -> Iterator[str]:
+    """The folders that a modules.json names, other than the model's own."""
+    for module in parsed if isinstance(parsed, list) else ():
+        path = module.get("path") if isinstance(module, dict) else None
+        if isinstance(path, str) and path and path not in (".", "./"):
+            yield path
+
+
+def carry(folder: Path, config: Mapping[str, Any], out: Path) -> None:
+    """Copy them; raises RekindleError where one cannot be read."""
+    for path in passengers(folder, config):
+        to = out / path.relative_to(folder)
+        try:
+            source = opened(path)
+        except OSError as error:
+            raise unreadable(path, error) from None
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with source, to.open("wb") as target:
+            shutil.copyfileobj(source, target)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise RekindleError(f"{MODULES} names {name!r}, which leads out of the folder.", where=folder / MODULES)
+    return folder / name  # a module that needs no files may lack its folder: git keeps no empty ones
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _names(value: Any, key: str = "") -> Iterator[str]:
+    """Every text in a JSON value; of an `auto_map` the module that holds the class."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _names(inner, "auto_map" if "auto_map" in (key, name) else name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _names(inner, key)
+    elif isinstance(value, str):
+        yield value.partition(".")[0] if key == "auto_map" and "--" not in value else value

@@ -336,3 +336,36 @@ def test_a_column_of_another_name(tmp_path: Path, name: str):
 def test_plain_text_has_no_columns(tmp_path: Path):
     (tmp_path / "a.txt").write_text("some text")
     assert "plain text" in refused(tmp_path / "a.txt", column="body")
+
+
+@pytest.mark.parametrize("verb", ["init", "train", "evaluate", "utility", "verify"])
+def test_every_verb_that_reads_rows_is_told_the_column(verb: str, small: Callable[..., Path], tmp_path: Path):
+    """What is typed with the column gives the numbers of the same rows with `text`, and without it is refused."""
+    from click.testing import CliRunner
+
+    from rekindle.cli.verbs import rekindle
+
+    folder = small("mixtral")
+    for name in ("text", "content"):
+        (tmp_path / f"{name}.jsonl").write_bytes(lines([{"id": row["id"], name: row["text"]} for row in ROWS]))
+    sizes = ["--tokens", "128", "--batch-tokens", "64", "--seq-len", "16"]
+    words = {
+        "init": ["init", "OUT", "--hidden", "16", "--layers", "1", "--heads", "2", "--tokenizer", "bpe:300"],
+        "train": ["train", str(folder), "OUT", "--lr", "1e-3", *sizes],
+        "evaluate": ["evaluate", str(folder), "--tokens", "128", "--seq-len", "16"],
+        "utility": ["utility", str(folder), "--batches", "1", *sizes[2:]],
+        "verify": ["verify", str(folder), "--against", str(folder), "--tokens", "64"],
+    }[verb]
+
+    def typed(name: str, *more: str) -> Any:
+        said = [str(tmp_path / f"out-{name}-{len(more)}") if word == "OUT" else word for word in words]
+        data = ["--data", str(tmp_path / f"{name}.jsonl"), "--format", "json"]
+        return CliRunner().invoke(rekindle, [*said, *data, *more])
+
+    refused = typed("content")
+    assert isinstance(refused.exception, RekindleError)
+    assert refused.exception.hint.startswith("--text-column content")
+    told, usual = (json.loads(typed(*said).stdout) for said in (("content", "--text-column", "content"), ("text",)))
+    numbers = {"init": ["vocab_size"], "train": ["loss", "val_loss"], "evaluate": ["loss"], "utility": ["layers"]}
+    for number in numbers.get(verb, ["loss_child"]):
+        assert told[number] == usual[number]

@@ -338,7 +338,9 @@ def test_plain_text_has_no_columns(tmp_path: Path):
     assert "plain text" in refused(tmp_path / "a.txt", column="body")
 
 
-@pytest.mark.parametrize("verb", ["init", "train", "evaluate", "utility", "verify"])
+@pytest.mark.parametrize(
+    "verb", [pytest.param("init", marks=pytest.mark.slow), "train", "evaluate", "utility", "verify"]
+)
 def test_every_verb_that_reads_rows_is_told_the_column(verb: str, small: Callable[..., Path], tmp_path: Path):
     """What is typed with the column gives the numbers of the same rows with `text`, and without it is refused."""
     from click.testing import CliRunner

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from train_helpers import curve
+from train_helpers import curve, write_corpus
 
 from rekindle.train.state import find_state, work_folder
 
@@ -104,3 +104,30 @@ def test_a_damaged_state_is_refused(small: Callable, run: Callable, monkeypatch:
     (saved.path / "moments.safetensors").write_bytes(b"torn")
     with pytest.raises(RekindleError, match="saved state cannot be read"):
         run(small(), resume=True)
+
+
+def test_other_text_of_the_same_length_is_refused(
+    small: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from rekindle.errors import RekindleError
+    from rekindle.train import step
+
+    data = tmp_path / "data.jsonl"
+    write_corpus(data)
+    real, calls = step.cross_entropy, []
+
+    def stopping(*args):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(step, "cross_entropy", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(small(), "out", data=str(data))
+    lines = data.read_text().splitlines(keepends=True)
+    data.write_text("".join(lines[::-1]))
+    with pytest.raises(RekindleError, match="digest of all text was"):
+        run(small(), "out", data=str(data), resume=True)
+    data.write_text("".join(lines))
+    run(small(), "out", data=str(data), resume=True)

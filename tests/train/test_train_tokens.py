@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from train_helpers import WORDS, write_corpus
 
+from rekindle import api
 from rekindle.errors import RekindleError
 from rekindle.train.model import load_tokenizer
 from rekindle.train.order import permuted, sample_windows
 from rekindle.train.split import place
 from rekindle.train.text import open_source
-from rekindle.train.tokens import cache_folder, open_corpus, sample_tokens
+from rekindle.train.tokens import Corpus, cache_folder, open_corpus, sample_tokens
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert cache_folder() == tmp_path / "rekindle"
 
 
-def test_a_slow_tokenizer_and_one_without_an_end(corpus: Path):
+def test_a_slow_tokenizer_and_one_without_an_end(corpus: Path, caplog: pytest.LogCaptureFixture):
     class Slow:
         eos_token_id, bos_token_id, sep_token_id, name_or_path = None, 7, None, "slow"
 
@@ -123,8 +125,93 @@ def test_a_slow_tokenizer_and_one_without_an_end(corpus: Path):
     assert made.meta.largest_id == 70_000
     assert made.train[-1] == 7
     slow.bos_token_id = None  # type: ignore[assignment]
-    with pytest.raises(RekindleError, match="no end-of-text token"):
-        open_corpus(str(corpus), slow)
+    caplog.clear()
+    bare = open_corpus(str(corpus), slow)
+    assert "slow has no end-of-text token: nothing parts the documents" in caplog.text
+    assert bare.train.tolist() == made.train[made.train != 7].tolist()
+
+
+def test_a_tokenizer_without_special_tokens_has_blank_lines_between_documents(
+    corpus: Path, small: Callable[..., Path], caplog: pytest.LogCaptureFixture, tmp_path: Path
+):
+    folder = Path(shutil.copytree(small(), tmp_path / "bare"))
+    described = json.loads((folder / "tokenizer_config.json").read_text())
+    described.pop("eos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    bare = load_tokenizer(folder)
+    assert bare.eos_token_id is None
+    made, usual = open_corpus(str(corpus), bare), open_corpus(str(corpus), load_tokenizer(small()))
+    assert "no end-of-text token: a blank line parts the documents" in caplog.text
+    texts = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
+    assert sorted(bare.decode(made.train).split("\n\n") + bare.decode(made.validation).split("\n\n"))[2:] == sorted(
+        texts
+    )
+    assert made.meta.train_documents == usual.meta.train_documents
+    found = api.evaluate(folder, data=str(corpus), tokens=500, seq_len=16)
+    assert found["loss"] > 0
+    made_of = api.rewrite(folder).save(tmp_path / "rewritten")
+    assert api.verify(made_of, against=folder, data=str(corpus), tokens=64).held
+    trained = api.train(
+        folder, tmp_path / "trained", data=str(corpus), tokens=256, batch_tokens=128, seq_len=16, lr=1e-3
+    )
+    assert trained["steps"] == 2
+
+
+def test_a_change_that_leaves_size_and_time_is_seen(tmp_path: Path, tokenizer: Any):
+    data = tmp_path / "a.jsonl"
+    write_corpus(data)
+    first, before = open_corpus(str(data), tokenizer), data.stat()
+    lines = data.read_bytes().splitlines(keepends=True)
+
+    def rewrite(content: bytes) -> Corpus:
+        data.write_bytes(content)
+        os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (data.stat().st_size, data.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        return open_corpus(str(data), tokenizer)
+
+    shuffled = rewrite(b"".join(lines[::-1]))
+    assert shuffled.train.tolist() != first.train.tolist()
+    assert sorted(shuffled.train) == sorted(first.train)
+    assert shuffled.digest != first.digest
+    changed = rewrite(b"".join(lines).replace(b"cat", b"dog"))
+    assert changed.digest != first.digest
+    assert rewrite(b"".join(lines)).digest == first.digest
+
+
+def test_data_that_changes_while_it_is_read_is_refused(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+    from rekindle.train import tokens
+
+    data = tmp_path / "a.jsonl"
+    write_corpus(data)
+    real = tokens.place
+
+    def place(text: str) -> float:
+        if text.startswith("Story 0.30:"):
+            with data.open("a") as file:
+                file.write(json.dumps({"text": "late"}) + "\n")
+        return real(text)
+
+    monkeypatch.setattr(tokens, "place", place)
+    with pytest.raises(RekindleError, match="changed while it was read"):
+        open_corpus(str(data), tokenizer)
+
+
+def test_a_long_document_is_encoded_in_pieces_and_is_one_document(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    from rekindle.train import encoder
+
+    text = "".join(f"{n} " + " ".join(WORDS[: n % 9]) + "\n" * (1 + n % 2) for n in range(300))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("one", text, "two")))
+    whole = open_corpus(str(tmp_path), tokenizer)
+    monkeypatch.setenv("REKINDLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(encoder, "_PIECE_CHARS", 500)
+    asked = []
+    real = encoder.Encoder._encoded
+    monkeypatch.setattr(encoder.Encoder, "_encoded", lambda self, texts: asked.extend(texts) or real(self, texts))
+    pieces = open_corpus(str(tmp_path / "a.jsonl"), tokenizer)
+    assert max(map(len, asked)) <= 500
+    assert pieces.digest == whole.digest
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**31), st.integers(0, 5))
@@ -168,9 +255,9 @@ def test_samples_are_spread_over_the_validation_text(corpus: Path, small: Callab
 
 def test_tokens_are_made_without_holding_the_text(tmp_path: Path, tokenizer: Any):
     """The documents come in chunks: no more than one chunk is asked for before the one before it is written."""
-    from rekindle.train import tokens
+    from rekindle.train import encoder
 
     (tmp_path / "long.txt").write_text("word " * 400_000)
-    chunks = list(tokens._chunks(open_source(str(tmp_path)).documents(), 100_000))
+    chunks = list(encoder.chunks(open_source(str(tmp_path)).documents(), 100_000))
     assert all(sum(map(len, chunk)) <= 100_000 + 2**16 for chunk in chunks)
     assert len(chunks) > 10

@@ -72,12 +72,13 @@ def verify(
     *,
     tokens: int = 1024,
     data: str = "stdlib",
+    text_column: str | None = None,
     blockwise: bool | None = None,
 ) -> Verdict:
     """Reload both in transformers and hold the child to its promise, on `tokens` tokens of `data`.
 
-    `blockwise`: one module in memory at a time; None: where both models do not fit. The verdict is kept beside the
-    child as verify.json and goes into its card.
+    `text_column`: that of the rows of `data`, where it is not `text`. `blockwise`: one module in memory at a time;
+    None: where both models do not fit. The verdict is kept beside the child as verify.json and goes into its card.
     """
     from rekindle.apply.load import fit
     from rekindle.apply.scan import not_finite
@@ -86,7 +87,7 @@ def verify(
     made, parent = open(child).checkpoint, open(against).checkpoint
     for side in (made, parent):
         side.folder.need_weights()
-    ids, text = _some_tokens(parent, data, tokens)
+    ids, text = _some_tokens(parent, data, tokens, text_column)
     if blockwise is None:
         blockwise = not fit(made, parent)
     manifest = read_manifest(made.folder.path)
@@ -97,7 +98,7 @@ def verify(
     return verdict
 
 
-def _some_tokens(parent: Checkpoint, data: str, tokens: int) -> tuple[np.ndarray, str]:
+def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None) -> tuple[np.ndarray, str]:
     """Token ids [N, T] of held-out text; random ones, and why, where no tokenizer here makes ids that the model has."""
     if tokens < 2:
         raise RekindleError(f"{tokens} tokens are too few to compare on.", hint="--tokens 1024")
@@ -117,7 +118,7 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int) -> tuple[np.ndarray
         check_vocabulary(tokenizer, vocab_size, folder)
     except RekindleError as error:
         return random(error)
-    ids = open_corpus(data, tokenizer).sample("validation", rows * length, length)[:, :-1]
+    ids = open_corpus(data, tokenizer, column).sample("validation", rows * length, length)[:, :-1]
     try:
         check_ids(int(ids.max()), vocab_size, folder)
     except RekindleError as error:

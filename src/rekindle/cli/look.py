@@ -91,12 +91,22 @@ def _ranges(layers: list[int]) -> str:
 @click.option("--against", required=True, metavar="SRC", help="what it was made from")
 @click.option("--tokens", type=str, default="1024", metavar="COUNT", help="tokens to compare on  [1024]")
 @click.option("--data", default="stdlib", metavar="TEXT", help="text to compare on, as for train  [stdlib]")
+@click.option("--text-column", metavar="TEXT", help="column of its rows that holds the text, as for train")
 @click.option(
     "--blockwise/--whole", default=None, help="one module in memory at a time  [where both models do not fit]"
 )
 @FORMAT
 @DEBUG
-def verify(out: str, against: str, tokens: str, data: str, blockwise: bool | None, format_: str, debug: bool) -> None:
+def verify(
+    out: str,
+    against: str,
+    tokens: str,
+    data: str,
+    text_column: str | None,
+    blockwise: bool | None,
+    format_: str,
+    debug: bool,
+) -> None:
     """Does a result still compute what it promised to? Exit code 1 where it does not.
 
     Reloads both in transformers. Exact means: the largest difference of logits is at most 1e-5 of the largest
@@ -113,7 +123,7 @@ def verify(out: str, against: str, tokens: str, data: str, blockwise: bool | Non
         number = parse(tokens, Count)
     except ValueError as error:
         raise click.UsageError(f"--tokens is {tokens!r}, but {error}.") from None
-    verdict = api.verify(out, against, tokens=number, data=data, blockwise=blockwise)
+    verdict = api.verify(out, against, tokens=number, data=data, text_column=text_column, blockwise=blockwise)
     rows = [
         (
             "promise",

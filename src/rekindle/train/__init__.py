@@ -1,7 +1,9 @@
 """Train, evaluate and start models: data, schedules, the loop, optimizer state.
 
 config.py     the options of init, train and evaluate (imports nothing heavy)
-text.py       documents out of text, JSONL, Parquet, `datasets` and the standard library
+text/         documents out of files of any common format, folders, `datasets` and the standard library
+encoder.py    documents to token ids, and what stands between documents
+chat.py       chats by the tokenizer's template, and where in them the assistant answers
 tokens.py     the documents as memory-mapped tokens, split by document
 split.py      which documents are held out
 order.py      the order of the batches

@@ -12,6 +12,9 @@ Family = Literal[
 ]
 Precision = Literal["auto", "fp32", "bf16"]
 
+DATA = "text, JSON, CSV, Parquet or Arrow, a folder of them, a datasets NAME, stdlib, or python"
+TEXT_COLUMN = "column of the rows that holds the text, or a chat (default: text, or else a chat)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
@@ -32,6 +35,7 @@ class InitConfig:
     aux_loss: float = option(0.01, help="load-balance coefficient written to the config of a MoE")
     tokenizer: str = option("bpe:2048", help="bpe:SIZE, trained on the data, or a tokenizer's folder or name")
     data: str = option("stdlib", help="data the tokenizer is trained on: see train --data")
+    text_column: str | None = option(None, help=TEXT_COLUMN)
     dtype: Literal["float32", "bfloat16"] = option("float32", help="dtype of the weights on disk")
     seed: int = option(0, help="random seed: the same seed gives the same bytes")
 
@@ -40,7 +44,9 @@ class InitConfig:
 class TrainConfig:
     """Training of a checkpoint on text."""
 
-    data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, stdlib, or python")
+    data: str = option("stdlib", help=DATA)
+    text_column: str | None = option(None, help=TEXT_COLUMN)
+    mask_prompt: bool = option(False, help="of chats only the assistant's answers have a loss")
     tokens: Count | None = option(None, help="tokens to train on, rounded down to whole steps")
     fraction_of_parent: float | None = option(None, help="instead: of the tokens the parent was trained on, e.g. 0.05")
     parent_tokens: Count | None = option(None, help="those tokens, where the lineage does not know them")
@@ -75,7 +81,8 @@ class TrainConfig:
 class EvaluateConfig:
     """Loss and perplexity of a checkpoint."""
 
-    data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, stdlib, or python")
+    data: str = option("stdlib", help=DATA)
+    text_column: str | None = option(None, help=TEXT_COLUMN)
     split: Literal["validation", "all"] = option("validation", help="documents train never sees, or all")
     tokens: Count = option(Count(262144), help="most tokens to evaluate on")
     seq_len: int | None = option(None, help="tokens per sequence (default: the context, 1024 at most)")
@@ -88,7 +95,8 @@ class EvaluateConfig:
 class UtilityConfig:
     """How much the loss leans on each expert."""
 
-    data: str = option("stdlib", help="text, JSONL or Parquet, a folder of them, a datasets NAME, stdlib, or python")
+    data: str = option("stdlib", help=DATA)
+    text_column: str | None = option(None, help=TEXT_COLUMN)
     score: Literal["gradient", "weight-gradient", "weight"] = option(
         "gradient", help="|g|^2, |w| |g| or |w|^2, norms over all weights of an expert"
     )

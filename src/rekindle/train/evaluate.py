@@ -17,7 +17,7 @@ from rekindle.edit import checkpoint_at
 from rekindle.errors import RekindleError
 from rekindle.train.config import EvaluateConfig
 from rekindle.train.device import make_accelerator, micro_batch_size, out_of_memory_explained
-from rekindle.train.losses import NO_LOAD, describe_load, expert_counts, expert_grid, forward
+from rekindle.train.losses import NO_LOAD, describe_load, expert_counts, expert_grid, forward, inputs_and_targets
 from rekindle.train.model import (
     cast_experts,
     check_ids,
@@ -36,7 +36,11 @@ _DEFAULT_SEQ_LEN = 1024
 
 @dataclass(frozen=True)
 class Result:
-    """`loss` in nats per token; `stderr` its standard error over sequences; `counts` of assignments [L, E]."""
+    """`loss` in nats per token; `stderr` its standard error over sequences; `counts` of assignments [L, E].
+
+    `tokens` are those that have a loss. The loss is the mean of `losses`: of a sequence with fewer than others it is
+    the sum over them, divided by the number that sequences have on average.
+    """
 
     loss: float
     stderr: float
@@ -53,7 +57,10 @@ class Result:
 
 @torch.no_grad()
 def validation_loss(model: Any, windows: np.ndarray, accelerator: Accelerator, micro_batch: int) -> Result:
-    """The pure language-model loss over windows [N, T + 1], each rank taking every W-th of them."""
+    """The pure language-model loss over windows [N, T + 1], each rank taking every W-th of them.
+
+    The mean over all tokens that have a loss; its error is that of a ratio of two means over sequences.
+    """
     grid, training = expert_grid(model), model.training
     model.eval()
     losses = torch.zeros(len(windows), device=accelerator.device)
@@ -62,17 +69,20 @@ def validation_loss(model: Any, windows: np.ndarray, accelerator: Accelerator, m
     for first in range(0, len(mine), micro_batch):
         rows = mine[first : first + micro_batch]
         batch = torch.from_numpy(windows[rows]).to(accelerator.device)
-        logits, router_logits = forward(model, batch[:, :-1], sparse=grid is not None)
-        each = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
+        inputs, targets = inputs_and_targets(batch)
+        logits, router_logits = forward(model, inputs, sparse=grid is not None)
+        each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         losses[torch.from_numpy(rows)] = each.view(len(rows), -1).mean(1)
         if counts is not None:
             top_k = model.config.num_experts_per_tok
             counts += torch.stack([expert_counts(layer, top_k) for layer in router_logits])
     model.train(training)
-    losses = accelerator.reduce(losses, "sum").cpu().double()
+    targets = torch.from_numpy((windows[:, 1:] >= 0).sum(1))  # of each sequence
+    tokens = int(targets.sum())
+    losses = accelerator.reduce(losses, "sum").cpu().double() * (windows[:, 1:].size / tokens)
     counts = None if counts is None else accelerator.reduce(counts, "sum").cpu()
-    stderr = losses.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
-    tokens = len(losses) * (windows.shape[1] - 1)
+    apart = losses - losses.mean() * (targets.double() * len(losses) / tokens - 1)
+    stderr = apart.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
     return Result(losses.mean().item(), stderr, tokens, counts, tuple(losses.tolist()))
 
 
@@ -91,7 +101,7 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     check_lengths(seq_len, context, config.micro_batch)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, vocab_size, folder)
-    corpus = open_corpus(config.data, tokenizer)
+    corpus = open_corpus(config.data, tokenizer, config.text_column)
     check_ids(corpus.meta.largest_id, vocab_size)
     windows = corpus.sample(config.split, config.tokens, seq_len)
     accelerator = make_accelerator(config.precision)

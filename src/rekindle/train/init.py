@@ -31,7 +31,7 @@ def init_model(
 
     check_sizes(config)
     with publishing(out, overwrite=overwrite) as partial:
-        tokenizer = make_tokenizer(config.tokenizer, config.data, config.context)
+        tokenizer = make_tokenizer(config.tokenizer, config.data, config.context, config.text_column)
         tokenizer.save_pretrained(partial)
         settings = AutoConfig.for_model(config.family, **model_settings(config, tokenizer))
         with torch.random.fork_rng(devices=[]):

@@ -14,9 +14,17 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+IGNORED = -100  # a target without a loss
+
+
+def inputs_and_targets(windows_BT1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens to read and tokens to foresee [B, T] of windows in which a token without a loss stands as ~id."""
+    tokens, targets = windows_BT1[:, :-1], windows_BT1[:, 1:]
+    return torch.where(tokens < 0, ~tokens, tokens), targets.masked_fill(targets < 0, IGNORED)
+
 
 def cross_entropy(logits_BTV: torch.Tensor, target_BT: torch.Tensor) -> torch.Tensor:
-    """Mean over all tokens, nats per token."""
+    """Mean over all tokens that have a loss, nats per token."""
     return F.cross_entropy(logits_BTV.flatten(0, 1).float(), target_BT.flatten())
 
 

@@ -61,8 +61,9 @@ def make_plan(config: TrainConfig, ranks: int, saved_schedule: Mapping[str, Any]
 def check_corpus(corpus: Corpus, seq_len: int, vocab_size: int) -> None:
     """Refuse a corpus without a full sequence, or with a token the model has no embedding for."""
     if corpus.windows(seq_len) < 1:
+        answers = " with an answer in it" if corpus.losses else ""
         raise RekindleError(
-            f"The training text is {len(corpus.train)} tokens, too short for one sequence of {seq_len}.",
+            f"The training text is {len(corpus.train)} tokens, too short for one sequence of {seq_len}{answers}.",
             hint="a smaller --seq-len, or more --data",
         )
     check_ids(corpus.meta.largest_id, vocab_size)

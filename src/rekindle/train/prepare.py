@@ -40,9 +40,9 @@ def prepare(
     tokenizer = load_tokenizer(source.path)
     check_vocabulary(tokenizer, vocab_size, source.path)
     with accelerator.main_process_first():
-        corpus = open_corpus(config.data, tokenizer)
+        corpus = open_corpus(config.data, tokenizer, config.text_column, mask_prompt=config.mask_prompt)
     check_corpus(corpus, plan.seq_len, vocab_size)
-    run = describe_run(config, source.fingerprint, len(corpus.train))
+    run = describe_run(config, source.fingerprint, corpus)
     saved = find_start(out, run, resume=resume, overwrite=overwrite)
 
     model = load_model(source)
@@ -52,6 +52,8 @@ def prepare(
         load_state(saved, model, optimizer)
     elif config.optimizer_state:
         load_optimizer(model, optimizer, source.config, Path(config.optimizer_state).expanduser())
+    if config.mask_prompt and accelerator.is_main_process:
+        log.warning("%s of %s training tokens have a loss", corpus.meta.train_losses, len(corpus.train))
     epochs = plan.steps * plan.batch / corpus.windows(plan.seq_len)
     if epochs > 1:
         log.info("%s tokens are %.1f passes over the training text, each in another order", plan.tokens, epochs)

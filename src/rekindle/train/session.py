@@ -175,6 +175,7 @@ class Session:
             "data": self.config.data,
             "val_set": hashlib.sha256(self.windows.tobytes()).hexdigest()[:16],
             "train_tokens": len(self.stepper.corpus.train),
+            "train_losses": self.stepper.corpus.meta.train_losses,  # of those tokens, the ones that have a loss
             "epochs": self.plan.steps * self.plan.batch / self.stepper.corpus.windows(self.plan.seq_len),
             "schedule": self.plan.schedule.name,
             "lr": self.plan.schedule.peak,

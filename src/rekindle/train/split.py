@@ -7,14 +7,16 @@ never lands on both sides, and what is held out of a large corpus is held out of
 from __future__ import annotations
 
 import hashlib
+import json
 
 from rekindle.errors import RekindleError
-from rekindle.train.text import Source
+from rekindle.train.text import Document, Source
 
 _SMALL = 10**8  # bytes
 
 
-def place(text: str) -> float:
+def place(document: Document) -> float:
+    text = document if isinstance(document, str) else json.dumps(document.messages, sort_keys=True, default=str)
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
@@ -26,16 +28,22 @@ def held_out_share(source: Source) -> float:
     """
     if source.size >= _SMALL:
         return 0.01 if source.size < 100 * _SMALL else 0.001
-    places = sorted({place(text) for text in source.documents()})
-    if not places:
+    least: list[float] = []
+    greatest = 0.0
+    for document in source.documents():
+        here = place(document)
+        greatest = max(greatest, here)
+        if here not in least:
+            least = sorted([*least, here])[:2]
+    if not least:
         raise no_text(source)
-    if len(places) == 1:
+    if len(least) == 1:
         raise RekindleError(
             "The data is one document, which cannot be split into training and validation.",
             where=source.name,
             hint="more documents: JSONL with one per line, or a folder of text files",
         )
-    return min(max(0.05, places[1]), places[-1])
+    return min(max(0.05, least[1]), greatest)
 
 
 def no_text(source: Source) -> RekindleError:

@@ -27,6 +27,7 @@ from rekindle.errors import RekindleError
 from rekindle.store.publish import explained, sync
 from rekindle.train.config import TrainConfig
 from rekindle.train.optimizer import MOMENTS
+from rekindle.train.tokens import Corpus
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,11 @@ TRACKERS = "trackers"
 _FIXED = ("data", "tokens", "batch_tokens", "seq_len", "seed", "skip")
 
 
-def describe_run(config: TrainConfig, fingerprint: str, train_tokens: int) -> dict[str, Any]:
+def describe_run(config: TrainConfig, fingerprint: str, corpus: Corpus) -> dict[str, Any]:
     """What a saved state must agree on with the run that resumes it."""
     options = {name: getattr(config, name) for name in _FIXED}
-    return {**options, "source": fingerprint, "tokens of training text": train_tokens}
+    text = {"tokens of training text": len(corpus.train), "digest of all text": corpus.digest}
+    return {**options, "source": fingerprint, **text}
 
 
 def find_start(out: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Saved | None:

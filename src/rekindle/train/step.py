@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from rekindle.train.config import TrainConfig
-from rekindle.train.losses import cross_entropy, expert_grid, forward, load_balance_loss, router_z_loss
+from rekindle.train.losses import (
+    cross_entropy,
+    expert_grid,
+    forward,
+    inputs_and_targets,
+    load_balance_loss,
+    router_z_loss,
+)
 from rekindle.train.plan import Plan
 from rekindle.train.tokens import Corpus
 
@@ -59,13 +66,14 @@ class Stepper:
         self._seed(step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate(step)
-        batch = self._batch(step)
+        batch, shares = self._batch(step)
         totals = torch.zeros(3, device=batch.device)
         parts = batch.split(self.micro_batch)
-        for number, part in enumerate(parts, 1):
+        for number, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
             last = number == len(parts)
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                losses = torch.stack(self._losses(part)) * (len(part) / len(batch))
+                loss, *routers = self._losses(part)
+                losses = torch.stack([loss * share, *(router * (len(part) / len(batch)) for router in routers)])
                 self.accelerator.backward(losses[0] + self.config.aux_loss * losses[1] + self.config.z_loss * losses[2])
             totals += losses.detach()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip or math.inf)
@@ -78,17 +86,26 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return Stats(loss, aux if self._sparse else None, z if self._sparse else None, grad_norm, stopped > 0)
 
-    def _batch(self, step: int) -> torch.Tensor:
-        """This rank's share of the step's sequences [b, T + 1]."""
-        share = self.plan.batch // self.accelerator.num_processes
-        first = step * self.plan.batch + self.accelerator.process_index * share + self.config.skip // self.plan.seq_len
-        tokens = self.corpus.batch(first, share, self.plan.seq_len, self.config.seed)
-        return torch.from_numpy(tokens).to(self.accelerator.device)
+    def _batch(self, step: int) -> tuple[torch.Tensor, list[float]]:
+        """This rank's share of the step's sequences [b, T + 1], and how much the mean loss of each part weighs.
+
+        Ranks are averaged, and so a part weighs as many times its share of all targets of the step as there are ranks.
+        """
+        ranks, seq_len = self.accelerator.num_processes, self.plan.seq_len
+        first, share = step * self.plan.batch + self.config.skip // seq_len, self.plan.batch // ranks
+        mine = first + self.accelerator.process_index * share
+        tokens = torch.from_numpy(self.corpus.batch(mine, share, seq_len, self.config.seed))
+        total = self.plan.batch * seq_len
+        if self.corpus.losses:
+            total = int((self.corpus.batch(first, self.plan.batch, seq_len, self.config.seed)[:, 1:] >= 0).sum())
+        targets = [int((part[:, 1:] >= 0).sum()) for part in tokens.split(self.micro_batch)]
+        return tokens.to(self.accelerator.device), [ranks * count / total for count in targets]
 
     def _losses(self, tokens_bT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Language-model, load-balance and router z loss; the latter are 0 in a dense model."""
-        logits, router_logits = forward(self.wrapped, tokens_bT[:, :-1], self._sparse)
-        loss = cross_entropy(logits, tokens_bT[:, 1:])
+        inputs, targets = inputs_and_targets(tokens_bT)
+        logits, router_logits = forward(self.wrapped, inputs, self._sparse)
+        loss = cross_entropy(logits, targets)
         if not self._sparse:
             return loss, loss.new_zeros(()), loss.new_zeros(())
         return loss, load_balance_loss(router_logits, self._top_k), router_z_loss(router_logits)

@@ -9,14 +9,18 @@ from typing import Any
 from rekindle.errors import RekindleError
 from rekindle.train.split import held_out_share, place
 from rekindle.train.text import Source, open_source
+from rekindle.train.text.source import characters
 
 END_OF_TEXT = "<|endoftext|>"
 SAMPLE_CHARS = 1 << 26  # text enough for any vocabulary that is trained in a minute
 _SMALLEST = 257  # every byte and the end of text
 
 
-def make_tokenizer(choice: str, data: str, context: int) -> Any:
-    """The tokenizer that `choice` names: bpe:SIZE, trained on `data`, or an existing one's folder or name."""
+def make_tokenizer(choice: str, data: str, context: int, column: str | None = None) -> Any:
+    """The tokenizer that `choice` names: bpe:SIZE, trained on `data`, or an existing one's folder or name.
+
+    `column`: of the rows of `data`, see text.Reading.
+    """
     from rekindle.train.model import load_tokenizer
 
     kind, colon, size = choice.partition(":")
@@ -28,7 +32,7 @@ def make_tokenizer(choice: str, data: str, context: int) -> Any:
             where="option tokenizer",
             hint="bpe:2048",
         )
-    return train_bpe(open_source(data), int(size), context)
+    return train_bpe(open_source(data, column), int(size), context)
 
 
 def train_bpe(source: Source, size: int, context: int) -> Any:
@@ -56,9 +60,10 @@ def train_bpe(source: Source, size: int, context: int) -> Any:
 
 def _sample(source: Source) -> Iterator[str]:
     share, left = held_out_share(source), SAMPLE_CHARS
-    for text in source.documents():
-        if place(text) >= share:
-            yield text
+    for document in source.documents():
+        if place(document) >= share:
+            text = document if isinstance(document, str) else document.text
+            yield characters(text)
             left -= len(text)
         if left <= 0:
             return

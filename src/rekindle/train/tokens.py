@@ -1,7 +1,9 @@
 """Documents as memory-mapped tokens, split by document.
 
 A corpus is tokenised once into a cache folder: `train.bin` and `validation.bin` hold the documents of each side
-(see split.py) one after the other, each ended by the end-of-text token, as uint16 or uint32.
+(see split.py) one after the other, each ended by the end-of-text token, as uint16 or uint32. Where only answers have a
+loss, `train.loss` and `validation.loss` hold a byte for each token: whether it has one as a target. In windows a token
+without a loss stands as its complement, ~id, a negative number (see losses.inputs_and_targets).
 
 T tokens per sequence   N windows of T tokens
 """
@@ -14,22 +16,23 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from rekindle.errors import RekindleError
 from rekindle.store.publish import explained, sync
+from rekindle.train.encoder import CHUNK_CHARS, Encoder, chunks, short_hash, size_of
 from rekindle.train.order import sample_windows
 from rekindle.train.split import held_out_share, no_text, place
 from rekindle.train.text import Source, open_source
 
-FORMAT = 1  # raise it when the same text would give other files
+FORMAT = 2  # raise it when the same text would give other files
 _DAY = 24 * 3600
-_CHUNK_CHARS = 1 << 18  # per core: what is encoded at once, about 15 MB of working memory
+Side = Literal["train", "validation"]
 
 
 @dataclass(frozen=True)
@@ -41,66 +44,106 @@ class Meta:
     validation_documents: int
     empty_documents: int
     largest_id: int
+    train_losses: int  # tokens that have a loss as a target
+    validation_losses: int
+    digest: str  # of all tokens and losses, in their order
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """`train` and `validation` are flat arrays of token ids, mapped from disk."""
+    """`train` and `validation` are flat arrays of token ids, mapped from disk.
+
+    `losses` are which of them have a loss, where not all have; windows without any are then left out everywhere.
+    """
 
     train: np.ndarray
     validation: np.ndarray
     meta: Meta
+    losses: dict[str, np.ndarray] = field(default_factory=dict)
+    _useful: dict[tuple[str, int], np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def digest(self) -> str:
+        """What the text is, its order and the tokenizer included: equal for equal tokens and losses alone."""
+        return self.meta.digest
 
     def windows(self, seq_len: int) -> int:
         """How many training windows of T tokens, each with the token that follows its last: one epoch."""
-        return max(0, len(self.train) - 1) // seq_len
+        return self._windows("train", seq_len)
 
     def batch(self, first: int, count: int, seq_len: int, seed: int) -> np.ndarray:
         """Samples `first` to `first + count` of the endless training order [count, T + 1]; see order.py."""
-        order = sample_windows(first, count, self.windows(seq_len), seed)
-        return _gather(self.train, order * seq_len, seq_len + 1)
+        return self._gather("train", sample_windows(first, count, self.windows(seq_len), seed), seq_len)
 
     def sample(self, split: Literal["validation", "train", "all"], tokens: int, seq_len: int) -> np.ndarray:
         """About `tokens` tokens in windows spread evenly over the documents of one side, or over all [N, T + 1].
 
         At least one window; raises RekindleError where the text is shorter than that.
         """
-        sides = {"validation": [self.validation], "train": [self.train], "all": [self.train, self.validation]}
-        streams = sides[split]
-        total = sum(map(len, streams))
-        streams = [stream for stream in streams if len(stream) > seq_len]
-        if not streams:
+        sides: list[Side] = ["train", "validation"] if split == "all" else [split]
+        total = sum(len(self._stream(side)) for side in sides)
+        sides = [side for side in sides if self._windows(side, seq_len)]
+        if not sides:
+            answers = " with an answer in it" if self.losses else ""
             raise RekindleError(
-                f"The {split} text is {total} tokens, too short for a sequence of {seq_len}.",
+                f"The {split} text is {total} tokens, too short for a sequence of {seq_len}{answers}.",
                 hint="a smaller --seq-len, or more --data",
             )
-        return np.concatenate([_spread(stream, tokens * len(stream) // total, seq_len) for stream in streams])
+        return np.concatenate([self._spread(s, tokens * len(self._stream(s)) // total, seq_len) for s in sides])
+
+    def _stream(self, side: Side) -> np.ndarray:
+        return self.train if side == "train" else self.validation
+
+    def _windows(self, side: Side, seq_len: int) -> int:
+        if self.losses:
+            return len(self._answered(side, seq_len))
+        return max(0, len(self._stream(side)) - 1) // seq_len
+
+    def _answered(self, side: Side, seq_len: int) -> np.ndarray:
+        """The windows that have a loss."""
+        if (side, seq_len) not in self._useful:
+            count = max(0, len(self._stream(side)) - 1) // seq_len
+            targets = self.losses[side][1 : count * seq_len + 1].reshape(count, seq_len)
+            self._useful[side, seq_len] = np.flatnonzero(targets.any(axis=1))
+        return self._useful[side, seq_len]
+
+    def _spread(self, side: Side, tokens: int, seq_len: int) -> np.ndarray:
+        available = self._windows(side, seq_len)
+        wanted = min(available, max(1, tokens // seq_len))
+        return self._gather(side, np.arange(wanted, dtype=np.int64) * available // wanted, seq_len)
+
+    def _gather(self, side: Side, windows: np.ndarray, seq_len: int) -> np.ndarray:
+        if not self.losses:
+            return _cut_out(self._stream(side), windows * seq_len, seq_len + 1).astype(np.int64)
+        starts = self._answered(side, seq_len)[windows] * seq_len
+        tokens = _cut_out(self._stream(side), starts, seq_len + 1).astype(np.int64)
+        return np.where(_cut_out(self.losses[side], starts, seq_len + 1), tokens, ~tokens)
 
 
 def sample_tokens(
-    folder: Path, data: str, tokens: int, seq_len: int, split: Literal["validation", "train"] = "validation"
+    folder: Path, data: str, tokens: int, seq_len: int, split: Side = "validation", *, column: str | None = None
 ) -> np.ndarray:
     """About `tokens` tokens of one side of `data` in a checkpoint's own vocabulary [N, T], int64."""
     from rekindle.train.model import load_tokenizer
 
-    corpus = open_corpus(data, load_tokenizer(folder))
+    corpus = open_corpus(data, load_tokenizer(folder), column)
     return corpus.sample(split, tokens, seq_len)[:, :-1]
 
 
-def open_corpus(data: str, tokenizer: Any) -> Corpus:
-    """The tokens of `data`, from the cache or made now.
+def open_corpus(data: str, tokenizer: Any, column: str | None = None, *, mask_prompt: bool = False) -> Corpus:
+    """The tokens of `data`, from the cache or made now; of rows, the text or chat in `column` (see text.Reading).
 
-    `tokenizer` is a transformers tokenizer. Raises RekindleError for data that is unreadable, holds no text, or
-    cannot be split.
+    `tokenizer` is a transformers tokenizer. With `mask_prompt` only the answers of chats have a loss. Raises
+    RekindleError for data that is unreadable, holds no text, cannot be split, or changes while it is read.
     """
-    source = open_source(data)
-    encoder = Encoder(tokenizer)
-    key = _hash([FORMAT, source.listing(), encoder.fingerprint, encoder.end])
+    source = open_source(data, column, chat=mask_prompt)
+    encoder = Encoder(tokenizer, mask_prompt=mask_prompt)
+    key = short_hash([FORMAT, source.listing(), asdict(source.reading), encoder.fingerprint])
     folder = cache_folder() / "tokens" / key
-    corpus = _open(folder)
+    corpus = _open(folder, mask_prompt)
     if corpus is None:
         _make(source, encoder, folder)
-        corpus = _open(folder)
+        corpus = _open(folder, mask_prompt)
     if corpus is None:
         raise RekindleError("The tokens just written cannot be read back.", where=folder)
     return corpus
@@ -113,41 +156,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rekindle"
 
 
-class Encoder:
-    """Text to token ids, on all cores (the tokenizers library's own threads)."""
-
-    def __init__(self, tokenizer: Any):
-        known = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
-        end = next((token for token in known if token is not None), None)
-        if end is None:
-            raise RekindleError(
-                "The tokenizer has no end-of-text token to put between documents.",
-                where=tokenizer.name_or_path,
-                hint='set "eos_token" in tokenizer_config.json',
-            )
-        self.end: int = end
-        self.largest: int = max(tokenizer.get_vocab().values())
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._slow = tokenizer
-        if self._backend is not None:
-            self._backend.no_truncation()
-            self._backend.no_padding()
-
-    @property
-    def fingerprint(self) -> str:
-        description = self._backend.to_str() if self._backend else [repr(self._slow), self._slow.get_vocab()]
-        return _hash(description)
-
-    def __call__(self, texts: list[str]) -> Iterator[np.ndarray]:
-        """The ids of each text, int64."""
-        if self._backend is not None:
-            for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False):
-                yield np.array(encoding.ids, dtype=np.int64)
-        else:
-            for ids in self._slow(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-                yield np.array(ids, dtype=np.int64)
-
-
 def _make(source: Source, encoder: Encoder, folder: Path) -> None:
     """Tokenise into `folder`, which appears whole; of two processes at it the second's work is dropped."""
     with explained(folder):
@@ -155,7 +163,10 @@ def _make(source: Source, encoder: Encoder, folder: Path) -> None:
         _sweep(folder.parent)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
         try:
+            before = source.listing()
             meta = _write(source, encoder, partial)
+            if source.listing() != before:
+                raise RekindleError("The data changed while it was read.", where=source.name, hint="the same once more")
             if not (meta.train_documents and meta.validation_documents):
                 raise no_text(source)
             (partial / "meta.json").write_text(json.dumps(asdict(meta)), encoding="utf-8")
@@ -165,7 +176,7 @@ def _make(source: Source, encoder: Encoder, folder: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         except OSError:
-            if _open(folder) is None:
+            if _open(folder, encoder.mask_prompt) is None:
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -184,60 +195,66 @@ def _write(source: Source, encoder: Encoder, folder: Path) -> Meta:
 
     share = held_out_share(source)
     dtype = np.dtype("uint16" if encoder.largest < 2**16 else "uint32")
-    documents, tokens, largest = [0, 0], [0, 0], 0
+    documents, tokens, losses, largest = [0, 0], [0, 0], [0, 0], 0
+    digest = hashlib.sha256()
     with (
-        open(folder / "train.bin", "wb") as train,
-        open(folder / "validation.bin", "wb") as validation,
+        ExitStack() as files,
         tqdm(desc=f"tokenise {source.name}", unit="B", unit_scale=True, disable=None) as progress,
     ):
-        for texts in _chunks(source.documents(), _CHUNK_CHARS * (os.cpu_count() or 1)):
-            for text, ids in zip(texts, encoder(texts), strict=True):
-                side = int(place(text) < share)
-                (train, validation)[side].write(np.append(ids, encoder.end).astype(dtype).tobytes())
+        bins = [files.enter_context(open(folder / f"{side}.bin", "wb")) for side in get_args(Side)]
+        masks = [files.enter_context(open(folder / f"{side}.loss", "wb")) for side in get_args(Side)]
+        for texts in chunks(source.documents(), CHUNK_CHARS * (os.cpu_count() or 1)):
+            for document, (ids, loss) in zip(texts, encoder.documents(texts), strict=True):
+                side = int(place(document) < share)
+                written = ids.astype(dtype).tobytes()
+                bins[side].write(written)
+                digest.update(bytes([side]) + written)
+                if loss is not None:
+                    masks[side].write(loss.tobytes())
+                    digest.update(loss.tobytes())
                 documents[side] += 1
-                tokens[side] += len(ids) + 1
-                largest = max(largest, int(ids.max(initial=encoder.end)))
-            progress.update(sum(map(len, texts)))
-    return Meta(dtype.name, tokens[0], tokens[1], documents[0], documents[1], source.empty, largest)
+                tokens[side] += len(ids)
+                losses[side] += len(ids) if loss is None else int(loss.sum())
+                largest = max(largest, int(ids.max(initial=0)))
+            progress.update(sum(map(size_of, texts)))
+    if not encoder.mask_prompt:
+        for side in get_args(Side):
+            (folder / f"{side}.loss").unlink()
+    return Meta(
+        dtype=dtype.name,
+        train_tokens=tokens[0],
+        validation_tokens=tokens[1],
+        train_documents=documents[0],
+        validation_documents=documents[1],
+        empty_documents=source.empty,
+        largest_id=largest,
+        train_losses=losses[0],
+        validation_losses=losses[1],
+        digest=digest.hexdigest()[:32],
+    )
 
 
-def _chunks(documents: Iterable[str], chars: int) -> Iterator[list[str]]:
-    chunk, size = [], 0
-    for text in documents:
-        chunk.append(text)
-        size += len(text)
-        if size >= chars:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def _open(folder: Path, masked: bool) -> Corpus | None:
+    """The corpus in a cache folder, or None where it is missing or not what its meta.json says.
 
-
-def _open(folder: Path) -> Corpus | None:
-    """The corpus in a cache folder, or None where it is missing or not what its meta.json says."""
+    `masked`: with what says which tokens have a loss.
+    """
     try:
         meta = Meta(**json.loads((folder / "meta.json").read_text(encoding="utf-8")))
-        # As plain arrays: slicing a memmap object costs ten times a plain array's slice.
-        train, validation = (
-            np.memmap(folder / f"{side}.bin", dtype=meta.dtype, mode="r").view(np.ndarray)
-            for side in ("train", "validation")
-        )
+        train, validation = (_mapped(folder / f"{side}.bin", meta.dtype) for side in get_args(Side))
+        losses = {side: _mapped(folder / f"{side}.loss", "bool") for side in get_args(Side)} if masked else {}
     except (OSError, ValueError, TypeError):
         return None
-    if (len(train), len(validation)) != (meta.train_tokens, meta.validation_tokens):
+    lengths = (meta.train_tokens, meta.validation_tokens)
+    if (len(train), len(validation)) != lengths or (losses and tuple(map(len, losses.values())) != lengths):
         return None
-    return Corpus(train, validation, meta)
+    return Corpus(train, validation, meta, losses)
 
 
-def _spread(stream: np.ndarray, tokens: int, seq_len: int) -> np.ndarray:
-    available = (len(stream) - 1) // seq_len
-    wanted = min(available, max(1, tokens // seq_len))
-    return _gather(stream, np.arange(wanted, dtype=np.int64) * available // wanted * seq_len, seq_len + 1)
+def _mapped(path: Path, dtype: str) -> np.ndarray:
+    """As a plain array: slicing a memmap object costs ten times a plain array's slice."""
+    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
 
 
-def _gather(stream: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    return np.stack([stream[start : start + length] for start in starts]).astype(np.int64)
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+def _cut_out(stream: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    return np.stack([stream[start : start + length] for start in starts])

@@ -46,7 +46,7 @@ def utility(folder: Path, config: UtilityConfig) -> dict[str, Any]:
     check_lengths(seq_len, context, config.micro_batch)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, vocab_size, folder)
-    corpus = open_corpus(config.data, tokenizer)
+    corpus = open_corpus(config.data, tokenizer, config.text_column)
     check_corpus(corpus, seq_len, vocab_size)
     accelerator = make_accelerator(config.precision)
     model = load_model(source).requires_grad_(False).eval().to(accelerator.device)

@@ -1,0 +1,150 @@
+"""Documents to token ids, on all cores (the tokenizers library's own threads)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from rekindle.errors import RekindleError
+from rekindle.train.chat import Template
+from rekindle.train.text import Chat, Document, cut
+
+log = logging.getLogger(__name__)
+
+CHUNK_CHARS = 1 << 18  # per core: what is encoded at once, about 15 MB of working memory
+_PIECE_CHARS = 1 << 20  # a longer document is encoded piece by piece, between lines where it has any
+
+
+class Encoder:
+    """A tokenizer, and what stands between documents.
+
+    That is the end-of-text token, or the beginning's or the separator's where there is none. A tokenizer without any
+    has a blank line there, or nothing where it knows no line breaks. A chat ends as its template ends it, and with the
+    end-of-text token where the template does not write that.
+    """
+
+    def __init__(self, tokenizer: Any, *, mask_prompt: bool = False):
+        self.mask_prompt = mask_prompt
+        self.largest: int = max(tokenizer.get_vocab().values())
+        self.template = Template(tokenizer)
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._slow = tokenizer
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        known = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
+        self.end: list[int] = [token for token in known if token is not None][:1] or self._blank_line(tokenizer)
+
+    def _blank_line(self, tokenizer: Any) -> list[int]:
+        (ids,) = self(["\n\n"])
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        end = [] if unknown is not None and unknown in ids else ids.tolist()
+        log.warning(
+            "%s has no end-of-text token: %s parts the documents (eos_token in tokenizer_config.json sets one)",
+            tokenizer.name_or_path or "the tokenizer",
+            "a blank line" if end else "nothing",
+        )
+        return end
+
+    @property
+    def fingerprint(self) -> str:
+        description = self._backend.to_str() if self._backend else [repr(self._slow), self._slow.get_vocab()]
+        return short_hash([description, self.end, self.template.source, self.mask_prompt])
+
+    def __call__(self, texts: list[str]) -> Iterator[np.ndarray]:
+        """The ids of each text, int64."""
+        short = [text for text in texts if len(text) <= _PIECE_CHARS]
+        encoded = self._encoded(short)
+        for text in texts:
+            if len(text) <= _PIECE_CHARS:
+                yield next(encoded)
+            else:
+                yield np.concatenate([next(self._encoded([piece])) for piece in _pieces(text)])
+
+    def _encoded(self, texts: list[str]) -> Iterator[np.ndarray]:
+        if self._backend is not None:
+            for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False):
+                yield np.array(encoding.ids, dtype=np.int64)
+        elif texts:
+            for ids in self._slow(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+                yield np.array(ids, dtype=np.int64)
+
+    def documents(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """For each document its ids with their end, and which of them have a loss, None being all of them."""
+        texts = [self.template.write(d) if isinstance(d, Chat) else d for d in documents]
+        spans = [self._answers(d, text) for d, text in zip(documents, texts, strict=True)]
+        wanted = (text[:end] for text, cuts in zip(texts, spans, strict=True) for end in (None, *sum(cuts, ())))
+        encoded = (ids for some in chunks(wanted, CHUNK_CHARS * (os.cpu_count() or 1)) for ids in self(some))
+        for document, cuts in zip(documents, spans, strict=True):
+            ids = next(encoded)
+            loss = np.zeros(len(ids), bool) if self.mask_prompt else None
+            for _ in cuts:
+                before, after = next(encoded), next(encoded)
+                if not all(np.array_equal(part, ids[: len(part)]) for part in (before, after)):
+                    raise _unclear(document)
+                assert loss is not None
+                loss[len(before) : len(after)] = True
+            if isinstance(document, str) or not set(self.end) & set(ids.tolist()):
+                ids = np.append(ids, self.end).astype(np.int64)
+                answered = loss is not None and isinstance(document, Chat) and _answered(document)
+                loss = None if loss is None else np.append(loss, np.full(len(self.end), answered))
+            yield ids, loss
+
+    def _answers(self, document: Document, text: str) -> list[tuple[int, int]]:
+        if not self.mask_prompt:
+            return []
+        if isinstance(document, Chat):
+            return self.template.answers(document, text)
+        raise RekindleError(
+            f"mask_prompt asks for a loss on answers, but this document is plain text: {text[:60]!r}.",
+            where="option mask_prompt",
+            hint="rows with messages, conversations, or instruction and output; or without --mask-prompt",
+        )
+
+
+def chunks(texts: Iterable[Any], chars: int) -> Iterator[list[Any]]:
+    """Texts or documents, so many together that they have about `chars` characters."""
+    chunk, size = [], 0
+    for text in texts:
+        chunk.append(text)
+        size += size_of(text)
+        if size >= chars:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def size_of(document: Document) -> int:
+    return len(document if isinstance(document, str) else document.text)
+
+
+def short_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    while len(text) > _PIECE_CHARS:
+        end = cut(text, _PIECE_CHARS)
+        yield text[:end]
+        text = text[end:]
+    yield text
+
+
+def _answered(chat: Chat) -> bool:
+    return chat.messages[-1]["role"] == "assistant"
+
+
+def _unclear(document: Document) -> RekindleError:
+    return RekindleError(
+        "An answer begins or ends inside a token, so that a loss on answers alone would be on other tokens.",
+        where=document.where if isinstance(document, Chat) else None,
+        why="the chat template puts no special token or line break there",
+        hint="without --mask-prompt",
+    )

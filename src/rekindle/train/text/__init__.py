@@ -1,0 +1,15 @@
+"""Documents out of what `--data` names: files of any common format, folders, a dataset, or Python's own sources.
+
+source.py  what a name stands for: which files of a folder are read, and which are left out
+format.py  what a file is, by its content
+read.py    rows and texts out of a file, streamed
+row.py     the document of a row: its text, or its chat messages
+
+Everything streams: no file is ever in memory whole.
+"""
+
+from rekindle.train.text.read import DOCUMENT_CHARS, cut
+from rekindle.train.text.row import Chat, Document, Reading
+from rekindle.train.text.source import Source, open_source
+
+__all__ = ["DOCUMENT_CHARS", "Chat", "Document", "Reading", "Source", "cut", "open_source"]

@@ -67,7 +67,7 @@ def test_refused(small: Callable[..., Path], corpus: Path):
 
 def test_tasks_through_lm_eval(small: Callable[..., Path], corpus: Path, monkeypatch: pytest.MonkeyPatch):
     def simple_evaluate(model: str, model_args: str, tasks: list[str]) -> dict:
-        assert (model, model_args) == ("hf", f"pretrained={small()}")
+        assert (model, model_args) == ("hf", f"pretrained={small()},trust_remote_code=False")
         if tasks == ["nonsense"]:
             raise KeyError("nonsense")
         return {"results": {task: {"acc,none": 0.25, "alias": task} for task in tasks}}

@@ -1,0 +1,167 @@
+"""Where exact is exact: each engine's rules, as anatomy.engines has them, played in transformers' own classes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import SPARSE
+from torch.nn.functional import silu
+
+from rekindle import api
+from rekindle.anatomy import FAMILIES
+from rekindle.anatomy.engines import READINGS, WEIGHTS, differs, elsewhere
+from rekindle.apply.load import load_model
+from rekindle.edit.promise import EXACT
+from rekindle.errors import RekindleError
+
+IDS = torch.randint(64, (4, 32), generator=torch.Generator().manual_seed(0))
+ENGINES = list(READINGS)
+DENSE = ("llama", "qwen2", "qwen3", "olmo2")  # mistral and phi3 become mixtral, as llama does
+# What a norm after the branch does not even out: outputs no larger than its eps.
+SMALL = {"olmo2": {"initializer_range": 0.02}, "flex_olmo": {"initializer_range": 0.02}}
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS, use_cache=False).logits
+
+
+def played(folder, engine):
+    """The logits of a checkpoint under the engine's rules: routing weights, the switch, a head that is not stored."""
+    config, model = json.loads((folder / "config.json").read_text()), load_model(folder, "float32")
+    reading = READINGS[engine][config["model_type"]]
+
+    def weigh(module, args, result):
+        scores, _, chosen = result
+        weights = scores.float().softmax(-1).gather(-1, chosen)
+        divides = reading.divides if reading.weights != "config" else config.get("norm_topk_prob", True)
+        return scores, weights / weights.sum(-1, keepdim=True) if divides else weights, chosen
+
+    for layer in model.model.layers:
+        layer.mlp.gate.register_forward_hook(weigh)
+        if reading.shared.startswith("silu"):
+            gate = layer.mlp.shared_expert_gate
+            gate.register_forward_hook(lambda module, args, x: torch.logit(silu(x) / x))
+    if "own head" in reading.wants and "lm_head.weight" not in load_file(folder / "model.safetensors"):
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    return logits(model)
+
+
+def apart(folder, engine, parent):
+    before = logits(load_model(parent, "float32"))
+    return float((played(folder, engine) - before).abs().max() / before.abs().max())
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied"])
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("family", DENSE)
+def test_what_is_asked_for_an_engine_is_exact_there_or_refused(tiny, tmp_path, family, engine, tied):
+    parent = tiny(family, tie_word_embeddings=tied, **SMALL.get(family, {}))
+    options = {"experts": 4, "engine": engine, "router_std": 1.0}
+    if family == "olmo2":
+        with pytest.raises(RekindleError, match="keeps the top-k weights|what it does with this family is unknown"):
+            api.upcycle(parent, **options)
+        return
+    model = api.upcycle(parent, **options)
+    assert engine in model.checkpoint.promise.text
+    child = model.save(tmp_path / "out")
+    verdict = api.verify(child, against=parent, tokens=128)
+    assert (verdict.promise, verdict.held) == ("exact", True), "in transformers too"
+    assert apart(child, engine, parent) <= EXACT
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied"])
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("family", DENSE)
+def test_the_table_says_where_the_usual_child_is_another_function(tiny, tmp_path, family, engine, tied):
+    parent = tiny(family, tie_word_embeddings=tied, **SMALL.get(family, {}))
+    model = api.upcycle(parent, experts=4, router_std=1.0)
+    why = elsewhere(model.checkpoint.family.model_type, model.checkpoint.settings).get(engine)
+    assert (why is not None) == any(f"{engine}" in note for note in model.checkpoint.notes)
+    if why != WEIGHTS["unknown"]:
+        assert (apart(model.save(tmp_path / "out"), engine, parent) <= EXACT) == (why is None)
+
+
+def test_a_switch_of_zeros_is_undefined_where_it_is_divided_by(tiny, tmp_path):
+    parent = tiny("qwen2")
+    usual = api.upcycle(parent, experts=4, shared_experts=1).save(tmp_path / "usual")
+    assert apart(usual, "llama.cpp", parent) != apart(usual, "llama.cpp", parent), "NaN"
+    for dtype in ("float32", "bfloat16", "float16"):
+        parent = tiny("qwen2", dtype=dtype)
+        child = api.upcycle(parent, experts=4, engine="llama.cpp").save(tmp_path / dtype)
+        assert apart(child, "llama.cpp", parent) <= EXACT, dtype
+
+
+def test_in_an_engine_that_keeps_the_weights_all_experts_are_exact(tiny, tmp_path):
+    parent = tiny("olmo2", tie_word_embeddings=True)
+    child = api.upcycle(parent, experts=4, top_k=4, engine="vllm", router_std=1.0).save(tmp_path / "out")
+    assert apart(child, "vllm", parent) <= EXACT
+    assert api.verify(child, against=parent, tokens=128).held
+
+
+def test_training_sees_the_weights_that_are_served(tiny):
+    """After the first step the routed experts speak: then the config must say what the engine does."""
+    for engine, divides in (("llama.cpp", False), ("vllm", True), ("sglang", True)):
+        child = api.upcycle(tiny("qwen2"), experts=4, engine=engine).checkpoint
+        assert child.config["norm_topk_prob"] is divides
+        assert not list(differs(engine, "qwen2_moe", child.settings))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("divided", [False, True])
+@pytest.mark.parametrize("family", [family for family in SPARSE if family != "deepseek_v3"])
+def test_grown_experts_are_exact_where_the_engine_does_as_the_config_says(tiny, tmp_path, family, engine, divided):
+    changes = {} if family == "mixtral" else {"norm_topk_prob": divided} | SMALL.get(family, {})
+    parent, options = tiny(family, **changes), {"factor": 2, "noise": 0, "engine": engine}
+    if READINGS[engine][family].weights != "unknown" and apart(parent, engine, parent) <= EXACT:
+        child = api.grow_experts(parent, **options).save(tmp_path / "out")
+        assert apart(child, engine, parent) <= EXACT
+    else:
+        with pytest.raises(RekindleError, match=f"^{engine} does not serve this {family}"):
+            api.grow_experts(parent, **options)
+
+
+def test_each_refusal_names_the_nearest_that_is_served(tiny):
+    for family, options, hint in (
+        ("olmo2", {"engine": "vllm"}, "--top-k 4 (the weights of all do), or --engine transformers"),
+        ("olmo2", {"engine": "sglang"}, "--engine transformers"),
+        (
+            "qwen2",
+            {"engine": "llama.cpp", "layers": "every:2"},
+            "--layers all, or --engine vllm or --engine transformers",
+        ),
+        (
+            "qwen2",
+            {
+                "engine": "llama.cpp",
+                "init": "virtual-group",
+                "granularity": 4,
+                "shared_experts": 1,
+                "top_k": 3,
+                "experts": 6,
+            },
+            "--shared-experts 4, or --engine transformers",
+        ),
+    ):
+        with pytest.raises(RekindleError) as refused:
+            api.upcycle(tiny(family), **{"experts": 4} | options)
+        assert refused.value.hint == hint
+    with pytest.raises(RekindleError, match="engine is 'ollama', but it must be one of transformers, llama.cpp"):
+        api.upcycle(tiny("llama"), experts=4, engine="ollama")
+
+
+def test_the_table_is_whole_and_loads_the_names_that_are_written():
+    """Each engine x family has a row, and the names in it are those of our family tables."""
+    for engine, readings in READINGS.items():
+        assert set(readings) == set(SPARSE)
+        for family, reading in readings.items():
+            stem, _, parts = reading.experts.partition("{expert}.")
+            tail = parts[parts.index("}") + 1 :]
+            wanted = {f"{stem}{{expert}}.{part}{tail}.weight" for part in parts[1 : parts.index("}")].split(",")}
+            rows = {row.name.split("{layer}.")[1] for row in FAMILIES[family].sparse if "{expert}" in row.name}
+            assert wanted == rows, (engine, family)
+            assert reading.weights in WEIGHTS
+            assert reading.commit or reading.weights == "unknown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import silu
 
 from rekindle import api
 from rekindle.anatomy import FAMILIES
-from rekindle.anatomy.engines import READINGS, WEIGHTS, differs, elsewhere
+from rekindle.anatomy.engines import READ_ON, READINGS, WEIGHTS, differs, elsewhere
 from rekindle.apply.load import load_model
 from rekindle.edit.promise import EXACT
 from rekindle.errors import RekindleError
@@ -165,3 +166,14 @@ def test_the_table_is_whole_and_loads_the_names_that_are_written():
             assert wanted == rows, (engine, family)
             assert reading.weights in WEIGHTS
             assert reading.commit or reading.weights == "unknown"
+
+
+def test_the_page_has_the_table():
+    page = (Path(__file__).parents[2] / "docs" / "methods" / "upcycle.md").read_text()
+    assert f"| family | {' | '.join(READINGS)} |" in page
+    for family in SPARSE:
+        cells = [
+            f"{r.weights}{'; ' if r.wants else ''}{', '.join(r.wants)}" for r in (READINGS[e][family] for e in ENGINES)
+        ]
+        assert f"| `{family}` | {' | '.join(cells)} |" in page
+    assert f"read on {READ_ON}" in page.replace("\n", " ")

@@ -12,6 +12,11 @@ from rekindle.cli.out import FORMAT, count, nbytes, result, say, table
 from rekindle.errors import CheckFailed
 
 DEBUG = click.option("--debug", is_flag=True, hidden=True)
+PROMISED = {  # promise, held -> what is said of it
+    ("exact", True): "exact, held",
+    ("lossy", True): "lossy: measured, nothing promised to hold",
+    ("none", None): "none: measured only",
+}
 
 
 @click.command("inspect")
@@ -114,11 +119,11 @@ def verify(out: str, against: str, tokens: str, data: str, blockwise: bool | Non
     except ValueError as error:
         raise click.UsageError(f"--tokens is {tokens!r}, but {error}.") from None
     verdict = api.verify(out, against, tokens=number, data=data, blockwise=blockwise)
-    rows = [
-        (
-            "promise",
-            verdict.promise + {True: ", held", False: ", BROKEN", None: ": measured only"}[verdict.held],
-        ),
+    rows = []
+    if verdict.loss_parent is not None:
+        rows.append(("loss", f"{verdict.loss_parent:.6f} before, {verdict.loss_child:.6f} after (nats per token)"))
+    rows += [
+        ("promise", PROMISED.get((verdict.promise, verdict.held), f"{verdict.promise}, BROKEN")),
         (
             verdict.compared,
             f"differ by {verdict.relative_difference:.2e} of the largest (float32; exact is <= {EXACT:.0e})",
@@ -126,8 +131,6 @@ def verify(out: str, against: str, tokens: str, data: str, blockwise: bool | Non
     ]
     if verdict.stored_difference is not None:
         rows.append(("", f"differ by {verdict.stored_difference:.2e} in {verdict.dtype}, as stored"))
-    if verdict.loss_parent is not None:
-        rows.append(("loss", f"{verdict.loss_parent:.6f} before, {verdict.loss_child:.6f} after (nats per token)"))
     rows += [
         ("on", f"{verdict.tokens} tokens, {verdict.text}"),
         ("NaN scan", ", ".join(f"{name}: {n}" for name, n in verdict.not_finite.items()) or "all finite"),

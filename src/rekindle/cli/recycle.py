@@ -20,6 +20,7 @@ from rekindle.cli.out import FORMAT, echo, nbytes, result, say, table
 from rekindle.config import Resolved, dump_yaml, resolve
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, Method
+from rekindle.store.manifest import read_manifest
 from rekindle.store.publish import check_free
 
 EXAMPLES = {
@@ -129,6 +130,8 @@ def join(out: str, format_: str, debug: bool) -> None:
     stored = sum(tensor.nbytes for tensor in checkpoint.folder.tensors.values())
     human = f"{path}: {api.summary(checkpoint)}, {parameters(checkpoint)}, {nbytes(stored)}"
     result({"out": str(path), "bytes": stored, "parameters": checkpoint.parameters()}, human, format_)
+    manifest = read_manifest(path)
+    _say_verify(path, next((r.source for r in reversed(manifest.lineage) if r.source), "") if manifest else "")
 
 
 def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[str, Any]) -> None:
@@ -179,10 +182,15 @@ def _tell(model: api.Model, job: Job, part: Part | None, path: Path, format_: st
     result(data, "\n".join(lines), format_)
     if part:
         missing = missing_parts(read_records(path))
-        once = f", once part {', '.join(map(str, missing))} of {part.of} is here too" if missing else ""
+        once = f"  # once part {', '.join(map(str, missing))} of {part.of} is here too" if missing else ""
         say(f"next:  {shlex.join(['rekindle', 'join', str(path)])}{once}")
-    elif os.path.isdir(model.source):
-        say(f"next:  {shlex.join(['rekindle', 'verify', str(path), '--against', model.source])}")
+    else:
+        _say_verify(path, model.source)
+
+
+def _say_verify(path: Path, source: str) -> None:
+    if os.path.isdir(source):
+        say(f"next:  {shlex.join(['rekindle', 'verify', str(path), '--against', source])}")
 
 
 COMMANDS = {method.verb: _verb(method) for method in METHODS.values()} | {"run": run, "join": join}

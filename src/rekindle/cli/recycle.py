@@ -23,33 +23,10 @@ from rekindle.methods import METHODS, Method
 from rekindle.store.manifest import read_manifest
 from rekindle.store.publish import check_free
 
-EXAMPLES = {
-    "upcycle": [
-        "rekindle upcycle SRC OUT --experts 8 --top-k 2",
-        "rekindle upcycle SRC OUT --experts 4 --dry-run",
-        "rekindle upcycle SRC OUT --experts 8 --init drop --drop-ratio 0.5",
-        "rekindle upcycle SRC OUT --experts 64 --top-k 8 --init virtual-group --granularity 8",
-        "rekindle upcycle SRC OUT --experts 60 --top-k 4 --init virtual-group --granularity 4 --shared-experts 4",
-    ],
-    "grow-depth": [
-        "rekindle grow-depth SRC OUT --factor 2",
-        "rekindle grow-depth SRC OUT --layers 3 --order llama-pro",
-    ],
-    "grow-experts": [
-        "rekindle grow-experts MOE OUT --factor 2 --noise 0.01",
-        "rekindle grow-experts MOE OUT --top-k keep --copies utility --scores scores.json",
-    ],
-    "gqa": [
-        "rekindle gqa SRC OUT --kv-heads 1",
-        "rekindle gqa SRC OUT --kv-heads 2 --pool aligned --data stdlib --data-tokens 8k",
-    ],
-    "rewrite": ["rekindle rewrite SRC OUT --max-shard-size 2GB", "rekindle rewrite SRC OUT --dtype bfloat16"],
-}
-
 
 def _verb(method: Method) -> click.Command:
     text = f"{method.summary}\n\n" + (f"{method.paper}\n\n" if method.paper else "")
-    text += "\b\n" + "\n".join(EXAMPLES.get(method.verb, []))
+    text += "\b\n" + "\n".join(method.commands)
 
     @click.command(method.verb, help=text)
     @click.argument("src")

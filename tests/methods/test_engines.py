@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from apply.apply_moments import write_moments
+from safetensors.torch import load_file, save_file
 from tiny_models import SPARSE
 from torch.nn.functional import silu
 
 from rekindle import api
 from rekindle.anatomy import FAMILIES
-from rekindle.anatomy.engines import READ_ON, READINGS, WEIGHTS, differs, elsewhere
+from rekindle.anatomy.engines import READ_ON, READINGS, WEIGHTS, elsewhere
 from rekindle.apply.load import load_model
 from rekindle.edit.promise import EXACT
 from rekindle.errors import RekindleError
@@ -103,12 +105,44 @@ def test_in_an_engine_that_keeps_the_weights_all_experts_are_exact(tiny, tmp_pat
     assert api.verify(child, against=parent, tokens=128).held
 
 
-def test_training_sees_the_weights_that_are_served(tiny):
-    """After the first step the routed experts speak: then the config must say what the engine does."""
-    for engine, divides in (("llama.cpp", False), ("vllm", True), ("sglang", True)):
-        child = api.upcycle(tiny("qwen2"), experts=4, engine=engine).checkpoint
-        assert child.config["norm_topk_prob"] is divides
-        assert not list(differs(engine, "qwen2_moe", child.settings))
+def moved(folder, to):
+    """A checkpoint as training leaves it: every weight elsewhere, so that no two experts are alike and all speak."""
+    shutil.copytree(folder, to)
+    weights, generator = load_file(to / "model.safetensors"), torch.Generator().manual_seed(1)
+    weights = {name: x + 0.1 * torch.randn(x.shape, generator=generator) for name, x in weights.items()}
+    save_file(weights, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_what_was_made_for_an_engine_and_trained_is_served_as_it_was_trained(tiny, tmp_path, family, engine):
+    parent = tiny(family, tie_word_embeddings=True)
+    child = api.upcycle(parent, experts=4, engine=engine).save(tmp_path / "out")
+    trained = moved(child, tmp_path / "trained")
+    assert apart(trained, engine, trained) <= EXACT
+    grown = api.grow_experts(trained, engine=engine, noise=0).save(tmp_path / "grown")
+    assert apart(grown, engine, trained) <= EXACT
+
+
+def test_the_usual_child_once_trained_is_another_function_where_the_table_says_so(tiny, tmp_path):
+    child = api.upcycle(tiny("qwen2"), experts=4).save(tmp_path / "out")
+    trained = moved(child, tmp_path / "trained")
+    assert apart(trained, "llama.cpp", trained) > 0.01
+    assert apart(trained, "vllm", trained) <= EXACT
+
+
+def test_apart_from_the_embeddings_the_head_has_a_past_of_neither(tiny, tmp_path):
+    """What was one gradient is two: the moments of both start empty, those of all else go on."""
+    parent = tiny("qwen3", tie_word_embeddings=True)
+    state = write_moments(tmp_path / "state", parent)
+    out = api.upcycle(parent, experts=4, engine="sglang").save(tmp_path / "out", optimizer_state=str(state))
+    moments, weights = load_file(out / "optimizer" / "optimizer.safetensors"), load_file(out / "model.safetensors")
+    assert torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert not moments[f"{name}.exp_avg"].any()
+    assert moments["model.norm.weight.exp_avg"].any()
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
 
 
 @pytest.mark.parametrize("engine", ENGINES)

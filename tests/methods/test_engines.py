@@ -159,6 +159,24 @@ def test_grown_experts_are_exact_where_the_engine_does_as_the_config_says(tiny, 
             api.grow_experts(parent, **options)
 
 
+@pytest.mark.parametrize(
+    ("kind", "engines"), [("llama3", {"sglang"}), ("linear", {"sglang"}), ("longrope", {"sglang", "llama.cpp"})]
+)
+def test_positions_that_an_engine_does_not_stretch_are_told(tiny, kind, engines):
+    scaling = {"rope_type": kind, "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32}
+    if kind == "llama3":
+        scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if kind == "longrope":
+        scaling |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    parent = tiny("llama", rope_parameters=scaling)
+    child = api.upcycle(parent, experts=4).checkpoint
+    assert set(elsewhere("mixtral", child.settings)) == engines
+    for engine in engines:
+        with pytest.raises(RekindleError, match="it scales no RoPE|it reads no factors"):
+            api.upcycle(parent, experts=4, engine=engine, target="mixtral")
+    assert api.upcycle(parent, experts=4, engine="sglang").checkpoint.family.model_type == "qwen2_moe", "it scales RoPE"
+
+
 def test_each_refusal_names_the_nearest_that_is_served(tiny):
     for family, options, hint in (
         ("olmo2", {"engine": "vllm"}, "--top-k 4 (the weights of all do), or --engine transformers"),

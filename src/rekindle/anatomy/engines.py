@@ -2,8 +2,9 @@
 
 A result is exact in transformers. An engine has code of its own for each family, and where that code weighs the chosen
 experts by another rule, the same files are another function there. This table holds what was read: of which file, at
-which commit, when. What was not read is unknown, and unknown is never called exact. It speaks of experts and of what
-goes with them alone; attention, positions and kernels are the engine's own, for the parent as for the child.
+which commit, when. What was not read is unknown, and unknown is never called exact. It speaks of experts, and of what
+the engine's code for a dense parent has and that for its sparse kin lacks; the rest is the engine's own, for the one
+as for the other.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class Reading:
         return self.weights in ("divided", "config")
 
 
+def _rope(settings: Settings) -> str:
+    return str((settings.rope_scaling or {}).get("rope_type"))
+
+
 WEIGHTS = {
     "divided": "it divides the top-k weights by their sum, whatever norm_topk_prob says",
     "kept": "it keeps the top-k weights as they are, whatever norm_topk_prob says",
@@ -48,6 +53,9 @@ WANTS: dict[str, tuple[Callable[[Settings], bool], str]] = {
     "own head": (lambda s: not s.tie_word_embeddings, "it reads no head that is tied to the embeddings"),
     "all sparse": (lambda s: len(s.sparse_layers) == s.num_layers, "it has experts in every layer"),
     "qkv bias": (lambda s: s.qkv_bias, "it has biases on q, k and v"),
+    "no scaled rope": (lambda s: not s.rope_scaling, "it scales no RoPE"),
+    "no rope factors": (lambda s: _rope(s) not in ("llama3", "longrope"), "it reads no factors of llama3 or longrope"),
+    "no longrope": (lambda s: _rope(s) != "longrope", "it reads no factors of longrope"),
     "even heads": (lambda s: s.head_dim * s.num_heads == s.hidden_size, "it has no head_dim of its own"),
 }
 
@@ -57,13 +65,15 @@ _CPP, _VLLM, _SGLANG = "src/models/", "vllm/model_executor/models/", "python/sgl
 
 READINGS: dict[str, dict[str, Reading]] = {
     "llama.cpp": {
-        "mixtral": Reading("divided", _CPP + "llama.cpp", "069be0a", W123),
+        "mixtral": Reading("divided", _CPP + "llama.cpp", "069be0a", W123, wants=("no longrope",)),
         "qwen2_moe": Reading(
             "kept", _CPP + "qwen2moe.cpp", "623ac8d",
-            shared="silu(switch x) / (switch x)", wants=("own head", "all sparse"),
+            shared="silu(switch x) / (switch x)", wants=("own head", "all sparse", "no rope factors"),
         ),
-        "qwen3_moe": Reading("divided", _CPP + "qwen3moe.cpp", "069be0a", wants=("all sparse",)),
-        "olmoe": Reading("kept", _CPP + "olmoe.cpp", "82234e0", wants=("own head",)),
+        "qwen3_moe": Reading(
+            "divided", _CPP + "qwen3moe.cpp", "069be0a", wants=("all sparse", "no rope factors")
+        ),
+        "olmoe": Reading("kept", _CPP + "olmoe.cpp", "82234e0", wants=("own head", "no rope factors")),
         "flex_olmo": Reading("unknown", "conversion/olmo.py, which does not name it", "051139f"),
         "deepseek_v3": Reading("config", _CPP + "deepseek2.cpp", "07bede6", shared="plain"),
     },
@@ -76,7 +86,8 @@ READINGS: dict[str, dict[str, Reading]] = {
         "deepseek_v3": Reading("config", _VLLM + "deepseek_v2.py", "002d607", shared="plain"),
     },
     "sglang": {
-        "mixtral": Reading("divided", _SGLANG + "mixtral.py", "7f1f5bc", W123, wants=("own head", "even heads")),
+        "mixtral": Reading("divided", _SGLANG + "mixtral.py", "7f1f5bc", W123,
+                           wants=("own head", "even heads", "no scaled rope")),
         "qwen2_moe": Reading(
             "config", _SGLANG + "qwen2_moe.py", "0115497", shared=SWITCHED, wants=("own head", "all sparse")
         ),

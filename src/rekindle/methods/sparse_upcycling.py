@@ -181,7 +181,7 @@ def _settings(parent: Checkpoint, config: Config, target: str, layers: tuple[int
 def _promise(parent: Checkpoint, config: Config, layers: tuple[int, ...]) -> Promise:
     promise = _promised(parent, config, layers)
     if promise.exact and config.engine != "transformers":
-        return exact(f"{promise.text}; {config.engine} computes the same, by its source")
+        return exact(f"{promise.text}; {config.engine} weighs experts so too, by its source")
     return promise
 
 

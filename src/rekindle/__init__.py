@@ -8,7 +8,11 @@ rekindle.verify("moe", against="dense")
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from rekindle.errors import RekindleError
 
 __version__ = "0.1.0"
 
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Archive",
     "Model",
+    "RekindleError",
     "__version__",
     "apply",
     "evaluate",
@@ -73,4 +78,23 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'rekindle' has no attribute {name!r}")
     from rekindle import api
 
-    return getattr(api, name)
+    verb = getattr(api, name)
+    if room := sys.modules.get(f"rekindle.{name}"):  # its modules are found through the verb of its name
+        vars(room).update(vars(verb))
+        verb.__dict__ = vars(room)
+    return verb
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Face(ModuleType):
+    """Where a room has the name of a verb (train, laws, report), importing it must not take the verb away."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

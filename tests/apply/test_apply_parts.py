@@ -211,7 +211,7 @@ def test_the_command_line_says_how_to_go_on(parent):
     command = ["upcycle", str(parent), OUT, "--experts", "4", "--max-shard-size", "20kB", "--part"]
     first = CliRunner().invoke(rekindle, [*command, "2/3"])
     assert "part 2/3: " in first.stdout
-    assert "next:  rekindle join out, once part 1, 3 of 3 is here too" in first.stderr
+    assert "next:  rekindle join out  # once part 1, 3 of 3 is here too" in first.stderr
     CliRunner().invoke(rekindle, [*command, "1/3"])
     last = json.loads(CliRunner().invoke(rekindle, [*command, "3/3", "--format", "json"]).stdout)
     assert last["part"] == "3/3"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from click.testing import CliRunner
 
 from rekindle import api
+from rekindle.cli.verbs import rekindle as verbs
 
 
 def rekindle(*words, cwd=None, **environment):
@@ -50,6 +53,21 @@ def test_json_is_json(tiny, tmp_path):
     verdict = json.loads(rekindle("verify", out, "--against", tiny("llama"), "--tokens", 64, "--format", "json").stdout)
     assert verdict["held"] is True
     assert json.loads(rekindle("env", "--format", "json").stdout)["torch"].startswith("2.")
+
+
+def test_a_measurement_does_not_sound_like_a_promise_kept(tiny, tmp_path):
+    """What is lossy first tells what it cost."""
+    parent, said = tiny("llama"), {}
+    for name, model in {
+        "exact": api.rewrite(parent),
+        "lossy": api.gqa(parent, kv_heads=1),
+    }.items():
+        words = ["verify", str(model.save(tmp_path / name)), "--against", str(parent), "--tokens", "64"]
+        said[name] = CliRunner().invoke(verbs, words).stdout.splitlines()
+    for lines in said.values():
+        assert re.match(r"loss +[\d.]+ before, [\d.]+ after", lines[0])
+    assert said["exact"][1].split() == ["promise", "exact,", "held"]
+    assert said["lossy"][1].split(maxsplit=1) == ["promise", "lossy: measured, nothing promised to hold"]
 
 
 def test_every_value_is_echoed_with_its_origin(tiny, tmp_path):

@@ -191,6 +191,15 @@ def test_alignment_loses_less_and_heads_alike_no_more(tiny, tmp_path, family):
     assert ((similar**2).sum(axis=1) <= (aligned**2).sum(axis=1) * (1 + 1e-6)).all()
 
 
+def test_what_loses_more_names_what_loses_less(tiny):
+    for pool in ("mean", "first", "random"):
+        notes = api.gqa(tiny("llama"), kv_heads=1, pool=pool).checkpoint.notes
+        assert any(note.startswith(f"--pool aligned --data TEXT loses less than {pool}") for note in notes)
+    for options in ({"kv_heads": 1, "pool": "aligned"}, {"kv_heads": 4}):
+        notes = api.gqa(tiny("llama"), **options).checkpoint.notes
+        assert not any("--pool aligned" in note for note in notes)
+
+
 def test_the_error_told_is_that_of_the_weights(tiny, tmp_path):
     """Of values, for white noise before the norm: |O (V - pooled V) g| / |O V g|, all heads beside each other."""
     parent = tiny("llama", **ALL)

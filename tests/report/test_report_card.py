@@ -1,9 +1,16 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import yaml
 from report_runs import INIT, PARENT, UPCYCLE
 
+from rekindle import api
+from rekindle.apply.load import load_model
 from rekindle.report import write_card
 from rekindle.store.manifest import Manifest, Record
 
@@ -89,6 +96,82 @@ def test_a_parent_that_states_no_license_leaves_it_unknown(tmp_path, readme):
     head, body = card(tmp_path, [from_hub(str(parent))])
     assert "license" not in head
     assert "Unknown" in body
+
+
+ODD = {
+    "a date that is none": "license: mit\ndate: 2024-02-30",
+    "a number of 5,000 digits": f"license: mit\nsize: {'9' * 5000}",
+    "a tag": "license: mit\nx: !!python/object/apply:os.system [true]",
+    "an odd time and octal": "license: mit\nt: 2024-01-01T25:61:61Z\no: 0o99",
+}
+LOST = {"no end of brackets": f"license: mit\nx: {'[' * 20_000}", "no end of keys": "license: mit\n" + "? " * 20_000}
+
+
+@pytest.mark.parametrize("head", [*ODD.values(), *LOST.values()], ids=[*ODD, *LOST])
+def test_an_odd_card_of_the_parent_costs_its_license_at_most(tiny, tmp_path, head):
+    """End to end: whatever is there is settled, and never after the bytes are written."""
+    parent = shutil.copytree(tiny("llama"), tmp_path / "parent")
+    (parent / "README.md").write_text(f"---\n{head}\n---\n# Parent\n")
+    text = (api.rewrite(parent).save(tmp_path / "out") / "README.md").read_text()
+    assert ("Inherited from the parent's card: mit" in text) == (head in ODD.values())
+
+
+def test_a_pipe_for_a_card_is_not_waited_for(tiny, tmp_path):
+    parent = shutil.copytree(tiny("llama"), tmp_path / "parent")
+    os.mkfifo(parent / "README.md")
+    words = [sys.executable, "-m", "rekindle", "rewrite", str(parent), str(tmp_path / "out")]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
+    assert "Unknown: no parent's card" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_what_does_not_show_is_written_out(tmp_path):
+    """A terminal obeys escape codes, and a mark that turns text round makes a name another."""
+    nasty = Record(verb="up\x1b[2Jcycle", command="run \x07\u202egnp", options={}, source="a\x9bb", summary="\ud800")
+    _, body = card(tmp_path, [nasty], config={"x": "\x00"})
+    for written in ("up\\u001b", "run \\u0007\\u202egnp", "a\\u009bb", "\\ud800"):
+        assert written.replace("[", "&#91;") in body
+    assert all(mark.isprintable() or mark == "\n" for mark in body.replace("\u00a0", ""))
+
+
+def test_the_hub_is_told_what_it_is(tmp_path):
+    for i, (name, tag) in enumerate(
+        (
+            ("MixtralForCausalLM", "text-generation"),
+            ("GPT2LMHeadModel", "text-generation"),
+            ("BertForMaskedLM", "fill-mask"),
+            ("BertModel", "feature-extraction"),
+            ("SomethingElse", None),
+        )
+    ):
+        head, _ = card(tmp_path, [from_hub()], config={"architectures": [name]}, name=f"of {i}")
+        assert head.get("pipeline_tag") == tag
+        assert "base_model_relation" not in head, "made of it, not trained on"
+    trained = replace(from_hub(), verb="train", source="child")
+    assert card(tmp_path, [from_hub(), trained])[0]["base_model_relation"] == "finetune"
+
+
+def test_the_card_says_where_it_is_exact_and_who_balances(tiny, tmp_path):
+    out = api.upcycle(tiny("qwen2"), experts=4).save(tmp_path / "out")
+    text = (out / "README.md").read_text()
+    assert "| llama.cpp | it keeps the top-k weights as they are" in text
+    assert "| vllm | as transformers does | vllm-project/vllm: " in text
+    assert "`output_router_logits` is false" in text
+    text = (api.upcycle(tiny("qwen2"), experts=4, engine="llama.cpp").save(tmp_path / "cpp") / "README.md").read_text()
+    assert "| llama.cpp | as transformers does | ggml-org/llama.cpp: src/models/qwen2moe.cpp at 623ac8d |" in text
+    assert "In serving engines" not in (api.rewrite(tiny("llama")).save(tmp_path / "dense") / "README.md").read_text()
+
+
+def test_other_trainers_add_no_balance_loss_until_they_are_told(tiny):
+    import torch
+
+    ids = torch.arange(32).view(1, 32)
+    losses = {}
+    for asked in (False, True):
+        model = load_model(tiny("mixtral"), "float32")
+        model.config.output_router_logits = asked
+        losses[asked] = float(model(input_ids=ids, labels=ids).loss.detach())
+    assert json.loads((tiny("mixtral") / "config.json").read_text())["output_router_logits"] is False
+    assert losses[True] > losses[False]
 
 
 def test_nothing_from_a_file_becomes_markup(tmp_path):

@@ -19,7 +19,8 @@ from rekindle.api.archive import (
 from rekindle.api.join import join
 from rekindle.api.laws import fit, laws, plan
 from rekindle.api.look import checksums, env, inspect, not_finite, verify
-from rekindle.api.model import Model, apply, command, gqa, grow_depth, grow_experts, open, rewrite, summary, upcycle
+from rekindle.api.methods import gqa, grow_depth, grow_experts, rewrite, upcycle
+from rekindle.api.model import Model, apply, command, open, summary
 from rekindle.api.recipe import is_training, load_recipe, run
 from rekindle.api.training import evaluate, init, report, train, utility
 from rekindle.codec.archive import Archive

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekindle.api.model import command
+from rekindle.api.options import takes
 from rekindle.config import Resolved, resolve
 from rekindle.errors import RekindleError
+from rekindle.laws.config import FitConfig, PlanConfig
 
 if TYPE_CHECKING:
-    from rekindle.laws.config import FitConfig, PlanConfig
     from rekindle.laws.fitted import Fitted
     from rekindle.laws.plan import Checkpoint, Plan
     from rekindle.laws.table import Table
@@ -46,6 +47,7 @@ def laws() -> dict[str, dict[str, Any]]:
     }
 
 
+@takes(PlanConfig)
 def plan(
     options: Resolved[PlanConfig] | None = None,
     *,
@@ -54,13 +56,12 @@ def plan(
     overwrite: bool = False,
     **given: Any,
 ) -> Plan:
-    """Upcycle, continue, or start over? Options: laws.config.PlanConfig.
+    """Upcycle, continue, or start over?
 
     The answer has the loss of each option with an interval (nats per token), where curves cross (tokens), a verdict,
     the best size for the budget, and costs; `to_dict()` has all of it as plain values. The folder `out` gets the figure
     (PNG, SVG, CSV) and the page; `html` the page alone, one file that recomputes all of it in the browser.
     """
-    from rekindle.laws.config import PlanConfig
     from rekindle.laws.law import law_named
     from rekindle.laws.plan import Checkpoint
     from rekindle.laws.plan import plan as answer
@@ -124,6 +125,7 @@ def _checkpoint(source: str | Path) -> Checkpoint:
     )
 
 
+@takes(FitConfig)
 def fit(
     sources: str | Path | Sequence[str | Path],
     options: Resolved[FitConfig] | None = None,
@@ -133,12 +135,11 @@ def fit(
     overwrite: bool = False,
     **given: Any,
 ) -> Fitted:
-    """Fit a law to runs: a CSV with named columns, or folders that `train` wrote. Options: laws.config.FitConfig.
+    """Fit a law to runs: a CSV with named columns, or folders that `train` wrote.
 
     `out` is written as a law file that `plan` reads, the folder `report` as a page with the curves through the points.
     `to_dict()` of the answer has every number with its intervals.
     """
-    from rekindle.laws.config import FitConfig
     from rekindle.laws.fitted import fitted
     from rekindle.laws.write import law_of, write_law
 

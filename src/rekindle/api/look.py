@@ -27,13 +27,17 @@ if TYPE_CHECKING:
     from rekindle.apply.verify import Verdict
 
 
-def inspect(source: str | Path) -> dict[str, Any]:
-    """What a checkpoint is and what can be done with it, from headers alone."""
-    model = open(source)
+def inspect(source: str | Path | Model) -> dict[str, Any]:
+    """What a checkpoint is and what can be done with it, from headers alone; also of a model not saved yet."""
+    model = source if isinstance(source, Model) else open(source)
     checkpoint, s = model.checkpoint, model.checkpoint.settings
     manifest = read_manifest(checkpoint.folder.path)
+    tensors, promise = checkpoint.folder.tensors.values(), manifest.promise if manifest else None
+    if model.steps:  # decided, and not there yet
+        tensors = checkpoint.tensors.values()
+        promise = {"kind": checkpoint.promise.kind, "text": checkpoint.promise.text}
     return {
-        "source": str(source),
+        "source": model.source,
         "family": checkpoint.family.model_type,
         "summary": summary(checkpoint),
         "parameters": checkpoint.parameters(),
@@ -45,12 +49,12 @@ def inspect(source: str | Path) -> dict[str, Any]:
         "vocab_size": s.vocab_size,
         "context": s.max_position_embeddings,
         "tied": s.tie_word_embeddings,
-        "dtypes": dict(Counter(t.dtype for t in checkpoint.folder.tensors.values())),
-        "bytes": sum(t.nbytes for t in checkpoint.folder.tensors.values()),
-        "shards": [path.name for path in checkpoint.folder.shards],
+        "dtypes": dict(Counter(t.dtype for t in tensors)),
+        "bytes": sum(t.nbytes for t in tensors),
+        "shards": [] if model.steps else [path.name for path in checkpoint.folder.shards],
         "unused": checkpoint.unused,
         "fingerprint": checkpoint.folder.fingerprint,
-        "promise": manifest.promise if manifest else None,
+        "promise": promise,
         "lineage": [vars(record) for record in manifest.lineage] if manifest else [],
         "can": {verb: _applies(model, verb) for verb in METHODS},
         "notes": checkpoint.notes,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle import __version__
+from rekindle.api.options import takes
 from rekindle.api.source import local
 from rekindle.apply import save as saving
 from rekindle.apply.join import is_there, publishing_part
@@ -20,6 +21,7 @@ from rekindle.edit import Checkpoint, open_checkpoint
 from rekindle.edit.measure import Activations
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, method_named
+from rekindle.report.text import inspected
 from rekindle.report.words import listed
 from rekindle.store.folder import open_folder
 from rekindle.store.manifest import Manifest, Record, read_manifest
@@ -36,7 +38,7 @@ class Step:
     options: Resolved[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A checkpoint on disk, and what has been decided to do to it. Nothing is written until `save`."""
 
@@ -57,10 +59,22 @@ class Model:
             raise RekindleError(what, where=error.where or made, why=error.why, hint=error.hint) from None
         return replace(self, checkpoint=child, steps=(*self.steps, Step(verb, options)))
 
+    def __repr__(self) -> str:
+        steps = "".join(f", {step.verb}" for step in self.steps)
+        return f"<Model {self.source!r}{steps}: {summary(self.checkpoint)}>"
+
+    def __str__(self) -> str:
+        """What `inspect` shows."""
+        from rekindle.api.look import inspect
+
+        return inspected(inspect(self))
+
+    @takes(SaveConfig)
     def job(self, **save_options: Any) -> Job:
         """The plan, priced; raises RekindleError with every problem. No byte moves."""
         return saving.prepare(self.checkpoint, resolve(SaveConfig, save_options).config)
 
+    @takes(SaveConfig)
     def save(
         self,
         out: str | Path,
@@ -72,7 +86,7 @@ class Model:
         part: str | None = None,
         **save_options: Any,
     ) -> Path:
-        """Write the result to `out`, whole or not at all. Options: see SaveConfig. Returns `out`.
+        """Write the result to `out`, whole or not at all. Returns `out`.
 
         `part`: "2/8" writes the second of eight parts, on any machine; `join` makes them whole.
         """
@@ -202,31 +216,6 @@ def open(source: str | Path) -> Model:
 
 
 def apply(verb: str, source: Model | str | Path, **options: Any) -> Model:
-    """Apply a method by its verb, see rekindle.methods.METHODS."""
+    """Apply a method by its verb, see rekindle.methods.METHODS; each has a function of its own too."""
     model = source if isinstance(source, Model) else open(source)
     return model.then(verb, resolve(method_named(verb).config, options))
-
-
-def upcycle(source: Model | str | Path, **options: Any) -> Model:
-    """Dense to mixture of experts, same function. Options: methods.sparse_upcycling.Config."""
-    return apply("upcycle", source, **options)
-
-
-def grow_depth(source: Model | str | Path, **options: Any) -> Model:
-    """Deeper, out of copies of its own layers. Options: methods.grow_depth.Config."""
-    return apply("grow-depth", source, **options)
-
-
-def grow_experts(source: Model | str | Path, **options: Any) -> Model:
-    """More experts, copies with a little noise. Options: methods.grow_experts.Config."""
-    return apply("grow-experts", source, **options)
-
-
-def gqa(source: Model | str | Path, **options: Any) -> Model:
-    """Fewer key-value heads, or more. Options: methods.gqa.Config."""
-    return apply("gqa", source, **options)
-
-
-def rewrite(source: Model | str | Path, **options: Any) -> Model:
-    """Other shards, dtype or layout. Options: methods.rewrite.Config."""
-    return apply("rewrite", source, **options)

@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from rekindle import __version__
 from rekindle.api.model import command
+from rekindle.api.options import takes
 from rekindle.api.source import local
 from rekindle.config import Resolved, dump_yaml, resolve, to_dict
 from rekindle.errors import RekindleError
+from rekindle.report.config import ReportConfig
 from rekindle.store.publish import explained
+from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
 
 if TYPE_CHECKING:
-    from rekindle.report.config import ReportConfig
     from rekindle.report.page import Report
-    from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
 
 
+@takes(InitConfig)
 def init(
     out: str | Path, options: Resolved[InitConfig] | None = None, *, overwrite: bool = False, **given: Any
 ) -> Path:
-    """A model from scratch, with a tokenizer trained on its data. Options: train.config.InitConfig. Returns `out`."""
-    from rekindle.train.config import InitConfig
+    """A model from scratch, with a tokenizer trained on its data. Returns `out`."""
     from rekindle.train.init import init_model
 
     out = Path(out)
@@ -36,6 +37,7 @@ def init(
     return out
 
 
+@takes(TrainConfig)
 def train(
     source: str | Path,
     out: str | Path,
@@ -45,11 +47,10 @@ def train(
     resume: bool = False,
     **given: Any,
 ) -> dict[str, Any]:
-    """Continue a checkpoint's training into `out`. Options: train.config.TrainConfig.
+    """Continue a checkpoint's training into `out`.
 
     Returns final losses (nats per token, the language model's alone), tokens, FLOPs and speed.
     """
-    from rekindle.train.config import TrainConfig
     from rekindle.train.loop import train as run
 
     options = options or resolve(TrainConfig, given)
@@ -69,14 +70,15 @@ def train(
     return summary
 
 
+@takes(EvaluateConfig)
 def evaluate(source: str | Path, options: Resolved[EvaluateConfig] | None = None, **given: Any) -> dict[str, Any]:
-    """Loss and perplexity on text, with standard errors. Options: train.config.EvaluateConfig."""
-    from rekindle.train.config import EvaluateConfig
+    """Loss and perplexity on text, with standard errors."""
     from rekindle.train.evaluate import evaluate as measure
 
     return measure(local(source), (options or resolve(EvaluateConfig, given)).config)
 
 
+@takes(UtilityConfig)
 def utility(
     source: str | Path,
     out: str | Path | None = None,
@@ -85,8 +87,7 @@ def utility(
     overwrite: bool = False,
     **given: Any,
 ) -> dict[str, Any]:
-    """A score of every expert, as JSON in the file `out` for `grow-experts`. Options: train.config.UtilityConfig."""
-    from rekindle.train.config import UtilityConfig
+    """A score of every expert, as JSON in the file `out` for `grow-experts`."""
     from rekindle.train.utility import utility as measure
 
     if out is not None and Path(out).exists() and not overwrite:
@@ -98,6 +99,7 @@ def utility(
     return scores
 
 
+@takes(ReportConfig)
 def report(
     runs: Sequence[str | Path],
     out: str | Path,
@@ -106,8 +108,7 @@ def report(
     overwrite: bool = False,
     **given: Any,
 ) -> Report:
-    """Curves, costs and a verdict of several runs in one HTML page. Options: report.config.ReportConfig."""
-    from rekindle.report.config import ReportConfig
+    """Curves, costs and a verdict of several runs in one HTML page."""
     from rekindle.report.page import write_report
 
     options = options or resolve(ReportConfig, given)

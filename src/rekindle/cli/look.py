@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from rekindle import api
-from rekindle.cli.out import FORMAT, count, nbytes, result, say, table
+from rekindle.cli.out import FORMAT, result, say, table
 from rekindle.errors import CheckFailed
+from rekindle.report.text import inspected
 
 DEBUG = click.option("--debug", is_flag=True, hidden=True)
+PROMISED = {  # promise, held -> what is said of it
+    ("exact", True): "exact, held",
+    ("lossy", True): "lossy: measured, nothing promised to hold",
+    ("none", None): "none: measured only",
+}
 
 
 @click.command("inspect")
@@ -32,58 +37,10 @@ def inspect(src: str, checksum: bool, nan: bool, format_: str, debug: bool) -> N
         data["checksums"] = list(api.checksums(src))
     if nan:
         data["not_finite"] = api.not_finite(src)
-    result(data, _inspected(data), format_)
+    result(data, inspected(data), format_)
     if data.get("not_finite"):
         name, bad = next(iter(data["not_finite"].items()))
         raise CheckFailed(f"{len(data['not_finite'])} tensor(s) hold NaN or infinite values.", where=f"{name}: {bad}")
-
-
-def _inspected(data: dict[str, Any]) -> str:
-    n, heads, width, experts = data["parameters"], data["heads"], data["feed_forward"], data["experts"]
-    rows = [
-        ("family", data["summary"]),
-        (
-            "parameters",
-            count(n["total"]) + (f", {count(n['active'])} active" if n["active"] != n["total"] else ""),
-        ),
-        ("layers", f"{data['layers']}, hidden size {data['hidden_size']}"),
-        ("heads", f"{heads['query']} query, {heads['key_value']} key/value, dim {heads['dim']}"),
-        ("feed-forward", ", ".join(f"{kind} {size}" for kind, size in width.items() if size)),
-    ]
-    if experts["count"]:
-        rows.append(("experts", f"{experts['count']}, top-{experts['top_k']}, in layers {_ranges(experts['layers'])}"))
-    rows += [
-        ("vocabulary", f"{data['vocab_size']}{', tied' if data['tied'] else ''}, context {data['context']}"),
-        ("stored", f"{nbytes(data['bytes'])} in {len(data['shards'])} file(s), {', '.join(data['dtypes'])}"),
-    ]
-    if data["unused"]:
-        rows.append(("unused", ", ".join(data["unused"][:3]) + (" ..." if len(data["unused"]) > 3 else "")))
-    if data["promise"]:
-        rows.append(("promise", f"{data['promise']['kind']}: {data['promise']['text']}"))
-    rows += [("lineage" if not i else "", f"{r['verb']}: {r['summary']}") for i, r in enumerate(data["lineage"])]
-    rows += [("can" if not i else "", f"{verb}: {answer}") for i, (verb, answer) in enumerate(data["can"].items())]
-    if "checksums" in data:
-        rows.append(("checksums", f"{len(data['checksums'])} file(s) agree"))
-    if "not_finite" in data:
-        rows.append(
-            (
-                "NaN scan",
-                f"{len(data['not_finite'])} tensor(s) affected" if data["not_finite"] else "all finite",
-            )
-        )
-    rows += [("note", note) for note in data["notes"]]
-    return table(rows)
-
-
-def _ranges(layers: list[int]) -> str:
-    """0-3, 5, 7-9"""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1][1:] = [layer]
-        else:
-            parts.append([layer])
-    return ", ".join("-".join(map(str, part)) for part in parts)
 
 
 @click.command("verify")
@@ -124,11 +81,11 @@ def verify(
     except ValueError as error:
         raise click.UsageError(f"--tokens is {tokens!r}, but {error}.") from None
     verdict = api.verify(out, against, tokens=number, data=data, text_column=text_column, blockwise=blockwise)
-    rows = [
-        (
-            "promise",
-            verdict.promise + {True: ", held", False: ", BROKEN", None: ": measured only"}[verdict.held],
-        ),
+    rows = []
+    if verdict.loss_parent is not None:
+        rows.append(("loss", f"{verdict.loss_parent:.6f} before, {verdict.loss_child:.6f} after (nats per token)"))
+    rows += [
+        ("promise", PROMISED.get((verdict.promise, verdict.held), f"{verdict.promise}, BROKEN")),
         (
             verdict.compared,
             f"differ by {verdict.relative_difference:.2e} of the largest (float32; exact is <= {EXACT:.0e})",
@@ -136,8 +93,6 @@ def verify(
     ]
     if verdict.stored_difference is not None:
         rows.append(("", f"differ by {verdict.stored_difference:.2e} in {verdict.dtype}, as stored"))
-    if verdict.loss_parent is not None:
-        rows.append(("loss", f"{verdict.loss_parent:.6f} before, {verdict.loss_child:.6f} after (nats per token)"))
     rows += [
         ("on", f"{verdict.tokens} tokens, {verdict.text}"),
         ("NaN scan", ", ".join(f"{name}: {n}" for name, n in verdict.not_finite.items()) or "all finite"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from rekindle.config import Resolved
+from rekindle.report.text import count, nbytes, table
+
+__all__ = ["FORMAT", "count", "echo", "narrator", "nbytes", "result", "say", "table"]
 
 FORMAT = click.option(
     "--format", "format_", type=click.Choice(["human", "json"]), default="human", help="of the result"
@@ -31,37 +34,6 @@ def echo(title: str, *options: Resolved[Any]) -> None:
     say(title)
     rows = [(name, str(o["value"]), o["origin"]) for r in options for name, o in r.options().items()]
     say(table(rows, indent=2))
-
-
-def table(rows: Sequence[Sequence[str]], indent: int = 0, right: Iterable[int] = ()) -> str:
-    """Columns padded to their widest cell; those in `right` are flush right."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            c.rjust(w) if i in set(right) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(" " * indent + "  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def nbytes(n: float) -> str:
-    """1.23 GB"""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if n < 1000 or unit == "TB":
-            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.2f} {unit}"
-        n /= 1000
-    raise AssertionError
-
-
-def count(n: float) -> str:
-    """1.23B"""
-    for unit in ("", "k", "M", "B", "T"):
-        if n < 1000 or unit == "T":
-            return f"{n:.0f}" if not unit else f"{n:.2f}{unit}"
-        n /= 1000
-    raise AssertionError
 
 
 def narrator() -> Callable[[str], None]:

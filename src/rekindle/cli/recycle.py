@@ -20,35 +20,13 @@ from rekindle.cli.out import FORMAT, echo, nbytes, result, say, table
 from rekindle.config import Resolved, dump_yaml, resolve
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, Method
+from rekindle.store.manifest import read_manifest
 from rekindle.store.publish import check_free
-
-EXAMPLES = {
-    "upcycle": [
-        "rekindle upcycle SRC OUT --experts 8 --top-k 2",
-        "rekindle upcycle SRC OUT --experts 4 --dry-run",
-        "rekindle upcycle SRC OUT --experts 8 --init drop --drop-ratio 0.5",
-        "rekindle upcycle SRC OUT --experts 64 --top-k 8 --init virtual-group --granularity 8",
-        "rekindle upcycle SRC OUT --experts 60 --top-k 4 --init virtual-group --granularity 4 --shared-experts 4",
-    ],
-    "grow-depth": [
-        "rekindle grow-depth SRC OUT --factor 2",
-        "rekindle grow-depth SRC OUT --layers 3 --order llama-pro",
-    ],
-    "grow-experts": [
-        "rekindle grow-experts MOE OUT --factor 2 --noise 0.01",
-        "rekindle grow-experts MOE OUT --top-k keep --copies utility --scores scores.json",
-    ],
-    "gqa": [
-        "rekindle gqa SRC OUT --kv-heads 1",
-        "rekindle gqa SRC OUT --kv-heads 2 --pool aligned --data stdlib --data-tokens 8k",
-    ],
-    "rewrite": ["rekindle rewrite SRC OUT --max-shard-size 2GB", "rekindle rewrite SRC OUT --dtype bfloat16"],
-}
 
 
 def _verb(method: Method) -> click.Command:
     text = f"{method.summary}\n\n" + (f"{method.paper}\n\n" if method.paper else "")
-    text += "\b\n" + "\n".join(EXAMPLES.get(method.verb, []))
+    text += "\b\n" + "\n".join(method.commands)
 
     @click.command(method.verb, help=text)
     @click.argument("src")
@@ -129,6 +107,8 @@ def join(out: str, format_: str, debug: bool) -> None:
     stored = sum(tensor.nbytes for tensor in checkpoint.folder.tensors.values())
     human = f"{path}: {api.summary(checkpoint)}, {parameters(checkpoint)}, {nbytes(stored)}"
     result({"out": str(path), "bytes": stored, "parameters": checkpoint.parameters()}, human, format_)
+    manifest = read_manifest(path)
+    _say_verify(path, next((r.source for r in reversed(manifest.lineage) if r.source), "") if manifest else "")
 
 
 def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[str, Any]) -> None:
@@ -179,10 +159,15 @@ def _tell(model: api.Model, job: Job, part: Part | None, path: Path, format_: st
     result(data, "\n".join(lines), format_)
     if part:
         missing = missing_parts(read_records(path))
-        once = f", once part {', '.join(map(str, missing))} of {part.of} is here too" if missing else ""
+        once = f"  # once part {', '.join(map(str, missing))} of {part.of} is here too" if missing else ""
         say(f"next:  {shlex.join(['rekindle', 'join', str(path)])}{once}")
-    elif os.path.isdir(model.source):
-        say(f"next:  {shlex.join(['rekindle', 'verify', str(path), '--against', model.source])}")
+    else:
+        _say_verify(path, model.source)
+
+
+def _say_verify(path: Path, source: str) -> None:
+    if os.path.isdir(source):
+        say(f"next:  {shlex.join(['rekindle', 'verify', str(path), '--against', source])}")
 
 
 COMMANDS = {method.verb: _verb(method) for method in METHODS.values()} | {"run": run, "join": join}

@@ -23,6 +23,11 @@ class Method(NamedTuple):
     paper: str  # title and arXiv id, or "" where there is none
     url: str = ""
     trial: Mapping[str, Any] = MappingProxyType({})  # options that show whether it applies to a checkpoint
+    examples: tuple[str, ...] = ()  # what to type after the verb, for help and documentation; a test runs each
+
+    @property
+    def commands(self) -> list[str]:
+        return [f"rekindle {self.verb} {words}" for words in self.examples]
 
     @property
     def module(self) -> Any:
@@ -49,6 +54,14 @@ METHODS = {
             "into Mixture of Experts (arXiv 2410.07524)",
             "https://arxiv.org/abs/2212.05055",
             {"experts": 8},
+            examples=(
+                "SRC OUT --experts 8 --top-k 2",
+                "SRC OUT --experts 4 --dry-run",
+                "SRC OUT --experts 8 --engine llama.cpp",
+                "SRC OUT --experts 8 --init drop --drop-ratio 0.5",
+                "SRC OUT --experts 64 --top-k 8 --init virtual-group --granularity 8",
+                "SRC OUT --experts 60 --top-k 4 --init virtual-group --granularity 4 --shared-experts 4",
+            ),
         ),
         Method(
             "grow-depth",
@@ -57,6 +70,10 @@ METHODS = {
             "Orthogonal Growth (arXiv 2510.08008), LLaMA Pro (arXiv 2401.02415), SOLAR (arXiv 2312.15166)",
             "https://arxiv.org/abs/2510.08008",
             {"factor": 2},
+            examples=(
+                "SRC OUT --factor 2",
+                "SRC OUT --layers 3 --order llama-pro",
+            ),
         ),
         Method(
             "grow-experts",
@@ -64,6 +81,10 @@ METHODS = {
             "Give a mixture of experts more of them, copies with a little noise.",
             "Orthogonal Growth (arXiv 2510.08008); Dwivedi et al. 2026, Expert Upcycling (arXiv 2604.19835)",
             "https://arxiv.org/abs/2510.08008",
+            examples=(
+                "MOE OUT --factor 2 --noise 0.01",
+                "MOE OUT --top-k keep --copies utility --scores scores.json",
+            ),
         ),
         Method(
             "gqa",
@@ -72,12 +93,20 @@ METHODS = {
             "Ainslie et al. 2023, GQA (arXiv 2305.13245)",
             "https://arxiv.org/abs/2305.13245",
             {"kv_heads": 1},
+            examples=(
+                "SRC OUT --kv-heads 1",
+                "SRC OUT --kv-heads 2 --pool aligned --data stdlib --data-tokens 8k",
+            ),
         ),
         Method(
             "rewrite",
             "rekindle.methods.rewrite:rewrite",
             "Write the same checkpoint in other shards, another dtype or another layout.",
             "",
+            examples=(
+                "SRC OUT --max-shard-size 2GB",
+                "SRC OUT --dtype bfloat16",
+            ),
         ),
     )
 }

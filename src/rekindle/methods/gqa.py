@@ -42,7 +42,7 @@ from rekindle.methods.pooling import Pooling, Rule
 class Config:
     kv_heads: int = option(help="key-value heads per layer (J); 1: multi-query; more than now: each is repeated")
     pool: Literal["mean", "first", "random", "aligned"] = option(
-        "mean", help="a group's head: the mean, the first, a new one, or the mean of aligned heads"
+        "mean", help="a group's head: the mean, the first, a new one, or (loses least) the mean of aligned heads"
     )
     grouping: Literal["consecutive", "similar"] = option("consecutive", help="which heads are pooled together")
     data: str | None = option(None, help="text to measure heads on: see train --data (default: the weights alone)")
@@ -235,6 +235,9 @@ def _families() -> str:
 
 def _notes(parent: Checkpoint, config: Config, rule: Rule) -> list[str]:
     notes = []
+    if config.pool != "aligned" and any(_free(parent, kind) for kind in ("keys", "values")):
+        flags = "--pool aligned" + ("" if config.data else " --data TEXT")
+        notes.append(f"{flags} loses less than {config.pool} wherever both were measured: docs/methods/gqa.md")
     if config.pool == "aligned" and "keys" not in rule.aligned:
         reason = "clipped" if parent.settings.clip_qkv else "normalised"
         which = "values alone are aligned" if rule.aligned else "nothing is aligned"

@@ -36,6 +36,7 @@ from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from rekindle.anatomy.engines import Engine, where_not
 from rekindle.config import option
 from rekindle.edit import Checkpoint, Normal, Promise, exact, lossy
 from rekindle.edit.arithmetic import Sum, Twin
@@ -44,6 +45,7 @@ from rekindle.edit.expressions import joined
 from rekindle.edit.measure import Statistics
 from rekindle.errors import RekindleError, together
 from rekindle.methods.scores import Scores, read_scores
+from rekindle.methods.serving import check_engine
 
 MOST_EXPERTS = 100_000  # of a layer
 MOST_COPIES = 3  # of one expert, besides itself, where utility decides
@@ -57,6 +59,7 @@ class Config:
     noise_router: bool = option(False, help="noise on the copies' router rows too")
     copies: Literal["uniform", "utility"] = option("uniform", help="as many of each expert, or more of useful ones")
     scores: str | None = option(None, help="FILE that `rekindle utility` wrote, for utility copies")
+    engine: Engine = option("transformers", help="what will serve it: refused where it is another function there")
     seed: int = option(0, help="seed of the noise")
 
 
@@ -72,6 +75,7 @@ def grow_experts(parent: Checkpoint, config: Config) -> Checkpoint:
     scores = _check(parent, config)
     s = parent.settings
     child = parent.as_family(parent.family.model_type, **_settings(parent, config))
+    check_engine(child, config.engine)
     groups = s.num_groups if config.top_k == "keep" else 1
     counts = [config.factor] * s.num_experts
     for layer in s.sparse_layers:
@@ -193,7 +197,7 @@ def _unfit_for_utility(config: Config) -> list[RekindleError]:
 
 
 def _notes(parent: Checkpoint, child: Checkpoint, config: Config, scores: Scores | None) -> list[str]:
-    old, new, notes = parent.settings, child.settings, []
+    old, new, notes = parent.settings, child.settings, where_not(child.family.model_type, child.settings)
     if new.top_k != old.top_k:
         notes.append(f"a token visits {new.top_k} experts, not {old.top_k}: their FLOPs grow {config.factor} times")
     if new.aux_loss_coef != old.aux_loss_coef:

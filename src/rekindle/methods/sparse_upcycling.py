@@ -22,15 +22,17 @@ E experts   K experts per token   D hidden size   F hidden units   G shards of t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from rekindle.anatomy import FAMILIES
+from rekindle.anatomy.engines import Engine, where_not
 from rekindle.config import option
 from rekindle.edit import Checkpoint, Fill, Normal, Promise, exact, lossy
 from rekindle.edit.feedforward import FeedForward
 from rekindle.errors import RekindleError, together
 from rekindle.methods.drop_upcycling import partly_new
+from rekindle.methods.serving import check_engine, fill_for_engine, reading_of
 from rekindle.methods.virtual_groups import indivisible, prototypes, rounds, virtual_groups
 
 Target = Literal["auto", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo"]
@@ -45,6 +47,7 @@ class Config:
     top_k: int = option(2, help="experts each token is routed to (K)")
     init: Literal["copy", "noise", "drop", "virtual-group"] = option("copy", help="how the experts begin")
     target: Target = option("auto", help="sparse family to become; auto: the first that can hold the request")
+    engine: Engine = option("transformers", help="what will serve it: target and init are chosen to be exact there")
     layers: str = option("all", help="which layers get experts: all, every:2, last:6 or 0,3,5")
     noise: float = option(0.01, help="noise: its standard deviation, as a share of each tensor's own")
     drop_ratio: float = option(0.5, help="drop: share of each expert's hidden units that are drawn anew (r)")
@@ -69,7 +72,7 @@ class Config:
 def sparse_upcycling(parent: Checkpoint, config: Config) -> Checkpoint:
     _check(parent, config)
     layers = parent.layers(config.layers)
-    child = _sparse_twin(parent, config, layers)
+    child, config = _sparse_twin(parent, config, layers)
     shape_CD = (config.experts // config.set_size, parent.settings.hidden_size)
     for layer in layers:
         ffn = parent[layer].ffn
@@ -79,7 +82,8 @@ def sparse_upcycling(parent: Checkpoint, config: Config) -> Checkpoint:
             child[layer][f"shared.{part}"] = weight
         rows_CD = Normal(parent.dtype, shape_CD, config.router_std, config.seed, f"{layer}/router")
         child[layer]["router"] = prototypes(rows_CD, config.set_size)
-    child.noting(*_notes(child, config))
+    fill_for_engine(parent, child, config.engine, layers)
+    child.noting(*_notes(parent, child, config))
     return child.with_rest_of(parent).promising(_promise(parent, config, layers))
 
 
@@ -110,40 +114,78 @@ def _shared(ffn: FeedForward, config: Config, switched: bool) -> FeedForward:
     return shards.scaled({"down": SWITCH if switched else 1.0})
 
 
-def _sparse_twin(parent: Checkpoint, config: Config, layers: tuple[int, ...]) -> Checkpoint:
-    """The empty child in the asked-for family, or in the first twin of the parent's that can hold the request."""
+def _sparse_twin(parent: Checkpoint, config: Config, layers: tuple[int, ...]) -> tuple[Checkpoint, Config]:
+    """The empty child in the asked-for family, or in the first twin of the parent's that can hold the request.
+
+    And the request as the engine computes it exactly.
+    """
     targets = parent.family.twins if config.target == "auto" else (config.target,)
-    width = parent.settings.intermediate_size
     problems: list[RekindleError] = []
     for target in targets:
-        keys, fixed = FAMILIES[target].keys, FAMILIES[target].fixed
-        shared = config.shared_experts * width // config.granularity or max(1, width // SHARED_FRACTION)
         try:
-            if config.shared_experts and "shared_size" not in keys:
-                raise RekindleError(f"{target} has no shared expert.")
-            return parent.as_family(
-                target,
-                num_experts=config.experts,
-                top_k=config.top_k,
-                expert_size=width // config.granularity,
-                intermediate_size=width if "intermediate_size" in keys else 0,
-                shared_size=shared if "shared_size" in keys else 0,
-                shared_switch=fixed.get("shared_switch", False),
-                norm_topk_prob=True,
-                sparse_layers=layers,
-            )
+            fitted = _fitted(config, target)
+            child = parent.as_family(target, **_settings(parent, fitted, target, layers))
+            check_engine(child, config.engine, "" if config.layers == "all" else "--layers all, or ")
+            return child, fitted
         except RekindleError as refused:
-            problems.append(RekindleError(f"This {parent.family.model_type} cannot become {target}.", why=str(refused)))
+            what = f"This {parent.family.model_type} cannot become {target}."
+            problems.append(RekindleError(what, why=refused.what, hint=refused.hint))
     if not targets:
         what = f"No family with experts can hold a {parent.family.model_type}."
         able = ", ".join(name for name, family in FAMILIES.items() if family.twins)
         problems.append(RekindleError(what, why="none has its norms, positions or biases", hint=f"a {able}"))
     elif config.target != "auto" and parent.family.twins:
-        problems[0].hint = f"--target {' or '.join(parent.family.twins)}, or auto"
+        problems[0].hint = problems[0].hint or f"--target {' or '.join(parent.family.twins)}, or auto"
     raise together(problems)
 
 
+def _fitted(config: Config, target: str) -> Config:
+    """The request as the engine computes it exactly.
+
+    Where it keeps the top-k weights as they are, their sum is not 1: then no routed expert may matter, so all of the
+    feed-forward is shared; or each token visits all experts, whose weights do sum to 1.
+    """
+    reading, able = reading_of(config.engine, target), "shared_size" in FAMILIES[target].keys
+    if reading is None or reading.weights != "kept" or config.silent or config.top_k == config.experts:
+        return config
+    if able and not config.shared_experts:
+        return replace(config, shared_experts=config.granularity)
+    what = f"{config.engine} keeps the top-k weights as they are: those of some experts do not sum to 1."
+    all_ = f"--shared-experts {config.granularity}" if able else f"--top-k {config.experts} (the weights of all do)"
+    raise RekindleError(what, hint=f"{all_}, or --engine transformers")
+
+
+def _settings(parent: Checkpoint, config: Config, target: str, layers: tuple[int, ...]) -> dict[str, Any]:
+    """What changes in the config."""
+    keys, fixed, width = FAMILIES[target].keys, FAMILIES[target].fixed, parent.settings.intermediate_size
+    if config.shared_experts and "shared_size" not in keys:
+        raise RekindleError(f"{target} has no shared expert.")
+    shared = config.shared_experts * width // config.granularity or max(1, width // SHARED_FRACTION)
+    reading = reading_of(config.engine, target)
+    changed = {
+        "num_experts": config.experts,
+        "top_k": config.top_k,
+        "expert_size": width // config.granularity,
+        "intermediate_size": width if "intermediate_size" in keys else 0,
+        "shared_size": shared if "shared_size" in keys else 0,
+        "shared_switch": fixed.get("shared_switch", False),
+        "norm_topk_prob": reading is None or reading.weights != "kept",
+        "sparse_layers": layers,
+    }
+    return changed | ({"tie_word_embeddings": False} if reading and "own head" in reading.wants else {})
+
+
+# -- promise --------------------------------------------------------------------------------------------------
+
+
 def _promise(parent: Checkpoint, config: Config, layers: tuple[int, ...]) -> Promise:
+    promise = _promised(parent, config, layers)
+    if promise.exact and config.engine != "transformers":
+        return exact(f"{promise.text}; {config.engine} weighs experts so too, by its source")
+    return promise
+
+
+def _promised(parent: Checkpoint, config: Config, layers: tuple[int, ...]) -> Promise:
     size = config.set_size
     if config.silent:
         return exact("the shared expert is the parent's feed-forward, and the routed ones start silent")
@@ -215,9 +257,13 @@ def _out_of_range(config: Config) -> Iterator[RekindleError]:
         yield RekindleError(what, hint=f"--shared-experts 0 to {shards}{more}")
 
 
-def _notes(child: Checkpoint, config: Config) -> list[str]:
-    notes, s = [], child.settings
-    if config.top_k == 1:
+def _notes(parent: Checkpoint, child: Checkpoint, config: Config) -> list[str]:
+    notes, s = where_not(child.family.model_type, child.settings), child.settings
+    if parent.settings.tie_word_embeddings and not s.tie_word_embeddings:
+        notes.append(f"{config.engine} reads no head that is tied to the embeddings: the child has a copy of them")
+    if config.silent and config.engine != "transformers":
+        notes.append("all of the feed-forward is shared by all tokens, and the routed experts start silent")
+    if config.top_k == 1 and s.norm_topk_prob:
         notes.append(
             "top-k 1: the one routing weight is always 1, so the language-model loss gives the router no gradient; "
             "only a load-balance loss will train it"

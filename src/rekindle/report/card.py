@@ -7,13 +7,17 @@ checkpoint becomes markup of the card.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from rekindle.anatomy import family_of
+from rekindle.anatomy.engines import READ_ON, READINGS, REPOSITORIES, differs
 from rekindle.config import dump_yaml
+from rekindle.errors import RekindleError
 from rekindle.report.lineage import chain
 from rekindle.report.words import scientific
 from rekindle.store.manifest import Manifest
@@ -21,6 +25,13 @@ from rekindle.store.manifest import Manifest
 NAME = "README.md"
 _HUB_NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@[\w.-]+)?")
 _LICENSE_KEYS = ("license", "license_name", "license_link")
+_MOST_BYTES = 1_000_000  # of a parent's card that are read
+_NOTHING = ("", "~", "null", "Null", "NULL")  # as YAML writes it
+_PIPELINES = {"ForCausalLM": "text-generation", "LMHeadModel": "text-generation", "ForMaskedLM": "fill-mask",
+              "Model": "feature-extraction"}  # fmt: skip
+# What does not show, or makes what stands beside it show as something else: control characters, marks that turn the
+# direction of text, halves of surrogates.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def write_card(
@@ -32,9 +43,12 @@ def write_card(
     Markdown that names the method's paper and links to it.
     """
     license_ = inherited_license(manifest)
+    names = base_models(manifest)
     head = {
-        "base_model": base_models(manifest),
+        "base_model": names,
+        "base_model_relation": "finetune" if names and any(r.verb == "train" for r in manifest.lineage) else None,
         "library_name": "transformers",
+        "pipeline_tag": _pipeline(config),
         "tags": list(dict.fromkeys(["rekindle", *(record.verb for record in reversed(manifest.lineage))])),
         **license_,
     }
@@ -46,12 +60,13 @@ def write_card(
         _parents(manifest),
         _verification(manifest, verify),
         _measured(manifest),
+        _engines(config),
         _repeat(folder, manifest),
         "## Config\n\n" + _fenced(_yaml(config), "yaml") if config else "",
         _license(license_),
     ]
     text += "\n\n".join(section for section in sections if section) + "\n"
-    (folder / NAME).write_text(text, encoding="utf-8")
+    (folder / NAME).write_text(_UNSEEN.sub(_named, text), encoding="utf-8")
 
 
 def base_models(manifest: Manifest) -> list[str]:
@@ -63,7 +78,7 @@ def base_models(manifest: Manifest) -> list[str]:
     for record in manifest.lineage:
         source = record.source or ""
         match = _HUB_NAME.fullmatch(source)
-        if match and source not in written and not Path(source).exists():
+        if match and source not in written and not os.path.exists(source):
             names.append(match[1])
         written |= set(record.command.split())
     return list(dict.fromkeys(reversed(names)))
@@ -80,15 +95,33 @@ def inherited_license(manifest: Manifest) -> dict[str, str]:
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
-    """The YAML head of a card; empty where the file, or a head that can be read, is missing."""
+    """The head of a card, its values as text; empty where the file, or a head that can be read, is missing.
+
+    Nothing of it is interpreted: a date that is none, or a number of any length, is no reason to lose the rest.
+    """
     import yaml
 
-    try:
-        match = re.match(r"---\r?\n(.*?)\r?\n---\s", path.read_text(encoding="utf-8"), re.S)
-        head = yaml.safe_load(match[1]) if match else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    if not os.path.isfile(path):  # a pipe would never end
         return {}
-    return head if isinstance(head, dict) else {}
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES).decode("utf-8", "ignore")
+        match = re.match(r"---\r?\n(.*?)\r?\n---\s", text, re.S)
+        head = yaml.load(match[1], yaml.BaseLoader) if match else {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return {key: value for key, value in head.items() if value not in _NOTHING} if isinstance(head, dict) else {}
+
+
+def _pipeline(config: dict[str, Any]) -> str | None:
+    """What the hub calls the work of the class that the config names."""
+    named = config.get("architectures")
+    name = str(named[0]) if isinstance(named, list) and named else ""
+    return next((tag for end, tag in _PIPELINES.items() if name.endswith(end)), None)
+
+
+def _named(unseen: re.Match[str]) -> str:
+    return f"\\u{ord(unseen[0]):04x}"
 
 
 def _summary(manifest: Manifest) -> str:
@@ -123,6 +156,34 @@ def _measured(manifest: Manifest) -> str:
     columns = list(next(iter(manifest.measured.values())))
     rows = [[_inline(row), *map(_value, found.values())] for row, found in manifest.measured.items()]
     return "## Measured while it was made\n\n" + _table(["", *map(_inline, columns)], rows)
+
+
+def _engines(config: dict[str, Any]) -> str:
+    """What serving engines make of the experts, and other trainers of their balance; empty where there are none."""
+    try:
+        family = family_of(config)
+        settings = family.settings(config)
+    except (RekindleError, TypeError, ValueError, AttributeError, KeyError, ArithmeticError):
+        return ""
+    if not settings.sparse_layers:
+        return ""
+    readings = {engine: known[family.model_type] for engine, known in READINGS.items() if family.model_type in known}
+    rows = [
+        [engine, "; ".join(differs(engine, family.model_type, settings)) or "as transformers does",
+         f"{REPOSITORIES[engine]}: {reading.source}" + (f" at {reading.commit}" if reading.commit else "")]
+        for engine, reading in readings.items()
+    ]  # fmt: skip
+    table = _table(("engine", "computes the experts", "source"), rows)
+    text = f"What is exact is exact in transformers. Of engines their source was read, on {READ_ON}; they were not run."
+    return "\n\n".join(["## In serving engines", text, table, *_balance(config)])
+
+
+def _balance(config: dict[str, Any]) -> Iterator[str]:
+    if config.get("output_router_logits") is False and "router_aux_loss_coef" in config:
+        yield (
+            "`output_router_logits` is false: transformers, and trainers that call it, add no load-balance loss unless "
+            "it is set to true. `rekindle train` adds it by itself."
+        )
 
 
 def _repeat(folder: Path, manifest: Manifest) -> str:

@@ -1,0 +1,90 @@
+"""Columns and numbers for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def inspected(data: dict[str, Any]) -> str:
+    """What `inspect` found, in two columns."""
+    n, heads, width, experts = data["parameters"], data["heads"], data["feed_forward"], data["experts"]
+    rows = [
+        ("family", data["summary"]),
+        (
+            "parameters",
+            count(n["total"]) + (f", {count(n['active'])} active" if n["active"] != n["total"] else ""),
+        ),
+        ("layers", f"{data['layers']}, hidden size {data['hidden_size']}"),
+        ("heads", f"{heads['query']} query, {heads['key_value']} key/value, dim {heads['dim']}"),
+        ("feed-forward", ", ".join(f"{kind} {size}" for kind, size in width.items() if size)),
+    ]
+    if experts["count"]:
+        rows.append(("experts", f"{experts['count']}, top-{experts['top_k']}, in layers {_ranges(experts['layers'])}"))
+    rows += [
+        ("vocabulary", f"{data['vocab_size']}{', tied' if data['tied'] else ''}, context {data['context']}"),
+        ("stored", f"{nbytes(data['bytes'])} {_files(data['shards'])}, {', '.join(data['dtypes'])}"),
+    ]
+    if data["unused"]:
+        rows.append(("unused", ", ".join(data["unused"][:3]) + (" ..." if len(data["unused"]) > 3 else "")))
+    if data["promise"]:
+        rows.append(("promise", f"{data['promise']['kind']}: {data['promise']['text']}"))
+    rows += [("lineage" if not i else "", f"{r['verb']}: {r['summary']}") for i, r in enumerate(data["lineage"])]
+    rows += [("can" if not i else "", f"{verb}: {answer}") for i, (verb, answer) in enumerate(data["can"].items())]
+    if "checksums" in data:
+        rows.append(("checksums", f"{len(data['checksums'])} file(s) agree"))
+    if "not_finite" in data:
+        rows.append(
+            (
+                "NaN scan",
+                f"{len(data['not_finite'])} tensor(s) affected" if data["not_finite"] else "all finite",
+            )
+        )
+    rows += [("note", note) for note in data["notes"]]
+    return table(rows)
+
+
+def _ranges(layers: list[int]) -> str:
+    """0-3, 5, 7-9"""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1][1:] = [layer]
+        else:
+            parts.append([layer])
+    return ", ".join("-".join(map(str, part)) for part in parts)
+
+
+def _files(shards: Sequence[str]) -> str:
+    return f"in {len(shards)} file(s)" if shards else "once saved"
+
+
+def table(rows: Sequence[Sequence[str]], indent: int = 0, right: Iterable[int] = ()) -> str:
+    """Columns padded to their widest cell; those in `right` are flush right."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            c.rjust(w) if i in set(right) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(" " * indent + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def nbytes(n: float) -> str:
+    """1.23 GB"""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if n < 1000 or unit == "TB":
+            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.2f} {unit}"
+        n /= 1000
+    raise AssertionError
+
+
+def count(n: float) -> str:
+    """1.23B"""
+    for unit in ("", "k", "M", "B", "T"):
+        if n < 1000 or unit == "T":
+            return f"{n:.0f}" if not unit else f"{n:.2f}{unit}"
+        n /= 1000
+    raise AssertionError

@@ -133,7 +133,7 @@ def misfits(family: Family, config: Mapping[str, Any]) -> Iterator[RekindleError
             yield RekindleError(f"{key} is {value!r}, which transformers does not know.", where="config.json")
     for key in ("torch_dtype", "dtype"):
         said = config.get(key)
-        if said is not None and (not isinstance(said, str) or said.removeprefix("torch.") not in TORCH.values()):
+        if said is not None and (not isinstance(said, str) or said not in TORCH.values()):
             yield RekindleError(f"{key} is {_short(said)}, which is no dtype of torch.", where="config.json")
 
 

@@ -162,9 +162,7 @@ def _cause(child: Checkpoint, problems: list[RekindleError]) -> RekindleError | 
 def _as_configured(child: Checkpoint, packed: list[Packed]) -> Tensors:
     """The tensors that a config alone speaks of: no bytes, but names, shapes and one dtype for all."""
     configured = child.config.get("torch_dtype") or child.config.get("dtype")
-    dtype = {torch: name for name, torch in TORCH.items()}.get(configured or "float32")
-    if dtype is None:
-        raise RekindleError(f"The config's dtype {configured!r} is not known.", where="config.json: torch_dtype")
+    dtype = {torch: name for name, torch in TORCH.items()}[configured or "float32"]
     in_packs = {role for pack in packed for role in pack.roles}
     shapes = {pack.name: pack.shape for pack in packed}
     shapes |= {name: shape for role, (name, shape, _) in child.rows.items() if role not in in_packs}

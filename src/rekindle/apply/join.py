@@ -22,7 +22,7 @@ from rekindle.apply.write import Written
 from rekindle.errors import RekindleError, together
 from rekindle.store.folder import PARTS
 from rekindle.store.manifest import NAME, read_manifest
-from rekindle.store.publish import alone, check_is_folder, explained, partial_path, staged, sync
+from rekindle.store.publish import alone, check_is_folder, check_no_mount, explained, partial_path, staged, sync
 
 RECORD = "part.json"  # of a part, in the folder where it is written
 CONFIG = "config.json"  # comes last: what makes a folder a model
@@ -40,6 +40,7 @@ def is_there(out: Path, part: Part, identity: Identity, *, overwrite: bool, resu
     """Whether this part is finished; raises RekindleError where it has no place in OUT."""
     check_is_folder(out)
     with explained(out):
+        check_no_mount(out)
         if out.exists() and any(out.iterdir()) and not (out / PARTS).is_dir():
             raise RekindleError(f"{out} exists and is not empty.", why="a part replaces no whole", hint="another OUT")
     if (out / CONFIG).exists():

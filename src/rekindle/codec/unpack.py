@@ -12,13 +12,13 @@ import numpy as np
 from rekindle.codec.archive import Step
 from rekindle.codec.container import write_all
 from rekindle.codec.workers import in_order
-from rekindle.store.publish import alone, publishing
+from rekindle.store.publish import publishing
 
 
 def unpack(step: Step, out: Path, *, overwrite: bool = False, workers: int = 1) -> None:
     """Write a step into the folder OUT. Raises CheckFailed where the archive is damaged, and leaves no OUT then."""
-    index, lock = step.index, out.absolute().parent / f".{out.name}.unpack"
-    with alone(lock, f"unpacking to {out}"), publishing(out, overwrite=overwrite) as partial, ExitStack() as stack:
+    index = step.index
+    with publishing(out, overwrite=overwrite) as partial, ExitStack() as stack:
         places: list[tuple[int, int]] = []  # of each tensor: file descriptor and offset in it
         for file in index.files:
             path = partial / file.path

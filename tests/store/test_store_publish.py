@@ -249,8 +249,8 @@ def test_of_writers_at_once_one_writes_and_the_others_are_refused(out):
 
 
 def test_a_lock_whose_process_was_killed_is_no_lock(out):
-    text = "import os, sys; from rekindle.store.publish import publishing\nwith publishing(sys.argv[1]): os.kill(os.getpid(), 9)"
-    assert subprocess.run([sys.executable, "-c", text, str(out)], check=False).returncode == -9
+    text = WRITER.replace("time.sleep(0.0005)", "os.kill(os.getpid(), 9)")
+    assert subprocess.run([sys.executable, "-c", text, str(out), "0"], check=False).returncode == -9
     assert left(out) == {".out.lock", ".out.partial"}
     write(out)
     assert left(out) == {"out"}

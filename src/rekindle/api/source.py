@@ -7,8 +7,11 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from rekindle.store.hub import locate
+
+READ = ("data", "scores", "tokenizer", "optimizer_state", "measurements")  # options that name files to read
 
 
 def local(source: str | Path) -> Path:
@@ -20,6 +23,30 @@ def local(source: str | Path) -> Path:
     if at and number.isascii() and number.isdigit() and Path(path).is_file():
         return _unpacked(str(Path(path).resolve()), int(number))
     return locate(source)
+
+
+def place(source: str | Path) -> Path | None:
+    """The folder or the archive here that `source` names; None for a name on the hub."""
+    path, at, number = str(source).rpartition("@")
+    found = Path(path) if at and number.isdigit() and Path(path).is_file() else Path(source).expanduser()
+    return found if found.exists() else None
+
+
+def files_read(*configs: Any) -> list[str]:
+    """What the options of these Configs name to be read: files and folders, or words such as stdlib."""
+    values = [getattr(config, name, None) for config in configs for name in READ]
+    return [value for value in values if isinstance(value, str)]
+
+
+def digest_of(source: str | Path) -> str | None:
+    """Names what is in the step of an archive, wherever it is unpacked; None for a folder."""
+    path, at, number = str(source).rpartition("@")
+    if not (at and number.isascii() and number.isdigit() and Path(path).is_file()):
+        return None
+    from rekindle.codec.archive import Archive
+
+    with Archive(Path(path)) as archive:
+        return archive[int(number)].entry.digest
 
 
 @cache

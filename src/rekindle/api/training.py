@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rekindle import __version__
 from rekindle.api.model import command
-from rekindle.api.source import local
+from rekindle.api.source import files_read, local, place
 from rekindle.config import Resolved, dump_yaml, resolve, to_dict
 from rekindle.errors import RekindleError
-from rekindle.store.publish import explained
+from rekindle.store.publish import check_spares, explained
 
 if TYPE_CHECKING:
     from rekindle.report.config import ReportConfig
@@ -30,6 +30,7 @@ def init(
 
     out = Path(out)
     options = options or resolve(InitConfig, given)
+    check_spares(out, None, *files_read(options.config))
     typed = command("init", [str(out)], options)
     init_model(out, options.config, command=typed, options=options.options(), overwrite=overwrite)
     _write_recipe(out, {"rekindle": __version__, "steps": [{"init": to_dict(options.config)}]})
@@ -53,6 +54,7 @@ def train(
     from rekindle.train.loop import train as run
 
     options = options or resolve(TrainConfig, given)
+    check_spares(Path(out), place(source), *files_read(options.config))
     summary = run(
         local(source),
         Path(out),

@@ -24,7 +24,7 @@ from rekindle.store.folder import PARTS
 from rekindle.store.manifest import NAME, read_manifest
 from rekindle.store.publish import alone, check_is_folder, check_no_mount, explained, partial_path, staged, sync
 
-RECORD = "part.json"  # of a part, in the folder where it is written
+RECORD = ".part"  # of a part, in the folder where it is written
 CONFIG = "config.json"  # comes last: what makes a folder a model
 
 
@@ -88,7 +88,7 @@ def _publish_part(staging: Path, out: Path) -> None:
         name = path.relative_to(staging)
         if name.parts[0] == MEASURED:
             _move(path, final.with_suffix("") / name)
-        elif name.name not in (RECORD, JOURNAL):
+        elif str(name) not in (RECORD, JOURNAL):
             _move(path, (out if str(name) in record.written else rest_of(out)) / name)
     _sync_folders(out)
     os.replace(staging / RECORD, final)

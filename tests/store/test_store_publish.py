@@ -16,7 +16,6 @@ from rekindle.store import publish
 from rekindle.store.publish import (
     check_free,
     check_spares,
-    claimed,
     explained,
     partial_path,
     publishing,
@@ -256,15 +255,7 @@ def test_a_lock_whose_process_was_killed_is_no_lock(out):
     assert left(out) == {"out"}
 
 
-def test_who_has_claimed_out_publishes_it(out):
-    with claimed(out):
-        with pytest.raises(RekindleError, match="Another process is writing"):
-            write(out)
-        write(out, claim=False)
-    assert left(out) == {"out"}
-
-
-def test_what_appeared_while_one_waited_to_claim_is_seen(out, monkeypatch):
+def test_what_appeared_while_one_waited_for_the_lock_is_seen(out, monkeypatch):
     alone = publish.alone
 
     def late(*how):

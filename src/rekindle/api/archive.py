@@ -198,7 +198,7 @@ def unpack(
         step = archive[name]
         write(step, Path(out), overwrite=overwrite, workers=workers or cores())
         return {"out": str(out), "step": name, "files": len(step.index.files), "bytes": step.entry.raw,
-                "damage": list(archive.directory.torn)}  # fmt: skip
+                "digest": step.entry.digest, "damage": list(archive.directory.torn)}  # fmt: skip
 
 
 def split_name(source: str | Path) -> tuple[Path, int | None]:

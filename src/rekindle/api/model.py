@@ -105,7 +105,7 @@ class Model:
         ) as folder:
             calibrate = partial(calibration, self.checkpoint.origin)
             how = {"workers": workers, "resume": resume, "progress": progress, "calibrate": calibrate}
-            written = saving.write(job, folder, out, part=mine, origin=digest_of(self.source), **how)
+            written = saving.write(job, folder, out, part=mine, origin=digest_of(self.checkpoint.folder.path), **how)
             self._describe(folder, out, options, {} if mine else written)
             if not mine:
                 saving.close_journal(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.store.hub import locate
+from rekindle.store.stamps import Stamp, stamp
 
 READ = ("data", "scores", "tokenizer", "optimizer_state", "measurements")  # options that name files to read
 
@@ -19,17 +21,14 @@ def local(source: str | Path) -> Path:
 
     A step is unpacked under the system's folder for temporary files (TMPDIR), and removed when the process ends.
     """
-    path, at, number = str(source).rpartition("@")
-    if at and number.isascii() and number.isdigit() and Path(path).is_file():
-        return _unpacked(str(Path(path).resolve()), int(number))
-    return locate(source)
+    archive, step = _step(source)
+    return _unpacked(str(archive.resolve()), step, stamp(archive)) if archive else locate(source)
 
 
 def place(source: str | Path) -> Path | None:
     """The folder or the archive here that `source` names; None for a name on the hub."""
-    path, at, number = str(source).rpartition("@")
-    found = Path(path) if at and number.isdigit() and Path(path).is_file() else Path(source).expanduser()
-    return found if found.exists() else None
+    found = _step(source)[0] or Path(os.path.expanduser(source))
+    return found if os.path.exists(found) else None
 
 
 def files_read(*configs: Any) -> list[str]:
@@ -38,22 +37,27 @@ def files_read(*configs: Any) -> list[str]:
     return [value for value in values if isinstance(value, str)]
 
 
-def digest_of(source: str | Path) -> str | None:
-    """Names what is in the step of an archive, wherever it is unpacked; None for a folder."""
-    path, at, number = str(source).rpartition("@")
-    if not (at and number.isascii() and number.isdigit() and Path(path).is_file()):
-        return None
-    from rekindle.codec.archive import Archive
+def digest_of(folder: Path) -> str | None:
+    """Names what is in a step that was unpacked here, wherever that is; None for any other folder."""
+    return _DIGESTS.get(folder)
 
-    with Archive(Path(path)) as archive:
-        return archive[int(number)].entry.digest
+
+_DIGESTS: dict[Path, str] = {}
+
+
+def _step(source: str | Path) -> tuple[Path | None, int]:
+    path, at, number = str(source).rpartition("@")
+    if at and number.isascii() and number.isdigit() and os.path.isfile(path):
+        return Path(path), int(number)
+    return None, 0
 
 
 @cache
-def _unpacked(archive: str, step: int) -> Path:
+def _unpacked(archive: str, step: int, state: Stamp | None) -> Path:
     from rekindle.api.archive import unpack
 
     base = Path(tempfile.mkdtemp(prefix="rekindle-"))
     atexit.register(shutil.rmtree, base, ignore_errors=True)
-    unpack(f"{archive}@{step}", base / f"step-{step}")
-    return base / f"step-{step}"
+    folder = base / f"step-{step}"
+    _DIGESTS[folder] = unpack(f"{archive}@{step}", folder)["digest"]
+    return folder

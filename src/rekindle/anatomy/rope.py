@@ -14,24 +14,81 @@ if TYPE_CHECKING:
     from rekindle.anatomy.settings import Settings
 
 _TRAINED = "original_max_position_embeddings"  # positions before they were stretched
+_FACTORS = ("short_factor", "long_factor")  # lists, a number for each pair of dims
+
+# What each kind must say, by transformers' own check (5.23, `modeling_rope_utils`).
+_KINDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor", _TRAINED),
+    "longrope": (*_FACTORS, _TRAINED),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _TRAINED),
+}
+OLD_LONGROPE = ("su", "yarn")  # what phi3 called it before
+_NOT_NUMBERS = {"rope_type", "type", "truncate", "finetuned", "mrope_section"}
 
 Rope = tuple[float, dict[str, Any] | None]  # theta, scaling
 
 
 def _said(config: Config) -> dict[str, Any]:
-    return dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    """What the config says in a table of its own; v4's name goes before v5's where both are there."""
+    for name in ("rope_scaling", "rope_parameters"):
+        said = config.get(name)
+        if said and not isinstance(said, dict):
+            raise _unread(f"{name} is {said!r}, not a table of keys and values", name)
+        if said:
+            return dict(said)
+    return {}
 
 
-def _split(rope: dict[str, Any], default_theta: float) -> Rope:
+def _split(rope: dict[str, Any], default_theta: Any, config: Config, rotary_dim: int) -> Rope:
     """theta and scaling out of v5's rope_parameters, or of v4's rope_scaling, which has no theta."""
-    theta = rope.pop("rope_theta", None) or default_theta
-    kind = rope.pop("rope_type", None) or rope.get("type") or "default"
+    theta = rope.pop("rope_theta", default_theta)
+    if not _is_number(theta) or not theta > 0:
+        raise _unread(f"rope_theta is {theta!r}, not a positive number", "rope_theta")
+    kind = rope.pop("rope_type", rope.get("type") or "default")
     rope.pop("type", None)
-    return float(theta), None if kind == "default" and not rope else {"rope_type": kind, **rope}
+    if not isinstance(kind, str) or kind not in _KINDS:
+        what = f"RoPE of the kind {kind!r} is not known (rope_type); known are {', '.join(_KINDS)}"
+        raise _unread(what, "rope_scaling")
+    if kind == "default":
+        return float(theta), None
+    if _TRAINED in _KINDS[kind]:
+        rope.setdefault(_TRAINED, config.get("max_position_embeddings"))
+    if missing := [key for key in _KINDS[kind] if rope.get(key) is None]:
+        raise _unread(f"RoPE of the kind {kind} lacks {' and '.join(missing)} (rope_type {kind})", "rope_scaling")
+    for key, value in rope.items():
+        if key in _FACTORS:
+            _check_factors(key, value, rotary_dim // 2)
+        elif not (key in _NOT_NUMBERS or value is None or _is_number(value)):
+            raise _unread(f"RoPE has {key} {value!r}, which is not a number", "rope_scaling")
+    return float(theta), {"rope_type": kind, **rope}
 
 
-def _read(config: Config, family: Family) -> Rope:
-    return _split(_said(config), config.get("rope_theta") or family.rope_theta)
+def _check_factors(key: str, value: Any, pairs: int) -> None:
+    if not isinstance(value, list) or not all(map(_is_number, value)):
+        raise _unread(f"RoPE has {key} {value!r}, not a list of numbers", "rope_scaling")
+    if len(value) != pairs:
+        raise _unread(f"RoPE turns {pairs} pairs of dims, but {key} has {len(value)} numbers", "rope_scaling")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _unread(what: str, key: str) -> RekindleError:
+    return RekindleError(f"{what}.", where=f"config.json: {key}", why="transformers cannot run such a model either")
+
+
+def _read(config: Config, family: Family, rotary_dim: int) -> Rope:
+    rope = _said(config)
+    partial = rope.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    theta, scaling = _split(rope, config.get("rope_theta", family.rope_theta), config, rotary_dim)
+    if scaling and partial != 1.0:  # without a scaling it is ignored
+        what = f"partial_rotary_factor is {partial!r}, but {family.model_type} turns whole heads"
+        raise _unread(what, "partial_rotary_factor")
+    return theta, scaling
 
 
 def _scaling(settings: Settings) -> dict[str, Any] | None:
@@ -42,7 +99,7 @@ def _scaling(settings: Settings) -> dict[str, Any] | None:
 
 
 def _read_whole(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
-    theta, scaling = _read(config, family)
+    theta, scaling = _read(config, family, given["head_dim"])
     return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": given["head_dim"]}
 
 
@@ -59,11 +116,19 @@ def _write_whole(settings: Settings, config: dict[str, Any]) -> str | None:
 def _partial(theta_key: str, factor_key: str, default: float, kind_key: str) -> Spelling:
     def read(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
         rope = _said(config)
-        factor = rope.pop("partial_rotary_factor", None) or config.get(factor_key) or default
-        theta, scaling = _split(rope, config.get(theta_key) or family.rope_theta)
-        if scaling and _TRAINED in family.defaults:
-            scaling[_TRAINED] = family.value(config, _TRAINED)
-        return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": int(given["head_dim"] * factor)}
+        factor = rope.pop("partial_rotary_factor", config.get(factor_key, default))
+        if not _is_number(factor) or not 0 < factor <= 1:
+            raise _unread(f"{factor_key} is {factor!r}, not a share of a head", factor_key)
+        rotary_dim = int(given["head_dim"] * factor)
+        if _TRAINED in family.defaults:  # phi3 says it beside, and calls longrope by two older names
+            rope[_TRAINED] = family.value(config, _TRAINED)
+            kind = rope.get("rope_type", rope.get("type"))
+            if kind in OLD_LONGROPE:
+                rope["rope_type"] = "longrope"
+            elif kind not in (None, "default", "longrope"):
+                raise _unread(f"RoPE of the kind {kind!r} is none of {family.model_type} (rope_type)", "rope_scaling")
+        theta, scaling = _split(rope, config.get(theta_key, family.rope_theta), config, rotary_dim)
+        return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": rotary_dim}
 
     def write(settings: Settings, config: dict[str, Any]) -> str | None:
         factor = settings.rotary_dim / settings.head_dim
@@ -82,20 +147,25 @@ def _partial(theta_key: str, factor_key: str, default: float, kind_key: str) -> 
 
 # -- layers with a window have a theta of their own (gemma3) -----------------------------------------------
 
+_LOCAL = ("full_attention", "sliding_attention")
+
 
 def _read_local(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
-    said = config.get("rope_parameters") or {}
-    full = said.get("full_attention") or config.get("rope_scaling") or {}
-    theta, scaling = _split(dict(full), config.get("rope_theta") or family.rope_theta)
-    default = config.get("rope_local_base_freq") or 10_000.0
-    local, local_scaling = _split(dict(said.get("sliding_attention") or {}), default)
+    rotary = given["head_dim"]
+    nested = config.get("rope_parameters") or {}
+    scaled = config.get("rope_scaling") or {}
+    kinds = [said.get(kind) or {} for said in (nested,) if isinstance(said, dict) for kind in _LOCAL]
+    if not all(isinstance(said, dict) for said in (nested, scaled, *kinds)):
+        raise _unread("rope_parameters or rope_scaling is not a table of keys and values", "rope_parameters")
+    theta = config.get("rope_theta", family.rope_theta)
+    theta, scaling = _split({**kinds[0], **scaled}, theta, config, rotary)
+    local, local_scaling = _split(dict(kinds[1]), config.get("rope_local_base_freq", 10_000.0), config, rotary)
     if local_scaling:
         raise RekindleError(
             f"RoPE of the layers with a window is scaled ({local_scaling['rope_type']}).",
             where="config.json: rope_parameters",
             why=f"{family.model_type} can say this in transformers v5 alone, no serving engine reads it",
         )
-    rotary = given["head_dim"]
     return {"rope_theta": theta, "rope_scaling": scaling, "local_rope_theta": local, "rotary_dim": rotary}
 
 
@@ -108,8 +178,8 @@ def _write_local(settings: Settings, config: dict[str, Any]) -> str | None:
 
 
 def _read_latent(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
-    theta, scaling = _read(config, family)
     turned, others = (family.value(config, key) for key in ("qk_rope_head_dim", "qk_nope_head_dim"))
+    theta, scaling = _read(config, family, turned)
     return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": turned, "head_dim": turned + others}
 
 

@@ -98,18 +98,31 @@ def verify(
 
 
 def _some_tokens(parent: Checkpoint, data: str, tokens: int) -> tuple[np.ndarray, str]:
-    """Token ids [N, T] of held-out text, or random ones where the checkpoint has no tokenizer."""
+    """Token ids [N, T] of held-out text; random ones, and why, where no tokenizer here makes ids that the model has."""
     if tokens < 2:
         raise RekindleError(f"{tokens} tokens are too few to compare on.", hint="--tokens 1024")
+    from rekindle.train.model import check_ids, check_vocabulary, load_tokenizer
+    from rekindle.train.tokens import open_corpus
+
     length = min(128, parent.settings.max_position_embeddings, tokens)
     rows = max(1, tokens // length)
-    folder = parent.folder.path
-    if any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        from rekindle.train.tokens import sample_tokens
+    folder, vocab_size = parent.folder.path, parent.settings.vocab_size
 
-        return sample_tokens(folder, data, rows * length, length), f"validation text of {data}"
-    random = np.random.default_rng(0).integers(0, parent.settings.vocab_size, (rows, length))
-    return random, "random tokens: the checkpoint has no tokenizer"
+    def random(reason: RekindleError) -> tuple[np.ndarray, str]:
+        ids = np.random.default_rng(0).integers(0, vocab_size, (rows, length))
+        return ids, f"random tokens ({reason.what.rstrip('.')})"
+
+    try:
+        tokenizer = load_tokenizer(folder)
+        check_vocabulary(tokenizer, vocab_size, folder)
+    except RekindleError as error:
+        return random(error)
+    ids = open_corpus(data, tokenizer).sample("validation", rows * length, length)[:, :-1]
+    try:
+        check_ids(int(ids.max()), vocab_size, folder)
+    except RekindleError as error:
+        return random(error)
+    return ids, f"validation text of {data}"
 
 
 def _keep(folder: Path, verdict: dict[str, Any], manifest: Manifest | None, config: dict[str, Any]) -> None:

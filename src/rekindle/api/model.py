@@ -165,11 +165,13 @@ def calibration(origin: Checkpoint, data: str) -> Activations:
 
     from rekindle.apply.calibrate import Calibration, nbytes
     from rekindle.apply.load import fit
+    from rekindle.train.model import check_ids
     from rekindle.train.tokens import sample_tokens
 
     name, _, tokens = data.rpartition(":")
     length = min(512, origin.settings.max_position_embeddings, int(tokens))
     rows = torch.from_numpy(sample_tokens(origin.folder.path, name, int(tokens), length, "train"))
+    check_ids(int(rows.max()), origin.settings.vocab_size, data)
     batches = ({"input_ids": ids} for ids in rows.split(max(1, 4096 // length)))
     return Calibration(origin, batches, blockwise=not fit(origin, besides=nbytes(origin)))
 
@@ -213,7 +215,8 @@ def open(source: str | Path) -> Model:
     """
     folder = local(source)
     seen = stamps_in(folder)
-    return Model(str(source), open_checkpoint(open_folder(folder, bare=True)), seen=seen)
+    opened = open_checkpoint(open_folder(folder, bare=True))
+    return Model(str(source), opened, seen=seen)
 
 
 def apply(verb: str, source: Model | str | Path, **options: Any) -> Model:

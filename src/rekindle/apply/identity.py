@@ -13,8 +13,8 @@ from rekindle.apply.parts import Identity
 from rekindle.edit.expressions import Leaf
 from rekindle.store.files import Files
 from rekindle.store.folder import Folder
-from rekindle.store.header import unreadable
 from rekindle.store.legacy import Held
+from rekindle.store.reading import unreadable
 
 SAMPLE = 1 << 12  # bytes read at a place: a page
 PLACES = 1 << 14  # in all tensors together, 64 MiB; but one in each, however many there are
@@ -59,7 +59,7 @@ def _passengers(folder: Folder) -> str:
     state = hashlib.sha256()
     for path in folder.passengers():
         try:
-            state.update(f"{path.name}={digest(path.read_bytes())};".encode())
+            state.update(f"{path.relative_to(folder.path)}={digest(path.read_bytes())};".encode())
         except OSError as error:
             raise unreadable(path, error) from None
     return state.hexdigest()[:16]

@@ -7,11 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rekindle.anatomy import family_of
 from rekindle.anatomy.settings import meaning
 from rekindle.edit.checkpoint import Checkpoint
+from rekindle.edit.opening import checkpoint_at, open_checkpoint
+from rekindle.edit.plan import plan
 from rekindle.errors import RekindleError
-from rekindle.store.folder import read_json
+from rekindle.store.files import Files
+from rekindle.store.folder import Folder
 
 
 @contextmanager
@@ -38,35 +43,60 @@ def model_class(output: str) -> Any:
     return getattr(transformers, names[output])
 
 
-def load_model(folder: Path, dtype: str = "float32", output: str = "causal") -> Any:
-    """The model of a folder in `dtype`, on the CPU, with grouped expert kernels.
+def config_of(folder: Folder) -> Any:
+    """transformers' config of an opened checkpoint. No code of the folder's own runs, and nothing asks for any."""
+    from transformers import AutoConfig
+
+    with quietly():
+        return AutoConfig.for_model(**folder.config)
+
+
+def load_model(source: Folder | Path, dtype: str = "float32", output: str = "causal") -> Any:
+    """The model of an opened checkpoint's folder, or of a path, in `dtype`, on the CPU, with grouped expert kernels.
 
     Raises RekindleError where its output is another, and where weights are missing, superfluous or misshaped.
     """
     import torch
+    import transformers
 
-    config = read_json(folder / "config.json", missing=f"{folder} is not a checkpoint: it has no config.json.")
-    found = family_of(config).settings(config).output
+    folder = source if isinstance(source, Folder) else checkpoint_at(source).folder
+    found = family_of(folder.config).settings(folder.config).output
     if found != output:
         raise RekindleError(
-            f"This {config['model_type']} {meaning('output', found)}; needed is one that {meaning('output', output)}.",
-            where=folder,
+            f"This {folder.config['model_type']} {meaning('output', found)}; "
+            f"needed is one that {meaning('output', output)}.",
+            where=folder.path,
         )
     try:
-        with quietly():
-            model, report = model_class(output).from_pretrained(
-                folder, dtype=getattr(torch, dtype), output_loading_info=True
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        with quietly(), Files() as files:
+            how = {"config": config_of(folder), "dtype": getattr(torch, dtype), "output_loading_info": True}
+            if folder.native:
+                model, report = model_class(output).from_pretrained(folder.path, trust_remote_code=False, **how)
+            else:
+                own = getattr(transformers, family_of(folder.config).classes[output])
+                model, report = own.from_pretrained(None, state_dict=_state(folder, files), **how)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RekindleError(f"transformers cannot load this model: {reason}.", where=folder) from None
+        raise RekindleError(f"transformers cannot load this model: {reason}.", where=folder.path) from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, report[kind])):
             raise RekindleError(
                 f"The weights do not fit the config: {len(names)} {kind.replace('_', ' ')}, such as {names[0]}.",
-                where=folder,
+                where=folder.path,
             )
     return model
+
+
+def _state(folder: Folder, files: Files) -> dict[str, Any]:
+    """The tensors of a folder that transformers cannot read itself, under the names it would look for."""
+    import torch
+
+    state = {}
+    for name, expr in plan(open_checkpoint(folder)).tensors.items():
+        raw = expr.raw(0, expr.num_rows, files).reshape(expr.shape)
+        stored = torch.from_numpy(np.array(raw))
+        state[name] = stored.view(torch.bfloat16) if expr.dtype == "BF16" else stored
+    return state
 
 
 def fit(*checkpoints: Checkpoint, besides: int = 0) -> bool:

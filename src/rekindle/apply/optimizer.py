@@ -15,8 +15,8 @@ from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Joined, Leaf
 from rekindle.edit.plan import Plan
 from rekindle.errors import RekindleError, together
-from rekindle.store.folder import read_json, shard_names
 from rekindle.store.header import Stored, read_header
+from rekindle.store.index import read_json, shard_names
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = "optimizer.json"

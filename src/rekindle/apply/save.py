@@ -26,9 +26,7 @@ from rekindle.edit.expressions import Expr
 from rekindle.edit.measure import Measurement, measurements
 from rekindle.edit.plan import Plan, plan
 from rekindle.errors import CheckFailed, RekindleError
-from rekindle.store.header import unreadable
-from rekindle.store.links import check_links
-from rekindle.store.stamps import Stamps, check_unchanged, stamp, stamps_in
+from rekindle.store.stamps import Stamps, check_unchanged, stamp, stamps, stamps_in
 
 MOMENTS = "optimizer/optimizer"  # of the files that hold Adam's moments
 TABLES = {"config.json", STATE}  # what the plan goes by, beside headers and indices
@@ -129,7 +127,8 @@ def prepare(checkpoint: Checkpoint, config: SaveConfig, seen: Stamps | None = No
     """
     if config.max_shard_size < 1:
         raise RekindleError(f"A shard of {config.max_shard_size} bytes holds nothing.", hint="--max-shard-size 5GB")
-    planned, seen = plan(checkpoint, fused=config.fused), seen or {}
+    planned, folder = plan(checkpoint, fused=config.fused), checkpoint.folder
+    seen = {**stamps([] if folder.bare else folder.passengers()), **(seen or {})}
     if not config.optimizer_state:
         return Job(checkpoint, planned, config, {}, {}, seen)
     parent, moments = checkpoint.origin, Path(config.optimizer_state)
@@ -170,10 +169,7 @@ def write(
     job.check_unchanged()
     digest = f"{job.layout}/{job.config}/{origin or ''}/{_times(job, bool(origin))}"
     _clear(folder, finished(folder, digest) if resume else {})
-    home = job.checkpoint.folder.path
-    check_links(home, job.passengers)
-    for path in job.passengers:
-        _copy(path, folder / path.relative_to(home))
+    job.checkpoint.folder.carry(folder)
     known = _known(job, folder) | (measured_by_others(out, part) if part else {})
     found = settle(job.needed(part), workers=workers, known=known, calibrate=calibrate, progress=progress)
     write_found(folder, found)
@@ -232,13 +228,3 @@ def _clear(folder: Path, done: Mapping[str, Written]) -> None:
     for path in folder.iterdir():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _copy(path: Path, to: Path) -> None:
-    try:
-        source = path.open("rb")
-    except OSError as error:
-        raise unreadable(path, error) from None
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with source, to.open("wb") as out:
-        shutil.copyfileobj(source, out)

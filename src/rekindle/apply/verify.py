@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rekindle.anatomy.settings import meaning
-from rekindle.apply.load import load_model, model_class, quietly
+from rekindle.apply.load import config_of, load_model, model_class, quietly
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.plan import plan
@@ -136,7 +136,7 @@ def loaded(checkpoint: Checkpoint, dtype: str, blockwise: bool) -> Iterator[Any]
         if blockwise:
             yield _blockwise(checkpoint, dtype, files)
         else:
-            yield load_model(checkpoint.folder.path, dtype, checkpoint.settings.output).eval()
+            yield load_model(checkpoint.folder, dtype, checkpoint.settings.output).eval()
     gc.collect()
 
 
@@ -161,11 +161,11 @@ def _blockwise(checkpoint: Checkpoint, dtype: str, files: Files) -> Any:
     import torch
     from accelerate import init_empty_weights
     from accelerate.hooks import attach_align_device_hook
-    from transformers import AutoConfig
 
+    config = config_of(checkpoint.folder)
     with quietly(), init_empty_weights(include_buffers=False):
-        config = AutoConfig.from_pretrained(checkpoint.folder.path)
-        model = model_class(checkpoint.settings.output).from_config(config, dtype=getattr(torch, dtype))
+        made = model_class(checkpoint.settings.output)
+        model = made.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
     weights = Weights(checkpoint, dtype, files)
     attach_align_device_hook(model, execution_device=torch.device("cpu"), offload=True, weights_map=weights)
     for name, buffer in model.named_buffers():  # the hooks ask for parameters only

@@ -3,7 +3,7 @@
 from rekindle.edit.arithmetic import Fill, Normal
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
-from rekindle.edit.opening import open_checkpoint
+from rekindle.edit.opening import checkpoint_at, open_checkpoint
 from rekindle.edit.plan import Plan, plan
 from rekindle.edit.promise import Promise, exact, lossy
 
@@ -14,6 +14,7 @@ __all__ = [
     "Normal",
     "Plan",
     "Promise",
+    "checkpoint_at",
     "exact",
     "lossy",
     "open_checkpoint",

@@ -4,34 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from rekindle.anatomy import Family, Packed, Role, Settings, family_of, packs, stacks
+from rekindle.edit.as_loaded import as_loaded, refuse_adapters, unwrapped
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Leaf, joined
 from rekindle.errors import RekindleError, together
 from rekindle.store.dtypes import TORCH, nbytes
-from rekindle.store.folder import Folder
+from rekindle.store.files import Files
+from rekindle.store.folder import Folder, open_folder
 from rekindle.store.header import Stored
 from rekindle.store.legacy import Held
+from rekindle.store.weights import Tensors
 
-Tensors = dict[str, Stored | Held]
+COMPARED = 1 << 22  # bytes of two tensors compared at once
+
+
+def checkpoint_at(path: str | Path) -> Checkpoint:
+    """The checkpoint in a local folder."""
+    return open_checkpoint(open_folder(path))
 
 
 def open_checkpoint(folder: Folder) -> Checkpoint:
-    """A checkpoint over a folder's bytes; raises RekindleError with every tensor missing, extra or misshaped."""
+    """A checkpoint over a folder's bytes; raises RekindleError with every tensor missing, extra or misshaped.
+
+    Its `folder` has the config as transformers takes it with these weights, see `as_loaded`.
+    """
+    folder = as_loaded(folder)
     family = family_of(folder.config)
+    folder = _with_class(folder, family)
     settings = family.settings(folder.config)
-    notes = [folder.notice] if folder.notice else []
-    child = Checkpoint(family, settings, dict(folder.config), {}, folder, notes)
+    child = Checkpoint(family, settings, dict(folder.config), {}, folder, list(folder.notes))
     problems: list[RekindleError] = []
     packed = packs(child.rows.items(), settings)
     if folder.bare:
         child.folder = folder = replace(folder, tensors=_as_configured(child, packed))
     names, known = dict(folder.tensors), {name for name, _, _ in child.rows.values()}
     if not names.keys() <= known:
+        refuse_adapters(names, folder)
         stacked = stacks(family, settings)
-        names = _by_known_names(names, family, known.union(stack.name for stack in stacked), problems)
+        known = known.union((stack.name for stack in stacked), family.names_of("head", settings))
+        names = _by_known_names(child, names, known, problems)
         packed += stacked if any(stack.name in names for stack in stacked) else []
+    child = _tied_as_stored(child, names)
     _fill(child, names, packed, problems)
     for name in names:
         if _unread(name, family, settings, folder.config):
@@ -39,8 +55,85 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
         else:
             problems.append(RekindleError(f"{family.model_type} has no tensor {name}.", where=folder.path))
     if problems:
-        raise together(problems)
+        raise _cause(child, problems) or together(problems)
     return child
+
+
+def _with_class(folder: Folder, family: Family) -> Folder:
+    """A config that names no class, of a family with several, gets the one whose tensors are there."""
+    if len(family.classes) == 1 or folder.config.get("architectures") or folder.bare:
+        return folder
+    there = {name.removeprefix(family.prefix) for name in folder.tensors}
+    for output, own in family.classes.items():
+        settings = replace(family.settings(folder.config | {"architectures": [own]}), output=output)
+        rows = [row for row in family.top if not (row.part == "head" and settings.tie_word_embeddings)]
+        names = {name for row in rows for name in family.names_of(row.part, settings)}
+        if {name.removeprefix(family.prefix) for name in names} <= there:
+            note = f"the config names no class: by its tensors this is {own}"
+            return replace(folder, config=folder.config | {"architectures": [own]}, notes=(*folder.notes, note))
+    return folder
+
+
+def _tied_as_stored(child: Checkpoint, names: Tensors) -> Checkpoint:
+    """A tied model may store its one matrix as the head; and one that stores two different ones is not tied.
+
+    As transformers has it (5.23, `tie_weights`), whatever the config says.
+    """
+    settings = child.settings
+    head = next((name for name in child.family.names_of("head", settings) if name in names), None)
+    if not settings.tie_word_embeddings or head is None:
+        return child
+    embed = child.rows[Role("embed")][0]
+    if embed not in names:
+        names[embed] = names.pop(head)
+        return child
+    if names[head].shape != names[embed].shape or _same(names[head], names[embed]):
+        return child
+    config = child.folder.config | {"tie_word_embeddings": False}
+    note = (
+        f"{head} is stored and differs from {embed}: they are two matrices, as in transformers, whatever "
+        "tie_word_embeddings in config.json says"
+    )
+    folder = replace(child.folder, config=config)
+    return Checkpoint(child.family, child.family.settings(config), dict(config), {}, folder, [*child.notes, note])
+
+
+def _same(one: Stored | Held, other: Stored | Held) -> bool:
+    """Whether two tensors hold the same bytes; reads them, up to the first difference."""
+    if one.dtype != other.dtype:
+        return False
+    a, b = Leaf("", one), Leaf("", other)
+    rows = max(1, COMPARED // max(1, a.nbytes // max(1, a.num_rows)))
+    with Files() as files:
+        return all(
+            a.raw(lo, min(lo + rows, a.num_rows), files).tobytes()
+            == b.raw(lo, min(lo + rows, a.num_rows), files).tobytes()
+            for lo in range(0, a.num_rows, rows)
+        )
+
+
+def _cause(child: Checkpoint, problems: list[RekindleError]) -> RekindleError | None:
+    """What lies behind tensors that are missing or unknown, where that is clear: no head, or another class."""
+    family, named = child.family, (child.config.get("architectures") or [None])[0]
+    known = list(family.classes.values())
+    headless = f"The {Role('head')} is missing."
+    if [problem.what for problem in problems] == [headless]:
+        class_ = f" ({named})" if named and named not in known else ""
+        head = " or ".join(family.names_of("head", child.settings))
+        return RekindleError(
+            f"This is a base model{class_}, without a language-model head: there is no {head}, and its config does "
+            "not tie one to the embeddings.",
+            where=child.folder.path,
+            hint='the model with its head; or "tie_word_embeddings": true in config.json, if the embeddings are it',
+        )
+    if named is None or named in known:
+        return None
+    return RekindleError(
+        f"This is a {named}; of {family.model_type}, {' and '.join(known)} {'is' if len(known) == 1 else 'are'} known.",
+        where=f"config.json: architectures, in {child.folder.path}",
+        why=problems[0].what,
+        hint=f"the {family.model_type} that it was made from",
+    )
 
 
 def _as_configured(child: Checkpoint, packed: list[Packed]) -> Tensors:
@@ -89,20 +182,30 @@ def taken_apart(pack: Packed, x: Expr) -> Iterator[tuple[Role, Expr]]:
         yield role, joined(parts, pack.roles[role])
 
 
-def _by_known_names(tensors: Tensors, family: Family, known: set[str], problems: list[RekindleError]) -> Tensors:
-    """The same under the table's names: a file may lack the base model's prefix, or use the names of memory."""
+def _by_known_names(child: Checkpoint, tensors: Tensors, known: set[str], problems: list[RekindleError]) -> Tensors:
+    """The same under the table's names.
+
+    A file may lack the base model's prefix, or use the names of memory; a wrapper may have put its own before all.
+    """
+    family = child.family
     aliases: dict[str, str] = {}
     for name in known:
         for disk, memory in (family.runtime or {}).items():
             aliases[name.replace(disk, memory)] = name
         aliases[name.removeprefix(family.prefix)] = name
         aliases[family.prefix + name] = name
+    aliases |= {name: name for name in known}
+    if not any(name in aliases for name in tensors) and (found := unwrapped(tensors, aliases)):
+        without, part = found
+        tensors = {without[name]: tensor for name, tensor in tensors.items()}
+        child.notes.append(f"every tensor's name carries {part!r}, of a wrapper: they are read without it")
+        child.folder = replace(child.folder, native=False)
     names: dict[str, str] = {}
     for name in tensors:
         own = name
         for old, new in (family.older or {}).items():
             own = own.replace(old, new)
-        own = own if own in known else aliases.get(own, own)
+        own = aliases.get(own, own)
         if own in names:
             problems.append(RekindleError(f"{name} and {names[own]} are the same tensor."))
         names[own] = name

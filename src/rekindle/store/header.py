@@ -13,8 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS, nbytes
+from rekindle.store.reading import broken, likeness, opened, refuse_pointer, unreadable
 
 PAGE = 4096  # headers are padded to it, so that copies between our files lie alike on their pages
 MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
@@ -33,16 +33,21 @@ class Stored(NamedTuple):
 def read_header(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """Tensors by name, in file order, and the file's metadata. Raises RekindleError naming file and tensor."""
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
+            head = file.read(64)
+            refuse_pointer(path, head)
+            prefix = head[:8]
             length = int.from_bytes(prefix, "little")
+            if (seems := likeness(head)) and head[8:9] != b"{":
+                raise broken(path, f"it is {seems}, not a safetensors file")
             if len(prefix) < 8:
                 raise broken(path, f"it is {size} bytes long, too short to be a safetensors file")
             if length > MAX_HEADER:
                 raise broken(path, f"its header claims {length} bytes, over the limit of {MAX_HEADER}")
             if 8 + length > size:
                 raise broken(path, f"its header claims {length} bytes, but the file has {size}")
+            file.seek(8)
             text = file.read(length)
     except OSError as error:
         raise unreadable(path, error) from None
@@ -52,14 +57,6 @@ def read_header(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise broken(path, "its __metadata__ is not text to text")
     return _places(str(path), header, start=8 + length, end=size), metadata
-
-
-def broken(path: object, reason: str) -> RekindleError:
-    return RekindleError(f"This file is broken: {reason}.", where=path, hint="download or copy it again")
-
-
-def unreadable(path: object, error: OSError) -> RekindleError:
-    return RekindleError(f"The file cannot be read: {error.strerror}.", where=path)
 
 
 def _parse_json(path: object, text: bytes) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import TORCH
+from rekindle.store.reading import opened, refuse_pointer, unreadable
 
 NAMES = {torch: ours for ours, torch in TORCH.items()}
 
@@ -24,24 +25,9 @@ class Held(NamedTuple):
     nbytes: int
 
 
-def read_pickles(folder: Path) -> dict[str, Held]:
-    """All tensors of the folder's .bin files; a pickle that needs more than tensors is refused."""
-    index = folder / "pytorch_model.bin.index.json"
-    if index.exists():
-        from rekindle.store.folder import shard_names
-
-        files = sorted(set(shard_names(index).values()))
-    else:
-        files = ["pytorch_model.bin"]
-    tensors: dict[str, Held] = {}
-    for file in files:
-        if not (folder / file).exists():
-            raise RekindleError(f"The shard {file} is missing.", where=folder / file)
-        for name, tensor in _load(folder / file).items():
-            if name in tensors:
-                raise RekindleError(f"{name} is in two shards.", where=folder / file)
-            tensors[name] = _held(folder / file, name, tensor)
-    return tensors
+def read_pickle(path: Path) -> dict[str, Held]:
+    """All tensors of a .bin file; a pickle that needs more than tensors is refused."""
+    return {name: _held(path, name, tensor) for name, tensor in _load(path).items()}
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -49,6 +35,11 @@ def _load(path: Path) -> dict[str, Any]:
 
     import torch
 
+    try:
+        with opened(path) as file:
+            refuse_pointer(path, file.read(64))
+    except OSError as error:
+        raise unreadable(path, error) from None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:

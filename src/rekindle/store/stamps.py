@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rekindle.errors import RekindleError
-from rekindle.store.header import unreadable
+from rekindle.store.reading import unreadable
 
 
 class Stamp(NamedTuple):

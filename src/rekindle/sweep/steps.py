@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rekindle.errors import RekindleError
-from rekindle.store.folder import read_json
+from rekindle.store.index import read_json
 
 Say = Callable[[str], object]
 FAILED = "failed.json"

@@ -93,7 +93,8 @@ class Archiver:
             for disk, part in split(names, n, x)
         }
         files: dict[str, bytes | Mapping[str, Held]] = {
-            path.name: path.read_bytes() for path in (self.source.path / "config.json", *self.source.passengers())
+            str(path.relative_to(self.source.path)): path.read_bytes()
+            for path in (self.source.path / "config.json", *self.source.passengers())
         }
         files["model.safetensors"] = on_disk
         files[f"{FOLDER}/{WEIGHTS}"] = kept

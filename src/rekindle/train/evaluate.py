@@ -13,13 +13,14 @@ import torch
 from torch.nn import functional as F
 
 from rekindle.apply.load import load_model
+from rekindle.edit import checkpoint_at
 from rekindle.errors import RekindleError
-from rekindle.store.folder import open_folder
 from rekindle.train.config import EvaluateConfig
 from rekindle.train.device import make_accelerator, micro_batch_size, out_of_memory_explained
 from rekindle.train.losses import NO_LOAD, describe_load, expert_counts, expert_grid, forward
 from rekindle.train.model import (
     cast_experts,
+    check_ids,
     check_lengths,
     check_vocabulary,
     load_tokenizer,
@@ -84,15 +85,17 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     """
     if config.tasks:
         _harness()  # before the loss takes its time
-    vocab_size, context = model_sizes(open_folder(folder).config)
+    source = checkpoint_at(folder).folder
+    vocab_size, context = model_sizes(source.config)
     seq_len = config.seq_len or min(context, _DEFAULT_SEQ_LEN)
     check_lengths(seq_len, context, config.micro_batch)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, vocab_size, folder)
     corpus = open_corpus(config.data, tokenizer)
+    check_ids(corpus.meta.largest_id, vocab_size)
     windows = corpus.sample(config.split, config.tokens, seq_len)
     accelerator = make_accelerator(config.precision)
-    model = load_model(folder)
+    model = load_model(source)
     if accelerator.mixed_precision == "bf16" and expert_grid(model):
         cast_experts(model)
     with out_of_memory_explained("a smaller --micro-batch or --seq-len"):
@@ -118,7 +121,9 @@ def run_tasks(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
     """{task: {metric: value}} by lm-eval; raises RekindleError where it is not installed or knows no such task."""
     lm_eval = _harness()
     try:
-        results = lm_eval.simple_evaluate(model="hf", model_args=f"pretrained={folder}", tasks=list(tasks))
+        results = lm_eval.simple_evaluate(
+            model="hf", model_args=f"pretrained={folder},trust_remote_code=False", tasks=list(tasks)
+        )
     except (KeyError, ValueError) as error:
         raise RekindleError(f"lm-eval cannot run {', '.join(tasks)}: {error}.", hint="lm-eval ls tasks") from None
     return {

@@ -34,8 +34,7 @@ def publish(
         schedule = plan.schedule.at(plan.tokens)
         save_optimizer(model, stepper.optimizer, source.config, partial / FOLDER, schedule)
         save_model(model.to(stored_dtype(source)), partial)
-        for path in source.passengers():
-            shutil.copyfile(path, partial / path.name)
+        source.carry(partial)
         shutil.copyfile(work / METRICS, partial / METRICS)
         if (work / TRACKERS).is_dir():
             shutil.copytree(work / TRACKERS, partial / TRACKERS)

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
+from rekindle.edit import checkpoint_at
 from rekindle.errors import RekindleError
-from rekindle.store.folder import open_folder
-from rekindle.store.links import check_links
 from rekindle.store.manifest import Record
 from rekindle.store.publish import check_free
 from rekindle.train.archive import Archiver
@@ -49,8 +48,8 @@ def train(
     """
     src, out = Path(src), Path(os.path.abspath(out))
     check_free(out, overwrite)
-    source = open_folder(src)
-    check_links(source.path, source.passengers())
+    source = checkpoint_at(src).folder
+    source.passengers()  # what cannot travel is refused now
     config = with_tokens(config, source)
     lower = "a smaller --micro-batch, --gradient-checkpointing, or a shorter --seq-len"
     with torch.random.fork_rng(devices=[]), out_of_memory_explained(lower):

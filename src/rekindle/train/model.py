@@ -22,15 +22,20 @@ _SHARD_SIZE = "5GB"
 
 
 def load_tokenizer(folder: Path | str) -> Any:
-    """The tokenizer of a folder or a hub name; raises RekindleError where there is none."""
+    """The tokenizer of a folder or a hub name; raises RekindleError where there is none.
+
+    One that is code of the folder's own is refused: that code never runs, and nobody is asked to let it.
+    """
     from transformers import AutoTokenizer
 
     try:
         with quietly():
-            return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # libraries of tokenizers raise what they like, down to panics of their own
+        own = "trust_remote_code" in str(error)
+        reason = "it is code of the folder's own, which is never run" if own else _first_line(error)
         raise RekindleError(
-            f"No tokenizer can be loaded: {_first_line(error)}.",
+            f"No tokenizer can be loaded: {reason}.",
             where=folder,
             hint="copy the tokenizer files of the original checkpoint into the folder",
         ) from None
@@ -56,14 +61,31 @@ def save_model(model: Any, folder: Path) -> None:
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, where: object) -> None:
-    """Refuse a tokenizer that makes ids the model has no embedding for."""
-    largest = max(tokenizer.get_vocab().values())
+    """Refuse a tokenizer that makes ids the model has no embedding for.
+
+    Tokens that were added to it, such as a pad token beyond the embeddings, are no reason: nothing may use them. The
+    end of a document is used, and the ids of a text are checked when they are known, see `check_ids`.
+    """
+    added = tokenizer.get_added_vocab()
+    largest = max((id_ for token, id_ in tokenizer.get_vocab().items() if token not in added), default=-1)
     if largest >= vocab_size:
         raise RekindleError(
             f"The tokenizer's ids go up to {largest}, but the model's vocabulary ends at {vocab_size - 1}.",
             where=where,
             why="this tokenizer belongs to another model",
             hint="copy the tokenizer files of the original checkpoint into the folder",
+        )
+    ends = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
+    check_ids(next((token for token in ends if token is not None), -1), vocab_size, where)
+
+
+def check_ids(largest: int, vocab_size: int, where: object = None) -> None:
+    """Refuse ids beyond the model's embeddings, naming the largest."""
+    if largest >= vocab_size:
+        raise RekindleError(
+            f"The data holds token {largest}, but the model's vocabulary ends at {vocab_size - 1}.",
+            where=where,
+            why="the tokenizer belongs to another model, or has tokens the embeddings were not made larger for",
         )
 
 

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from rekindle.anatomy import runtime_names
 from rekindle.errors import RekindleError, together
-from rekindle.store.folder import read_json, shard_names
 from rekindle.store.header import Stored, read_header
+from rekindle.store.index import read_json, shard_names
 
 FOLDER, WEIGHTS, DESCRIPTION = "optimizer", "optimizer.safetensors", "optimizer.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")

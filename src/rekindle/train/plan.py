@@ -8,6 +8,7 @@ from typing import Any
 
 from rekindle.errors import RekindleError, together
 from rekindle.train.config import TrainConfig
+from rekindle.train.model import check_ids
 from rekindle.train.schedule import Schedule, make_schedule
 from rekindle.train.tokens import Corpus
 
@@ -64,11 +65,7 @@ def check_corpus(corpus: Corpus, seq_len: int, vocab_size: int) -> None:
             f"The training text is {len(corpus.train)} tokens, too short for one sequence of {seq_len}.",
             hint="a smaller --seq-len, or more --data",
         )
-    if corpus.meta.largest_id >= vocab_size:
-        raise RekindleError(
-            f"The data holds token {corpus.meta.largest_id}, but the model's vocabulary ends at {vocab_size - 1}.",
-            why="the tokenizer belongs to another model",
-        )
+    check_ids(corpus.meta.largest_id, vocab_size)
 
 
 def _problems(config: TrainConfig, ranks: int) -> list[RekindleError]:

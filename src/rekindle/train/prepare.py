@@ -45,7 +45,7 @@ def prepare(
     run = describe_run(config, source.fingerprint, len(corpus.train))
     saved = find_start(out, run, resume=resume, overwrite=overwrite)
 
-    model = load_model(source.path)
+    model = load_model(source)
     wrapped = _wrapped(model, config, accelerator)
     optimizer = make_optimizer(model, config.weight_decay, config.beta2)
     if saved:

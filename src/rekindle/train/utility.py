@@ -16,8 +16,9 @@ import torch
 
 from rekindle.anatomy import family_of, stacks
 from rekindle.apply.load import load_model
+from rekindle.edit import checkpoint_at
 from rekindle.errors import CheckFailed, RekindleError, together
-from rekindle.store.folder import Folder, open_folder
+from rekindle.store.folder import Folder
 from rekindle.train.config import UtilityConfig
 from rekindle.train.device import make_accelerator, micro_batch_size, out_of_memory_explained, reproducible
 from rekindle.train.losses import cross_entropy, forward
@@ -38,7 +39,7 @@ def utility(folder: Path, config: UtilityConfig) -> dict[str, Any]:
     Raises RekindleError for a dense checkpoint, and for data or options that do not fit the model; CheckFailed
     where a score is no number.
     """
-    source = open_folder(folder)
+    source = checkpoint_at(folder).folder
     vocab_size, context = model_sizes(source.config)
     seq_len = config.seq_len or min(context, _DEFAULT_SEQ_LEN)
     _check(source, config, seq_len)
@@ -48,7 +49,7 @@ def utility(folder: Path, config: UtilityConfig) -> dict[str, Any]:
     corpus = open_corpus(config.data, tokenizer)
     check_corpus(corpus, seq_len, vocab_size)
     accelerator = make_accelerator(config.precision)
-    model = load_model(folder).requires_grad_(False).eval().to(accelerator.device)
+    model = load_model(source).requires_grad_(False).eval().to(accelerator.device)
     if accelerator.mixed_precision == "bf16":
         cast_experts(model)
     experts = _experts(model, source)

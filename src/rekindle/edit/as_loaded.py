@@ -1,0 +1,120 @@
+"""A folder as transformers takes it with these weights, whatever its config says: what is code, codes, or left over.
+
+The config of what comes out says it rightly, and names no code: what transformers is handed from here on never asks
+for any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from rekindle.errors import RekindleError
+from rekindle.store.folder import Folder
+from rekindle.store.weights import Tensors
+
+FLOATS = {"F64", "F32", "F16", "BF16"}
+# Ends of the names that tensors have beside codes: scales, zero points, look-up tables.
+OF_CODES = (
+    "_scale", "_scale_inv", ".scales", ".qzeros", ".qweight", ".g_idx", ".absmax", ".quant_map", "_packed", "_blocks",
+    ".SCB", "weight_format", ".codebooks", ".codes",
+)  # fmt: skip
+# What a config may say of how to run it, and of files that it would be run from; no part of a checkpoint.
+TO_RUN = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
+          "transformers_weights", "custom_pipelines")  # fmt: skip
+NO_MODELS = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor", "AutoVideoProcessor")
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # torch.compile, FSDP
+
+
+def as_loaded(folder: Folder) -> Folder:
+    """The same folder, its config as transformers takes it; raises RekindleError for weights that are codes."""
+    config = {key: value for key, value in folder.config.items() if key not in TO_RUN}
+    notes = [*_without_code(config), *_without_left_over(config, folder), *_with_todays_rope(config)]
+    return replace(folder, config=config, notes=(*folder.notes, *notes), native=folder.native and not _changes(notes))
+
+
+def _changes(notes: list[str]) -> bool:
+    """Whether transformers would stumble over the folder as it is: a left-over entry would have it look for codes."""
+    return any("left over" in note for note in notes)
+
+
+def _without_code(config: dict[str, Any]) -> list[str]:
+    """Take the model's own code out of a config: the class is the library's, here and in all that is made of it."""
+    named = config.get("auto_map")
+    if not isinstance(named, dict):
+        return []
+    kept = {name: where for name, where in named.items() if name in NO_MODELS}
+    config.pop("auto_map")
+    if kept:
+        config["auto_map"] = kept
+    if kept == named:
+        return []
+    code = next(where for name, where in named.items() if name not in kept)
+    return [f"the config names code of its own ({code}): the library's class is used, and the code is not taken along"]
+
+
+def _without_left_over(config: dict[str, Any], folder: Folder) -> list[str]:
+    """Take out a quantization_config that was left where the weights are plain floats again."""
+    said = config.get("quantization_config")
+    if not said or folder.bare or not _are_floats(folder.tensors):
+        return []
+    method = said.get("quant_method", "unknown") if isinstance(said, dict) else said
+    del config["quantization_config"]
+    return [
+        f"config.json says quantised ({method}), but all weights are plain floats: the entry is left over, and ends"
+    ]
+
+
+def _with_todays_rope(config: dict[str, Any]) -> list[str]:
+    """phi3's first name for longrope, under which transformers 5 no longer finds its lengths."""
+    scaling = config.get("rope_scaling")
+    if config.get("model_type") != "phi3" or not isinstance(scaling, dict):
+        return []
+    key = "rope_type" if "rope_type" in scaling else "type"
+    if scaling.get(key) != "su":
+        return []
+    config["rope_scaling"] = scaling | {key: "longrope"}
+    return ["RoPE of the kind su is read as longrope, its name today"]
+
+
+def _are_floats(tensors: Tensors) -> bool:
+    return all(t.dtype in FLOATS and not name.endswith(OF_CODES) for name, t in tensors.items())
+
+
+def unwrapped(names: Iterable[str], known: Mapping[str, Any]) -> tuple[dict[str, str], str] | None:
+    """{name: name without the wrapper's part}, and that part, where all names carry one; else None.
+
+    torch.compile, FSDP, DDP and trainers put the name of an attribute before, or between, a model's own names.
+    `known` are names that a model may have: those without the part must be among them.
+    """
+    names = list(names)
+    plain = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names}
+    parts = {part for name in names for part in name.split(".") if part in WRAPPERS}
+    first = _common(plain.values())
+    for count in range(len(first) + 1):
+        cut = {name: ".".join(text.split(".")[count:]) for name, text in plain.items()}
+        if (count or parts) and sum(name in known for name in cut.values()) * 2 > len(names):
+            return cut, ".".join([*first[:count], *sorted(parts)])
+    return None
+
+
+def _common(names: Iterable[str]) -> list[str]:
+    """The leading parts that all names share, short of a whole name."""
+    split = [name.split(".") for name in names]
+    common = []
+    for parts in zip(*(parts[:-1] for parts in split), strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return common
+
+
+def refuse_adapters(names: Iterable[str], folder: Folder) -> None:
+    """Raise RekindleError where an adapter's matrices lie among the weights."""
+    if found := next((name for name in names if ".lora_" in name or ".base_layer." in name), None):
+        raise RekindleError(
+            f"Among the weights are those of an adapter, such as {found}.",
+            where=folder.path,
+            hint="peft's merge_and_unload(), then save_pretrained(MERGED), and MERGED here",
+        )

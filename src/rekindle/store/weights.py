@@ -1,0 +1,159 @@
+"""Which files of a folder hold its weights: those that transformers reads, and what lies beside them unread.
+
+transformers (5.23, `_get_resolved_checkpoint_files`) takes the first that is there of: the file its config names as
+`transformers_weights`, model.safetensors, its index, pytorch_model.bin, its index. Shards that lost their index are
+read here too, where names and headers leave no doubt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rekindle.errors import RekindleError
+from rekindle.store.header import Stored, read_header
+from rekindle.store.index import is_plain, shard_names
+from rekindle.store.legacy import Held, read_pickle
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})\.(?P<kind>safetensors|bin)")
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".ot", ".onnx", ".npz")
+
+Tensors = dict[str, Stored | Held]
+
+
+class Weights(NamedTuple):
+    tensors: Tensors
+    notes: tuple[str, ...]  # what the user should know of the choice
+    native: bool  # whether transformers reads the same from this folder
+
+
+def choice(names: Iterable[str], config: Mapping[str, Any]) -> str | None:
+    """The file, or the index of files, that transformers reads out of a folder with files of these names."""
+    names = set(names)
+    named = config.get("transformers_weights")
+    first = (named,) if is_plain(named) else ()
+    return next((name for name in (*first, SINGLE, INDEX, PICKLE, PICKLE_INDEX) if name in names), None)
+
+
+def read_weights(folder: Path, config: Mapping[str, Any]) -> Weights | None:
+    """The tensors of a folder, or None where it has no weights at all; raises RekindleError for unclear ones."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() or path.is_symlink())
+    chosen = choice(names, config)
+    if chosen is None:
+        return _without_index(folder, names)
+    if not chosen.endswith(".index.json"):
+        files = [chosen]
+        tensors: Tensors = {**(read_pickle if chosen == PICKLE else _header)(folder / chosen)}
+    else:
+        weight_map = shard_names(folder / chosen)
+        files = sorted(set(weight_map.values()))
+        tensors = _indexed(folder, folder / chosen, weight_map)
+    notes = [_pickle_note(folder)] if chosen in (PICKLE, PICKLE_INDEX) else []
+    return Weights(tensors, (*notes, *_beside(folder, chosen, files, names)), native=True)
+
+
+def _without_index(folder: Path, names: list[str]) -> Weights | None:
+    """Numbered shards whose index is missing: read where they are one whole set."""
+    shards = {name: match for name in names if (match := SHARD.fullmatch(name))}
+    sets = {(match["stem"], match["of"], match["kind"]) for match in shards.values()}
+    if not shards:
+        if others := [name for name in names if name.endswith(SUFFIXES)]:
+            raise RekindleError(
+                f"{folder} has no weights that transformers would read, only {_some(others)}.",
+                where=f"{SINGLE}, {INDEX} or {PICKLE} in {folder}",
+                hint=f"if {others[0]} is the model in transformers' names, call it {SINGLE}; or convert it first"
+                if others[0].endswith(".safetensors")
+                else "the model in the layout of transformers",
+            )
+        return None
+    if len(sets) > 1:
+        listed = ", ".join(f"{stem}-*-of-{of}.{kind}" for stem, of, kind in sorted(sets))
+        raise RekindleError(f"There are shards of several models, and no index: {listed}.", where=folder)
+    (stem, of, kind), first = next(iter(sets)), next(iter(shards))
+    wanted = [f"{stem}-{number:05d}-of-{of}.{kind}" for number in range(1, int(of) + 1)]
+    if missing := [name for name in wanted if name not in shards]:
+        what = f"There is no index, and of its {int(of)} shards {_some(missing)} {_are(missing)} missing."
+        raise RekindleError(what, where=folder / first, hint="download or copy the folder again")
+    tensors: Tensors = {}
+    for name in wanted:
+        held = (read_pickle if kind == "bin" else _header)(folder / name)
+        if doubled := sorted(held.keys() & tensors.keys()):
+            raise RekindleError(f"{doubled[0]} is in two shards, and no index says which is right.", where=folder)
+        tensors |= held
+    note = f"{folder} has no index; its {int(of)} shards are one whole set, and are read (transformers would not)"
+    return Weights(tensors, (note, *([_pickle_note(folder)] if kind == "bin" else [])), native=False)
+
+
+def _indexed(folder: Path, index_path: Path, weight_map: dict[str, str]) -> Tensors:
+    headers: dict[str, Mapping[str, Stored | Held]] = {}
+    for file in sorted(set(weight_map.values())):
+        if not _exists(folder / file):
+            raise RekindleError(
+                f"The shard {file} is missing.", where=folder / file, hint="download or copy the folder again"
+            )
+        headers[file] = (read_pickle if index_path.name == PICKLE_INDEX else _header)(folder / file)
+    everywhere = [name for header in headers.values() for name in header]
+    if len(everywhere) > len(set(everywhere)):
+        twice = next(name for name, times in Counter(everywhere).items() if times > 1)
+        raise RekindleError(f"{twice} is in two shards.", where=index_path)
+    tensors: Tensors = {}
+    for name, file in weight_map.items():
+        if name not in headers[file]:
+            raise RekindleError(f"The index places {name} in {file}, which does not hold it.", where=index_path)
+        tensors[name] = headers[file][name]
+    unlisted = [(name, file) for file, header in headers.items() for name in header if name not in tensors]
+    if unlisted:
+        name, file = unlisted[0]
+        raise RekindleError(
+            f"{file} holds {len(unlisted)} tensor(s) that the index does not list, such as {name}.",
+            where=index_path,
+        )
+    return tensors
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    return read_header(path)[0]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _beside(folder: Path, chosen: str, files: list[str], names: list[str]) -> list[str]:
+    """What else looks like weights here, that transformers does not read."""
+    read = {chosen, *files}
+    stale = [name for name in (SINGLE, INDEX, PICKLE, PICKLE_INDEX) if name in names and name not in read]
+    others = [name for name in names if name.endswith(SUFFIXES) and name not in {*read, *stale} and _of_a_model(name)]
+    others += [f"{path.name}/" for path in sorted(folder.glob("checkpoint-*")) if path.is_dir()]
+    others += ["original/"] if (folder / "original").is_dir() else []
+    if not (stale or others):
+        return []
+    found = [*stale, *others]
+    return [f"{chosen} is read, as transformers does; {_some(found)} beside it {_are(found)} not, and stays behind"]
+
+
+def _of_a_model(name: str) -> bool:
+    return not name.startswith(("optimizer", "scheduler", "rng_state", "training_args", "scaler"))
+
+
+def _pickle_note(folder: Path) -> str:
+    return (
+        "these weights are pickles, read through torch's weights-only loader; "
+        f"`rekindle rewrite {folder} OUT` converts them to safetensors"
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _are(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"

@@ -1,0 +1,128 @@
+"""What travels is what something refers to: children load with every class their parent loads with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from found.folders import edit_config
+from found.tokenizers_made import save_bytes_tokenizer
+
+from rekindle import api
+from rekindle.errors import RekindleError
+
+
+def passengers(folder: Path) -> list[Path]:
+    return api.open(folder).checkpoint.folder.passengers()
+
+
+@pytest.fixture
+def parent(tiny, tmp_path) -> Path:
+    shutil.copytree(tiny("llama", vocab_size=300), tmp_path / "parent")
+    return tmp_path / "parent"
+
+
+def test_several_chat_templates(parent, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = save_bytes_tokenizer(parent)
+    tokenizer.chat_template = {"default": "{{ messages[0]['content'] }}", "tool_use": "tools: {{ tools }}"}
+    tokenizer.save_pretrained(parent)
+    assert AutoTokenizer.from_pretrained(parent).chat_template.keys() == {"default", "tool_use"}
+    child = api.upcycle(parent, experts=4).save(tmp_path / "child")
+    assert AutoTokenizer.from_pretrained(child).chat_template == AutoTokenizer.from_pretrained(parent).chat_template
+
+
+def test_a_sentence_transformer_keeps_its_modules(minilm, tmp_path):
+    parent = tmp_path / "parent"
+    shutil.copytree(minilm, parent)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+    ]
+    (parent / "modules.json").write_text(json.dumps(modules))
+    for folder in ("1_Pooling", "2_Dense", "3_Other"):
+        (parent / folder).mkdir(exist_ok=True)
+        (parent / folder / "config.json").write_text("{}")
+    (parent / "2_Dense" / "model.safetensors").write_bytes(b"weights of a module")
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert json.loads((child / "modules.json").read_text()) == modules
+    for file in ("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"):
+        assert (child / file).read_bytes() == (parent / file).read_bytes()
+    assert not (child / "3_Other").exists()
+
+
+def test_sentence_transformers_loads_the_child(minilm, tmp_path):
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    from rekindle.apply.load import quietly
+
+    with quietly():
+        SentenceTransformer(str(minilm)).save(str(tmp_path / "parent"))
+        texts = ["A dog runs.", "Der Hund läuft.", ""]
+        before = SentenceTransformer(str(tmp_path / "parent"), local_files_only=True).encode(texts)
+        for made in (api.rewrite(tmp_path / "parent"), api.grow_depth(tmp_path / "parent", factor=2)):
+            child = made.save(tmp_path / made.steps[0].verb)
+            after = SentenceTransformer(str(child), local_files_only=True).encode(texts)
+            assert after.shape == before.shape
+            assert np.isfinite(after).all()
+            if made.steps[0].verb == "rewrite":
+                assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("path", ["../parent2", "/etc"])
+def test_a_module_outside_the_folder_is_refused(parent, tmp_path, path):
+    (tmp_path / "parent2").mkdir()
+    (parent / "modules.json").write_text(json.dumps([{"path": "", "type": "x"}, {"path": path, "type": "y"}]))
+    with pytest.raises(RekindleError, match="leads out of the folder"):
+        api.rewrite(parent).save(tmp_path / "child")
+    assert not (tmp_path / "child").exists()
+
+
+def test_a_module_without_files_may_be_missing(parent, tmp_path):
+    (parent / "modules.json").write_text(json.dumps([{"path": "2_Normalize", "type": "x"}]))
+    assert (api.rewrite(parent).save(tmp_path / "child") / "modules.json").is_file()
+
+
+def test_a_file_that_a_config_names_travels(parent, tmp_path):
+    (parent / "tokenizer_config.json").write_text(json.dumps({"vocab_file": "bpe.data", "merges_file": "gone.data"}))
+    (parent / "bpe.data").write_text("x")
+    (parent / "other.data").write_text("y")
+    names = {path.name for path in passengers(parent)}
+    assert "bpe.data" in names
+    assert "other.data" not in names
+
+
+def test_weights_and_leftovers_never_travel(parent):
+    named = ["optimizer.pt", "training_args.bin", "old.safetensors", "pytorch_model.bin"]
+    (parent / "extra.json").write_text(json.dumps(named))
+    for name in (*named, "trainer_state.json", "rng_state.pth"):
+        (parent / name).write_bytes(b"{}")
+    names = {path.name for path in passengers(parent)}
+    assert names.isdisjoint({*named, "trainer_state.json", "rng_state.pth"})
+
+
+def test_code_travels_only_with_what_names_it(parent):
+    for name in ("modeling_own.py", "tokenization_own.py", "helpers.py"):
+        (parent / name).write_text("")
+    assert not [path for path in passengers(parent) if path.suffix == ".py"]
+    edit_config(parent, auto_map={"AutoModel": "modeling_own.OwnModel"})  # which the child's config will not name
+    assert not [path for path in passengers(parent) if path.suffix == ".py"]
+    named = {"auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}}
+    (parent / "tokenizer_config.json").write_text(json.dumps(named))
+    assert len([path for path in passengers(parent) if path.suffix == ".py"]) == 3
+
+
+def test_training_carries_the_same(parent, tmp_path):
+    save_bytes_tokenizer(parent)
+    (parent / "modules.json").write_text(json.dumps([{"path": "1_Pooling", "type": "x"}]))
+    (parent / "1_Pooling").mkdir()
+    (parent / "1_Pooling" / "config.json").write_text('{"a": 1}')
+    (tmp_path / "data.txt").write_text("\n\n".join(f"{n} words of a text " * 50 for n in range(400)))
+    how = {"tokens": 1024, "seq_len": 32, "batch_tokens": 256, "lr": 1e-3, "eval_tokens": 256}
+    api.train(parent, tmp_path / "out", data=str(tmp_path / "data.txt"), **how)
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == '{"a": 1}'

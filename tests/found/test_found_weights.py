@@ -1,0 +1,283 @@
+"""Folders as people have them: what is opened is what transformers opens, by its logits, or a sentence says why not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from found.folders import edit_config, logits, rename_all, retie
+from safetensors.torch import load_file, save_file
+from tiny_models import MASKED
+
+from rekindle import api
+from rekindle.errors import RekindleError
+
+
+def copied(source: Path, to: Path) -> Path:
+    shutil.copytree(source, to)
+    return to
+
+
+def same(child: Path, parent: Path) -> bool:
+    return torch.equal(logits(child), logits(parent))
+
+
+def refused(source) -> str:
+    with pytest.raises(RekindleError) as error:
+        api.open(source)
+    return str(error.value)
+
+
+# -- one matrix, or two ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_a_head_that_is_stored_and_differs_is_not_tied(tiny, tmp_path, family):
+    parent = retie(copied(tiny(family, tie_word_embeddings=True), tmp_path / "parent"), head="random")
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert same(child, parent)
+    assert json.loads((child / "config.json").read_text())["tie_word_embeddings"] is False
+    assert any("they are two matrices" in note for note in api.inspect(parent)["notes"])
+    for blockwise in (False, True):
+        assert api.verify(child, against=parent, tokens=64, blockwise=blockwise).held
+
+
+def test_verify_sees_a_dropped_head_block_by_block_too(tiny, tmp_path):
+    parent = retie(copied(tiny("llama", tie_word_embeddings=True), tmp_path / "parent"), head="random")
+    without = api.rewrite(tiny("llama", tie_word_embeddings=True)).save(tmp_path / "without")
+    for blockwise in (False, True):
+        assert not api.verify(without, against=parent, tokens=64, blockwise=blockwise).held
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_stored_head_that_differs_is_upcycled_too(tiny, tmp_path, family):
+    parent = retie(copied(tiny(family, tie_word_embeddings=True), tmp_path / "parent"), head="random")
+    child = api.upcycle(parent, experts=4).save(tmp_path / "child")
+    assert api.verify(child, against=parent, tokens=64).held
+
+
+def test_a_stored_head_that_is_equal_stays_tied(tiny, tmp_path):
+    parent = retie(copied(tiny("qwen2", tie_word_embeddings=True), tmp_path / "parent"), head="equal")
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert same(child, parent)
+    assert "lm_head.weight" not in load_file(child / "model.safetensors")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_tied_model_may_store_only_its_head(tiny, tmp_path, family):
+    parent = retie(copied(tiny(family, tie_word_embeddings=True), tmp_path / "parent"), head="alone")
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert same(child, parent)
+    assert same(child, tiny(family, tie_word_embeddings=True))
+
+
+def test_a_pickle_of_a_tied_model_holds_one_matrix_under_two_names(tiny, tmp_path):
+    parent = retie(copied(tiny("llama", tie_word_embeddings=True), tmp_path / "parent"), head="equal")
+    torch.save(load_file(parent / "model.safetensors"), parent / "pytorch_model.bin")
+    (parent / "model.safetensors").unlink()
+    assert api.open(parent).checkpoint.settings.tie_word_embeddings
+
+
+# -- which files -------------------------------------------------------------------------------------------
+
+
+def shards(folder: Path, to: Path, size: str = "20kB") -> Path:
+    return api.rewrite(folder).save(to, max_shard_size=size)
+
+
+def test_a_single_file_wins_over_an_index(tiny, tmp_path):
+    parent = shards(tiny("llama"), tmp_path / "parent")
+    changed = {name: tensor * 1.5 for name, tensor in load_file(tiny("llama") / "model.safetensors").items()}
+    save_file(changed, parent / "model.safetensors", metadata={"format": "pt"})
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert same(child, parent)
+    assert not same(child, tiny("llama"))
+    assert any("model.safetensors is read" in note and "index" in note for note in api.inspect(parent)["notes"])
+
+
+def test_a_stale_index_whose_shards_are_gone(tiny, tmp_path):
+    parent = shards(tiny("llama"), tmp_path / "parent")
+    for path in parent.glob("model-*.safetensors"):
+        path.unlink()
+    shutil.copy(tiny("llama") / "model.safetensors", parent)
+    assert same(api.rewrite(parent).save(tmp_path / "child"), tiny("llama"))
+
+
+def test_safetensors_win_over_pickles(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    torch.save({"x": torch.ones(1)}, parent / "pytorch_model.bin")
+    assert same(api.rewrite(parent).save(tmp_path / "child"), parent)
+    assert any("pytorch_model.bin" in note for note in api.inspect(parent)["notes"])
+
+
+def test_a_single_pickle_wins_over_its_index(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    tensors = load_file(parent / "model.safetensors")
+    torch.save(tensors, parent / "pytorch_model.bin")
+    (parent / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"x": "gone.bin"}}))
+    (parent / "model.safetensors").unlink()
+    assert same(api.rewrite(parent).save(tmp_path / "child"), parent)
+
+
+def test_the_file_that_the_config_names(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    other = {name: tensor * 1.5 for name, tensor in load_file(parent / "model.safetensors").items()}
+    save_file(other, parent / "other.safetensors", metadata={"format": "pt"})
+    edit_config(parent, transformers_weights="other.safetensors")
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert same(child, parent)
+    assert not same(child, tiny("llama"))
+    assert "transformers_weights" not in json.loads((child / "config.json").read_text())
+
+
+def test_shards_without_an_index(tiny, tmp_path):
+    parent = shards(tiny("llama"), tmp_path / "parent")
+    (parent / "model.safetensors.index.json").unlink()
+    child = api.upcycle(parent, experts=4).save(tmp_path / "child")
+    assert api.verify(child, against=tiny("llama"), tokens=64).held
+    assert api.verify(child, against=parent, tokens=64).held  # which transformers cannot load by itself
+    assert any("no index" in note for note in api.inspect(parent)["notes"])
+    next(iter(sorted(parent.glob("model-*.safetensors")))).unlink()
+    assert "model-00001-of-" in refused(parent)
+    assert "missing" in refused(parent)
+
+
+@pytest.mark.parametrize("name", ["consolidated.safetensors", "diffusion_pytorch_model.safetensors", "model.gguf"])
+def test_weights_under_another_name_are_named(tiny, tmp_path, name):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    (parent / "model.safetensors").rename(parent / name)
+    assert name in refused(parent)
+
+
+def test_what_lies_beside_the_weights_is_told_and_stays(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    for name in ("consolidated.safetensors", "original/consolidated.00.pth", "checkpoint-5/model.safetensors"):
+        (parent / name).parent.mkdir(exist_ok=True)
+        (parent / name).write_bytes(b"x")
+    (note,) = (note for note in api.inspect(parent)["notes"] if "as transformers does" in note)
+    for name in ("consolidated.safetensors", "original/", "checkpoint-5/"):
+        assert name in note
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert {p.name for p in child.iterdir()}.isdisjoint({"consolidated.safetensors", "original", "checkpoint-5"})
+
+
+# -- adapters ----------------------------------------------------------------------------------------------
+
+
+def adapter(folder: Path) -> Path:
+    described = {"peft_type": "LORA", "base_model_name_or_path": "meta/llama", "r": 8, "target_modules": ["q_proj"]}
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(described))
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_an_adapter_beside_the_weights_is_never_half_taken(tiny, tmp_path):
+    said = refused(adapter(copied(tiny("llama"), tmp_path / "parent")))
+    assert "LORA" in said
+    assert "merge_and_unload" in said
+
+
+def test_an_adapter_alone_is_named(tmp_path):
+    said = refused(adapter(tmp_path / "adapter"))
+    assert "adapter (LORA) for meta/llama" in said
+    assert "merge_and_unload" in said
+
+
+def test_an_adapters_matrices_among_the_weights(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    rename_all(parent, lambda name: name.replace("q_proj.weight", "q_proj.base_layer.weight"))
+    assert "merge_and_unload" in refused(parent)
+
+
+# -- the true cause ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "net.backbone."])
+def test_a_wrappers_prefix_is_read_through(tiny, tmp_path, prefix):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    rename_all(parent, lambda name: prefix + name)
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert same(child, tiny("llama"))
+    assert api.verify(child, against=parent, tokens=64).held
+    assert any(prefix.rstrip(".") in note for note in api.inspect(parent)["notes"])
+
+
+def test_fsdps_wrapper_stands_between_names(tiny, tmp_path):
+    parent = copied(tiny("qwen3"), tmp_path / "parent")
+    rename_all(parent, lambda name: name.replace("layers.", "layers._fsdp_wrapped_module."))
+    rename_all(parent, lambda name: f"_fsdp_wrapped_module.{name}")
+    assert same(api.rewrite(parent).save(tmp_path / "child"), tiny("qwen3"))
+
+
+def test_a_left_over_quantisation_entry(tiny, tmp_path):
+    parent = copied(tiny("llama", "bfloat16"), tmp_path / "parent")
+    edit_config(parent, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    child = api.upcycle(parent, experts=4).save(tmp_path / "child")
+    assert api.verify(child, against=parent, tokens=64).held
+    assert api.verify(child, against=tiny("llama", "bfloat16"), tokens=64).held
+    assert "quantization_config" not in json.loads((child / "config.json").read_text())
+    assert any("left over" in note for note in api.inspect(parent)["notes"])
+
+
+def test_weights_that_are_codes_stay_refused(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    edit_config(parent, quantization_config={"quant_method": "fp8"})
+    tensors = load_file(parent / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight_scale_inv"] = torch.ones(1)
+    save_file(tensors, parent / "model.safetensors", metadata={"format": "pt"})
+    assert "quantised (fp8)" in refused(parent)
+
+
+def test_a_base_model_without_a_head(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    tensors = load_file(parent / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file({n.removeprefix("model."): t for n, t in tensors.items()}, parent / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    edit_config(parent, architectures=["LlamaModel"])
+    said = refused(parent)
+    assert "base model (LlamaModel)" in said
+    assert "tie_word_embeddings" in said
+
+
+def test_a_classifier_is_named(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    rename_all(parent, lambda name: name.replace("lm_head", "score"))
+    edit_config(parent, architectures=["LlamaForSequenceClassification"])
+    assert "This is a LlamaForSequenceClassification; of llama, LlamaForCausalLM is known" in refused(parent)
+
+
+@pytest.mark.parametrize("changes", [{}, MASKED], ids=["BertModel", "BertForMaskedLM"])
+def test_a_missing_architectures_is_read_off_the_tensors(tiny, tmp_path, changes):
+    parent = copied(tiny("bert", **changes), tmp_path / "parent")
+    edit_config(parent, architectures=None)
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert json.loads((child / "config.json").read_text())["architectures"] == (
+        changes.get("architectures") or ["BertModel"]
+    )
+    assert api.verify(child, against=tiny("bert", **changes), tokens=64).held
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "pytorch_model.bin"])
+def test_a_git_lfs_pointer_is_named(tiny, tmp_path, file):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    if file == "pytorch_model.bin":
+        (parent / "model.safetensors").unlink()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123\n"
+    (parent / file).write_text(pointer)
+    said = refused(parent)
+    assert "Git LFS pointer" in said
+    assert file in said
+
+
+@pytest.mark.parametrize(
+    ("head", "word"), [(b"PK\x03\x04", "zip"), (b"<!DOCTYPE html>", "web page"), (b"GGUF\x03\0\0\0", "GGUF")]
+)
+def test_a_file_of_another_kind_is_named(tiny, tmp_path, head, word):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    (parent / "model.safetensors").write_bytes(head.ljust(100, b"\0"))
+    assert word in refused(parent)

@@ -86,6 +86,17 @@ def test_what_is_read_is_not_deleted_by_the_others(parent, out):
     refused(out, "init", out, "--config", out / "config.yaml", *sizes)
 
 
+def test_what_is_read_is_not_deleted_by_pages(out):
+    (out / "runs.csv").write_text("params,tokens,loss\n")
+    (out / "law.yaml").write_text("")
+    (out / "run").mkdir()
+    (out / "run" / "metrics.jsonl").write_text("")
+    refused(out, "fit", out / "runs.csv", "--report", out)
+    refused(
+        out, "plan", "--law", out / "law.yaml", "--params", "1e9", "--sunk", "1e10", "--tokens", "1e10", "--out", out
+    )
+
+
 def test_a_source_may_be_replaced_by_what_is_made_of_it(parent, tmp_path):
     whole = hashes(api.upcycle(parent, experts=2).save(tmp_path / "whole"))
     assert hashes(api.upcycle(parent, experts=2).save(parent, overwrite=True)) == whole

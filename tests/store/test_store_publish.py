@@ -13,6 +13,7 @@ import pytest
 
 from rekindle.errors import RekindleError
 from rekindle.store import publish
+from rekindle.store.folder import open_folder
 from rekindle.store.publish import (
     check_free,
     check_spares,
@@ -361,6 +362,9 @@ def test_between_the_two_renames_of_a_replacement(out):
     assert str(retired_path(out)) in refused.value.what
     assert f"mv {retired_path(out)} {out}" in refused.value.hint
     assert (retired_path(out) / "sub" / "file").read_text() == "old"
+    with pytest.raises(RekindleError, match="does not exist") as unopened:
+        open_folder(out)
+    assert f"mv {retired_path(out)} {out}" in unopened.value.hint
     with publishing(out, overwrite=True) as folder:
         assert retired_path(out).exists(), "until the new one is there"
         (folder / "file").touch()

@@ -32,8 +32,8 @@ def init(
     options = options or resolve(InitConfig, given)
     check_spares(out, None, *files_read(options.config))
     typed = command("init", [str(out)], options)
-    init_model(out, options.config, command=typed, options=options.options(), overwrite=overwrite)
-    _write_recipe(out, {"rekindle": __version__, "steps": [{"init": to_dict(options.config)}]})
+    recipe = dump_yaml({"rekindle": __version__, "steps": [{"init": to_dict(options.config)}]})
+    init_model(out, options.config, command=typed, options=options.options(), recipe=recipe, overwrite=overwrite)
     return out
 
 
@@ -119,4 +119,5 @@ def report(
 
 
 def _write_recipe(out: Path, recipe: dict[str, Any]) -> None:
-    (out / "rekindle.yaml").write_text(dump_yaml(recipe), encoding="utf-8")
+    with explained(out):
+        (out / "rekindle.yaml").write_text(dump_yaml(recipe), encoding="utf-8")

@@ -211,7 +211,7 @@ def check_finite(written: Mapping[str, Written], out: Path, source: str) -> None
             f"{sum(w.not_finite for w in bad.values())} computed values are NaN or infinite.",
             where=f"{w.where} in {out / file}",
             why="the source has such values, or they overflowed",
-            hint=f"rekindle inspect {source} --checksum --nan",
+            hint=f"rekindle inspect {source} --nan",
         )
 
 

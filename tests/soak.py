@@ -41,7 +41,7 @@ LIMIT = 300  # seconds for one command
 
 
 def child(point: int, number: int, delay: float, log: str, words: list[str]) -> None:
-    """rekindle WORDS; the signal comes at the point-th change of the disc below this folder, or `delay` seconds later."""
+    """rekindle WORDS; at the point-th change of the disc below here the signal comes, `delay` seconds later."""
     here, lock, phases = os.getcwd(), threading.Lock(), list[str]()
 
     def changes() -> None:
@@ -188,8 +188,8 @@ def kill(place: Place, verb: Verb, known: Known, phase: str, rng: random.Random)
     said, _ = process.communicate(timeout=LIMIT)
     if not _alone(process.pid):
         return "a process was left behind"
-    early = phase == ANY and process.returncode == -signal.SIGTERM and not place.hidden()  # before Python heard it
-    if number == signal.SIGTERM and not early:
+    unheard = process.returncode == -signal.SIGTERM and not place.hidden()  # before the verb began, or after its end
+    if number == signal.SIGTERM and not unheard:
         if process.returncode not in (0, 130, 143) or "Traceback" in said or "bug" in said:
             return f"ended by SIGTERM with {process.returncode}: {said[-600:]}"
         if left := list(place.temporary.iterdir()):

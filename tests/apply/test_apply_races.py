@@ -59,6 +59,36 @@ def test_different_writers_of_one_out(tmp_path):
         assert hashes(out) == right[codes.index(0)]
 
 
+def test_a_part_and_a_whole_of_one_out(tmp_path):
+    """Parts share OUT with one another, but not with a whole, and what one leaves is its own."""
+    parent = write_llama(tmp_path / "big", shards=6, **SIZES)
+    how = ("--max-shard-size", "8MB", "--resume")
+    whole = hashes(api.upcycle(parent, experts=12).save(tmp_path / "whole", max_shard_size="8MB"))
+    for i, delay in enumerate((0, 0, 0.1, 0.3)):
+        out = tmp_path / f"out-{i}"
+        running = [start("upcycle", parent, out, "--experts", 11, *how, "--part", "1/2")]
+        time.sleep(delay)
+        running.append(start("upcycle", parent, out, "--experts", 12, *how))
+        said = [process.communicate()[1] for process in running]
+        codes = [process.returncode for process in running]
+        assert sorted(codes) == [0, 2], said
+        assert (out / "config.json").exists() == (codes[1] == 0)
+        assert (out / "parts").exists() == (codes[0] == 0)
+        assert codes[0] == 0 or hashes(out) == whole
+
+
+def test_many_parts_at_once(tmp_path):
+    """They begin and end at the same time, as those of an array of jobs do: none is refused."""
+    parent = write_llama(tmp_path / "parent", shards=2)
+    command = ("upcycle", parent, tmp_path / "out", "--experts", 4, "--max-shard-size", "20kB")
+    running = [start(*command, "--part", f"{i}/8") for i in range(1, 9)]
+    assert [(process.communicate()[1], process.returncode)[1] for process in running] == [0] * 8
+    api.join(tmp_path / "out")
+    whole = api.upcycle(parent, experts=4).save(tmp_path / "whole", max_shard_size="20kB")
+    assert hashes(tmp_path / "out") == hashes(whole)
+    assert not [path for path in tmp_path.glob(".*") if path.name != ".out.lock"]
+
+
 def test_more_shards_than_files_may_be_open(tmp_path):
     """The usual limit of 1,024, with sources of more shards."""
     deep = TINY_LLAMA | {"num_hidden_layers": 120}

@@ -15,6 +15,7 @@ from rekindle.errors import RekindleError
 from rekindle.store import publish
 from rekindle.store.folder import open_folder
 from rekindle.store.publish import (
+    alone,
     check_free,
     check_spares,
     explained,
@@ -268,6 +269,19 @@ def test_what_appeared_while_one_waited_for_the_lock_is_seen(out, monkeypatch):
     with pytest.raises(RekindleError, match="exists and is not empty"):
         write(out)
     assert (out / "theirs").exists()
+
+
+def test_a_lock_that_is_shared(tmp_path):
+    lock = tmp_path / "lock"
+    with alone(lock, "first", shared=True):
+        with alone(lock, "second", shared=True), pytest.raises(RekindleError, match="Another process is third"):
+            alone(lock, "third").__enter__()
+        assert lock.exists(), "one holds it still"
+        with pytest.raises(RekindleError, match="Another process is third"):
+            alone(lock, "third").__enter__()
+    assert not lock.exists()
+    with alone(lock, "third"), pytest.raises(RekindleError, match="Another process is first"):
+        alone(lock, "first", shared=True).__enter__()
 
 
 # -- places that are not ours ----------------------------------------------------------------------------------

@@ -56,7 +56,10 @@ def _way_on(words: list[str]) -> str:
 
     if words[:1] == ["lab"]:
         return " The same command goes on where it stopped."
-    command = rekindle.get_command(click.Context(rekindle), words[0]) if words else None
+    try:
+        command = rekindle.get_command(click.Context(rekindle), words[0]) if words else None
+    except ImportError:  # it was interrupted in the middle of an import, and numpy cannot be imported twice
+        return ""
     resumes = command is not None and any(parameter.name == "resume" for parameter in command.params)
     return " The same command with --resume goes on where it stopped." if resumes else ""
 

@@ -21,7 +21,10 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Raise Ended where SIGTERM or SIGHUP arrives, unless the caller ignores it, as nohup does."""
+    """Raise Ended where SIGTERM or SIGHUP arrives, unless the caller ignores it, as nohup does.
+
+    Once: what comes after the first, while all is cleared away, changes nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -29,6 +32,8 @@ def heard() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() == mine:
+            for other in numbers:
+                signal.signal(other, signal.SIG_IGN)
             raise Ended(number)
         signal.signal(number, signal.SIG_DFL)  # a child that was forked ends as it would without us
         os.kill(os.getpid(), number)
@@ -40,7 +45,8 @@ def heard() -> Iterator[None]:
         yield
     finally:
         for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is end:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def open_streams() -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,7 +122,7 @@ def publishing(
     out = Path(os.path.abspath(out))
     check_free(out, overwrite)
     resume = keep_partial if resume is None else resume
-    with alone(out.parent / f".{out.name}.lock", f"writing {out}"):
+    with alone(lock_of(out), f"writing {out}"):
         check_free(out, overwrite)  # again: another process may have finished it since
         with staged(out, partial_path(out), _publish, keep_partial=keep_partial, resume=resume) as partial:
             yield partial
@@ -150,32 +151,61 @@ def staged(
         raise
 
 
+def lock_of(out: Path) -> Path:
+    """The lock of whoever writes OUT."""
+    return out.parent / f".{out.name}.lock"
+
+
 @contextmanager
-def alone(lock: Path, doing: str) -> Iterator[None]:
+def alone(lock: Path, doing: str, *, shared: bool = False) -> Iterator[None]:
     """Hold a lock file; raises RekindleError where a process on any machine that shares the disc holds it.
 
-    The lock goes with its process, so a kill leaves nothing to clear away. Where a file system knows no locks there
-    is none.
+    `shared`: others may hold it too, who share it. The lock goes with its process, so a kill leaves nothing to clear
+    away. Where a file system knows no locks there is none.
     """
-    busy = RekindleError(f"Another process is {doing}.", where=lock, hint="wait for it, or end it")
     with explained(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        fd = _locked(lock, shared)
+        for _ in range(PATIENCE if shared else 0):  # whoever ends takes it alone for a moment
+            if fd is None:
+                time.sleep(0.05)
+                fd = _locked(lock, shared)
+    if fd is None:
+        raise RekindleError(f"Another process is {doing}.", where=lock, hint="wait for it, or end it")
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise busy from None
-        except OSError:
-            pass
-        if not _is_still(lock, fd):
-            raise busy  # it has just come to its end
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+        yield
     finally:
+        if not shared or _is_last(fd):
+            lock.unlink(missing_ok=True)
         os.close(fd)
+
+
+PATIENCE = 20  # times that a lock is tried which others share
+
+
+def _locked(lock: Path, shared: bool) -> int | None:
+    """The lock file, open and locked; None where another process has it, or has just come to its end."""
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except OSError:
+        pass
+    if not _is_still(lock, fd):
+        os.close(fd)
+        return None
+    return fd
+
+
+def _is_last(fd: int) -> bool:
+    """Whether nobody else holds a lock that was shared; of those who ask at once the last is told so."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _is_still(path: Path, fd: int) -> bool:

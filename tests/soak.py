@@ -122,7 +122,8 @@ class Place:
         return {str(path): named(self.work / path) for path in sorted(paths) if not path.parts[0].startswith(".")}
 
     def hidden(self) -> list[str]:
-        return sorted(path.name for path in self.work.glob(".*"))
+        """But for locks, which go with their process and not with their file."""
+        return sorted(path.name for path in self.work.glob(".*") if path.suffix != ".lock")
 
 
 def named(path: Path) -> str:

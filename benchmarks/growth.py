@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from benchmarks.bytes import ROUNDS, mergekit, pair
+from benchmarks.bytes import ROUNDS, flushed, mergekit, pair
 from benchmarks.measure import BIN, Row, drop, middle, record, run, show
 from benchmarks.model import make
 from rekindle.store.folder import open_folder
@@ -30,7 +30,7 @@ def main(work: Path) -> None:
     rows += peer(source, work)
     rows.append(large(work))
     title = f"Depth growth: 2.0 GB bf16 llama, 4 shards, {LAYERS} to {DEEPER} layers, page cache warm"
-    record(title, rows, "Medians of paired runs; ours flush, cp and mergekit do not.")
+    record(title, rows, "Medians of paired runs; all sides flush.")
 
 
 def peer(source: Path, work: Path) -> list[Row]:
@@ -43,7 +43,7 @@ def peer(source: Path, work: Path) -> list[Row]:
     for _ in range(ROUNDS):
         drop(work / "peer", work / "out")
         os.sync()
-        theirs.append(run([command, recipe, work / "peer"], HF_HUB_OFFLINE="1"))
+        theirs.append(flushed([command, recipe, work / "peer"], work / "peer", HF_HUB_OFFLINE="1"))
         os.sync()
         ours.append(run([BIN / "rekindle", SLICES[0], source, work / "out", *SLICES[1:]]))
     same = equal_tensors(work / "peer", work / "out")

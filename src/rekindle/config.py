@@ -6,7 +6,9 @@ line takes its flags and help from it, YAML its keys. Flags win over YAML, YAML 
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import types
 import typing
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ Size = NewType("Size", int)  # a number of bytes, written 5GB or 500MB (powers o
 
 C = TypeVar("C")
 
+_LONGEST = 1 << 22  # bytes of a file of options or a recipe
 _COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 _SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -60,7 +63,7 @@ def resolve(cls: type[C], flags: Mapping[str, Any], file: Mapping[str, Any] | No
                 values[name] = parse(value, types_[name])
                 origins[name] = origin
             except ValueError as error:
-                problems.append(RekindleError(f"{name} is {value!r}, but {error}.", where=f"option {name}"))
+                problems.append(RekindleError(f"{name} is {_shown(value)}, but {error}.", where=f"option {name}"))
     for name, f in known.items():
         given = name in flags or name in (file or {})
         if not given and _default(f) is MISSING:
@@ -68,6 +71,12 @@ def resolve(cls: type[C], flags: Mapping[str, Any], file: Mapping[str, Any] | No
     if problems:
         raise together(problems)
     return Resolved(cls(**values), origins)
+
+
+def _shown(value: Any) -> str:
+    """A value as it was given, cut short."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def unknown_key(name: str, known: Mapping[str, Any]) -> RekindleError:
@@ -144,30 +153,58 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping; a missing file, broken YAML or anything but a mapping is an error that names the line."""
+    """A YAML mapping of plain values; a missing file, broken YAML or anything else is an error that names the line."""
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        data = yaml.load(text, _loader())
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise RekindleError("This is no file: options are read from one.", where=path)
+        with Path(path).open("rb") as file:
+            text = file.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise RekindleError(f"The file is over {_LONGEST // 2**20} MB: too long for options.", where=path)
+        data = yaml.load(text.decode("utf-8"), _loader())
     except OSError as error:
         raise RekindleError(f"The file cannot be read: {error.strerror}.", where=path) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{path}, line {mark.line + 1}" if mark else path
         raise RekindleError(f"This is not YAML: {getattr(error, 'problem', error)}.", where=line) from None
     if not isinstance(data, dict):
         raise RekindleError("The file must hold keys and values.", where=path)
+    _check_plain(data, str(path))
     return data
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Keys are texts, values what JSON has; raises RekindleError for dates, bytes, sets and numbers as keys."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise RekindleError(f"The key {key!r} is not a text.", where=where)
+            _check_plain(inner, f"{where}: {key}")
+    elif isinstance(value, list):
+        for inner in value:
+            _check_plain(inner, where)
+    elif not isinstance(value, str | int | float | None):
+        raise RekindleError(f"{value!r} is a {type(value).__name__}, not text or a number.", where=where)
 
 
 @cache
 def _loader() -> type:
-    """PyYAML's safe loader, to which 1e-3 is a number as in YAML 1.2, and not text for want of a point."""
+    """PyYAML's safe loader, to which 1e-3 is a number as in YAML 1.2, and not text for want of a point.
+
+    Without aliases: nobody needs them here, and a few lines of them stand for gigabytes.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
-        pass
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                event = self.peek_event()
+                problem = f"*{event.anchor} repeats another value, which is not taken here"
+                raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+            return super().compose_node(parent, index)
 
     number = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))

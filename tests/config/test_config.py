@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,3 +94,49 @@ def test_broken_yaml_names_the_line(tmp_path):
             read_yaml(tmp_path / "c.yaml")
     with pytest.raises(RekindleError, match="No such file"):
         read_yaml(tmp_path / "gone.yaml")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "is not taken here"),
+        ("a: &a [*a]", "is not taken here"),
+        ("1: x", "The key 1 is not a text"),
+        ("a: {2020-01-01: x}", "is not a text"),
+        ("a: 2020-01-01", "is a date"),
+        ("a: 2024-02-30", "day is out of range|not YAML"),
+        ("a: !!binary aGk=", "is a bytes"),
+        ("a: !!set {x}", "is a set"),
+        ("a: !!python/object:os.system x", "not YAML"),
+        ("a: " + "[" * 3000 + "]" * 3000, "not YAML"),
+        ("a: " + "9" * 5000, "not YAML"),
+        ("a: b\n" * 3, "a"),
+        ("x" * (1 << 23), "too long"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_yaml_that_is_more_than_plain_values_is_refused(tmp_path, text, words):
+    (tmp_path / "x.yaml").write_text(text)
+    if words == "a":
+        assert read_yaml(tmp_path / "x.yaml") == {"a": "b"}
+        return
+    with pytest.raises(RekindleError, match=words):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(RekindleError):
+            read_yaml(path)
+
+
+def test_a_long_value_is_cut_short_in_an_error():
+    with pytest.raises(RekindleError) as refused:
+        resolve(Config, {"tokens": "x" * 10**6})
+    assert len(str(refused.value)) < 1000

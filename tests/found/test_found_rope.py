@@ -1,4 +1,4 @@
-"""RoPE in every spelling: a child turns its queries and keys as transformers reads the parent, far from the start too."""
+"""RoPE in every spelling: a child turns its queries and keys as transformers reads the parent."""
 
 from __future__ import annotations
 

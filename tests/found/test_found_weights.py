@@ -145,6 +145,17 @@ def test_shards_without_an_index(tiny, tmp_path):
     assert "missing" in refused(parent)
 
 
+def test_a_link_that_leads_nowhere(tiny, tmp_path):
+    """A cache whose blobs were cleaned away: transformers goes on to the index, where there is one."""
+    parent = shards(tiny("llama"), tmp_path / "parent")
+    (parent / "model.safetensors").symlink_to("../../blobs/gone")
+    assert same(api.rewrite(parent).save(tmp_path / "child"), parent)
+    (parent / "model.safetensors.index.json").unlink()
+    for path in parent.glob("model-*"):
+        path.unlink()
+    assert "link that leads nowhere" in refused(parent)
+
+
 @pytest.mark.parametrize("name", ["consolidated.safetensors", "diffusion_pytorch_model.safetensors", "model.gguf"])
 def test_weights_under_another_name_are_named(tiny, tmp_path, name):
     parent = copied(tiny("llama"), tmp_path / "parent")
@@ -196,7 +207,7 @@ def test_an_adapters_matrices_among_the_weights(tiny, tmp_path):
 # -- the true cause ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "net.backbone."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "net.backbone.", "model."])
 def test_a_wrappers_prefix_is_read_through(tiny, tmp_path, prefix):
     parent = copied(tiny("llama"), tmp_path / "parent")
     rename_all(parent, lambda name: prefix + name)

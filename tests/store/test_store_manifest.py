@@ -35,7 +35,12 @@ def test_a_folder_of_others_has_none(tmp_path):
     ["", "{", "[]", "1", "null", "{}", '{"version": "1", "what": 1}', '{"version": "1", "lineage": [{}]}',
      '{"version": "1", "lineage": 1}', '{"version": "1", "lineage": ["x"]}', '{"version": "1", "shards": []}',
      '{"version": "1", "shards": {"a": 1}}', '{"version": "1", "shards": {"../a": {}}}',
-     '{"version": "1", "shards": {"a": {"sha256": 1}}}', "[" * 100_000, "\udcff"],
+     '{"version": "1", "shards": {"a": {"sha256": 1}}}', '{"version": 1}',
+     '{"version": "1", "parameters": {"total": "x"}}',
+     '{"version": "1", "promise": {"kind": 1, "text": ""}}', '{"version": "1", "promise": "exact"}',
+     '{"version": "1", "lineage": [{"verb": 1, "command": "", "options": {}}]}',
+     '{"version": "1", "lineage": [{"verb": "x", "command": "", "options": {}, "tokens": "many"}]}',
+     "[" * 100_000, "\udcff"],
 )  # fmt: skip
 def test_broken_manifests_are_refused_by_name(tmp_path, text):
     (tmp_path / NAME).write_bytes(text.encode("utf-8", "surrogateescape"))

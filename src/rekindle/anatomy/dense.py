@@ -35,7 +35,7 @@ LLAMA = Family(
         "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pretraining_tp": 1,
         "attention_bias": False, "mlp_bias": False, "head_dim": None,
     },
-    twins=("mixtral", "qwen2_moe"),
+    twins=("mixtral", "qwen2_moe"), whole_heads=True,
 )  # fmt: skip
 MISTRAL = Family(
     "mistral", {"causal": "MistralForCausalLM"}, TOP, ATTENTION + PRE_NORMS, FFN, (),
@@ -132,7 +132,7 @@ GPT_NEOX = Family(
         "use_cache": True, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": None, "tie_word_embeddings": False,
         "use_parallel_residual": True, "attention_bias": True, "is_decoder": False,
     },
-    prefix="gpt_neox.", rope="percent", runtime={"embed_out.": "lm_head."},
+    prefix="gpt_neox.", rope="percent", whole_heads=True, runtime={"embed_out.": "lm_head."},
     ignorable=("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
 )  # fmt: skip
 
@@ -209,7 +209,8 @@ GEMMA3 = Family(
         "attention_dropout": 0.0, "query_pre_attn_scalar": 256, "sliding_window": 4096,
         "final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": False,
     },
-    rope="local", rope_theta=1_000_000.0, windows="patterned", only={"use_bidirectional_attention": False},
+    rope="local", rope_theta=1_000_000.0, windows="patterned", whole_heads=True,
+    only={"use_bidirectional_attention": False},
 )  # fmt: skip
 
 DENSE = (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO_2, PHI3, GEMMA3, GPT_NEOX, GPT2)

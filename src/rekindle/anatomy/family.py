@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+from rekindle.anatomy.kinds import SYNONYMS, fits, mended, misfits
 from rekindle.anatomy.layout import SPARSE, WINDOWS
 from rekindle.anatomy.rope import ROPE, ROPE_KEYS
 from rekindle.anatomy.settings import ROUTING, Role, Settings, meaning, role_of
@@ -66,6 +67,7 @@ class Family:
     ignorable: tuple[str, ...] = ("rotary_emb.inv_freq",)  # ends of names of tensors that no model reads
     older: Mapping[str, str] | None = None  # parts of names in old files -> what they are called now
     runtime: Mapping[str, str] | None = None  # names transformers gives in memory where they differ from disk
+    whole_heads: bool = False  # transformers insists that the hidden size is a multiple of the heads
     copies: Mapping[str, str] | None = None  # in memory, name -> name of the tensor that it is too, always
 
     @property
@@ -81,8 +83,15 @@ class Family:
                 return config[spelling]
         return self.defaults.get(key)
 
+    def mended(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The same config, each number of the kind that transformers insists on, see `kinds`."""
+        return mended(self, config)
+
     def settings(self, config: Mapping[str, Any]) -> Settings:
         """Read a config.json; raises RekindleError where a value is missing or makes no sense."""
+        config = mended(self, config)
+        if problems := list(misfits(self, config)):
+            raise together(problems)
         given = {name: self.value(config, key) for name, key in self.keys.items()}
         given |= self.fixed
         self._check(given, config)
@@ -94,14 +103,18 @@ class Family:
         given["output"] = self._output(config)
         for spelling in self.spellings:
             given |= spelling.read(config, self, given)
-        return Settings(**given)
+        settings = Settings(**given)
+        self._check_together(settings)
+        return settings
 
     def _check(self, given: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads"):
-            if type(given[name]) is not int or given[name] < 1:
-                raise RekindleError(
-                    f"{self.keys[name]} is {given[name]!r}, not a positive whole number.", where="config.json"
-                )
+        for name, value in given.items():
+            key = self.keys.get(name, name)
+            if value is None and name in NEEDED:
+                raise RekindleError(f"{key} is null, but the shapes of tensors follow from it.", where="config.json")
+            if type(value) is int and not (0 if name in MAY_BE_ZERO else 1) <= value <= AT_MOST.get(name, 2**40):
+                wanted = f"up to {AT_MOST[name]}" if name in AT_MOST and value > 0 else "not a positive whole number"
+                raise RekindleError(f"{key} is {value!r}, {wanted}.", where="config.json")
         for key, known in (self.only or {}).items():
             found = self.value(config, key)
             if found is not None and found != known:
@@ -109,6 +122,22 @@ class Family:
                     f"{key} is {found!r}: of {self.model_type} only models with {known!r} are known.",
                     where="config.json",
                 )
+
+    def _check_together(self, s: Settings) -> None:
+        """Sizes that must fit one another, in every family or in transformers' class of this one."""
+        problems = []
+        if s.num_heads % s.num_kv_heads and not s.latent_attention:
+            problems.append(f"{s.num_heads} heads cannot share {s.num_kv_heads} key-value heads evenly")
+        if self.whole_heads and s.hidden_size % s.num_heads:
+            problems.append(f"A hidden size of {s.hidden_size} is no multiple of {s.num_heads} heads")
+        if s.rotary_dim % 2 and s.rotary_dim == s.head_dim:
+            problems.append(f"RoPE turns pairs, but a head has {s.head_dim} dims")
+        if s.sparse_layers and not s.top_k <= s.num_experts:
+            problems.append(f"A token cannot be sent to {s.top_k} of {s.num_experts} experts")
+        if s.num_experts % s.num_groups or s.top_k_groups > s.num_groups:
+            problems.append(f"{s.num_experts} experts do not stand in {s.num_groups} groups, {s.top_k_groups} chosen")
+        if problems:
+            raise together([RekindleError(f"{problem}.", where="config.json") for problem in problems])
 
     def _output(self, config: Mapping[str, Any]) -> str:
         """By the class that the config names, where the family has several."""
@@ -136,7 +165,8 @@ class Family:
         spoken_for = {*parent_family.defaults, *self.defaults, *config, *ROPE_KEYS, *_SPELLINGS}
         for key, default in self.defaults.items():
             known = key in parent_family.defaults or key in parent
-            config[key] = parent_family.value(parent, key) if known else default
+            value = parent_family.value(parent, key) if known else default
+            config[key] = value if fits(self, key, value) or type(value) is int else default
         config |= {key: value for key, value in parent.items() if key not in spoken_for}
         config |= self.written or {}
         problems = self._write_keys(settings, config, parent_family)
@@ -148,6 +178,9 @@ class Family:
         if self.extra_layers:
             config[self.extra_layers] = 0  # they are not carried
         dtype = parent.get("torch_dtype", parent.get("dtype"))
+        config = mended(self, config)
+        if problems := list(misfits(self, config)):
+            raise together(problems)
         return config | ({"torch_dtype": dtype} if dtype is not None else {})
 
     def _write_keys(self, settings: Settings, config: dict[str, Any], parent_family: Family) -> list[str]:
@@ -268,17 +301,13 @@ def _holds(condition: str, settings: Settings) -> bool:
     return str(there) == value if value else bool(there) != condition.startswith("not ")
 
 
-# The same thing under two names: transformers v4 and v5, or one family's own history. The first is written.
-SYNONYMS = {
-    "num_experts": ("num_local_experts",),
-    "num_local_experts": ("num_experts",),
-    "n_routed_experts": ("num_local_experts",),
-    "num_nextn_predict_layers": ("num_mtp_layers",),
-    "n_embd": ("hidden_size",),
-    "n_layer": ("num_hidden_layers",),
-    "n_head": ("num_attention_heads",),
-    "n_positions": ("max_position_embeddings",),
-}
+MAY_BE_ZERO = {
+    "intermediate_size", "token_types", "shared_size", "num_experts", "top_k", "kv_rank", "q_rank", "value_dim",
+    "expert_size",
+}  # fmt: skip
+NEEDED = {"num_experts", "top_k", "expert_size", "num_groups", "top_k_groups", "value_dim", "norm_topk_prob"}
+AT_MOST = {"num_layers": 100_000, "num_experts": 1_000_000}  # longer tables than any model's would only take for ever
+
 _SPELLINGS = {
     "architectures",
     "model_type",
@@ -286,6 +315,7 @@ _SPELLINGS = {
     "dtype",
     "transformers_version",
     "layer_types",
+    "mlp_layer_types",
     "sliding_window_pattern",
     "_sliding_window_pattern",
 } | {name for names in SYNONYMS.values() for name in names}

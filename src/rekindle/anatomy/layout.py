@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rekindle.anatomy.spelling import Config, Spelling
+from rekindle.errors import RekindleError
 
 if TYPE_CHECKING:
     from rekindle.anatomy.family import Family
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 # -- attention windows -------------------------------------------------------------------------------------
 
 Windows = tuple[int | None, ...]
+_KINDS = ("full_attention", "sliding_attention")
 
 
 def _no_windows(config: Config, family: Family, layers: int) -> Windows:
@@ -47,7 +49,7 @@ def _listed(config: Config, family: Family, layers: int) -> Windows:
     window = (family.value(config, "sliding_window") or 4096) if family.value(config, "use_sliding_window") else None
     kinds = config.get("layer_types")
     if kinds is not None:
-        return _by_kind(kinds, window)
+        return _by_kind(kinds, window, layers)
     first = family.value(config, "max_window_layers")
     if family.model_type == "qwen2_moe":  # transformers: every other layer among the first ones
         return tuple(window if layer % 2 == 0 and layer < first else None for layer in range(layers))
@@ -69,8 +71,10 @@ def _patterned(config: Config, family: Family, layers: int) -> Windows:
     window = family.value(config, "sliding_window")
     kinds = config.get("layer_types")
     if kinds is not None:
-        return _by_kind(kinds, window)
-    step = config.get("sliding_window_pattern") or 6
+        return _by_kind(kinds, window, layers)
+    step = config.get("sliding_window_pattern", 6)
+    if type(step) is not int or step < 1:
+        raise RekindleError(f"sliding_window_pattern is {step!r}, not a positive whole number.", where="config.json")
     return tuple(window if (layer + 1) % step else None for layer in range(layers))
 
 
@@ -87,7 +91,18 @@ def _write_patterned(settings: Settings, config: dict[str, Any]) -> str | None:
     return _one_width(settings)
 
 
-def _by_kind(kinds: list[str], window: int | None) -> Windows:
+def _by_kind(kinds: list[str], window: int | None, layers: int) -> Windows:
+    if len(kinds) != layers:
+        raise RekindleError(
+            f"layer_types has {len(kinds)} entries, but num_hidden_layers is {layers}.",
+            where="config.json",
+            hint=f"the {layers} entries of the layers that are there, where some were cut out"
+            if len(kinds) > layers
+            else "an entry for each layer",
+        )
+    kinds = [{"attention": "full_attention"}.get(kind, kind) for kind in kinds]  # as transformers called it once
+    if other := next((kind for kind in kinds if kind not in _KINDS), None):
+        raise RekindleError(f"layer_types has {other!r}; known are {' and '.join(_KINDS)}.", where="config.json")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
@@ -143,6 +158,8 @@ def _write_all_experts(settings: Settings, config: dict[str, Any]) -> str | None
 def _stepped(config: Config, family: Family, layers: int) -> Layers:
     dense = set(family.value(config, "mlp_only_layers") or ())
     step = family.value(config, "decoder_sparse_step")
+    if step < 1:
+        raise RekindleError(f"decoder_sparse_step is {step}, not a positive whole number.", where="config.json")
     return tuple(layer for layer in range(layers) if layer not in dense and (layer + 1) % step == 0)
 
 

@@ -18,6 +18,7 @@ from rekindle.store.header import Stored
 from rekindle.store.legacy import Held
 from rekindle.store.weights import Tensors
 
+WHOLE = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}  # dtypes of codes, ids and masks
 COMPARED = 1 << 22  # bytes of two tensors compared at once
 
 
@@ -33,7 +34,7 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
     """
     folder = as_loaded(folder)
     family = family_of(folder.config)
-    folder = _with_class(folder, family)
+    folder = _with_class(_as_read(folder, family), family)
     settings = family.settings(folder.config)
     child = Checkpoint(family, settings, dict(folder.config), {}, folder, list(folder.notes))
     problems: list[RekindleError] = []
@@ -57,6 +58,24 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
     if problems:
         raise _cause(child, problems) or together(problems)
     return child
+
+
+def _as_read(folder: Folder, family: Family) -> Folder:
+    """The folder with a config that transformers' class of this family takes, where only the spelling is in its way."""
+    config, notes = family.mended(folder.config), folder.notes
+    pad, rows = config.get("pad_token_id"), family.value(config, "vocab_size")
+    if type(pad) is int and type(rows) is int and not -rows <= pad < rows:
+        config["pad_token_id"] = None
+        notes = (*notes, f"pad_token_id {pad} is beyond the {rows} rows of the embeddings: it is left out")
+    for key in ("bos_token_id", "eos_token_id"):
+        ids = config.get(key)
+        beyond = [i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and not 0 <= i < (rows or 0)]
+        if beyond:
+            notes = (
+                *notes,
+                f"{key} {beyond[0]} is no row of the {rows} of the embeddings: text that holds it is refused",
+            )
+    return replace(folder, config=config, notes=notes)
 
 
 def _with_class(folder: Folder, family: Family) -> Folder:
@@ -166,6 +185,8 @@ def _fill(child: Checkpoint, names: Tensors, packed: list[Packed], problems: lis
             problems.append(RekindleError(f"The {role} is missing.", where=f"{name} in {child.folder.path}"))
         elif stored.shape != shape:
             problems.append(_misshapen(name, stored.shape, shape))
+        elif stored.dtype in WHOLE:
+            problems.append(RekindleError(f"{name} is {stored.dtype}: whole numbers, not weights.", where=stored.path))
         else:
             child.tensors[role] = Leaf(name, stored)
 
@@ -193,7 +214,8 @@ def _by_known_names(child: Checkpoint, tensors: Tensors, known: set[str], proble
         for disk, memory in (family.runtime or {}).items():
             aliases[name.replace(disk, memory)] = name
         aliases[name.removeprefix(family.prefix)] = name
-        aliases[family.prefix + name] = name
+        if child.settings.output == "none":
+            aliases[family.prefix + name] = name
     aliases |= {name: name for name in known}
     if not any(name in aliases for name in tensors) and (found := unwrapped(tensors, aliases)):
         without, part = found

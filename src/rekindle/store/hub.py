@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rekindle.errors import RekindleError
+from rekindle.store.index import read_json, shard_names
+from rekindle.store.passengers import chosen, folders, parsed_below, travels
+from rekindle.store.weights import INDEX, PICKLE_INDEX, SHARD, choice
 
-WANTED = [
-    "*.json",
-    "*.safetensors",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "*.tiktoken",
-    "LICENSE*",
-    "NOTICE*",
-    "README.md",
-]
-PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+FIRST = {"config.json", "README.md", "rekindle.json", "adapter_config.json", INDEX, PICKLE_INDEX}
 
 
 def locate(source: str | Path) -> Path:
@@ -38,12 +31,20 @@ def _download(repo: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    def snapshot(patterns: list[str]) -> Path:
+    def snapshot(files: Iterable[str]) -> Path:
+        patterns = [re.sub(r"([*?\[])", r"[\1]", name) for name in files]
         return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
 
     try:
-        folder = snapshot(WANTED)
-        return folder if list(folder.glob("*.safetensors")) else snapshot(WANTED + PICKLES)
+        try:
+            names = huggingface_hub.HfApi().list_repo_files(repo, revision=revision)
+        except (HfHubHTTPError, HFValidationError):
+            raise
+        except Exception:  # no network, or told not to use it, by whatever client: what was fetched before is there
+            return snapshot(FIRST)
+        first = [name for name in names if name in FIRST or (_is_top(name) and travels(name))]
+        folder = snapshot(first)
+        return snapshot([*first, *_behind(folder, names)])
     except LocalEntryNotFoundError:
         raise RekindleError(
             f"{repo} is neither a folder here nor in the hub's cache, and the hub cannot be reached.",
@@ -56,3 +57,26 @@ def _download(repo: str, revision: str | None) -> Path:
             f"{repo} is not a folder here, and the hub refused it: {str(error).splitlines()[0]}",
             hint=f"check the path, or `hf download {repo}`",
         ) from None
+
+
+def _behind(folder: Path, names: list[str]) -> Iterator[str]:
+    """The files that will be read or carried besides those in `folder`: weights, and what its files name."""
+    top = set(filter(_is_top, names))
+    if "config.json" not in top:
+        return
+    config = read_json(folder / "config.json", missing=f"{folder} has no config.json.")
+    parsed = parsed_below(folder)
+    yield from chosen(top, parsed, config)
+    inside = tuple(f"{name}/" for name in folders(parsed))
+    yield from (name for name in names if name.startswith(inside))
+    weights = choice(top, config)
+    if weights is None:
+        yield from (name for name in top if SHARD.fullmatch(name))
+    elif weights.endswith(".index.json"):
+        yield from set(shard_names(folder / weights).values()) & top
+    else:
+        yield weights
+
+
+def _is_top(name: str) -> bool:
+    return "/" not in name

@@ -6,7 +6,9 @@ Its `lineage` is a list of records, oldest first: one for each verb that had a p
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -49,13 +51,41 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        data["lineage"] = [Record(**record) for record in data.get("lineage", [])]
-        manifest = Manifest(**data)
+        data["lineage"] = [_checked(Record(**record)) for record in data.get("lineage", [])]
+        manifest = _checked(Manifest(**data))
         for file, entry in manifest.shards.items():
-            if PurePath(file).name != file or not isinstance(entry.get("sha256", ""), str):
+            if (
+                PurePath(file).name != file
+                or not isinstance(entry, dict)
+                or not isinstance(entry.get("sha256", ""), str)
+            ):
                 raise TypeError(f"its entry of the shard {file!r} is none")
+        if not all(type(count) is int for count in manifest.parameters.values()):
+            raise TypeError("its parameters are no whole numbers")
+        for key in ("kind", "text"):
+            if manifest.promise and not isinstance(manifest.promise.get(key), str):
+                raise TypeError("its promise has no kind and text")
         return manifest
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RekindleError(
             f"This manifest cannot be read: {error}.", where=path, hint=f"delete it: {NAME} holds no weights"
         ) from None
+
+
+def _checked(record: Any) -> Any:
+    """A Record or Manifest whose fields are of their types; raises TypeError."""
+    for f in fields(record):
+        value, plain = getattr(record, f.name), typing.get_type_hints(type(record))[f.name]
+        if not isinstance(value, _types(plain)) or isinstance(value, bool):
+            raise TypeError(f"{f.name} is {type(value).__name__}")
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+            raise TypeError(f"{f.name} has keys that are no texts")
+    return record
+
+
+def _types(hint: Any) -> tuple[type, ...]:
+    """ "dict[str, int] | None" -> (dict, NoneType); an int where a float may be."""
+    if isinstance(hint, types.UnionType):
+        return tuple(kind for part in typing.get_args(hint) for kind in _types(part))
+    kind = typing.get_origin(hint) or hint
+    return (int, float) if kind is float else (kind,)

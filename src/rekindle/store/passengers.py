@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,19 +38,35 @@ def passengers(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     `config`: what the result's config will say of files; config.json itself does not travel.
     """
     there = {path.name: path for path in folder.iterdir() if path.is_file()}
-    found = {name for name in there if travels(name)}
-    named = set(_names(config))
-    for name in sorted(found):
-        if name.endswith(".json") and there[name].stat().st_size <= READ:
-            named |= set(_names(_parsed(there[name])))
-    own = {name for name in there if name not in STAY_BEHIND and not name.endswith(WEIGHTS)}
-    found |= own & named
-    if any(f"{word}.py" in there for word in named):  # modules import one another: all of them or none
-        found |= {name for name in there if name.endswith(".py")}
-    below = [folder / TEMPLATES, *_modules(folder)]
-    travelling = [there[name] for name in sorted(found)] + [p for path in below for p in _files(path)]
-    check_links(folder, travelling)
-    return travelling
+    parsed = parsed_below(folder)
+    below = [path for name in folders(parsed) for path in _files(_inside(folder, name))]
+    found = [there[name] for name in sorted(chosen(there, parsed, config))] + below
+    check_links(folder, found)
+    return found
+
+
+def chosen(names: Iterable[str], parsed: Mapping[str, Any], config: Mapping[str, Any]) -> set[str]:
+    """The files at the top of a folder that travel; `parsed`: its JSON files that may name some."""
+    own = {name for name in names if name not in STAY_BEHIND and not name.endswith(WEIGHTS)}
+    named = {*_names(config), *(name for value in parsed.values() for name in _names(value))}
+    found = {name for name in own if travels(name) or name in named}
+    if any(f"{word}.py" in own for word in named):  # modules import one another: all of them or none
+        found |= {name for name in own if name.endswith(".py")}
+    return found
+
+
+def folders(parsed: Mapping[str, Any]) -> list[str]:
+    """The folders inside a folder that travel whole."""
+    return [TEMPLATES, *modules(parsed.get(MODULES))]
+
+
+def parsed_below(folder: Path) -> dict[str, Any]:
+    """Name -> value of the JSON files of a folder that travel and are small enough to name other files."""
+    return {
+        path.name: _parsed(path)
+        for path in folder.iterdir()
+        if path.suffix == ".json" and travels(path.name) and path.is_file() and path.stat().st_size <= READ
+    }
 
 
 def modules(parsed: object) -> Iterator[str]:
@@ -74,14 +90,10 @@ def carry(folder: Path, config: Mapping[str, Any], out: Path) -> None:
             shutil.copyfileobj(source, target)
 
 
-def _modules(folder: Path) -> list[Path]:
-    parsed = _parsed(folder / MODULES) if (folder / MODULES).is_file() else None
-    found = []
-    for name in modules(parsed):
-        if not (folder / name).resolve().is_relative_to(folder.resolve()):
-            raise RekindleError(f"{MODULES} names {name!r}, which leads out of the folder.", where=folder / MODULES)
-        found.append(folder / name)
-    return found  # one that needs no files may be missing: git keeps no empty folders
+def _inside(folder: Path, name: str) -> Path:
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise RekindleError(f"{MODULES} names {name!r}, which leads out of the folder.", where=folder / MODULES)
+    return folder / name  # a module that needs no files may lack its folder: git keeps no empty ones
 
 
 def _files(folder: Path) -> list[Path]:

@@ -42,9 +42,10 @@ def choice(names: Iterable[str], config: Mapping[str, Any]) -> str | None:
 
 def read_weights(folder: Path, config: Mapping[str, Any]) -> Weights | None:
     """The tensors of a folder, or None where it has no weights at all; raises RekindleError for unclear ones."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() or path.is_symlink())
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
     chosen = choice(names, config)
     if chosen is None:
+        _refuse_dead_links(folder)
         return _without_index(folder, names)
     if not chosen.endswith(".index.json"):
         files = [chosen]
@@ -55,6 +56,13 @@ def read_weights(folder: Path, config: Mapping[str, Any]) -> Weights | None:
         tensors = _indexed(folder, folder / chosen, weight_map)
     notes = [_pickle_note(folder)] if chosen in (PICKLE, PICKLE_INDEX) else []
     return Weights(tensors, (*notes, *_beside(folder, chosen, files, names)), native=True)
+
+
+def _refuse_dead_links(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.exists() and path.name.endswith(SUFFIXES):
+            where = f"{path} -> {path.readlink()}"
+            raise RekindleError("This is a link that leads nowhere.", where=where, hint="download the folder again")
 
 
 def _without_index(folder: Path, names: list[str]) -> Weights | None:

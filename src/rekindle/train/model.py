@@ -19,6 +19,9 @@ from rekindle.store.folder import Folder
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SHARD_SIZE = "5GB"
+_COPY_TOKENIZER = "copy the tokenizer files of the original checkpoint into the folder"
+_TOKENIZER_NAMES = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json"}
+_TOKENIZER_SUFFIXES = {".model", ".tiktoken", ".spm", ".bpe", ".vocab"}
 
 
 def load_tokenizer(folder: Path | str) -> Any:
@@ -28,17 +31,29 @@ def load_tokenizer(folder: Path | str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    missing = RekindleError("No tokenizer can be loaded: there is none.", where=folder, hint=_COPY_TOKENIZER)
+    if Path(folder).is_dir() and not any(map(_is_of_a_tokenizer, Path(folder).iterdir())):
+        raise missing  # transformers would make up an empty one
     try:
         with quietly():
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # libraries of tokenizers raise what they like, down to panics of their own
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except BaseException as error:  # libraries of tokenizers raise what they like, down to panics of their own
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         own = "trust_remote_code" in str(error)
         reason = "it is code of the folder's own, which is never run" if own else _first_line(error)
         raise RekindleError(
             f"No tokenizer can be loaded: {reason}.",
             where=folder,
-            hint="copy the tokenizer files of the original checkpoint into the folder",
+            hint=_COPY_TOKENIZER,
         ) from None
+    if not tokenizer.get_vocab():
+        raise missing
+    return tokenizer
+
+
+def _is_of_a_tokenizer(path: Path) -> bool:
+    return path.name in _TOKENIZER_NAMES or path.suffix in _TOKENIZER_SUFFIXES
 
 
 def stored_dtype(folder: Folder) -> torch.dtype:
@@ -73,7 +88,7 @@ def check_vocabulary(tokenizer: Any, vocab_size: int, where: object) -> None:
             f"The tokenizer's ids go up to {largest}, but the model's vocabulary ends at {vocab_size - 1}.",
             where=where,
             why="this tokenizer belongs to another model",
-            hint="copy the tokenizer files of the original checkpoint into the folder",
+            hint=_COPY_TOKENIZER,
         )
     ends = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
     check_ids(next((token for token in ends if token is not None), -1), vocab_size, where)
@@ -140,6 +155,6 @@ def _autocast_experts(
     return grouped_mm_experts_forward(cast, hidden, index, weights)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     logging.getLogger(__name__).debug("from transformers", exc_info=error)
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,144 @@
+"""What kind of value each config key holds, as transformers insists on; tests hold this page to its classes (5.23).
+
+A value of another kind is refused when a config is read, with its name, since transformers would refuse it too; a whole
+number where it wants one with a point is the same number, and is written so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rekindle.errors import RekindleError
+from rekindle.store.dtypes import TORCH
+
+if TYPE_CHECKING:
+    from rekindle.anatomy.family import Family
+
+# The same thing under two names: transformers v4 and v5, or one family's own history. The first is written.
+SYNONYMS = {
+    "num_experts": ("num_local_experts",),
+    "num_local_experts": ("num_experts",),
+    "n_routed_experts": ("num_local_experts",),
+    "num_nextn_predict_layers": ("num_mtp_layers",),
+    "n_embd": ("hidden_size",),
+    "n_layer": ("num_hidden_layers",),
+    "n_head": ("num_attention_heads",),
+    "n_positions": ("max_position_embeddings",),
+}
+
+# kind -> (what it is called, the types that JSON may give)
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "int": ("a whole number", (int,)),
+    "float": ("a number with a point", (float,)),
+    "number": ("a number", (int, float)),
+    "bool": ("true or false", (bool,)),
+    "str": ("a text", (str,)),
+    "ints": ("a list of whole numbers", (list,)),
+    "strs": ("a list of texts", (list,)),
+    "table": ("a table of keys and values", (dict,)),
+    "id or ids": ("a whole number, or a list of them", (int, list)),
+}
+_ITEMS = {"ints": int, "strs": str, "id or ids": int}
+
+# Where the default of a key does not tell its kind. "?": or null.
+_OWN = {
+    "attention_dropout": "number", "attn_pdrop": "number", "embd_pdrop": "number", "resid_pdrop": "number",
+    "hidden_dropout": "number", "hidden_dropout_prob": "number", "attention_probs_dropout_prob": "number",
+    "classifier_dropout": "number?", "summary_first_dropout": "number", "summary_activation": "str?",
+    "num_key_value_heads": "int?", "head_dim": "int?", "n_inner": "int?", "sliding_window": "int?",
+    "pad_token_id": "int?", "bos_token_id": "int?", "eos_token_id": "id or ids?", "pretraining_tp": "int?",
+    "mlp_only_layers": "ints?", "layer_types": "strs?", "clip_qkv": "float?",
+    "final_logit_softcapping": "float?", "attn_logit_softcapping": "float?", "use_bidirectional_attention": "bool?",
+    "first_k_dense_replace": "int?", "n_group": "int?", "topk_group": "int?", "v_head_dim": "int?",
+    "q_lora_rank": "int?", "rope_interleave": "bool?", "architectures": "strs?", "id2label": "table?",
+}  # fmt: skip
+_OF_FAMILY = {
+    "llama": {"attention_dropout": "number?"},
+    "mistral": {"num_key_value_heads": "int"},
+    "mixtral": {"num_key_value_heads": "int"},
+    "qwen3": {"head_dim": "int"},
+    "qwen3_moe": {"num_key_value_heads": "int"},
+    "flex_olmo": {"attention_dropout": "float?"},
+    "gemma3_text": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
+    "gpt_neox": {"classifier_dropout": "number"},
+    "deepseek_v3": {"attention_dropout": "number?", "norm_topk_prob": "bool?", "num_experts_per_tok": "int?"},
+}
+_RANGES = {("llama", "initializer_range"): (0.0, 1.0)}
+_BY_DEFAULT: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "str"}
+_EVERYWHERE = ("architectures", "head_dim", "id2label", "layer_types")
+
+# transformers' names of activations (`ACT2FN`)
+ACTIVATIONS = {
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu", "relu2",
+    "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu",
+}  # fmt: skip
+_ACTIVATION_KEYS = ("hidden_act", "activation_function", "hidden_activation")
+
+
+def kind(family: Family, key: str) -> str | None:
+    """The kind of a key: "int", "number?", ...; None for one that the family does not know."""
+    if key not in family.defaults:
+        key = next((own for own, others in SYNONYMS.items() if key in others and own in family.defaults), key)
+    if key not in family.defaults and key not in _EVERYWHERE:
+        return None
+    own = _OF_FAMILY.get(family.model_type, {}).get(key) or _OWN.get(key)
+    default: Any = family.defaults.get(key)
+    return own or _BY_DEFAULT.get(type(default))
+
+
+def fits(family: Family, key: str, value: Any) -> bool:
+    """Whether transformers takes this value for the key."""
+    wanted = kind(family, key)
+    if wanted is None or (value is None and wanted.endswith("?")):
+        return True
+    name = wanted.removesuffix("?")
+    types = _KINDS[name][1]
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        return False
+    if isinstance(value, list):
+        return all(type(item) is _ITEMS[name] for item in value)
+    low, high = _RANGES.get((family.model_type, key), (-math.inf, math.inf))
+    return not isinstance(value, float) or (math.isfinite(value) and low <= value <= high)
+
+
+def mended(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config, whole numbers as floats where transformers wants those."""
+    as_floats = {
+        key: float(value)
+        for key, value in config.items()
+        if type(value) is int and (kind(family, key) or "").startswith("float") and abs(value) < 2**53
+    }
+    return {**config, **as_floats}
+
+
+def misfits(family: Family, config: Mapping[str, Any]) -> Iterator[RekindleError]:
+    """A sentence for each value that transformers would refuse."""
+    for key, value in config.items():
+        if not fits(family, key, value):
+            wanted = kind(family, key) or ""
+            null = ", or null" if wanted.endswith("?") else ""
+            shown = {None: "null", True: "true", False: "false"}.get(value) if _is_plain(value) else None
+            yield RekindleError(
+                f"{key} is {shown or _short(value)}, but of {family.model_type} it is "
+                f"{_KINDS[wanted.removesuffix('?')][0]}{null}.",
+                where="config.json",
+                hint=f"set it, or take the line out: the default is {_short(family.defaults.get(key))}",
+            )
+        elif key in _ACTIVATION_KEYS and isinstance(value, str) and value not in ACTIVATIONS:
+            yield RekindleError(f"{key} is {value!r}, which transformers does not know.", where="config.json")
+    for key in ("torch_dtype", "dtype"):
+        said = config.get(key)
+        if said is not None and (not isinstance(said, str) or said.removeprefix("torch.") not in TORCH.values()):
+            yield RekindleError(f"{key} is {_short(said)}, which is no dtype of torch.", where="config.json")
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

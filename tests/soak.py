@@ -92,7 +92,8 @@ class Place:
         make_inputs(base / "inputs", lambda *words: self.well(base / "inputs", words))
 
     def environment(self) -> dict[str, str]:
-        changed = {"TMPDIR": self.temporary, "REKINDLE_CACHE": self.base / "cache", "MPLCONFIGDIR": self.base / "plots"}
+        changed = {"TMPDIR": self.temporary, "REKINDLE_CACHE": self.base / "cache", "MPLCONFIGDIR": self.base / "plots",
+                   "TORCHINDUCTOR_CACHE_DIR": self.base / "inductor"}  # fmt: skip
         fixed = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         return {**os.environ, **fixed, **{name: str(path) for name, path in changed.items()}}
 

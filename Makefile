@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations=12
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick lint types docs bench browser fuzz clean
+.PHONY: demo test quick lint types docs bench browser fuzz soak clean
 
 demo: .venv/.ready
 	$(BIN)/rekindle demo demo --overwrite
@@ -40,6 +40,11 @@ fuzz: .venv/.ready
 	seq 10 | LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 		xargs -P 2 -I SEED $(BIN)/python tests/codec/fuzz.py $$(($(CASES) / 10)) SEED build/inner-asan.so
+
+# Every verb that writes, killed and finished, 20 times each; MINUTES=5 kills them as often as there is time for.
+MINUTES ?= 60
+soak: .venv/.ready
+	$(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 # The report is looked at in a real browser. Where none can be had, those tests say so and are skipped.
 browser:

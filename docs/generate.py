@@ -16,7 +16,8 @@ PAGE = Path(__file__).parent / "cli.md"
 HEAD = """# The command line
 
 Written by `make docs`. Results go to stdout, all else to stderr; exit codes: 0 done, 1 a check failed, 2 the request
-was wrong, 130 interrupted. `SRC` is a folder, `org/model[@revision]`, `hf://org/model` or `ARCHIVE@step`.
+was wrong, 130 interrupted (143 and 129: by SIGTERM, by SIGHUP). `SRC` is a folder, `org/model[@revision]`,
+`hf://org/model` or `ARCHIVE@step`.
 """
 
 

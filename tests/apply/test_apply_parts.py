@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from store.folders import llama_tensors, write_llama
 
 from rekindle import api
+from rekindle.apply.crew import JOURNAL
 from rekindle.apply.parts import owners, parse_part
 from rekindle.apply.shards import Shard
 from rekindle.cli.verbs import rekindle
@@ -273,7 +274,7 @@ def test_resume_goes_on_where_a_part_was_cut_short(model, monkeypatch):
         write(model, "1/2", progress=stop, workers=1)
     assert not Path(OUT).exists()
     staging = Path(f".{OUT}.partial-1-of-2")
-    done = {file: (staging / file).stat().st_ino for file in json.loads((staging / "journal.json").read_text())["done"]}
+    done = {file: (staging / file).stat().st_ino for file in json.loads((staging / JOURNAL).read_text())["done"]}
     assert done
     write(model, "1/2", resume=True)
     assert {file: (Path(OUT) / file).stat().st_ino for file in done} == done

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -135,9 +139,8 @@ def test_a_source_that_is_gone_is_named(tmp_path):
 
 def test_each_file_is_opened_once_and_closed(source):
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
-    with Files() as opened:
-        assert opened.fd(source) == opened.fd(source)
-        fd = opened.fd(source)
+    with Files() as opened, opened.using(source) as fd, opened.using(source) as again:
+        assert fd == again
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
     assert before is None or len(os.listdir("/proc/self/fd")) == before
@@ -153,3 +156,41 @@ def test_any_range_arrives(source, out, a, b, at, kernel):
             patch.setattr(os, "copy_file_range", refuse(errno.EXDEV))
         opened.copy(source, lo, hi - lo, out, at)
     assert os.pread(out, 1 << 20, at) == CONTENT[lo:hi]
+
+
+# -- more files than may be open -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(tmp_path):
+    for i in range(200):
+        (tmp_path / f"{i}").write_bytes(bytes([i]) * 5000)
+    return [str(tmp_path / f"{i}") for i in range(200)]
+
+
+def test_more_files_than_may_be_open_at_once(many, monkeypatch):
+    """By several threads in any order: each read is of the file that was asked for, and few stay open."""
+    monkeypatch.setattr(files, "_most_open", lambda: 10)
+    order = [random.Random(seed).sample(range(200), 200) for seed in range(8)]
+    with Files() as opened, ThreadPoolExecutor(8) as pool:
+
+        def read_all(numbers):
+            for i in numbers:
+                assert opened.read(many[i], 1000, 3000) == bytes([i]) * 3000
+
+        list(pool.map(read_all, order))
+        assert len(opened._open) <= 10 + 8
+
+
+def test_a_file_in_use_is_not_closed(many, monkeypatch):
+    monkeypatch.setattr(files, "_most_open", lambda: 2)
+    with Files() as opened, ExitStack() as stack:
+        held = [stack.enter_context(opened.using(path)) for path in many[:5]]
+        opened.read(many[10], 0, 1)
+        assert [os.pread(fd, 1, 0)[0] for fd in held] == [0, 1, 2, 3, 4]
+
+
+def test_a_quarter_of_what_the_process_may_open(monkeypatch):
+    for limit, most in ((256, 64), (1024, 256), (1 << 20, 1024), (16, 8)):
+        monkeypatch.setattr(resource, "getrlimit", lambda which, n=limit: (n, n))
+        assert files._most_open() == most

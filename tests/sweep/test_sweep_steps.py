@@ -14,7 +14,7 @@ import pytest
 
 from rekindle.errors import RekindleError
 from rekindle.sweep.engines import Local, engine_named
-from rekindle.sweep.steps import Step, perform
+from rekindle.sweep.steps import Step, perform, same_steps
 
 JOBS = "sweep_jobs:"
 
@@ -127,3 +127,9 @@ def test_ray_runs_the_same_steps_and_survives_a_killed_worker(tmp_path, monkeypa
         failed = perform(steps, tmp_path / "out", engine, print, go_on=True)
     assert failed == {"bad": "this cell cannot be"}
     assert (tmp_path / "out" / "z" / "text").read_text() == "zlivedslow"
+
+
+def test_a_kill_while_the_steps_are_noted_is_no_other_work(tmp_path):
+    (tmp_path / "steps.part").write_text("{")
+    same_steps({}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["steps.json"]

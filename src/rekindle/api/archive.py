@@ -187,8 +187,10 @@ def unpack(
 ) -> dict[str, Any]:
     """Write a step, `ARCHIVE@step` or the last of ARCHIVE, as the folder it was, every file to the byte."""
     from rekindle.codec.unpack import unpack as write
+    from rekindle.store.publish import check_spares
 
     path, number = split_name(source)
+    check_spares(Path(out), None, path)
     with Archive(path) as archive:
         if not len(archive):
             raise RekindleError("The archive has no steps yet.", where=path, hint="rekindle archive add")
@@ -196,7 +198,7 @@ def unpack(
         step = archive[name]
         write(step, Path(out), overwrite=overwrite, workers=workers or cores())
         return {"out": str(out), "step": name, "files": len(step.index.files), "bytes": step.entry.raw,
-                "damage": list(archive.directory.torn)}  # fmt: skip
+                "digest": step.entry.digest, "damage": list(archive.directory.torn)}  # fmt: skip
 
 
 def split_name(source: str | Path) -> tuple[Path, int | None]:

@@ -12,6 +12,7 @@ from rekindle.api.options import takes
 from rekindle.config import Resolved, resolve
 from rekindle.errors import RekindleError
 from rekindle.laws.config import FitConfig, PlanConfig
+from rekindle.store.publish import check_spares
 
 if TYPE_CHECKING:
     from rekindle.laws.fitted import Fitted
@@ -68,6 +69,8 @@ def plan(
 
     options = options or resolve(PlanConfig, given)
     config = options.config
+    if out is not None:
+        check_spares(Path(out), None, config.ckpt, config.law, html)
     if html is not None:
         _writable(html, "html", overwrite)
     known = _checkpoint(config.ckpt) if config.ckpt is not None else Checkpoint()
@@ -143,6 +146,8 @@ def fit(
     from rekindle.laws.fitted import fitted
     from rekindle.laws.write import law_of, write_law
 
+    if report is not None:
+        check_spares(Path(report), None, *([sources] if isinstance(sources, (str, Path)) else sources), out)
     options = options or resolve(FitConfig, given)
     config = options.config
     if out is not None:

@@ -6,16 +6,18 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from rekindle import __version__
 from rekindle.api.options import takes
-from rekindle.api.source import local
+from rekindle.api.source import digest_of, files_read, local, place
 from rekindle.apply import save as saving
 from rekindle.apply.join import is_there, publishing_part
+from rekindle.apply.measure import FOLDER as MEASURED
 from rekindle.apply.parts import parse_part
 from rekindle.apply.save import Job, SaveConfig
+from rekindle.apply.threads import check_workers
 from rekindle.config import Resolved, dump_yaml, resolve, to_dict
 from rekindle.edit import Checkpoint, open_checkpoint
 from rekindle.edit.measure import Activations
@@ -23,10 +25,14 @@ from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, method_named
 from rekindle.report.text import inspected
 from rekindle.report.words import listed
-from rekindle.store.folder import open_folder
+from rekindle.store.folder import PARTS, open_folder
+from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
-from rekindle.store.publish import check_free, publishing
+from rekindle.store.publish import check_free, check_spares, publishing
+from rekindle.store.stamps import Stamps, stamps_in
 
+MOMENTS = "optimizer"  # the folder that a training leaves in its OUT
+WEIGHTS = (".safetensors", ".bin", ".index.json")
 Progress = Callable[[int], object]
 
 
@@ -45,6 +51,7 @@ class Model:
     source: str
     checkpoint: Checkpoint
     steps: tuple[Step, ...] = field(default=())
+    seen: Stamps = field(default_factory=dict, repr=False, compare=False)  # of the source's files, before it was opened
 
     def then(self, verb: str, options: Resolved[Any]) -> Model:
         """This model with one more method applied; raises RekindleError where it does not fit what is there."""
@@ -72,7 +79,7 @@ class Model:
     @takes(SaveConfig)
     def job(self, **save_options: Any) -> Job:
         """The plan, priced; raises RekindleError with every problem. No byte moves."""
-        return saving.prepare(self.checkpoint, resolve(SaveConfig, save_options).config)
+        return saving.prepare(self.checkpoint, resolve(SaveConfig, save_options).config, self.seen)
 
     @takes(SaveConfig)
     def save(
@@ -92,11 +99,17 @@ class Model:
         """
         self.checkpoint.folder.need_weights()
         out, mine = Path(out), parse_part(part) if part else None
+        workers = check_workers(saving.default_workers() if workers is None else workers)
+        options = resolve(SaveConfig, save_options)
+        read = files_read(options.config, *(step.options.config for step in self.steps))
+        check_spares(out, place(self.source), *read)
+        check_spares(out, self.checkpoint.folder.path)
         if not mine:
             check_free(out, overwrite)
-        self._check_source_survives(out)
-        options = resolve(SaveConfig, save_options)
-        job = saving.prepare(self.checkpoint, options.config)
+        job = saving.prepare(self.checkpoint, options.config, self.seen)
+        if not mine and MOMENTS in self.lost(out, job) and out.resolve() == self.checkpoint.folder.path.resolve():
+            what = f"{out} would lose its optimizer state: it is the source, and the result has none."
+            raise RekindleError(what, hint="another OUT")
         if mine and is_there(out, mine, job.identity, overwrite=overwrite, resume=resume):
             return out
         with (
@@ -104,21 +117,23 @@ class Model:
             if mine
             else publishing(out, overwrite=overwrite, keep_partial=True, resume=resume)
         ) as folder:
-            workers = workers or saving.default_workers()
             calibrate = partial(calibration, self.checkpoint.origin)
             how = {"workers": workers, "resume": resume, "progress": progress, "calibrate": calibrate}
-            written = saving.write(job, folder, out, part=mine, **how)
+            written = saving.write(job, folder, out, part=mine, origin=digest_of(self.checkpoint.folder.path), **how)
             self._describe(folder, out, options, {} if mine else written)
             if not mine:
                 saving.close_journal(folder)
         saving.check_finite(written, out, self.source)
         return out
 
-    def _check_source_survives(self, out: Path) -> None:
-        """Replacing OUT may replace SRC itself, but must not take it away with whatever else lies around it."""
-        source, target = self.checkpoint.folder.path.resolve(), out.resolve()
-        if target in source.parents:
-            raise RekindleError(f"{out} holds the source, {self.source}.", hint="another OUT")
+    def lost(self, out: Path, job: Job) -> list[str]:
+        """What lies in OUT beside the weights and has no like in the result: gone when it is replaced."""
+        made = {"config.json", MANIFEST, "rekindle.yaml", "README.md", "verify.json", PARTS}
+        made |= {PurePath(shard.file).parts[0] for shard in job.share(None)}
+        made |= {path.relative_to(self.checkpoint.folder.path).parts[0] for path in job.passengers}
+        made |= {MEASURED} if job.measurements else set()
+        there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+        return [name for name in there if name not in made and not name.endswith(WEIGHTS)]
 
     def recipe(self, options: Resolved[SaveConfig] | None = None) -> dict[str, Any]:
         """What OUT/rekindle.yaml holds: `rekindle run` repeats it."""
@@ -212,7 +227,10 @@ def open(source: str | Path) -> Model:
 
     A config.json alone, as a folder or a file, can be planned with but not saved.
     """
-    return Model(str(source), open_checkpoint(open_folder(local(source), bare=True)))
+    folder = local(source)
+    seen = stamps_in(folder)
+    opened = open_checkpoint(open_folder(folder, bare=True))
+    return Model(str(source), opened, seen=seen)
 
 
 def apply(verb: str, source: Model | str | Path, **options: Any) -> Model:

@@ -10,6 +10,7 @@ from rekindle.api.training import init, train
 from rekindle.config import read_yaml, resolve, unknown_key
 from rekindle.errors import RekindleError, together
 from rekindle.methods import method_named
+from rekindle.store.publish import check_spares
 
 
 def load_recipe(path: str | Path) -> tuple[Model, dict[str, Any]]:
@@ -32,6 +33,7 @@ def load_recipe(path: str | Path) -> tuple[Model, dict[str, Any]]:
 
 def run(path: str | Path, out: str | Path, *, overwrite: bool = False, resume: bool = False, **how: Any) -> Path:
     """Repeat a recipe into `out`: methods in one pass over the bytes, or one `train`, or one `init`."""
+    check_spares(Path(out), None, path)
     recipe = _read_recipe(path)
     verbs = [verb for verb, _ in recipe["steps"]]
     if verbs == ["init"]:

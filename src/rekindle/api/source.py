@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from rekindle.store.hub import locate
+from rekindle.store.stamps import Stamp, stamp
+
+READ = ("data", "scores", "tokenizer", "optimizer_state", "measurements")  # options that name files to read
 
 
 def local(source: str | Path) -> Path:
@@ -16,17 +21,43 @@ def local(source: str | Path) -> Path:
 
     A step is unpacked under the system's folder for temporary files (TMPDIR), and removed when the process ends.
     """
+    archive, step = _step(source)
+    return _unpacked(str(archive.resolve()), step, stamp(archive)) if archive else locate(source)
+
+
+def place(source: str | Path) -> Path | None:
+    """The folder or the archive here that `source` names; None for a name on the hub."""
+    found = _step(source)[0] or Path(os.path.expanduser(source))
+    return found if os.path.exists(found) else None
+
+
+def files_read(*configs: Any) -> list[str]:
+    """What the options of these Configs name to be read: files and folders, or words such as stdlib."""
+    values = [getattr(config, name, None) for config in configs for name in READ]
+    return [value for value in values if isinstance(value, str)]
+
+
+def digest_of(folder: Path) -> str | None:
+    """Names what is in a step that was unpacked here, wherever that is; None for any other folder."""
+    return _DIGESTS.get(folder)
+
+
+_DIGESTS: dict[Path, str] = {}
+
+
+def _step(source: str | Path) -> tuple[Path | None, int]:
     path, at, number = str(source).rpartition("@")
-    if at and number.isascii() and number.isdigit() and Path(path).is_file():
-        return _unpacked(str(Path(path).resolve()), int(number))
-    return locate(source)
+    if at and number.isascii() and number.isdigit() and os.path.isfile(path):
+        return Path(path), int(number)
+    return None, 0
 
 
 @cache
-def _unpacked(archive: str, step: int) -> Path:
+def _unpacked(archive: str, step: int, state: Stamp | None) -> Path:
     from rekindle.api.archive import unpack
 
     base = Path(tempfile.mkdtemp(prefix="rekindle-"))
     atexit.register(shutil.rmtree, base, ignore_errors=True)
-    unpack(f"{archive}@{step}", base / f"step-{step}")
-    return base / f"step-{step}"
+    folder = base / f"step-{step}"
+    _DIGESTS[folder] = unpack(f"{archive}@{step}", folder)["digest"]
+    return folder

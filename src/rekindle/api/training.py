@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rekindle import __version__
 from rekindle.api.model import command
 from rekindle.api.options import takes
-from rekindle.api.source import local
+from rekindle.api.source import files_read, local, place
 from rekindle.config import Resolved, dump_yaml, resolve, to_dict
 from rekindle.errors import RekindleError
 from rekindle.report.config import ReportConfig
-from rekindle.store.publish import explained
+from rekindle.store.publish import check_spares, explained
 from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ def init(
 
     out = Path(out)
     options = options or resolve(InitConfig, given)
+    check_spares(out, None, *files_read(options.config))
     typed = command("init", [str(out)], options)
-    init_model(out, options.config, command=typed, options=options.options(), overwrite=overwrite)
-    _write_recipe(out, {"rekindle": __version__, "steps": [{"init": to_dict(options.config)}]})
+    recipe = dump_yaml({"rekindle": __version__, "steps": [{"init": to_dict(options.config)}]})
+    init_model(out, options.config, command=typed, options=options.options(), recipe=recipe, overwrite=overwrite)
     return out
 
 
@@ -54,6 +55,7 @@ def train(
     from rekindle.train.loop import train as run
 
     options = options or resolve(TrainConfig, given)
+    check_spares(Path(out), place(source), *files_read(options.config))
     summary = run(
         local(source),
         Path(out),
@@ -118,4 +120,5 @@ def report(
 
 
 def _write_recipe(out: Path, recipe: dict[str, Any]) -> None:
-    (out / "rekindle.yaml").write_text(dump_yaml(recipe), encoding="utf-8")
+    with explained(out):
+        (out / "rekindle.yaml").write_text(dump_yaml(recipe), encoding="utf-8")

@@ -18,7 +18,7 @@ from rekindle.apply.write import ShardWriter, Written
 from rekindle.errors import RekindleError
 from rekindle.store.files import Files
 
-JOURNAL = "journal.json"
+JOURNAL = ".journal"  # a name that no file of a checkpoint has
 
 Progress = Callable[[int], object]  # called with bytes done
 

@@ -22,9 +22,18 @@ from rekindle.apply.write import Written
 from rekindle.errors import RekindleError, together
 from rekindle.store.folder import PARTS
 from rekindle.store.manifest import NAME, read_manifest
-from rekindle.store.publish import alone, check_is_folder, explained, partial_path, staged, sync
+from rekindle.store.publish import (
+    alone,
+    check_is_folder,
+    check_no_mount,
+    explained,
+    lock_of,
+    partial_path,
+    staged,
+    sync,
+)
 
-RECORD = "part.json"  # of a part, in the folder where it is written
+RECORD = ".part"  # of a part, in the folder where it is written
 CONFIG = "config.json"  # comes last: what makes a folder a model
 
 
@@ -38,12 +47,7 @@ def rest_of(out: Path) -> Path:
 
 def is_there(out: Path, part: Part, identity: Identity, *, overwrite: bool, resume: bool) -> bool:
     """Whether this part is finished; raises RekindleError where it has no place in OUT."""
-    check_is_folder(out)
-    with explained(out):
-        if out.exists() and any(out.iterdir()) and not (out / PARTS).is_dir():
-            raise RekindleError(f"{out} exists and is not empty.", why="a part replaces no whole", hint="another OUT")
-    if (out / CONFIG).exists():
-        raise RekindleError(f"{out} is whole but for its last step.", hint=f"rekindle join {out}")
+    _check_no_whole(out)
     records = read_records(out)
     own = [record for record in records if record.part == part]
     if problems := clashes([r for r in records if not (overwrite and r in own)], part, identity, {}):
@@ -52,6 +56,16 @@ def is_there(out: Path, part: Part, identity: Identity, *, overwrite: bool, resu
         hint = "--resume to keep it, --overwrite to write it again"
         raise RekindleError(f"Part {part} of {out} is there already.", hint=hint)
     return bool(own) and not overwrite and not _damaged(out, own)
+
+
+def _check_no_whole(out: Path) -> None:
+    check_is_folder(out)
+    with explained(out):
+        check_no_mount(out)
+        if out.exists() and any(out.iterdir()) and not (out / PARTS).is_dir():
+            raise RekindleError(f"{out} exists and is not empty.", why="a part replaces no whole", hint="another OUT")
+    if (out / CONFIG).exists():
+        raise RekindleError(f"{out} is whole but for its last step.", hint=f"rekindle join {out}")
 
 
 def measured_by_others(out: Path, part: Part) -> Found:
@@ -63,15 +77,18 @@ def measured_by_others(out: Path, part: Part) -> Found:
 def publishing_part(out: str | Path, part: Part, *, resume: bool) -> Iterator[Path]:
     """Yield a folder beside OUT whose shards then appear in OUT, and then its record, which says that all are there.
 
-    An attempt that is cut short leaves its folder for `resume`; a refusal leaves nothing.
+    An attempt that is cut short leaves its folder for `resume`; a refusal leaves nothing. Parts may be written at once,
+    but nothing else of OUT.
     """
     out = Path(os.path.abspath(out))
     staging = partial_path(out, part.stem)
     with (
+        alone(lock_of(out), f"writing {out}", shared=True),
         alone(staging.with_name(f"{staging.name}.lock"), f"writing part {part} of {out}"),
-        staged(out, staging, _publish_part, keep_partial=True, resume=resume) as folder,
     ):
-        yield folder
+        _check_no_whole(out)  # again: another process may have finished one since
+        with staged(out, staging, _publish_part, keep_partial=True, resume=resume) as folder:
+            yield folder
 
 
 def _publish_part(staging: Path, out: Path) -> None:
@@ -87,7 +104,7 @@ def _publish_part(staging: Path, out: Path) -> None:
         name = path.relative_to(staging)
         if name.parts[0] == MEASURED:
             _move(path, final.with_suffix("") / name)
-        elif name.name not in (RECORD, JOURNAL):
+        elif str(name) not in (RECORD, JOURNAL):
             _move(path, (out if str(name) in record.written else rest_of(out)) / name)
     _sync_folders(out)
     os.replace(staging / RECORD, final)
@@ -107,8 +124,7 @@ def join(out: Path) -> dict[str, Written]:
         if (out / CONFIG).exists():
             raise RekindleError(f"{out} is whole: there is nothing to join.")
         raise RekindleError(f"{out} has no parts: there is nothing to join.", hint="a verb with --part 1/2 writes one")
-    lock = partial_path(Path(os.path.abspath(out)), "join.lock")
-    with alone(lock, f"joining {out}"), explained(out):
+    with alone(lock_of(Path(os.path.abspath(out))), f"writing {out}"), explained(out):
         if (out / CONFIG).exists():  # an earlier attempt was cut short while it cleared up
             shutil.rmtree(out / PARTS)
             return {}

@@ -61,7 +61,8 @@ class Identity:
     """What all parts of a result have in common."""
 
     plan: str  # digest of the tensors and their layout
-    sources: str  # digest of the files they are made from
+    sources: str  # digest of the files they are made from: names, sizes, samples of each tensor
+    passengers: str  # digest of the files that travel along
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,9 @@ def clashes(
         elif theirs.sources != identity.sources:
             why = "files have other names, sizes or values"
             problems.append(RekindleError(f"{what} are made from different source files.", why=why, hint=hint))
+        elif theirs.passengers != identity.passengers:
+            why = "a tokenizer, or another file that travels along, differs"
+            problems.append(RekindleError(f"{what} are made from folders that differ.", why=why, hint=hint))
         elif any(other.measured.get(name, digest) != digest for name, digest in measured.items()):
             why = "machines add in different orders"
             hint = "finish one part first: the others take its measurements, where they find OUT/parts"

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from rekindle.apply.crew import JOURNAL, Progress, finished, write_shards
+from rekindle.apply.identity import identity
 from rekindle.apply.join import RECORD, measured_by_others
 from rekindle.apply.measure import FOLDER as FOUND
 from rekindle.apply.measure import Calibrate, Found, fingerprint, read_found, settle, write_found
-from rekindle.apply.optimizer import OptimizerState, recycle, write_info
+from rekindle.apply.optimizer import STATE, OptimizerState, recycle, write_info
 from rekindle.apply.parts import Identity, Part, Record, owners
 from rekindle.apply.shards import Shard, cut, write_index
 from rekindle.apply.threads import cores, one_for_each_worker
@@ -27,11 +26,10 @@ from rekindle.edit.expressions import Expr
 from rekindle.edit.measure import Measurement, measurements
 from rekindle.edit.plan import Plan, plan
 from rekindle.errors import CheckFailed, RekindleError
-from rekindle.store.files import Files
-from rekindle.store.header import unreadable
+from rekindle.store.stamps import Stamps, check_unchanged, stamp, stamps, stamps_in
 
 MOMENTS = "optimizer/optimizer"  # of the files that hold Adam's moments
-SAMPLE = 1 << 16  # bytes in the middle of a source file that tell it from another of its size
+TABLES = {"config.json", STATE}  # what the plan goes by, beside headers and indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +52,7 @@ class Job:
     config: SaveConfig
     moments: dict[str, Expr]
     info: dict[str, Any]  # optimizer.json
+    seen: Stamps  # of the files it reads, from before they were opened
 
     @property
     def nbytes(self) -> int:
@@ -93,16 +92,25 @@ class Job:
         return sorted({leaf.stored.path for expr in self.exprs() for leaf in expr.leaves()})
 
     @cached_property
-    def identity(self) -> Identity:
-        """What every part of this result has in common, on any machine.
+    def passengers(self) -> list[Path]:
+        return self.checkpoint.folder.passengers()
 
-        Times of change are left out, since copies of a file have different ones. A sample stands in for them: it
-        tells an earlier step of a training, whose files have the same names and sizes, from a later one.
-        """
+    @cached_property
+    def layout(self) -> str:
+        """Names what is written, and how it lies on disc: the same whenever the same files would be written."""
         c = self.config
-        layout = f"{c.max_shard_size}/{c.fused}/{c.checksum}/{list(self.moments)}"
-        sources = [(Path(path).name, *_size_and_sample(path)) for path in self.sources]
-        return Identity(plan=_digest(f"{self.plan.digest()}/{layout}"), sources=_digest(repr(sources)))
+        return f"{self.plan.digest()}/{c.max_shard_size}/{c.fused}/{c.checksum}/{list(self.moments)}"
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What every part of this result has in common, on any machine."""
+        leaves = (leaf for expr in self.exprs() for leaf in expr.leaves())
+        return identity(self.layout, leaves, self.checkpoint.folder)
+
+    def check_unchanged(self) -> None:
+        """Raise RekindleError where a file that is read is not what it was when it was opened."""
+        tables = [path for path in self.seen if Path(path).name in TABLES or path.endswith(".index.json")]
+        check_unchanged(self.seen, {*self.sources, *tables, *map(str, self.passengers)})
 
     @property
     def nbytes_measured(self) -> int:
@@ -112,17 +120,22 @@ class Job:
         return self.plan.memory(workers, WINDOW)
 
 
-def prepare(checkpoint: Checkpoint, config: SaveConfig) -> Job:
-    """Plan the writing; no byte moves. Raises RekindleError with every problem."""
+def prepare(checkpoint: Checkpoint, config: SaveConfig, seen: Stamps | None = None) -> Job:
+    """Plan the writing; no byte moves. Raises RekindleError with every problem.
+
+    `seen`: stamps of the source's files, from before it was opened.
+    """
     if config.max_shard_size < 1:
         raise RekindleError(f"A shard of {config.max_shard_size} bytes holds nothing.", hint="--max-shard-size 5GB")
-    planned = plan(checkpoint, fused=config.fused)
+    planned, folder = plan(checkpoint, fused=config.fused), checkpoint.folder
+    seen = {**stamps([] if folder.bare else folder.passengers()), **(seen or {})}
     if not config.optimizer_state:
-        return Job(checkpoint, planned, config, {}, {})
-    parent = checkpoint.origin
-    state = OptimizerState(Path(config.optimizer_state), parent)
+        return Job(checkpoint, planned, config, {}, {}, seen)
+    parent, moments = checkpoint.origin, Path(config.optimizer_state)
+    seen = {**seen, **stamps_in(moments)}
+    state = OptimizerState(moments, parent)
     unfused = plan(checkpoint) if config.fused else planned
-    return Job(checkpoint, planned, config, *recycle(unfused, state))
+    return Job(checkpoint, planned, config, *recycle(unfused, state), seen)
 
 
 def nbytes_read(needed: Iterable[Measurement]) -> int:
@@ -144,16 +157,19 @@ def write(
     resume: bool,
     progress: Progress,
     calibrate: Calibrate,
+    origin: str | None = None,
 ) -> dict[str, Written]:
     """Measure, then write everything but the manifest and the card into `folder`. Returns what became of each shard.
 
     Of a `part` of OUT only its own shards are written, and its record. `progress` hears of bytes measured and
-    written; `calibrate` runs the source on a text, where the plan asks for it.
+    written; `calibrate` runs the source on a text, where the plan asks for it. `origin` names what is in the source's
+    folder where its files have no times of their own: the step of an archive, which is unpacked anew each time. Raises
+    RekindleError where the source is changed meanwhile, or has files that are links out of it.
     """
-    digest = f"{job.identity}/{job.config}/{_times(job)}"
-    if not (resume and finished(folder, digest)):
-        for stale in folder.iterdir():
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    job.check_unchanged()
+    digest = f"{job.layout}/{job.config}/{origin or ''}/{_times(job, bool(origin))}"
+    _clear(folder, finished(folder, digest) if resume else {})
+    job.checkpoint.folder.carry(folder)
     known = _known(job, folder) | (measured_by_others(out, part) if part else {})
     found = settle(job.needed(part), workers=workers, known=known, calibrate=calibrate, progress=progress)
     write_found(folder, found)
@@ -167,7 +183,7 @@ def write(
     write_index(job.shards, folder)
     text = json.dumps(job.plan.config, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-    job.checkpoint.folder.carry(folder)
+    job.check_unchanged()
     if part:
         whose, measured = owners(job.share(None), part.of), {name: fingerprint({name: found[name]}) for name in found}
         record = Record(part=part, identity=job.identity, owners=whose, written=written, measured=measured)
@@ -195,27 +211,20 @@ def check_finite(written: Mapping[str, Written], out: Path, source: str) -> None
             f"{sum(w.not_finite for w in bad.values())} computed values are NaN or infinite.",
             where=f"{w.where} in {out / file}",
             why="the source has such values, or they overflowed",
-            hint=f"rekindle inspect {source} --checksum --nan",
+            hint=f"rekindle inspect {source} --nan",
         )
 
 
-def _times(job: Job) -> list[tuple[str, int]]:
+def _times(job: Job, moments_only: bool) -> list[tuple[str, int]]:
     """The files that the plan reads, and when they changed: others must not finish what these began."""
-    return [(path, _stat(path).st_mtime_ns) for path in job.sources]
+    own = job.checkpoint.folder.path
+    paths = [path for path in job.sources if not (moments_only and Path(path).is_relative_to(own))]
+    return [(path, found.mtime_ns) for path in paths if (found := stamp(path))]
 
 
-def _size_and_sample(path: str) -> tuple[int, str]:
-    size = _stat(path).st_size
-    with Files() as files:
-        return size, _digest(files.read(path, size // 2, min(SAMPLE, size - size // 2)))
-
-
-def _digest(data: str | bytes) -> str:
-    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:16]
-
-
-def _stat(path: str) -> os.stat_result:
-    try:
-        return os.stat(path)
-    except OSError as error:
-        raise unreadable(path, error) from None
+def _clear(folder: Path, done: Mapping[str, Written]) -> None:
+    """Leave of an earlier attempt what is finished and what was measured, or nothing."""
+    kept = {JOURNAL, FOUND, *(PurePath(file).parts[0] for file in done)} if done else set()
+    for path in folder.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -6,10 +6,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rekindle.errors import RekindleError
+
+MOST = 1024  # threads; more of them only wait
+
 
 def cores() -> int:
     """Those that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_workers(workers: int) -> int:
+    """Refuse a number of workers that is none."""
+    if not 1 <= workers <= MOST:
+        raise RekindleError(f"workers is {workers}: from 1 to {MOST}, threads that work at once.", hint="--workers 2")
+    return workers
 
 
 @contextmanager

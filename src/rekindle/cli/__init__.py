@@ -7,7 +7,13 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The console script. Exit codes: 0 done, 1 a check failed, 2 the request was wrong, 130 interrupted."""
+    """The console script.
+
+    Exit codes: 0 done, 1 a check failed, 2 the request was wrong, 130 interrupted (143 and 129: by SIGTERM, by SIGHUP).
+    """
+    from rekindle.cli.signals import Ended, heard, open_streams
+
+    open_streams()
     import click
 
     from rekindle.cli.verbs import rekindle
@@ -15,7 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     debug = bool(os.environ.get("REKINDLE_DEBUG")) or "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
-        rekindle.main(args=arguments, prog_name="rekindle", standalone_mode=False)
+        with heard():
+            rekindle.main(args=arguments, prog_name="rekindle", standalone_mode=False)
         code = 0
     except RekindleError as error:
         _explain(error, debug)
@@ -25,9 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except click.exceptions.Exit as stop:
         code = stop.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
         click.echo(f"\nInterrupted.{_way_on(sys.argv[1:] if arguments is None else arguments)}", err=True)
-        code = 130
+        cause = stop.__cause__ or stop  # click makes an Abort of it
+        code = 128 + cause.number if isinstance(cause, Ended) else 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -48,7 +56,10 @@ def _way_on(words: list[str]) -> str:
 
     if words[:1] == ["lab"]:
         return " The same command goes on where it stopped."
-    command = rekindle.get_command(click.Context(rekindle), words[0]) if words else None
+    try:
+        command = rekindle.get_command(click.Context(rekindle), words[0]) if words else None
+    except ImportError:  # it was interrupted in the middle of an import, and numpy cannot be imported twice
+        return ""
     resumes = command is not None and any(parameter.name == "resume" for parameter in command.params)
     return " The same command with --resume goes on where it stopped." if resumes else ""
 

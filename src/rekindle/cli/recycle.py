@@ -12,8 +12,10 @@ from typing import Any
 import click
 
 from rekindle import api
+from rekindle.api.source import place
 from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
 from rekindle.apply.save import Job, SaveConfig, default_workers, nbytes_read
+from rekindle.apply.threads import check_workers
 from rekindle.cli.dry_run import dry_data, dry_text, parameters
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, echo, nbytes, result, say, table
@@ -21,7 +23,7 @@ from rekindle.config import Resolved, dump_yaml, resolve
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, Method
 from rekindle.store.manifest import read_manifest
-from rekindle.store.publish import check_free
+from rekindle.store.publish import check_free, check_spares
 
 
 def _verb(method: Method) -> click.Command:
@@ -39,6 +41,7 @@ def _verb(method: Method) -> click.Command:
         gc.disable()  # a plan is hundreds of thousands of objects that live to the end: a third of its time saved
         options = resolved(method.config, given, config_file)
         save = resolved(SaveConfig, given)
+        check_spares(Path(out), place(src), config_file)
         model = api.open(src).then(method.verb, options)
         if print_config:
             click.echo(dump_yaml(model.recipe(save)), nl=False)
@@ -84,6 +87,7 @@ def run(recipe: str, out: str, **given: Any) -> None:
         result({"out": str(path)}, str(path), given["format_"])
         return
     gc.disable()
+    check_spares(Path(out), None, recipe)
     model, save_options = api.load_recipe(recipe)
     save = resolve(SaveConfig, {}, save_options)
     echo(f"rekindle run: {recipe} -> {out}", *(step.options for step in model.steps), save)
@@ -115,7 +119,7 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
     for note in model.checkpoint.notes:
         say(f"note: {note}")
     given_save = {name: value["value"] for name, value in save.options().items() if value["origin"] != "default"}
-    workers = given["workers"] or default_workers()
+    workers = check_workers(default_workers() if given["workers"] is None else given["workers"])
     part = parse_part(given["part"]) if given["part"] else None
     job = model.job(**given_save)
     if given["dry_run"]:
@@ -127,6 +131,8 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
         _say_nothing_to_write(job, part)
     else:
         check_free(Path(out), given["overwrite"])
+        if lost := model.lost(Path(out), job):
+            say(f"note: goes with the {out} that is replaced, and is not in the new one: {', '.join(lost)}")
     total = sum(shard.nbytes for shard in job.share(part)) + nbytes_read(job.needed(part))
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False) as bar:
         how = {name: given[name] for name in ("overwrite", "resume", "part")}

@@ -12,6 +12,7 @@ from rekindle import api
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, result, say, table
 from rekindle.report.config import ReportConfig
+from rekindle.store.publish import check_spares
 from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
 
 DEBUG = click.option("--debug", is_flag=True, hidden=True)
@@ -34,6 +35,7 @@ def init(out: str, config_file: str | None, overwrite: bool, format_: str, debug
     rekindle init OUT --family mixtral --hidden 64 --layers 2 --heads 4 --experts 8
     """
     options = resolved(InitConfig, given, config_file)
+    check_spares(Path(out), None, config_file)
     echo(f"rekindle init: {out}", options)
     path = api.init(out, options, overwrite=overwrite)
     data = api.inspect(path)
@@ -70,6 +72,7 @@ def train(
     rekindle train CKPT OUT --tokens 50k --data corpus/ --schedule cosine --lr 3e-4
     """
     options = resolved(TrainConfig, given, config_file)
+    check_spares(Path(out), None, config_file)
     echo(f"rekindle train: {ckpt} -> {out}", options)
     summary = api.train(ckpt, out, options, overwrite=overwrite, resume=resume)
     result(summary, table([(key.replace("_", " "), _short(value)) for key, value in summary.items()]), format_)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
 
@@ -12,28 +11,29 @@ import numpy as np
 from rekindle.codec.archive import Step
 from rekindle.codec.container import write_all
 from rekindle.codec.workers import in_order
-from rekindle.store.publish import alone, publishing
+from rekindle.store.files import Files
+from rekindle.store.publish import publishing
 
 
 def unpack(step: Step, out: Path, *, overwrite: bool = False, workers: int = 1) -> None:
     """Write a step into the folder OUT. Raises CheckFailed where the archive is damaged, and leaves no OUT then."""
-    index, lock = step.index, out.absolute().parent / f".{out.name}.unpack"
-    with alone(lock, f"unpacking to {out}"), publishing(out, overwrite=overwrite) as partial, ExitStack() as stack:
-        places: list[tuple[int, int]] = []  # of each tensor: file descriptor and offset in it
+    index = step.index
+    with publishing(out, overwrite=overwrite) as partial, Files(os.O_WRONLY) as files:
+        places: list[tuple[str, int]] = []  # of each tensor: its file, and offset in it
         for file in index.files:
             path = partial / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            stack.callback(os.close, fd)
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
             sizes = [tensor.nbytes for tensor in index.tensors[file.first : file.first + file.count]]
-            places += [(fd, end - size) for end, size in zip(accumulate(sizes), sizes, strict=True)]
+            places += [(str(path), end - size) for end, size in zip(accumulate(sizes), sizes, strict=True)]
 
         def write(number: int) -> None:
             block, at = step.block(number), 0
             for part in index.blocks[number].parts:
-                fd, offset = places[part.tensor]
+                path, offset = places[part.tensor]
                 word = index.tensors[part.tensor].word
-                write_all(fd, block[at : at + part.count].view(np.uint8).data, offset + part.start * word)
+                with files.using(path) as fd:
+                    write_all(fd, block[at : at + part.count].view(np.uint8).data, offset + part.start * word)
                 at += part.count
 
         for _ in in_order(write, sorted(range(len(index.blocks)), key=lambda number: place(step, number)), workers):

@@ -11,6 +11,7 @@ from typing import Any
 from rekindle.errors import RekindleError, nearest
 from rekindle.store import passengers
 from rekindle.store.index import read_json
+from rekindle.store.publish import retired_path
 from rekindle.store.weights import INDEX, PICKLE, SINGLE, Tensors, read_weights
 
 PARTS = "parts"  # in a folder whose parts are not joined yet
@@ -105,6 +106,8 @@ def _fingerprint(config: dict[str, Any], tensors: Tensors) -> str:
 
 
 def _similar_folder(path: Path) -> str | None:
+    if (retired := retired_path(path)).is_dir():
+        return f"mv {retired} {path}; its replacement was cut short"
     parent = path.parent
     siblings = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
     close = nearest(path.name, siblings)

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rekindle.errors import RekindleError
+from rekindle.store.links import check_links
 from rekindle.store.reading import opened, unreadable
 from rekindle.store.weights import SUFFIXES as WEIGHTS
 
@@ -39,7 +40,9 @@ def passengers(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     there = {path.name: path for path in folder.iterdir() if path.is_file()}
     parsed = parsed_below(folder)
     below = [path for name in folders(parsed) for path in _files(_inside(folder, name))]
-    return [there[name] for name in sorted(chosen(there, parsed, config))] + below
+    found = [there[name] for name in sorted(chosen(there, parsed, config))] + below
+    check_links(folder, found)
+    return found
 
 
 def chosen(names: Iterable[str], parsed: Mapping[str, Any], config: Mapping[str, Any]) -> set[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
+import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,22 +21,92 @@ def partial_path(out: Path, part: str = "") -> Path:
     return out.parent / f".{out.name}.partial{f'-{part}' if part else ''}"
 
 
+def retired_path(out: Path) -> Path:
+    """Where an OUT that is replaced lies for a moment."""
+    return out.parent / f".{out.name}.retired"
+
+
+# -- what is refused before anything is computed -----------------------------------------------------------------
+
+
 def check_free(out: Path, overwrite: bool) -> None:
-    """Refuse an OUT that is no folder or holds the current one; and one that is not empty, unless `overwrite`."""
+    """Refuse an OUT that cannot be replaced by a rename; and one that is not empty, unless `overwrite`."""
     check_is_folder(out)
     with explained(out):
+        check_own(retired_path(out))
         if out.exists() and Path.cwd().is_relative_to(out.resolve()):
             raise RekindleError(f"{out} holds the folder you are in, and would be replaced.", hint="another OUT")
-        if out.exists() and not overwrite and any(out.iterdir()):
+        check_no_mount(out)
+        if overwrite:
+            return
+        if out.exists() and any(out.iterdir()):
             raise RekindleError(f"{out} exists and is not empty.", hint="another OUT, or --overwrite to replace it")
+        if not out.exists() and (retired := retired_path(out)).is_dir():
+            what = f"{out} was being replaced when that was cut short: what it was is in {retired}."
+            raise RekindleError(what, hint=f"--overwrite to replace it, or: mv {retired} {out}")
 
 
 def check_is_folder(out: Path) -> None:
-    """Refuse an OUT that is something else."""
+    """Refuse an OUT that is something else, or whose name is no text."""
+    check_name(out)
     with explained(out):
         if out.is_symlink() or (out.exists() and not out.is_dir()):
             kind = "link" if out.is_symlink() else "file"
             raise RekindleError(f"{out} is a {kind}, not a folder.", hint="another OUT")
+
+
+def check_no_mount(out: Path) -> None:
+    """Refuse an OUT that no rename can put in its place."""
+    if out.is_dir() and _is_mount(out):
+        why = "OUT appears by a rename, and a mount point cannot be renamed"
+        raise RekindleError(f"{out} is a mount point.", why=why, hint=str(out / "run"))
+
+
+def check_spares(out: Path, source: str | Path | None, *others: str | Path | None) -> None:
+    """Refuse an OUT that holds what is read to make it, and so would be deleted; `source` itself may be replaced."""
+    with explained(out):
+        target = out.resolve()
+        for path in (source, *others):
+            if path is None:
+                continue
+            check_name(path)
+            place = Path(path).resolve()
+            if place.is_relative_to(target) and place.exists() and not (path == source and place == target):
+                what = f"the source, {path}" if path == source else f"{path}, which is read"
+                raise RekindleError(f"{out} holds {what}.", hint="another OUT")
+
+
+def check_name(path: str | Path) -> None:
+    """Refuse a name that is not UTF-8: no config, card or recipe could hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise RekindleError(f"The name {str(path)!a} is not UTF-8.", hint="rename it, or another name") from None
+
+
+def check_own(path: Path) -> None:
+    """Refuse a hidden folder that is a link or another user's: what is in it would be taken over, or deleted."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        kind = "another user's" if stat.S_ISDIR(found.st_mode) else "no folder, or a link to one"
+        raise RekindleError(f"{path} is {kind}.", why="OUT is written there first", hint="remove it, or another OUT")
+
+
+def _is_mount(path: Path) -> bool:
+    if os.path.ismount(path):
+        return True
+    try:  # a bind mount on the same disc looks like any folder, but Linux lists it
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    points = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in lines)
+    return str(path.resolve()) in points
+
+
+# -- writing -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -43,13 +116,16 @@ def publishing(
     """Yield an empty folder beside OUT that becomes OUT when the block ends well.
 
     With `keep_partial` an attempt that is cut short leaves its folder beside OUT, and the next one is given it as it
-    stands unless `resume` is False: that is what --resume finds. Refusals leave nothing behind.
+    stands unless `resume` is False: that is what --resume finds. Refusals leave nothing behind. Raises RekindleError
+    where another process writes OUT.
     """
     out = Path(os.path.abspath(out))
     check_free(out, overwrite)
     resume = keep_partial if resume is None else resume
-    with staged(out, partial_path(out), _publish, keep_partial=keep_partial, resume=resume) as partial:
-        yield partial
+    with alone(lock_of(out), f"writing {out}"):
+        check_free(out, overwrite)  # again: another process may have finished it since
+        with staged(out, partial_path(out), _publish, keep_partial=keep_partial, resume=resume) as partial:
+            yield partial
 
 
 @contextmanager
@@ -58,9 +134,13 @@ def staged(
 ) -> Iterator[Path]:
     """Yield the folder `partial`, and `publish(partial, out)` when the block ends well."""
     with explained(out):
-        if partial.exists() and not resume:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        if not partial.is_symlink():
+            partial.mkdir(exist_ok=True)
+        check_own(partial)
+        if not resume:
             shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
     try:
         with explained(out):
             yield partial
@@ -71,32 +151,61 @@ def staged(
         raise
 
 
+def lock_of(out: Path) -> Path:
+    """The lock of whoever writes OUT."""
+    return out.parent / f".{out.name}.lock"
+
+
 @contextmanager
-def alone(lock: Path, doing: str) -> Iterator[None]:
+def alone(lock: Path, doing: str, *, shared: bool = False) -> Iterator[None]:
     """Hold a lock file; raises RekindleError where a process on any machine that shares the disc holds it.
 
-    The lock goes with its process, so a kill leaves nothing to clear away. Where a file system knows no locks there
-    is none.
+    `shared`: others may hold it too, who share it. The lock goes with its process, so a kill leaves nothing to clear
+    away. Where a file system knows no locks there is none.
     """
-    busy = RekindleError(f"Another process is {doing}.", where=lock, hint="wait for it, or end it")
     with explained(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = _locked(lock, shared)
+        for _ in range(PATIENCE if shared else 0):  # whoever ends takes it alone for a moment
+            if fd is None:
+                time.sleep(0.05)
+                fd = _locked(lock, shared)
+    if fd is None:
+        raise RekindleError(f"Another process is {doing}.", where=lock, hint="wait for it, or end it")
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise busy from None
-        except OSError:
-            pass
-        if not _is_still(lock, fd):
-            raise busy  # it has just come to its end
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+        yield
     finally:
+        if not shared or _is_last(fd):
+            lock.unlink(missing_ok=True)
         os.close(fd)
+
+
+PATIENCE = 20  # times that a lock is tried which others share
+
+
+def _locked(lock: Path, shared: bool) -> int | None:
+    """The lock file, open and locked; None where another process has it, or has just come to its end."""
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except OSError:
+        pass
+    if not _is_still(lock, fd):
+        os.close(fd)
+        return None
+    return fd
+
+
+def _is_last(fd: int) -> bool:
+    """Whether nobody else holds a lock that was shared; of those who ask at once the last is told so."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _is_still(path: Path, fd: int) -> bool:
@@ -110,7 +219,7 @@ def _publish(partial: Path, out: Path) -> None:
     for path in partial.rglob("*"):
         sync(path)
     sync(partial)
-    retired = out.parent / f".{out.name}.retired"
+    retired = retired_path(out)
     if out.exists():
         shutil.rmtree(retired, ignore_errors=True)
         out.rename(retired)
@@ -139,21 +248,32 @@ def explained(out: Path) -> Iterator[None]:
     """The operating system's refusals as sentences: disc full, no permission, not a folder."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        number = _number(error)
+        where = getattr(error, "filename", None) or out
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise RekindleError(
                 f"The disc is full: {out} could not be finished.", hint="free some space, or another OUT"
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise RekindleError(
-                "No permission to write here.", where=error.filename or out, hint="another OUT"
-            ) from None
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise RekindleError("This is a file, not a folder.", where=error.filename or out) from None
-        if error.errno == errno.EFBIG:
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise RekindleError("No permission to write here.", where=where, hint="another OUT") from None
+        if number in (errno.ENOTDIR, errno.EEXIST):
+            raise RekindleError("This is a file, not a folder.", where=where) from None
+        if number == errno.EFBIG:
             raise RekindleError(
                 "The file system takes no file this large.", where=out, hint="a smaller --max-shard-size"
             ) from None
-        if error.errno in (errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE):
-            raise RekindleError(f"{error.strerror}.", where=error.filename or out, hint="another OUT") from None
+        if number in _TOLD:
+            raise RekindleError(f"{os.strerror(number)}.", where=where, hint="another OUT") from None
         raise
+
+
+_TOLD = {errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE, errno.EBUSY, errno.EXDEV, errno.ENOTEMPTY}
+
+
+def _number(error: Exception) -> int | None:
+    """The system's number of an error, also where a library in another language gives it in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None

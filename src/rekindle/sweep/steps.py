@@ -121,7 +121,7 @@ class _Work:
 def same_steps(steps: Mapping[str, Step], out: Path) -> None:
     """Folders that other steps made must not pass for these."""
     now = json.loads(json.dumps({name: [s.verb, s.source, dict(s.options)] for name, s in steps.items()}))
-    path, before = out / "steps.json", {}
+    path, half, before = out / "steps.json", out / "steps.part", {}
     out.mkdir(parents=True, exist_ok=True)
     if path.exists():
         before = read_json(path, missing="")
@@ -129,9 +129,8 @@ def same_steps(steps: Mapping[str, Step], out: Path) -> None:
         if changed:
             what = f"{out} holds other work: its step {changed[0]} was made in another way."
             raise RekindleError(what, hint="another OUT")
-    elif any(out.iterdir()):
+    elif any(there != half for there in out.iterdir()):
         raise RekindleError(f"{out} is not empty and holds no steps.", hint="another OUT")
-    half = path.with_suffix(".part")
     half.write_text(json.dumps(before | now, indent=1) + "\n", encoding="utf-8")
     half.replace(path)
 

@@ -21,10 +21,17 @@ DEFAULT_EXPERTS = 8
 
 
 def init_model(
-    out: Path, config: InitConfig, *, command: str, options: dict[str, dict[str, Any]], overwrite: bool = False
+    out: Path,
+    config: InitConfig,
+    *,
+    command: str,
+    options: dict[str, dict[str, Any]],
+    recipe: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a model with random weights and a tokenizer to `out`; the same config gives the same bytes.
 
+    `command` is what to type, `recipe` what rekindle.yaml says.
     Raises RekindleError for sizes that make no model and data that make no tokenizer.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -41,6 +48,8 @@ def init_model(
         save_model(model.to(getattr(torch, config.dtype)), partial)
         record = Record(verb="init", command=command, options=options, summary=_sentence(config, parameters))
         write_manifest(partial, [record], parameters)
+        if recipe is not None:
+            (partial / "rekindle.yaml").write_text(recipe, encoding="utf-8")
     return Path(out)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM (a scheduler that wants its node back) as a wish to stop at the end of a step."""
+"""Ctrl-C, SIGTERM (a scheduler wants its node back) and SIGHUP (a terminal closes): a wish to stop after a step."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._heard)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if (
+                    number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+                ):  # which is what nohup asks for
+                    self._before[number] = signal.signal(number, self._heard)
         return self
 
     def __exit__(self, *_: object) -> None:

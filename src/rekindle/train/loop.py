@@ -49,6 +49,7 @@ def train(
     src, out = Path(src), Path(os.path.abspath(out))
     check_free(out, overwrite)
     source = checkpoint_at(src).folder
+    source.passengers()  # what cannot travel is refused now
     config = with_tokens(config, source)
     lower = "a smaller --micro-batch, --gradient-checkpointing, or a shorter --seq-len"
     with torch.random.fork_rng(devices=[]), out_of_memory_explained(lower):

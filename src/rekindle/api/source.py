@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
 
+from rekindle.errors import RekindleError
 from rekindle.store.hub import locate
+
+LONGEST = 18  # digits of a step: the format's limit is 2^62
 
 
 def local(source: str | Path) -> Path:
@@ -16,15 +20,28 @@ def local(source: str | Path) -> Path:
 
     A step is unpacked under the system's folder for temporary files (TMPDIR), and removed when the process ends.
     """
-    path, at, number = str(source).rpartition("@")
-    if at and number.isascii() and number.isdigit() and Path(path).is_file():
-        return _unpacked(str(Path(path).resolve()), int(number))
+    if Path(str(source).rpartition("@")[0]).is_file():
+        path, step = split_step(source)
+        if step is not None:
+            return _unpacked(str(path.resolve()), step)
     return locate(source)
+
+
+def split_step(source: str | Path) -> tuple[Path, int | None]:
+    """ "runs.rk@1200" -> runs.rk, 1200; what is there under its whole name is all path. Raises RekindleError."""
+    text = str(source)
+    path, at, number = text.rpartition("@")
+    if not at or os.path.exists(text):
+        return Path(text), None
+    if not (number.isascii() and number.isdigit() and len(number) <= LONGEST):
+        what = f"{number!r} is no step: a number of at most {LONGEST} digits."
+        raise RekindleError(what, where=text, hint=f"rekindle archive ls {path}")
+    return Path(path), int(number)
 
 
 @cache
 def _unpacked(archive: str, step: int) -> Path:
-    from rekindle.api.archive import unpack
+    from rekindle.api.pack import unpack
 
     base = Path(tempfile.mkdtemp(prefix="rekindle-"))
     atexit.register(shutil.rmtree, base, ignore_errors=True)

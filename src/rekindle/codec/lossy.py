@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from rekindle.codec.archive import Step, matches
 from rekindle.codec.index import Part
-from rekindle.codec.moments import moments_of
+from rekindle.codec.moments import Moments, moments_of
 from rekindle.codec.palette import places
 from rekindle.codec.shrunk import LEAST, Errors, Floats, Shrunk
 from rekindle.codec.source import Source
@@ -70,7 +70,8 @@ def shrink_source(source: Source, reference: Step | None, rule: Rule) -> Shrunk:
     """Thresholds and centres now, from samples; values when they are read."""
     errors, centres, keep = Errors(), {}, {}
     of: dict[int, _Place] = {}
-    places = _places(source, reference)
+    moments = moments_of(source)
+    places = _places(source, reference, moments)
     for p in places:
         sampled = _Values(source, reference, p, _spots(source.tensors[p.first].n))
         if not sampled.sound:
@@ -97,32 +98,37 @@ def shrink_source(source: Source, reference: Step | None, rule: Rule) -> Shrunk:
         errors.note(tensor, start, given, made)
         return made.tobytes()
 
-    return Shrunk(replace(source, read=read), centres, errors, kept=_kept_whole(source, places))
+    return Shrunk(replace(source, read=read), centres, errors, kept=kept_whole(source, moments))
 
 
-def _kept_whole(source: Source, places: Sequence[_Place]) -> str | None:
-    """What of a checkpoint is coded without loss although it was not asked for."""
-    if not places:
-        return "no moments in float32 were found (exp_avg beside exp_avg_sq): all is packed lossless"
-    if without := sum(p.weight is None for p in places):
-        why = "moments could not be told for sure to be theirs, or they are not float32"
-        return f"{without} of {len(places)} weights are packed lossless: {why}"
+def kept_whole(source: Source, moments: Sequence[Moments]) -> str | None:
+    """What of a checkpoint with these moments is coded without loss though that was not asked for; None for nothing."""
+    found = [(m, _weight(source, m)) for m in moments if _shrinks(source, m.first)]
+    if not found:
+        return "no moments in float32 were found (exp_avg beside exp_avg_sq), so all of it is packed lossless"
+    if without := sum(weight is None for _, weight in found):
+        told = sum(m.weight is not None for m, weight in found if weight is None)
+        why = "not float32" if told == without else "not known for sure which moments are theirs"
+        return f"{without} of {len(found)} weights with moments are packed lossless: {why}"
     return None
 
 
-def _places(source: Source, reference: Step | None) -> list[_Place]:
+def _shrinks(source: Source, tensor: int) -> bool:
+    return source.tensors[tensor].dtype == "F32" and source.tensors[tensor].n >= LEAST
+
+
+def _weight(source: Source, m: Moments) -> int | None:
+    return m.weight if m.weight is not None and _shrinks(source, m.weight) else None
+
+
+def _places(source: Source, reference: Step | None, moments: Sequence[Moments]) -> list[_Place]:
     """Moments in float32 of enough values, with their weights where those are too."""
-    found, taken = [], set()
-    for m in moments_of(source):
-        tensors = source.tensors
-        if tensors[m.first].dtype != "F32" or tensors[m.first].n < LEAST:
-            continue
-        weight = None if m.weight is None or tensors[m.weight].dtype != "F32" or m.weight in taken else m.weight
-        taken.add(weight)
-        like = [
-            None if p is None or reference is None else matches(reference, [tensors[p]]) for p in (weight, m.second)
-        ]
-        found.append(_Place(weight, m.first, m.second, *(x[0] if x else None for x in like)))
+    found = []
+    for m in moments:
+        if _shrinks(source, m.first):
+            both = _weight(source, m), m.second
+            like = [p if p is None or reference is None else matches(reference, [source.tensors[p]]) for p in both]
+            found.append(_Place(both[0], m.first, m.second, *(x[0] if isinstance(x, list) else None for x in like)))
     return found
 
 

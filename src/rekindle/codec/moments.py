@@ -27,11 +27,12 @@ def moments_of(source: Source) -> list[Moments]:
     """All first and second moments of one shape. A weight is told by its name, or by the order of a torch optimizer."""
     at = {tensor.key: i for i, tensor in enumerate(source.tensors)}
     dealt = {first: weight for torch in source.torch for first, weight in _dealt(source, torch, at)}
-    found = []
+    found, taken = [], set()
     for first, second in pairs(source.tensors).items():
         weight = dealt.get(first, at.get(source.tensors[first].key.removesuffix(FIRST)))
-        if weight is not None and source.tensors[weight].shape != source.tensors[first].shape:
+        if weight in taken or (weight is not None and source.tensors[weight].shape != source.tensors[first].shape):
             weight = None
+        taken |= {weight} - {None}
         found.append(Moments(weight, first, second))
     return found
 

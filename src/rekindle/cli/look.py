@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rekindle import api
-from rekindle.cli.out import FORMAT, count, nbytes, result, say, table
+from rekindle.cli.out import FORMAT, count, nbytes, plain, result, say, table
 from rekindle.errors import CheckFailed
 
 DEBUG = click.option("--debug", is_flag=True, hidden=True)
@@ -72,7 +72,7 @@ def _inspected(data: dict[str, Any]) -> str:
             )
         )
     rows += [("note", note) for note in data["notes"]]
-    return table(rows)
+    return table([(name, plain(text)) for name, text in rows])
 
 
 def _ranges(layers: list[int]) -> str:
@@ -134,7 +134,7 @@ def verify(out: str, against: str, tokens: str, data: str, blockwise: bool | Non
     ]
     if verdict.blockwise:
         rows.append(("memory", "block by block: one module's weights at a time"))
-    result(verdict.to_dict(), table(rows), format_)
+    result(verdict.to_dict(), table([(name, plain(text)) for name, text in rows]), format_)
     if verdict.held is False:
         raise CheckFailed(
             f"{Path(out).name} does not keep its promise ({verdict.promise}).",

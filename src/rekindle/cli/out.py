@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -24,6 +25,14 @@ def say(text: str) -> None:
 def result(data: dict[str, Any], human: str, format_: str) -> None:
     """The answer: stdout."""
     click.echo(json.dumps(data, indent=2, default=str) if format_ == "json" else human)
+
+
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: object) -> str:
+    """Text that came from a file, with what steers a terminal or turns its lines spelled out."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
 def echo(title: str, *options: Resolved[Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,7 @@ from rekindle.codec.archive import Archive, Step, matches
 from rekindle.codec.bits import Broken, Words
 from rekindle.codec.block import Block, Tier, words
 from rekindle.codec.coder import encode
+from rekindle.codec.compact import compact, is_sparse
 from rekindle.codec.container import MOST_STEPS, TAIL, Directory, Span, StepEntry, checksum, commit, write_all
 from rekindle.codec.index import BlockEntry, Index, Part, is_real, read_index, shrink
 from rekindle.codec.kernel import kernel
@@ -71,6 +73,9 @@ def add_step(
             commit(fd, last, (*last.steps, entry), entry.index.end)
         finally:
             os.close(fd)
+        with suppress(OSError), Archive(path) as grown:  # the step is there; a full disc is no reason to refuse it
+            if is_sparse(grown.directory):
+                compact(grown)
     return entry
 
 

@@ -87,7 +87,8 @@ def open_source(folder: Path, reader: Files) -> Source:
     if not paths:
         raise RekindleError(f"{folder} has no files.", hint="a checkpoint folder")
     base = folder.parent if folder.is_file() else folder
-    cut = [_cut(path, path.relative_to(base).as_posix()) for path in paths]
+    # of a single file the name may count its steps: what stands around its tensors is known by the suffix alone
+    cut = [_cut(path, folder.suffix if folder.is_file() else path.relative_to(base).as_posix()) for path in paths]
     named = Counter(piece.tensor.key for pieces, _ in cut for piece in pieces)
     files: list[File] = []
     tensors: list[Tensor] = []
@@ -147,11 +148,21 @@ def _walk(folder: Path) -> list[Path]:
         if links := [name for name in folders if (Path(parent) / name).is_symlink()]:
             raise RekindleError("This is a link to a folder.", where=Path(parent) / links[0], hint="pack a copy")
         found += [Path(parent) / name for name in sorted(names)]
+    if away := [path for path in found if path.is_symlink() and _leaves(path, folder)]:
+        what = f"This is a link to a file outside the checkpoint: {away[0].resolve()}."
+        raise RekindleError(what, where=away[0], hint="remove it, or put a copy in its place")
     if odd := [path for path in found if not path.is_file()]:
         raise RekindleError(
             "This is no plain file, or a link to nothing.", where=odd[0], hint="remove it, or pack a copy"
         )
     return found
+
+
+def _leaves(link: Path, folder: Path) -> bool:
+    """Does it lead out of the checkpoint, and not to where the hub's cache keeps the files of its snapshots?"""
+    target, base = link.resolve(), folder.resolve()
+    cached = base.parent.name == "snapshots" and target.is_relative_to(base.parent.parent / "blobs")
+    return not (target.is_relative_to(base) or cached)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is in an archive, whether it is whole, and changes to it."""
+"""What is in an archive and comes out of it, whether it is whole, and changes to it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,43 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rekindle.api.source import split_step
+from rekindle.api.source import split_name
 from rekindle.apply.threads import cores
 from rekindle.codec.archive import Archive
 from rekindle.errors import RekindleError
+from rekindle.store.publish import check_free
 
 Say = Callable[[str], object]
 
 
+def unpack(
+    source: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Write a step, `ARCHIVE@step` or the last of ARCHIVE, as the folder it was, every file to the byte."""
+    from rekindle.codec.unpack import unpack as write
+
+    path, number = split_name(source)
+    with Archive(path) as archive:
+        if not len(archive):
+            raise RekindleError("The archive has no steps yet.", where=path, hint="rekindle archive add")
+        name = archive.names[-1] if number is None else number
+        step = archive[name]
+        if dry_run:
+            check_free(Path(out), overwrite)
+        else:
+            write(step, Path(out), overwrite=overwrite, workers=workers or cores())
+        return {"out": str(out), "step": name, "files": len(step.index.files), "bytes": step.entry.raw,
+                "damage": list(archive.directory.torn)}  # fmt: skip
+
+
 def archive_info(archive: str | Path) -> dict[str, Any]:
     """Steps of an archive, with what each takes; sizes in bytes."""
-    path, step = split_step(archive)
+    path, step = split_name(archive)
     if step is not None:
         raise RekindleError(f"{archive} is one step; all of an archive is asked for.", hint=f"{path}")
     with Archive(path) as found:
@@ -40,7 +66,7 @@ def archive_info(archive: str | Path) -> dict[str, Any]:
 
 def archive_contents(source: str | Path) -> dict[str, Any]:
     """Files and tensors of one step, and what each tensor takes (of a block shared by several, its share)."""
-    path, number = split_step(source)
+    path, number = split_name(source)
     with Archive(path) as archive:
         if not len(archive):
             raise RekindleError("The archive has no steps yet.", where=path, hint="rekindle archive add")
@@ -81,7 +107,7 @@ def archive_drop(source: str | Path, *, workers: int | None = None) -> dict[str,
     """
     from rekindle.codec.edit import drop
 
-    path, step = split_step(source)
+    path, step = split_name(source)
     if step is None:
         raise RekindleError("Which step?", where=path, hint=f"{path}@N; rekindle archive ls {path}")
     drop(path, step, workers=workers or cores())

@@ -1,4 +1,4 @@
-"""pack, add, unpack: checkpoint series into archives and out of them."""
+"""pack and add: checkpoint series into archives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 from rekindle.api.archive import Say, archive_info
 from rekindle.api.series import series
-from rekindle.api.source import split_step
 from rekindle.apply.threads import cores
 from rekindle.codec.archive import Archive
 from rekindle.codec.block import Tier
@@ -198,29 +197,3 @@ def _add(
     finally:
         last.close()
     return notes.told(mode)
-
-
-def unpack(
-    source: str | Path,
-    out: str | Path,
-    *,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    workers: int | None = None,
-) -> dict[str, Any]:
-    """Write a step, `ARCHIVE@step` or the last of ARCHIVE, as the folder it was, every file to the byte."""
-    from rekindle.codec.unpack import unpack as write
-    from rekindle.store.publish import check_free
-
-    path, number = split_step(source)
-    with Archive(path) as archive:
-        if not len(archive):
-            raise RekindleError("The archive has no steps yet.", where=path, hint="rekindle archive add")
-        name = archive.names[-1] if number is None else number
-        step = archive[name]
-        if dry_run:
-            check_free(Path(out), overwrite)
-        else:
-            write(step, Path(out), overwrite=overwrite, workers=workers or cores())
-        return {"out": str(out), "step": name, "files": len(step.index.files), "bytes": step.entry.raw,
-                "damage": list(archive.directory.torn)}  # fmt: skip

@@ -21,13 +21,13 @@ def local(source: str | Path) -> Path:
     A step is unpacked under the system's folder for temporary files (TMPDIR), and removed when the process ends.
     """
     if Path(str(source).rpartition("@")[0]).is_file():
-        path, step = split_step(source)
+        path, step = split_name(source)
         if step is not None:
             return _unpacked(str(path.resolve()), step)
     return locate(source)
 
 
-def split_step(source: str | Path) -> tuple[Path, int | None]:
+def split_name(source: str | Path) -> tuple[Path, int | None]:
     """ "runs.rk@1200" -> runs.rk, 1200; what is there under its whole name is all path. Raises RekindleError."""
     text = str(source)
     path, at, number = text.rpartition("@")
@@ -41,7 +41,7 @@ def split_step(source: str | Path) -> tuple[Path, int | None]:
 
 @cache
 def _unpacked(archive: str, step: int) -> Path:
-    from rekindle.api.pack import unpack
+    from rekindle.api.archive import unpack
 
     base = Path(tempfile.mkdtemp(prefix="rekindle-"))
     atexit.register(shutil.rmtree, base, ignore_errors=True)

@@ -17,6 +17,7 @@ from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS
 from rekindle.store.files import Files
 from rekindle.store.header import build_header, read_header, unreadable
+from rekindle.store.links import check_links
 from rekindle.store.torch_file import TorchFile, View, read_torch
 
 WORDS = {"F64": 8, "I64": 8, "U64": 8, "C64": 4}  # bytes, where not those of a value of 2 or 4, or else 1
@@ -148,21 +149,12 @@ def _walk(folder: Path) -> list[Path]:
         if links := [name for name in folders if (Path(parent) / name).is_symlink()]:
             raise RekindleError("This is a link to a folder.", where=Path(parent) / links[0], hint="pack a copy")
         found += [Path(parent) / name for name in sorted(names)]
-    if away := [path for path in found if path.is_symlink() and _leaves(path, folder)]:
-        what = f"This is a link to a file outside the checkpoint: {away[0].resolve()}."
-        raise RekindleError(what, where=away[0], hint="remove it, or put a copy in its place")
+    check_links(folder, found)
     if odd := [path for path in found if not path.is_file()]:
         raise RekindleError(
             "This is no plain file, or a link to nothing.", where=odd[0], hint="remove it, or pack a copy"
         )
     return found
-
-
-def _leaves(link: Path, folder: Path) -> bool:
-    """Does it lead out of the checkpoint, and not to where the hub's cache keeps the files of its snapshots?"""
-    target, base = link.resolve(), folder.resolve()
-    cached = base.parent.name == "snapshots" and target.is_relative_to(base.parent.parent / "blobs")
-    return not (target.is_relative_to(base) or cached)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from itertools import accumulate, groupby
+from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +18,23 @@ from rekindle.store.publish import alone, publishing
 def unpack(step: Step, out: Path, *, overwrite: bool = False, workers: int = 1) -> None:
     """Write a step into the folder OUT. Raises CheckFailed where the archive is damaged, and leaves no OUT then."""
     index, lock = step.index, out.absolute().parent / f".{out.name}.unpack"
-    with alone(lock, f"unpacking to {out}"), publishing(out, overwrite=overwrite) as partial:
-        places: list[tuple[Path, int]] = []  # of each tensor: its file, and where in it
+    with alone(lock, f"unpacking to {out}"), publishing(out, overwrite=overwrite) as partial, ExitStack() as stack:
+        places: list[tuple[int, int]] = []  # of each tensor: file descriptor and offset in it
         for file in index.files:
             path = partial / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            stack.callback(os.close, fd)
             sizes = [tensor.nbytes for tensor in index.tensors[file.first : file.first + file.count]]
-            places += [(path, end - size) for end, size in zip(accumulate(sizes), sizes, strict=True)]
+            places += [(fd, end - size) for end, size in zip(accumulate(sizes), sizes, strict=True)]
 
         def write(number: int) -> None:
-            """Files are opened for as long as a block is written: a checkpoint may have more than can be open."""
             block, at = step.block(number), 0
-            for path, parts in groupby(index.blocks[number].parts, lambda part: places[part.tensor][0]):
-                fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-                try:
-                    for part in parts:
-                        start = places[part.tensor][1] + part.start * index.tensors[part.tensor].word
-                        write_all(fd, block[at : at + part.count].view(np.uint8).data, start)
-                        at += part.count
-                finally:
-                    os.close(fd)
+            for part in index.blocks[number].parts:
+                fd, offset = places[part.tensor]
+                word = index.tensors[part.tensor].word
+                write_all(fd, block[at : at + part.count].view(np.uint8).data, offset + part.start * word)
+                at += part.count
 
         for _ in in_order(write, sorted(range(len(index.blocks)), key=lambda number: place(step, number)), workers):
             pass

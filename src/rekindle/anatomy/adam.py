@@ -1,9 +1,9 @@
 """Which weight the moments in a torch optimizer's state belong to.
 
-Such a state knows its parameters by number only: in the order of its groups, and in each group in the order that the
-training code met them. That is the model's own order wherever groups are made by going through `named_parameters`, as
-nearly all code does. A pairing is taken for sure where there is just one way to deal the model's parameters to the
-groups, each in its order, with every shape as it is.
+Such a state knows its parameters by number, unless it was told their names: in the order of its groups, and in each
+group in the order that the training code met them. That is the model's own order wherever groups are made by going
+through `named_parameters`, as nearly all code does. A pairing is taken for sure where there is just one way to deal
+the model's parameters to the groups, each in its order, with every shape as it is.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ MOST_LEFT_OUT = 64  # parameters of the model that the optimizer may lack
 MOST_WAYS = 4096  # half-dealt parameters followed at once
 
 Shape = tuple[int, ...]
+Key = int | str
 
 
 @dataclass(frozen=True)
 class Adam:
-    """A state's parameters by number, group by group; of each its moments, and what else was saved."""
+    """A state's parameters by number or name, group by group; of each its moments, and what else was saved."""
 
-    groups: list[list[int]]
-    state: dict[int, dict[str, Any]]
-    names: dict[int, str]  # where the training code told them to the optimizer, else empty
+    groups: list[list[Key]]
+    state: dict[Key, dict[str, Any]]
+    names: dict[Key, str]  # where the training code told them to the optimizer, else empty
     options: dict[str, Any]  # of the first group
 
     @property
@@ -35,7 +36,7 @@ class Adam:
         """Of each parameter, None where it took no step."""
         return [[x.shape if (x := self.moment(i, 0)) else None for i in group] for group in self.groups]
 
-    def moment(self, number: int, order: int) -> View | None:
+    def moment(self, number: Key, order: int) -> View | None:
         found = self.state.get(number, {}).get(MOMENTS[order])
         return found if isinstance(found, View) else None
 
@@ -48,10 +49,10 @@ def adam_of(tree: Any) -> Adam | None:
     numbers, names = [], {}
     for group in groups:
         own = group.get("params") if isinstance(group, dict) else None
-        if not isinstance(own, list) or not all(type(number) is int for number in own):
+        if not isinstance(own, list) or not all(type(key) in (int, str) for key in own):
             return None
         numbers.append(own)
-        told = group.get("param_names")
+        told = group.get("param_names", own)
         if isinstance(told, list) and len(told) == len(own) and all(isinstance(name, str) for name in told):
             names |= dict(zip(own, told, strict=True))
     found = Adam(numbers, {i: x for i, x in state.items() if isinstance(x, dict)}, names, groups[0] if groups else {})
@@ -61,7 +62,7 @@ def adam_of(tree: Any) -> Adam | None:
     return found if not names or len(names) == len(known) else Adam(numbers, found.state, {}, found.options)
 
 
-def deal(adam: Adam, parameters: Mapping[str, Shape]) -> dict[int, str] | None:
+def deal(adam: Adam, parameters: Mapping[str, Shape]) -> dict[Key, str] | None:
     """Number -> name, of `parameters` in the model's order; None where that cannot be told for sure."""
     if adam.names:
         named = {number: name for number, name in adam.names.items() if adam.moment(number, 0)}

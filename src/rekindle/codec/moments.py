@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from rekindle.anatomy.adam import Adam, Shape, adam_of, deal, parameters_of
+from rekindle.anatomy.adam import Adam, Key, Shape, adam_of, deal, parameters_of
 from rekindle.codec.layout import FIRST, pairs
 from rekindle.codec.source import Source, Torch
 from rekindle.store.torch_file import View, named
@@ -51,7 +51,7 @@ def _dealt(source: Source, torch: Torch, at: Mapping[str, int]) -> Iterator[tupl
 
 def _weights(
     source: Source, torch: Torch, entries: list[Any], adam: Adam, at: Mapping[str, int]
-) -> Iterator[dict[int, int]]:
+) -> Iterator[dict[Key, int]]:
     """Number -> weight, from the first that can tell: the rest of its file, pytorch_model.bin beside it, the class."""
     folder = PurePosixPath(torch.path).parent
     beside = [other for other in source.torch if other.path == str(folder / "pytorch_model.bin")]

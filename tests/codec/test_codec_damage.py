@@ -336,15 +336,15 @@ def tiny_steps(path, count, first=0):
 
 
 def test_many_tiny_steps_are_not_mostly_old_directories(tmp_path, monkeypatch):
-    monkeypatch.setattr("rekindle.codec.compact.SPARE", 1 << 12)
+    monkeypatch.setattr("rekindle.codec.compact.SPARE", 1 << 11)
     path = tmp_path / "r.rk"
     create(path)
-    size = tiny_steps(path, 60)
+    size = tiny_steps(path, 40)
     with Archive(path) as archive:
         live = sum(entry.nbytes + entry.index.nbytes for entry in archive.directory.steps)
-        assert size < START + 3 * live  # 130 kB beside 18, where they pile up
-        assert [bytes(archive[n].words(0, 0, 3)) for n in (0, 27, 59)] == [b"0 o", b"27 ", b"59 "]
-        assert archive.names == list(range(60))
+        assert size < START + 3 * live  # 60 kB beside 12, where they pile up
+        assert [bytes(archive[n].words(0, 0, 3)) for n in (0, 27, 39)] == [b"0 o", b"27 ", b"39 "]
+        assert archive.names == list(range(40))
     assert api.archive_verify(path) == []
 
 

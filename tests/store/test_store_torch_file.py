@@ -124,7 +124,7 @@ def test_mutated_files_are_archived_to_the_byte(tmp_path, seed):
     data = (tmp_path / "x.pt").read_bytes()
     ends = [i for i in range(len(data)) if data[i : i + 2] == b"PK"]
     (tmp_path / "step-1").mkdir()
-    for _ in range(25):
+    for _ in range(10):
         changed = bytearray(data)
         for _ in range(dice.choice((1, 2, 8))):
             near = dice.choice((dice.choice(ends) + dice.randrange(60), dice.randrange(len(data))))

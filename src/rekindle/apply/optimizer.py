@@ -8,7 +8,8 @@ from typing import Any
 
 from rekindle.anatomy import on_disk, runtime_names
 from rekindle.anatomy.adam import MOMENTS
-from rekindle.apply.state import DESCRIPTION, read_state
+from rekindle.apply.state import DESCRIPTION as STATE
+from rekindle.apply.state import read_state
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Joined, Leaf
 from rekindle.edit.plan import Plan
@@ -82,4 +83,4 @@ def recycle(plan: Plan, state: OptimizerState) -> tuple[dict[str, Expr], dict[st
 
 
 def write_info(folder: Path, info: dict[str, Any]) -> None:
-    (folder / DESCRIPTION).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    (folder / STATE).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")

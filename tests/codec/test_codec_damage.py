@@ -8,6 +8,8 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -18,10 +20,11 @@ from safetensors.numpy import save_file
 from rekindle import api
 from rekindle.codec.archive import Archive
 from rekindle.codec.bits import Broken
-from rekindle.codec.container import SLOT, START, checksum
+from rekindle.codec.container import SLOT, START, checksum, create
 from rekindle.codec.index import read_index, shrink, unshrink
 from rekindle.codec.kernel import kernel
-from rekindle.codec.pack import lock_of
+from rekindle.codec.pack import add_step, lock_of
+from rekindle.codec.source import held_source
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.publish import alone
 
@@ -301,6 +304,65 @@ def test_an_index_that_inflates_without_end_is_refused(monkeypatch):
         unshrink(b"no zlib")
     with pytest.raises(Broken):
         read_index([], 0)
+
+
+def test_a_small_index_does_not_become_a_large_one():
+    bomb = zlib.compress(b"[" + b"[]," * 10_000_000 + b"[]]")
+    assert len(bomb) < 100_000
+    tracemalloc.start()
+    with pytest.raises(Broken, match="more than an index is"):
+        unshrink(bomb)
+    assert tracemalloc.get_traced_memory()[1] < 8_000_000  # it holds 30 MB of text, which parsed are 600
+    tracemalloc.stop()
+    alike = [["model.a.long.prefix.that.all.names.have." + "x" * 100, "F32", [0]]] * 100_000
+    assert unshrink(shrink(alike)) == alike  # what is written is read, however small it might become
+
+
+def test_an_archive_whose_directory_is_a_bomb_is_refused(whole, tmp_path):
+    base, data, _ = whole
+    bomb = zlib.compress(b'{"steps": [' + b"[]," * 3_000_000 + b'[]], "before": null}')
+    slot = struct.pack("<8sIIQQQQ", b"REKINDLE", 1, 0, 9, len(data), len(bomb), int(checksum(bomb), 16))
+    slot += struct.pack("<Q", int(checksum(slot), 16))
+    path = tmp_path / "bomb.rk"
+    path.write_bytes(slot.ljust(SLOT, b"\0") + bytes(SLOT) + data[START:] + bomb)
+    with pytest.raises(CheckFailed, match="damaged beyond use"):
+        api.archive_info(path)
+
+
+def tiny_steps(path, count, first=0):
+    for step in range(first, first + count):
+        add_step(path, held_source({"text": b"%d of a few words" % step}), step)
+    return path.stat().st_size
+
+
+def test_many_tiny_steps_are_not_mostly_old_directories(tmp_path, monkeypatch):
+    monkeypatch.setattr("rekindle.codec.compact.SPARE", 1 << 11)
+    path = tmp_path / "r.rk"
+    create(path)
+    size = tiny_steps(path, 40)
+    with Archive(path) as archive:
+        live = sum(entry.nbytes + entry.index.nbytes for entry in archive.directory.steps)
+        assert size < START + 3 * live  # 60 kB beside 12, where they pile up
+        assert [bytes(archive[n].words(0, 0, 3)) for n in (0, 27, 39)] == [b"0 o", b"27 ", b"39 "]
+        assert archive.names == list(range(40))
+    assert api.archive_verify(path) == []
+
+
+def test_a_step_is_there_though_what_is_old_could_not_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("rekindle.codec.compact.SPARE", 1 << 10)
+    path = tmp_path / "r.rk"
+    create(path)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rekindle.codec.compact.create", full)
+    tiny_steps(path, 40)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["r.rk"]
+    tiny_steps(path, 2, 40)
+    assert api.archive_info(path)["steps"][-1]["step"] == 41
+    assert api.archive_verify(path) == []
 
 
 def test_another_format_or_file_is_named(whole, tmp_path):

@@ -6,21 +6,13 @@ rekindle.verify("moe", against="dense")
 
 from __future__ import annotations
 
-from rekindle.api.archive import (
-    archive_add,
-    archive_contents,
-    archive_diff,
-    archive_drop,
-    archive_info,
-    archive_verify,
-    pack,
-    unpack,
-)
+from rekindle.api.archive import archive_contents, archive_diff, archive_drop, archive_info, archive_verify, unpack
 from rekindle.api.join import join
 from rekindle.api.laws import fit, laws, plan
 from rekindle.api.look import checksums, env, inspect, not_finite, verify
 from rekindle.api.methods import gqa, grow_depth, grow_experts, rewrite, upcycle
 from rekindle.api.model import Model, apply, command, open, summary
+from rekindle.api.pack import archive_add, pack
 from rekindle.api.recipe import is_training, load_recipe, run
 from rekindle.api.training import evaluate, init, report, train, utility
 from rekindle.codec.archive import Archive

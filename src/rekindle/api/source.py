@@ -10,10 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rekindle.errors import RekindleError
 from rekindle.store.hub import locate
 from rekindle.store.stamps import Stamp, stamp
 
 READ = ("data", "scores", "tokenizer", "optimizer_state", "measurements")  # options that name files to read
+
+LONGEST = 18  # digits of a step: the format's limit is 2^62
 
 
 def local(source: str | Path) -> Path:
@@ -46,10 +49,23 @@ _DIGESTS: dict[Path, str] = {}
 
 
 def _step(source: str | Path) -> tuple[Path | None, int]:
-    path, at, number = str(source).rpartition("@")
-    if at and number.isascii() and number.isdigit() and os.path.isfile(path):
-        return Path(path), int(number)
+    if os.path.isfile(str(source).rpartition("@")[0]):
+        path, step = split_name(source)
+        if step is not None:
+            return path, step
     return None, 0
+
+
+def split_name(source: str | Path) -> tuple[Path, int | None]:
+    """ "runs.rk@1200" -> runs.rk, 1200; what is there under its whole name is all path. Raises RekindleError."""
+    text = str(source)
+    path, at, number = text.rpartition("@")
+    if not at or os.path.exists(text):
+        return Path(text), None
+    if not (number.isascii() and number.isdigit() and len(number) <= LONGEST):
+        what = f"{number!r} is no step: a number of at most {LONGEST} digits."
+        raise RekindleError(what, where=text, hint=f"rekindle archive ls {path}")
+    return Path(path), int(number)
 
 
 @cache

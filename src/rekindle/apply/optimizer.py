@@ -1,8 +1,4 @@
-"""Carry Adam's moments from the parent to the child by the rules of the child's expressions.
-
-The state is a folder: `optimizer.safetensors` (in shards with an index where it is large) holds `NAME.exp_avg` and
-`NAME.exp_avg_sq` for each tensor NAME as on disk, `optimizer.json` the step of each.
-"""
+"""Carry Adam's moments from the parent to the child by the rules of the child's expressions."""
 
 from __future__ import annotations
 
@@ -11,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.anatomy import on_disk, runtime_names
+from rekindle.anatomy.adam import MOMENTS
+from rekindle.apply.state import DESCRIPTION as STATE
+from rekindle.apply.state import read_state
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Joined, Leaf
 from rekindle.edit.plan import Plan
 from rekindle.errors import RekindleError, together
-from rekindle.store.header import Stored, read_header
-from rekindle.store.index import read_json, shard_names
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-STATE = "optimizer.json"
 _WHOLE = "the whole `optimizer/` of the run that made SRC, or no --optimizer-state"
 
 
@@ -27,11 +22,11 @@ class OptimizerState:
     """The parent's moments, by name on disk."""
 
     def __init__(self, folder: Path, parent: Checkpoint):
-        self.info = read_json(folder / STATE, missing=f"{folder} holds no optimizer state.")
+        found = read_state(folder, parent.config)
+        self.info, self.stored = found.info, found.moments
         steps = self.info.get("steps")
         if not isinstance(steps, dict) or not all(isinstance(step, int | float) for step in steps.values()):
-            raise RekindleError("The optimizer state does not say the step of each tensor.", where=folder / STATE)
-        self.stored = _read(folder)
+            raise RekindleError("The optimizer state does not say the step of each tensor.", where=found.path)
         names = {leaf.name for x in parent.tensors.values() for leaf in x.leaves()}
         runtime = runtime_names(parent.config)
         self._stacked = {name: runtime[name] for name in names if not isinstance(runtime.get(name, ""), str)}
@@ -89,15 +84,3 @@ def recycle(plan: Plan, state: OptimizerState) -> tuple[dict[str, Expr], dict[st
 
 def write_info(folder: Path, info: dict[str, Any]) -> None:
     (folder / STATE).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-
-
-def _read(folder: Path) -> dict[str, Stored]:
-    index = folder / "optimizer.safetensors.index.json"
-    if index.exists():
-        files = sorted(set(shard_names(index).values()))
-    else:
-        files = ["optimizer.safetensors"]
-    tensors: dict[str, Stored] = {}
-    for file in files:
-        tensors |= read_header(folder / file)[0]
-    return tensors

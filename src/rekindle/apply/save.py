@@ -39,7 +39,7 @@ class SaveConfig:
     max_shard_size: Size = option(Size(5_000_000_000), help="largest weight file, e.g. 5GB")
     fused: bool = option(False, help="stack experts as transformers v5 holds them in memory, not one by one")
     checksum: bool = option(False, help="hash each shard (SHA-256) in the same pass; costs about a copy's time again")
-    optimizer_state: str | None = option(None, help="folder with the parent's Adam moments, to recycle them too")
+    optimizer_state: str | None = option(None, help="folder or optimizer.pt: the parent's Adam moments, to recycle too")
     measurements: str | None = option(None, help="earlier result of the same source whose measurements are reused")
 
 

@@ -67,8 +67,11 @@ def _way_on(words: list[str]) -> str:
 def _explain(error: Exception, debug: bool) -> None:
     import click
 
+    from rekindle.cli.out import plain
+
     if debug:
         import traceback
 
         click.echo(traceback.format_exc(), err=True)
-    click.echo(f"Error: {error}", err=True)
+    text = "\n".join(map(plain, str(error).split("\n")))  # names in it come from files
+    click.echo(f"Error: {text}", err=True)

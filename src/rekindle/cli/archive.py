@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import click
 
 from rekindle import api
-from rekindle.cli.out import FORMAT, nbytes, result, say, table
+from rekindle.cli.out import FORMAT, nbytes, plain, result, say, table
 from rekindle.cli.training import DEBUG, OVERWRITE
 from rekindle.codec.pack import KEYFRAME_EVERY
 from rekindle.errors import CheckFailed, RekindleError
@@ -30,7 +32,8 @@ MODE = click.option(
 ERROR = click.option(
     "--error", metavar="rel:X", help="in place of a mode: floats rounded, each within X of itself, such as rel:1e-3"
 )
-STEP = click.option("--step", type=int, metavar="N", help="its number  [from trainer_state.json or the folder's name]")
+STEP = click.option("--step", type=int, metavar="N", help="its number  [from trainer_state.json or its name]")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="say what would be written; write nothing")
 
 
 @click.command("pack")
@@ -43,20 +46,23 @@ STEP = click.option("--step", type=int, metavar="N", help="its number  [from tra
 @STEP
 @WORKERS
 @OVERWRITE
+@DRY_RUN
 @FORMAT
 @DEBUG
-def pack(ckpt: tuple[str, ...], archive: str, overwrite: bool, format_: str, debug: bool, **given: Any) -> None:
+def pack(ckpt: tuple[str, ...], archive: str, format_: str, debug: bool, **given: Any) -> None:
     """A series of checkpoints in one file, each coded against the one before; every bit comes back.
 
-    CKPT is a folder with safetensors files; moments, tokenizer and all else in it are packed too. Folders that are
-    numbered (step-1200, checkpoint-1200) are packed in the order of their numbers.
+    CKPT is a folder, with moments, tokenizer and all else in it; or a file, such as ckpt_1200.pt; or a folder of
+    numbered ones. What is numbered (step-1200, checkpoint-1200) is packed in the order of the numbers.
 
     \b
     rekindle pack run/step-* run.rk
     rekindle pack SRC model.rk
     """
-    data = api.pack(list(ckpt), archive, overwrite=overwrite, say=say, **_counted(given))
-    result(data, _listed(data), format_)
+    data = api.pack(list(ckpt), archive, say=_said, **_counted(given))
+    _packed(data, given, format_)
+    if not given["dry_run"] and format_ == "human":
+        say(f"next:  {shlex.join(['rekindle', 'archive', 'verify', plain(archive)])}")
 
 
 @click.command("unpack")
@@ -64,18 +70,24 @@ def pack(ckpt: tuple[str, ...], archive: str, overwrite: bool, format_: str, deb
 @click.argument("out")
 @WORKERS
 @OVERWRITE
+@DRY_RUN
 @FORMAT
 @DEBUG
-def unpack(archive: str, out: str, overwrite: bool, format_: str, debug: bool, **given: Any) -> None:
+def unpack(archive: str, out: str, format_: str, debug: bool, **given: Any) -> None:
     """A checkpoint out of an archive, every file as it was, to the byte; without @STEP the last.
 
     \b
     rekindle unpack run.rk@1200 OUT
     """
-    data = api.unpack(archive, out, overwrite=overwrite, **_counted(given))
-    result(data, f"step {data['step']}: {data['files']} file(s), {nbytes(data['bytes'])}, in {out}", format_)
+    data = api.unpack(archive, out, **_counted(given))
+    dry = "[dry-run] " if given["dry_run"] else ""
+    result(
+        data, f"{dry}step {data['step']}: {data['files']} file(s), {nbytes(data['bytes'])}, in {plain(out)}", format_
+    )
     for damage in data["damage"]:
-        say(f"note: {damage}")
+        say(f"note: {plain(damage)}")
+    if not dry and format_ == "human" and (Path(out) / "config.json").is_file():
+        say(f"next:  {shlex.join(['rekindle', 'inspect', plain(out)])}")
 
 
 @click.group("archive")
@@ -101,7 +113,7 @@ def ls(archive_: str, format_: str, debug: bool) -> None:
     data = api.archive_info(archive_)
     result(data, _listed(data), format_)
     for damage in data["damage"]:
-        say(f"note: {damage}")
+        say(f"note: {plain(damage)}")
 
 
 @archive.command("info")
@@ -120,9 +132,18 @@ def info(archive_: str, format_: str, debug: bool) -> None:
         error = f"{100 * x['error']['relative_rms']:.2f} %" if x["error"] else ""
         ratio = f"{x['raw'] / x['bytes']:.2f} x" if x["bytes"] else ""
         rows.append(
-            (x["name"], x["dtype"], "x".join(map(str, x["shape"])), nbytes(x["raw"]), nbytes(x["bytes"]), ratio, error)
+            (
+                plain(x["name"]),
+                x["dtype"],
+                "x".join(map(str, x["shape"])),
+                nbytes(x["raw"]),
+                nbytes(x["bytes"]),
+                ratio,
+                error,
+            )
         )
-    result(data, f"step {data['step']}: {', '.join(data['files'])}\n\n{table(rows, right=(3, 4, 5, 6))}", format_)
+    files = ", ".join(map(plain, data["files"]))
+    result(data, f"step {data['step']}: {files}\n\n{table(rows, right=(3, 4, 5, 6))}", format_)
 
 
 @archive.command("verify")
@@ -136,8 +157,9 @@ def verify(archive_: str, format_: str, debug: bool, **given: Any) -> None:
     \b
     rekindle archive verify run.rk
     """
-    wrong = api.archive_verify(archive_, say=say, **_counted(given))
-    result({"archive": archive_, "damage": wrong}, "\n".join(wrong) or f"{archive_} is whole", format_)
+    wrong = api.archive_verify(archive_, say=_said, **_counted(given))
+    told = "\n".join(map(plain, wrong)) or f"{plain(archive_)} is whole"
+    result({"archive": archive_, "damage": wrong}, told, format_)
     if wrong:
         raise CheckFailed(
             f"{archive_} is damaged in {len(wrong)} place(s).",
@@ -162,7 +184,7 @@ def diff(archive_: str, first: int, second: int, format_: str, debug: bool) -> N
     for x in found:
         if x["what"] != "same":
             share = "" if x["changed"] is None else f"{100 * x['changed']:.1f} %"
-            rows.append((x["name"], x["what"], share, "" if x["largest"] is None else f"{x['largest']:.3g}"))
+            rows.append((plain(x["name"]), x["what"], share, "" if x["largest"] is None else f"{x['largest']:.3g}"))
     same = sum(x["what"] == "same" for x in found)
     result({"tensors": found}, f"{same} of {len(found)} are the same\n{table(rows, right=(2, 3))}", format_)
 
@@ -176,6 +198,7 @@ def diff(archive_: str, first: int, second: int, format_: str, debug: bool) -> N
 @KEYFRAMES
 @STEP
 @WORKERS
+@DRY_RUN
 @FORMAT
 @DEBUG
 def add(ckpt: tuple[str, ...], archive_: str, format_: str, debug: bool, **given: Any) -> None:
@@ -184,8 +207,8 @@ def add(ckpt: tuple[str, ...], archive_: str, format_: str, debug: bool, **given
     \b
     rekindle archive add run/step-1600 run.rk
     """
-    data = api.archive_add(list(ckpt), archive_, say=say, **_counted(given))
-    result(data, _listed(data), format_)
+    data = api.archive_add(list(ckpt), archive_, say=_said, **_counted(given))
+    _packed(data, given, format_)
 
 
 @archive.command("drop")
@@ -203,6 +226,26 @@ def drop(archive_: str, format_: str, debug: bool, **given: Any) -> None:
     result(data, _listed(data), format_)
 
 
+def _said(text: str) -> None:
+    say(plain(text))
+
+
+def _packed(data: dict[str, Any], given: dict[str, Any], format_: str) -> None:
+    result(data, _foreseen(data) if given["dry_run"] else _listed(data), format_)
+    for note in data["notes"]:
+        say(f"note: {plain(note)}")
+
+
+def _foreseen(data: dict[str, Any]) -> str:
+    rows = [("step", "", "files", "tensors", "with moments", "bytes")]
+    for place, x in enumerate(data["steps"]):
+        step = place if x["step"] is None else x["step"]
+        counts = str(x["files"]), str(x["tensors"]), str(x["moments"])
+        rows.append((str(step), plain(x["checkpoint"]), *counts, nbytes(x["bytes"])))
+    whole = f"{nbytes(data['bytes'])}, {plain(data['mode'])}; how small it becomes is known when it is packed"
+    return f"[dry-run] {plain(data['archive'])}\n{table(rows, right=(0, 2, 3, 4, 5))}\n{whole}"
+
+
 def _counted(given: dict[str, Any]) -> dict[str, Any]:
     workers = given.get("workers")
     if workers is not None and workers < 1:
@@ -213,10 +256,12 @@ def _counted(given: dict[str, Any]) -> dict[str, Any]:
 def _listed(data: dict[str, Any]) -> str:
     rows = [("step", "bytes", "packed", "", "")]
     for x in data["steps"]:
-        kind = ", ".join([*(["keyframe"] if x["keyframe"] else []), *([x["mode"]] if x["mode"] != "lossless" else [])])
+        kind = ", ".join(
+            [*(["keyframe"] if x["keyframe"] else []), *([plain(x["mode"])] if x["mode"] != "lossless" else [])]
+        )
         rows.append((str(x["step"]), nbytes(x["raw"]), nbytes(x["bytes"]), f"{x['ratio']:.3f} x", kind))
     whole = f"{nbytes(data['raw'])} in {nbytes(data['bytes'])}: {data['ratio']:.3f} x"
-    return f"{table(rows, right=(0, 1, 2, 3))}\n{data['archive']}: {whole}"
+    return f"{table(rows, right=(0, 1, 2, 3))}\n{plain(data['archive'])}: {whole}"
 
 
 COMMANDS = {"pack": pack, "unpack": unpack, "archive": archive}

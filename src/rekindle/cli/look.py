@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from rekindle import api
-from rekindle.cli.out import FORMAT, result, say, table
+from rekindle.cli.out import FORMAT, plain, result, say, table
 from rekindle.errors import CheckFailed
 from rekindle.report.text import inspected
 
@@ -99,7 +99,7 @@ def verify(
     ]
     if verdict.blockwise:
         rows.append(("memory", "block by block: one module's weights at a time"))
-    result(verdict.to_dict(), table(rows), format_)
+    result(verdict.to_dict(), table([(name, plain(text)) for name, text in rows]), format_)
     if verdict.held is False:
         raise CheckFailed(
             f"{Path(out).name} does not keep its promise ({verdict.promise}).",

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from rekindle.config import Resolved
-from rekindle.report.text import count, nbytes, table
+from rekindle.report.text import count, nbytes, plain, table
 
-__all__ = ["FORMAT", "count", "echo", "narrator", "nbytes", "result", "say", "table"]
+__all__ = ["FORMAT", "count", "echo", "narrator", "nbytes", "plain", "result", "say", "table"]
 
 FORMAT = click.option(
     "--format", "format_", type=click.Choice(["human", "json"]), default="human", help="of the result"

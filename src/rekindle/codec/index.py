@@ -17,6 +17,7 @@ from rekindle.store.dtypes import BITS, nbytes
 
 LARGEST_BLOCK = 1 << 24  # bytes decoded
 LARGEST_INDEX = 1 << 28  # bytes of JSON
+INFLATES, SURELY = 64, 1 << 20  # so many times its bytes an index becomes at most, or this; ours 3 to 15 times
 
 
 @dataclass(frozen=True)
@@ -166,16 +167,23 @@ def _path(path: Any) -> str:
 
 
 def shrink(data: Any) -> bytes:
-    return zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 6)
+    text = json.dumps(data, separators=(",", ":")).encode()
+    shrunk = zlib.compress(text, 6)
+    return shrunk if len(text) <= _most(shrunk) else zlib.compress(text, 0)
 
 
 def unshrink(data: bytes) -> Any:
     """Raises Broken where it is no JSON, or too long to be an index."""
     try:
         inflate = zlib.decompressobj()
-        text = inflate.decompress(data, LARGEST_INDEX)
+        text = inflate.decompress(data, _most(data))
         if not inflate.eof or inflate.unused_data:
-            raise Broken("its index does not inflate")
+            raise Broken("its index does not inflate, or to more than an index is")
         return json.loads(text)
     except (zlib.error, ValueError, RecursionError) as error:
         raise Broken(f"its index is malformed: {error}") from None
+
+
+def _most(data: bytes) -> int:
+    """Bytes that may come out of these: what is parsed takes memory that the file must account for."""
+    return min(LARGEST_INDEX, max(SURELY, INFLATES * len(data)))

@@ -2,7 +2,8 @@
 
 Weights are coded as their residual against the reconstructed checkpoint before, so that errors do not add up; small
 residuals are 0. Moments are coded directly; the first is kept where it is large and its weight moved. What is kept of a
-tensor takes one of 15 values.
+tensor takes one of 15 values. Where it is not known which weight moments belong to, or that weight is not float32,
+weights stay as they are.
 
 Source: Li et al. 2024, "ExCP: Extreme LLM Checkpoint Compression via Weight-Momentum Joint Shrinking", arXiv
 2406.11257, section 3; their exp_avg_sq is m, their exp_avg v. Mended here: zeroing the second moment makes the first
@@ -14,14 +15,15 @@ steps leaves hardly one further behind than half a step.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rekindle.codec.archive import Step, matches
 from rekindle.codec.index import Part
-from rekindle.codec.layout import FIRST, SECOND
+from rekindle.codec.moments import Moments, moments_of
 from rekindle.codec.palette import places
 from rekindle.codec.shrunk import LEAST, Errors, Floats, Shrunk
 from rekindle.codec.source import Source
@@ -54,60 +56,79 @@ RULES = {
 
 
 @dataclass(frozen=True)
-class _Weight:
-    """A weight with its moments, by position, and its like in the reference."""
+class _Place:
+    """Moments and their weight, by position, and the like of two of them in the reference."""
 
-    weight: int
+    weight: int | None
     first: int
     second: int
-    reference: int | None  # of the weight
+    weight_before: int | None
     second_before: int | None
 
 
 def shrink_source(source: Source, reference: Step | None, rule: Rule) -> Shrunk:
     """Thresholds and centres now, from samples; values when they are read."""
-    weights = _weights(source, reference)
     errors, centres, keep = Errors(), {}, {}
-    for w in weights:
-        sampled = _Values(source, reference, w, _spots(source.tensors[w.weight].n))
+    of: dict[int, _Place] = {}
+    moments = moments_of(source)
+    places = _places(source, reference, moments)
+    for p in places:
+        sampled = _Values(source, reference, p, _spots(source.tensors[p.first].n))
         if not sampled.sound:
             continue
-        limits = keep[w.weight] = _limits(sampled, rule)
+        limits = keep[p.first] = _limits(sampled, rule)
         kept = _kept(sampled, limits)
-        if sampled.residual is not None:
+        if p.weight is not None and sampled.residual is not None:
             of_kept = sampled.residual[kept]
-            centres[w.weight] = _centres(of_kept) if rule.bits is None else _of_steps(of_kept, 2 * limits[0])
+            centres[p.weight] = _centres(of_kept) if rule.bits is None else _of_steps(of_kept, 2 * limits[0])
         large = kept & (np.abs(sampled.first) > limits[1])
-        centres[w.first] = _centres(sampled.first[large])
+        centres[p.first] = _centres(sampled.first[large])
         second = sampled.second if rule.whole_second else sampled.second[large]
-        centres[w.second] = _centres(second, rule.seconds, logarithmic=True)
-    of = {position: w for w in weights for position in (w.weight, w.first, w.second) if position in centres}
+        centres[p.second] = _centres(second, rule.seconds, logarithmic=True)
+        of |= {position: p for position in (p.weight, p.first, p.second) if position in centres}
 
     def read(tensor: int, start: int, nbytes: int) -> bytes:
         if tensor not in centres:
             return source.read(tensor, start, nbytes)
-        w = of[tensor]
-        values = _Values(source, reference, w, [(start // 4, nbytes // 4)])
+        p = of[tensor]
+        values = _Values(source, reference, p, [(start // 4, nbytes // 4)])
         if not values.sound:
             return source.read(tensor, start, nbytes)  # nothing near a NaN is changed
-        given, made = _made(values, tensor, w, centres[tensor], keep[w.weight], rule)
+        given, made = _made(values, tensor, p, centres[tensor], keep[p.first], rule)
         errors.note(tensor, start, given, made)
         return made.tobytes()
 
-    return Shrunk(Source(source.files, source.tensors, read), centres, errors)
+    return Shrunk(replace(source, read=read), centres, errors, kept=kept_whole(source, moments))
 
 
-def _weights(source: Source, reference: Step | None) -> list[_Weight]:
-    at = {tensor.key: i for i, tensor in enumerate(source.tensors)}
+def kept_whole(source: Source, moments: Sequence[Moments]) -> str | None:
+    """What of a checkpoint with these moments is coded without loss though that was not asked for; None for nothing."""
+    found = [(m, _weight(source, m)) for m in moments if _shrinks(source, m.first)]
+    if not found:
+        return "no moments in float32 were found (exp_avg beside exp_avg_sq), so all of it is packed lossless"
+    if without := sum(weight is None for _, weight in found):
+        told = sum(m.weight is not None for m, weight in found if weight is None)
+        why = "not float32" if told == without else "not known for sure which moments are theirs"
+        return f"{without} of {len(found)} weights with moments are packed lossless: {why}"
+    return None
+
+
+def _shrinks(source: Source, tensor: int) -> bool:
+    return source.tensors[tensor].dtype == "F32" and source.tensors[tensor].n >= LEAST
+
+
+def _weight(source: Source, m: Moments) -> int | None:
+    return m.weight if m.weight is not None and _shrinks(source, m.weight) else None
+
+
+def _places(source: Source, reference: Step | None, moments: Sequence[Moments]) -> list[_Place]:
+    """Moments in float32 of enough values, with their weights where those are too."""
     found = []
-    for i, tensor in enumerate(source.tensors):
-        first, second = at.get(tensor.key + FIRST), at.get(tensor.key + SECOND)
-        if first is None or second is None or tensor.n < LEAST:
-            continue
-        if any((t := source.tensors[p]).dtype != "F32" or t.shape != tensor.shape for p in (i, first, second)):
-            continue
-        like = [None if reference is None else matches(reference, [source.tensors[p]]) for p in (i, second)]
-        found.append(_Weight(i, first, second, *(x[0] if x else None for x in like)))
+    for m in moments:
+        if _shrinks(source, m.first):
+            both = _weight(source, m), m.second
+            like = [p if p is None or reference is None else matches(reference, [source.tensors[p]]) for p in both]
+            found.append(_Place(both[0], m.first, m.second, *(x[0] if isinstance(x, list) else None for x in like)))
     return found
 
 
@@ -121,28 +142,29 @@ def _spots(n: int) -> list[tuple[int, int]]:
 class _Values:
     """A weight's residual (None without a reference), its moments and the reference, float32, at some spots."""
 
-    def __init__(self, source: Source, reference: Step | None, w: _Weight, spots: list[tuple[int, int]]):
+    def __init__(self, source: Source, reference: Step | None, p: _Place, spots: list[tuple[int, int]]):
         def read(tensor: int) -> Floats:
             return np.frombuffer(b"".join(source.read(tensor, 4 * a, 4 * n) for a, n in spots), "<f4")
 
-        self.weight, self.first, self.second = read(w.weight), read(w.first), read(w.second)
+        self.weight = None if p.weight is None else read(p.weight)
+        self.first, self.second = read(p.first), read(p.second)
 
         def recall(tensor: int | None) -> Floats | None:
             if reference is None or tensor is None:
                 return None
             return reference.gather([Part(tensor, a, n) for a, n in spots], [tensor] * len(spots)).view("<f4")
 
-        self.before, self.second_before = recall(w.reference), recall(w.second_before)
+        self.before, self.second_before = recall(p.weight_before), recall(p.second_before)
         self.residual: Floats | None = None
-        if self.before is not None:
+        if self.weight is not None and self.before is not None:
             with np.errstate(invalid="ignore", over="ignore"):
                 self.residual = self.weight - self.before
 
     @property
     def sound(self) -> bool:
         """All finite, no second moment below 0."""
-        read = [self.weight, self.first, self.second, *([] if self.residual is None else [self.residual])]
-        return all(np.isfinite(x).all() for x in read) and bool((self.second >= 0).all())
+        read = (self.weight, self.first, self.second, self.residual)
+        return all(x is None or np.isfinite(x).all() for x in read) and bool((self.second >= 0).all())
 
 
 def _limits(values: _Values, rule: Rule) -> tuple[float, float]:
@@ -191,16 +213,17 @@ def _kept(values: _Values, limits: tuple[float, float]) -> NDArray[np.bool_]:
 
 
 def _made(
-    values: _Values, tensor: int, w: _Weight, centres: Floats, limits: tuple[float, float], rule: Rule
+    values: _Values, tensor: int, p: _Place, centres: Floats, limits: tuple[float, float], rule: Rule
 ) -> tuple[Floats, Floats]:
     """A piece as it was, and as it becomes."""
     kept = _kept(values, limits)
-    if tensor == w.weight:
+    if tensor == p.weight:
+        assert values.weight is not None
         assert values.before is not None
         assert values.residual is not None
         return values.weight, values.before + np.where(kept, nearest(values.residual, centres), np.float32(0))
     large = kept & (np.abs(values.first) > limits[1])
-    if tensor == w.first:
+    if tensor == p.first:
         return values.first, np.where(large, nearest(values.first, centres), np.float32(0))
     coded = _steady(values.second, values.second_before, centres)
     return values.second, coded if rule.whole_second else np.where(large, coded, np.float32(0))

@@ -7,6 +7,7 @@ from rekindle.codec.lossy import RULES, shrink_source
 from rekindle.codec.rounding import PREFIX, round_source
 from rekindle.codec.shrunk import LOSSLESS, Shrunk
 from rekindle.codec.source import Source
+from rekindle.codec.sums import summed
 
 MODES = (LOSSLESS, *RULES)
 
@@ -15,4 +16,5 @@ def changed(source: Source, reference: Step | None, mode: str) -> Shrunk:
     """`source` as `mode` leaves it: one of MODES, or "rel:X"."""
     if mode == LOSSLESS:
         return Shrunk(source)
-    return round_source(source, mode) if mode.startswith(PREFIX) else shrink_source(source, reference, RULES[mode])
+    shrunk = round_source(source, mode) if mode.startswith(PREFIX) else shrink_source(source, reference, RULES[mode])
+    return summed(source, shrunk)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from rekindle.codec.archive import Archive, Step, matches
 from rekindle.codec.bits import Broken, Words
 from rekindle.codec.block import Block, Tier, words
 from rekindle.codec.coder import encode
+from rekindle.codec.compact import compact, is_sparse
 from rekindle.codec.container import MOST_STEPS, TAIL, Directory, Span, StepEntry, checksum, commit, write_all
 from rekindle.codec.index import BlockEntry, Index, Part, is_real, read_index, shrink
 from rekindle.codec.kernel import kernel
@@ -37,9 +40,11 @@ def add_step(
     tier: Tier = "fast",
     mode: str = LOSSLESS,
     workers: int = 1,
+    note: Callable[[str], object] = lambda text: None,
 ) -> StepEntry:
     """Code a checkpoint behind the last one of an archive; `before` is the last one's source, where it is at hand.
 
+    `note` is told what a mode leaves as it is. Where that is all, the step is called lossless.
     Raises RekindleError where its step is there already, where the disc is full, or where another process adds.
     """
     path = path.resolve()
@@ -52,11 +57,14 @@ def add_step(
         if mode != LOSSLESS:
             reference = reference and (reference[0], None)  # the last one's source is not what was packed
         shrunk = changed(source, reference and reference[0], mode)
+        if shrunk.kept:
+            note(shrunk.kept)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.ftruncate(fd, last.end)  # a torn tail
             try:
-                entry = replace(write_step(fd, last.end, shrunk, step, reference, tier, workers), mode=mode)
+                entry = write_step(fd, last.end, shrunk, step, reference, tier, workers)
+                entry = replace(entry, mode=mode if shrunk.errors.pieces else LOSSLESS)
                 if entry.digest in [there.digest for there in last.steps]:
                     raise RekindleError("The archive has this very checkpoint already.", where=path)
             except BaseException:
@@ -65,6 +73,9 @@ def add_step(
             commit(fd, last, (*last.steps, entry), entry.index.end)
         finally:
             os.close(fd)
+        with suppress(OSError), Archive(path) as grown:  # the step is there; a full disc is no reason to refuse it
+            if is_sparse(grown.directory):
+                compact(grown)
     return entry
 
 
@@ -110,8 +121,12 @@ def write_step(
     beside = pairs(source.tensors)
     known = [reference is not None and matches(reference[0], [tensor]) is not None for tensor in source.tensors]
     plan = layout(source.tensors, beside, known, shrunk.centres)
+    stages = [
+        [parts for parts in plan if late == any(p.tensor in shrunk.last for p in parts)] for late in (False, True)
+    ]
+    coded = (_coded(shrunk, stage, beside, reference, tier, workers) for stage in stages)
     blocks, at = [], 0
-    for parts, (data, decoded) in zip(plan, _coded(shrunk, plan, beside, reference, tier, workers), strict=True):
+    for parts, (data, decoded) in zip(chain(*stages), chain.from_iterable(coded), strict=True):
         write_all(fd, data, offset + at)
         blocks.append(BlockEntry(at, len(data), checksum(data), decoded, parts))
         at += len(data)

@@ -7,6 +7,7 @@ stays as it is: subnormals, the very largest, infinities, NaN.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def round_source(source: Source, mode: str) -> Shrunk:
             shrunk.errors.note(tensor, start, _floats(given, kind.dtype), _floats(made, kind.dtype))
         return made.tobytes()
 
-    return Shrunk(Source(source.files, source.tensors, read), errors=shrunk.errors)
+    return replace(shrunk, source=replace(source, read=read))
 
 
 def rounded(values: Words, dtype: str, bound: float) -> Words:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,8 +47,13 @@ class Errors:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """The source that is packed in another's place; `centres` [k] of each tensor that has only so many values."""
+    """The source that is packed in another's place; `centres` [k] of each tensor that has only so many values.
+
+    Tensors in `last` can only be read when all others have been. `kept` says what stays as it is, and why.
+    """
 
     source: Source
     centres: Mapping[int, Floats] = field(default_factory=dict)
     errors: Errors = field(default_factory=Errors)
+    last: Collection[int] = ()
+    kept: str | None = None

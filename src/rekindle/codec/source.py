@@ -1,20 +1,24 @@
 """A checkpoint folder as what an archive keeps: files, each one tensor after the other, to the last byte.
 
-A safetensors file is its header and then its tensors in the order of the data; any other file is one tensor of bytes.
+A safetensors file is its header and then its tensors in the order of the data; a zip of torch's likewise, with what
+stands between them; any other file is one tensor of bytes.
 """
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS
 from rekindle.store.files import Files
-from rekindle.store.header import Stored, build_header, read_header, unreadable
+from rekindle.store.header import build_header, read_header, unreadable
+from rekindle.store.links import check_links
+from rekindle.store.torch_file import TorchFile, View, read_torch
 
 WORDS = {"F64": 8, "I64": 8, "U64": 8, "C64": 4}  # bytes, where not those of a value of 2 or 4, or else 1
 
@@ -48,18 +52,30 @@ class File:
 
 
 @dataclass(frozen=True)
-class Place:
+class Torch:
+    """A file of torch's within a source: what it holds, and which tensor each of its storages is."""
+
     path: str
-    start: int
+    content: TorchFile
+    tensors: Mapping[str, int]
+
+    def tensor(self, x: object) -> int | None:
+        """The tensor that a View is all of."""
+        return self.tensors.get(x.storage) if isinstance(x, View) and self.content.whole(x) else None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder to be packed; or anything else whose tensors can be read by place."""
+    """A folder to be packed; or anything else whose tensors can be read by place.
+
+    `sums` are the tensors whose CRC32 stands in others: in which, and from which byte on.
+    """
 
     files: list[File]
     tensors: list[Tensor]
     read: Callable[[int, int, int], bytes]  # tensor, first byte, number of bytes
+    torch: Sequence[Torch] = ()
+    sums: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
 
 def file_key(path: str) -> str:
@@ -72,27 +88,32 @@ def open_source(folder: Path, reader: Files) -> Source:
     if not paths:
         raise RekindleError(f"{folder} has no files.", hint="a checkpoint folder")
     base = folder.parent if folder.is_file() else folder
-    found: list[tuple[File, list[tuple[str, Tensor, Place]]]] = []
-    first = 0
-    for path in paths:
-        parts = _parts(path, path.relative_to(base).as_posix())
-        found.append((File(path.relative_to(base).as_posix(), first, len(parts)), parts))
-        first += len(parts)
-    named = Counter(name for _, parts in found for name, _, _ in parts)
-    tensors, places = [], []
-    for file, parts in found:
-        for name, tensor, place in parts:
-            key = name if named[name] == 1 else f"{file.path}:{name}"
-            tensors.append(Tensor(key, tensor.dtype, tensor.shape, tensor.nbytes))
-            places.append(place)
+    # of a single file the name may count its steps: what stands around its tensors is known by the suffix alone
+    cut = [_cut(path, folder.suffix if folder.is_file() else path.relative_to(base).as_posix()) for path in paths]
+    named = Counter(piece.tensor.key for pieces, _ in cut for piece in pieces)
+    files: list[File] = []
+    tensors: list[Tensor] = []
+    places: list[tuple[str, int]] = []
+    torch: list[Torch] = []
+    sums: dict[int, list[tuple[int, int]]] = {}
+    for path, (pieces, content) in zip(paths, cut, strict=True):
+        first, relative = len(tensors), path.relative_to(base).as_posix()
+        files.append(File(relative, first, len(pieces)))
+        for tensor in (piece.tensor for piece in pieces):
+            tensors.append(replace(tensor, key=tensor.key if named[tensor.key] == 1 else f"{relative}:{tensor.key}"))
+        places += [(str(path), piece.start) for piece in pieces]
+        sums |= {first + i: [(first + j, at) for j, at in piece.sums] for i, piece in enumerate(pieces) if piece.sums}
+        if content:
+            of = {piece.storage: first + i for i, piece in enumerate(pieces) if piece.storage is not None}
+            torch.append(Torch(relative, content, of))
     if twice := [key for key, count in Counter(tensor.key for tensor in tensors).items() if count > 1]:
         raise RekindleError(f"Two things in this checkpoint are called {twice[0]!r}.", where=folder)
 
     def read(tensor: int, start: int, nbytes: int) -> bytes:
-        place = places[tensor]
-        return reader.read(place.path, place.start + start, nbytes)
+        path, first = places[tensor]
+        return reader.read(path, first + start, nbytes)
 
-    return Source([file for file, _ in found], tensors, read)
+    return Source(files, tensors, read, torch, sums)
 
 
 Held = tuple[str, tuple[int, ...], memoryview]  # dtype, shape, bytes
@@ -128,6 +149,7 @@ def _walk(folder: Path) -> list[Path]:
         if links := [name for name in folders if (Path(parent) / name).is_symlink()]:
             raise RekindleError("This is a link to a folder.", where=Path(parent) / links[0], hint="pack a copy")
         found += [Path(parent) / name for name in sorted(names)]
+    check_links(folder, found)
     if odd := [path for path in found if not path.is_file()]:
         raise RekindleError(
             "This is no plain file, or a link to nothing.", where=odd[0], hint="remove it, or pack a copy"
@@ -135,19 +157,71 @@ def _walk(folder: Path) -> list[Path]:
     return found
 
 
-def _parts(path: Path, relative: str) -> list[tuple[str, Tensor, Place]]:
-    """Name, tensor and place of everything that a file consists of, in its order."""
+@dataclass(frozen=True)
+class _Piece:
+    """Bytes of a file from `start` on; of torch's, the `storage` that they are and where in other pieces its sum is."""
+
+    tensor: Tensor
+    start: int
+    storage: str | None = None
+    sums: Sequence[tuple[int, int]] = ()
+
+    @property
+    def end(self) -> int:
+        return self.start + self.tensor.nbytes
+
+
+def _cut(path: Path, relative: str) -> tuple[list[_Piece], TorchFile | None]:
+    """Everything that a file consists of, in its order."""
     size = path.stat().st_size
-    stored = _stored(path) if path.suffix == ".safetensors" else []
-    start = stored[0][1].offset if stored else size
-    whole = Tensor("", "U8", (start,), start)
-    parts = [(file_key(relative), whole, Place(str(path), 0))]
-    for name, x in stored:
-        parts.append((name, Tensor("", x.dtype, x.shape, x.nbytes), Place(str(path), x.offset)))
-    return parts
+    if path.suffix == ".safetensors":
+        stored = sorted(read_header(path)[0].items(), key=lambda item: (item[1].offset, item[1].nbytes))
+        known = [_Piece(Tensor(name, x.dtype, x.shape, x.nbytes), x.offset) for name, x in stored]
+        return _filled(known, relative, size), None
+    content = read_torch(path)
+    if content is not None:
+        pieces = _filled(_storages(content), relative, size)
+        try:
+            return [replace(piece, sums=_sums(piece, pieces, content)) for piece in pieces], content
+        except ValueError:
+            pass
+    return _filled([], relative, size), None
 
 
-def _stored(path: Path) -> list[tuple[str, Stored]]:
-    """Tensors in the order of their bytes."""
-    tensors, _ = read_header(path)
-    return sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes))
+def _filled(known: Iterable[_Piece], relative: str, size: int) -> list[_Piece]:
+    """With the bytes before, between and behind, under names that no tensor has."""
+    pieces: list[_Piece] = []
+    for piece in (*known, None):
+        at, start = (pieces[-1].end if pieces else 0), (piece.start if piece else size)
+        if start > at or not pieces:
+            key = file_key(f"{file_key(relative)}{len(pieces)}" if pieces else relative)
+            pieces.append(_Piece(Tensor(key, "U8", (start - at,), start - at), at))
+        pieces += [piece] if piece else []
+    return pieces
+
+
+def _storages(content: TorchFile) -> list[_Piece]:
+    """Those of more than one value, each by the name of the first tensor in it."""
+    first: dict[str, tuple[str, View]] = {}
+    for name, view in content.named():
+        first.setdefault(view.storage, (name, view))
+    pieces, taken = [], set()
+    for key, x in content.storages.items():
+        name, view = first.get(key, (f"data/{key}", None))
+        name = f"{name}:{key}" if name in taken else name
+        taken.add(name)
+        dtype, shape = (view.dtype, view.shape) if view and content.whole(view) else (x.dtype, (x.n,))
+        if x.n > 1:
+            pieces.append(_Piece(Tensor(name, dtype, shape, x.nbytes), x.offset, key))
+    return pieces
+
+
+def _sums(piece: _Piece, pieces: Sequence[_Piece], content: TorchFile) -> list[tuple[int, int]]:
+    """Raises ValueError where a sum lies in a tensor."""
+    found = []
+    for place in content.storages[piece.storage].sums if piece.storage is not None else ():
+        i = bisect_right(pieces, place, key=lambda x: x.start) - 1
+        if pieces[i].storage is not None or place + 4 > pieces[i].end:
+            raise ValueError
+        found.append((i, place - pieces[i].start))
+    return found

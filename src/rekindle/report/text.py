@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: object) -> str:
+    """Text that came from a file, with what steers a terminal or turns its lines spelled out."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
 def inspected(data: dict[str, Any]) -> str:
@@ -41,7 +49,7 @@ def inspected(data: dict[str, Any]) -> str:
             )
         )
     rows += [("note", note) for note in data["notes"]]
-    return table(rows)
+    return table([(name, plain(text)) for name, text in rows])
 
 
 def _ranges(layers: list[int]) -> str:

@@ -73,7 +73,7 @@ class TrainConfig:
     eval_tokens: Count = option(Count(32768), help="validation tokens of each evaluation")
     save_every: Count | None = option(None, help="tokens between saved states (default: a tenth of the run)")
     archive: str | None = option(None, help="archive that saved states go into too, as checkpoints, while it trains")
-    optimizer_state: str | None = option(None, help="folder of Adam's moments to start from (default: fresh)")
+    optimizer_state: str | None = option(None, help="folder or optimizer.pt: moments to start from (default: fresh)")
     trackers: tuple[str, ...] = option((), help="accelerate's trackers: tensorboard, wandb, trackio, ...")
 
 

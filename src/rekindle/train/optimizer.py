@@ -1,32 +1,30 @@
 """AdamW, and its moments on disk under the checkpoint's own tensor names.
 
-    OUT/optimizer/optimizer.safetensors   <disk name>.exp_avg, <disk name>.exp_avg_sq, float32
-    OUT/optimizer/optimizer.json          {"algorithm", "betas", "eps", "steps": {disk name: int}, "schedule"}
-
-The layout is the weights' layout on disk, expert by expert, so that a method can recycle the moments by the same
-expressions as the weights. In memory transformers stacks the experts of a layer into one parameter
-(gate_up_proj [E, 2F, D], down_proj [E, D, F]); `runtime_names` maps one to the other.
+In OUT/optimizer, float32, as `apply/state.py` says. The layout is the weights' layout on disk, expert by expert, so
+that a method can recycle the moments by the same expressions as the weights. In memory transformers stacks the experts
+of a layer into one parameter (gate_up_proj [E, 2F, D], down_proj [E, D, F]); `runtime_names` maps one to the other.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rekindle.anatomy import runtime_names
+from rekindle.anatomy.adam import MOMENTS
+from rekindle.apply.state import DESCRIPTION, WEIGHTS, read_state
 from rekindle.errors import RekindleError, together
-from rekindle.store.header import Stored, read_header
-from rekindle.store.index import read_json, shard_names
+from rekindle.store.dtypes import TORCH
+from rekindle.store.files import Files
+from rekindle.store.header import Stored
+from rekindle.store.index import read_json
 
-FOLDER, WEIGHTS, DESCRIPTION = "optimizer", "optimizer.safetensors", "optimizer.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+FOLDER = "optimizer"
 BETA1, EPS = 0.9, 1e-8
 
 Names = Mapping[str, str | tuple[tuple[str, ...], ...]]
@@ -81,36 +79,40 @@ def load_optimizer(
     stacked parameter whose parts took different numbers of steps the largest counts: the bias correction of an
     old moment is nearly 1, and a part that starts at zero takes its first steps the more carefully.
     """
-    names, steps = runtime_names(config), read_description(folder)["steps"]
     parameters = dict(model.named_parameters())
+    found = read_state(folder, config, {name: tuple(x.shape) for name, x in parameters.items()})
+    names, steps, stored = runtime_names(config), _described(found.info, found.path)["steps"], found.moments
     wanted = {
         f"{disk}.{moment}": part.shape
         for name, parameter in parameters.items()
         for disk, part in split(names, name, parameter.data)
         for moment in MOMENTS
     }
-    stored = _stored(folder)
     _check(wanted, {key: tensor.shape for key, tensor in stored.items()}, steps, folder)
-    with ExitStack() as stack:
-        files = {
-            path: stack.enter_context(safe_open(path, framework="pt")) for path in {t.path for t in stored.values()}
-        }
+    with Files() as files:
         for name, parameter in parameters.items():
             state: dict[str, torch.Tensor] = {}
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(parameter, dtype=torch.float32)
                 for disk, part in split(names, name, state[moment]):
-                    key = f"{disk}.{moment}"
-                    part.copy_(files[stored[key].path].get_tensor(key))
+                    part.copy_(_tensor(files, stored[f"{disk}.{moment}"]))
             taken = max(steps[disk] for disk, _ in split(names, name, parameter.data))
             state["step"] = torch.tensor(float(taken), device=parameter.device)
             optimizer.state[parameter] = state
 
 
+def _tensor(files: Files, stored: Stored) -> torch.Tensor:
+    data = bytearray(files.read(stored.path, stored.offset, stored.nbytes))
+    return torch.frombuffer(data, dtype=getattr(torch, TORCH[stored.dtype])).reshape(stored.shape)
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """optimizer.json, checked; raises RekindleError where it is missing or another algorithm's."""
     path = folder / DESCRIPTION
-    description = read_json(path, missing=f"{folder} holds no optimizer state.")
+    return _described(read_json(path, missing=f"{folder} holds no optimizer state."), path)
+
+
+def _described(description: dict[str, Any], path: Path) -> dict[str, Any]:
     if description.get("algorithm") != "adamw" or not isinstance(description.get("steps"), dict):
         raise RekindleError(f"This is the state of {description.get('algorithm')!r}, not of adamw.", where=path)
     return description
@@ -124,13 +126,6 @@ def split(names: Names, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, 
         return
     for expert, parts in zip(tensor, disk, strict=True):
         yield from zip(parts, expert.chunk(len(parts)), strict=True)
-
-
-def _stored(folder: Path) -> dict[str, Stored]:
-    """The entries of one file, or of the shards that an index lists."""
-    index = folder / f"{WEIGHTS}.index.json"
-    files = sorted(set(shard_names(index).values())) if index.exists() else [WEIGHTS]
-    return {name: tensor for file in files for name, tensor in read_header(folder / file)[0].items()}
 
 
 def _check(

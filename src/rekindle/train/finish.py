@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from rekindle import __version__
 from rekindle.store.folder import Folder
+from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import publishing
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.model import save_model, stored_dtype
 from rekindle.train.optimizer import FOLDER, save_optimizer
-from rekindle.train.state import TRACKERS
+from rekindle.train.state import TRACKERS, as_os_errors, disc_explained
 from rekindle.train.step import Stepper
 
 
@@ -30,7 +32,7 @@ def publish(
     """Write OUT, whole or not at all; the weights in the dtype the source has on disk."""
     before = read_manifest(source.path)
     plan, model = stepper.plan, stepper.model
-    with publishing(out, overwrite=overwrite) as partial:
+    with publishing(out, overwrite=overwrite) as partial, disc_explained(work), as_os_errors():
         schedule = plan.schedule.at(plan.tokens)
         save_optimizer(model, stepper.optimizer, source.config, partial / FOLDER, schedule)
         save_model(model.to(stored_dtype(source)), partial)
@@ -44,3 +46,6 @@ def publish(
 def write_manifest(folder: Path, lineage: Sequence[Record], parameters: dict[str, int]) -> None:
     shards = {path.name: {"bytes": path.stat().st_size} for path in sorted(folder.glob("*.safetensors"))}
     Manifest(version=__version__, lineage=list(lineage), parameters=parameters, shards=shards).write(folder)
+    mode = stat.S_IMODE((folder / MANIFEST).stat().st_mode)  # safetensors writes its files for the owner alone
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ class Session:
         """All steps from `saved`, or from the first, to the last, and the evaluations between."""
         start = saved.step if saved else 0
         with self._opened(saved), Interrupts() as interrupts:
+            if saved and self.archiver:  # the run may have been cut off before the archive had this state
+                self._archive(start)
+                self.archiver.steps()
             for step in range(start, self.plan.steps):
                 boundary = self.metrics.position  # where a state saved now resumes, evaluating again if it is due
                 if step > start and step % self.plan.save_interval == 0:
@@ -85,7 +88,8 @@ class Session:
             yield
             self.metrics.sync()
         except BaseException:
-            self.metrics.close()
+            with suppress(OSError):  # a full disc, and that is being told
+                self.metrics.close()
             if self.main and find_state(self.work) is None:
                 shutil.rmtree(self.work, ignore_errors=True)
             raise
@@ -140,19 +144,24 @@ class Session:
         """The state after `step` updates, with metrics.jsonl cut at `position` when it resumes."""
         if self.main:
             self.metrics.sync()
-            save_state(
-                self.work, self.stepper.model, self.stepper.optimizer, step=step, position=position, run=self.run
-            )
-            if self.archiver:
-                schedule = self.plan.schedule.at(step * self.plan.batch_tokens)
-                self.archiver.save(self.stepper.model, self.stepper.optimizer, step, schedule)
+            archived = self.archiver.steps() if self.archiver else {}  # all before this one, before their states go
+            how = {"step": step, "position": position, "run": self.run, "archived": archived}
+            save_state(self.work, self.stepper.model, self.stepper.optimizer, **how)
+            self._archive(step)
         self.accelerator.wait_for_everyone()
+
+    def _archive(self, step: int) -> None:
+        if self.archiver:
+            schedule = self.plan.schedule.at(step * self.plan.batch_tokens)
+            self.archiver.save(self.stepper.model, self.stepper.optimizer, step, schedule)
 
     def _diverged(self, step: int, boundary: int, error: Diverged) -> CheckFailed:
         """Keep the weights from before the bad step, if they are sound, and say what to type."""
-        if step > 0 and all(bool(p.isfinite().all()) for p in self.stepper.model.parameters()):
-            self._save(step, boundary)
         saved = find_state(self.work)
+        there = saved is not None and saved.step == step
+        if step > 0 and not there and all(bool(p.isfinite().all()) for p in self.stepper.model.parameters()):
+            self._save(step, boundary)
+            saved = find_state(self.work)
         resume = f"--resume (from step {saved.step}) " if saved else ""
         return CheckFailed(
             f"Training diverged in step {step + 1} of {self.plan.steps}: {error}.",

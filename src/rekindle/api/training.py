@@ -52,7 +52,7 @@ def train(
     from rekindle.train.config import TrainConfig
     from rekindle.train.loop import train as run
 
-    options = options or resolve(TrainConfig, given)
+    options = settled(source, options or resolve(TrainConfig, given))
     summary = run(
         local(source),
         Path(out),
@@ -67,6 +67,14 @@ def train(
         step = {**to_dict(options.config), "archive": None}  # like OUT itself, which a recipe never holds
         _write_recipe(Path(out), {"rekindle": __version__, "source": str(source), "steps": [{"train": step}]})
     return summary
+
+
+def settled(source: str | Path, options: Resolved[TrainConfig]) -> Resolved[TrainConfig]:
+    """Options of `train` with the defaults that follow the parent, and where these came from."""
+    from rekindle.store.folder import open_folder
+    from rekindle.train.rate import with_rate
+
+    return options if options.config.lr is not None else with_rate(options, open_folder(local(source)))
 
 
 def evaluate(source: str | Path, options: Resolved[EvaluateConfig] | None = None, **given: Any) -> dict[str, Any]:

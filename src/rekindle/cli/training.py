@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from rekindle import api
+from rekindle.api.training import settled
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, result, say, table
 from rekindle.report.config import ReportConfig
@@ -69,7 +70,7 @@ def train(
     rekindle train CKPT OUT --tokens 100k --seq-len 128 --batch-tokens 4096
     rekindle train CKPT OUT --tokens 50k --data corpus/ --schedule cosine --lr 3e-4
     """
-    options = resolved(TrainConfig, given, config_file)
+    options = settled(ckpt, resolved(TrainConfig, given, config_file))
     echo(f"rekindle train: {ckpt} -> {out}", options)
     summary = api.train(ckpt, out, options, overwrite=overwrite, resume=resume)
     result(summary, table([(key.replace("_", " "), _short(value)) for key, value in summary.items()]), format_)

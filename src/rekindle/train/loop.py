@@ -18,7 +18,7 @@ from rekindle.store.publish import alone, check_free
 from rekindle.train.archive import Archiver
 from rekindle.train.budget import with_tokens
 from rekindle.train.config import TrainConfig
-from rekindle.train.device import out_of_memory_explained, reproducible
+from rekindle.train.device import out_of_memory_explained, refuse_sharded, reproducible
 from rekindle.train.finish import publish
 from rekindle.train.metrics import summarise
 from rekindle.train.prepare import accelerator_of, prepare
@@ -48,6 +48,7 @@ def train(
     CheckFailed when the loss is no longer a number; KeyboardInterrupt, with the state saved, on Ctrl-C or SIGTERM.
     """
     src, out = Path(src), Path(os.path.abspath(out))
+    refuse_sharded()
     check_free(out, overwrite)
     source = checkpoint_at(src).folder
     config = with_tokens(config, source)

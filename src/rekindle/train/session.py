@@ -163,10 +163,11 @@ class Session:
             self._save(step, boundary)
             saved = find_state(self.work)
         resume = f"--resume (from step {saved.step}) " if saved else ""
+        lr, clip = self.plan.schedule.peak, self.config.clip
         return CheckFailed(
             f"Training diverged in step {step + 1} of {self.plan.steps}: {error}.",
             where=saved.path if saved else None,
-            hint=f"{resume}with a lower --lr (now {self.config.lr:g}) or a lower --clip (now {self.config.clip:g})",
+            hint=f"{resume}with a lower --lr (now {lr:g}) or a lower --clip (now {clip:g})",
         )
 
     def _description(self) -> dict[str, Any]:

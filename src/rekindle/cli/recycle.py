@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from rekindle.cli.out import FORMAT, echo, nbytes, result, say, table
 from rekindle.config import Resolved, dump_yaml, resolve
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, Method
+from rekindle.progress import Progress
 from rekindle.store.publish import check_free
 
 EXAMPLES = {
@@ -141,14 +141,12 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
     if given["dry_run"]:
         result(dry_data(job, part, workers), dry_text(job, part, workers), given["format_"])
         return
-    from tqdm import tqdm
-
     if part:
         _say_nothing_to_write(job, part)
     else:
         check_free(Path(out), given["overwrite"])
     total = sum(shard.nbytes for shard in job.share(part)) + nbytes_read(job.needed(part))
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False) as bar:
+    with Progress("write", total, "B") as bar:
         how = {name: given[name] for name in ("overwrite", "resume", "part")}
         path = model.save(out, workers=workers, progress=bar.update, **how, **given_save)
     _tell(model, job, part, path, given["format_"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,7 +12,7 @@ import click
 from rekindle import api
 from rekindle.api.training import settled
 from rekindle.cli.options import options_of, resolved
-from rekindle.cli.out import FORMAT, count, echo, result, say, table
+from rekindle.cli.out import FORMAT, count, echo, note_default_data, result, say, table
 from rekindle.report.config import ReportConfig
 from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
 
@@ -36,6 +37,8 @@ def init(out: str, config_file: str | None, overwrite: bool, format_: str, debug
     """
     options = resolved(InitConfig, given, config_file)
     echo(f"rekindle init: {out}", options)
+    if options.config.tokenizer.startswith("bpe:"):
+        note_default_data(options, "the tokenizer is trained on")
     path = api.init(out, options, overwrite=overwrite)
     data = api.inspect(path)
     n = data["parameters"]
@@ -72,9 +75,12 @@ def train(
     """
     options = settled(ckpt, resolved(TrainConfig, given, config_file))
     echo(f"rekindle train: {ckpt} -> {out}", options)
+    note_default_data(options, "trains on")
     summary = api.train(ckpt, out, options, overwrite=overwrite, resume=resume)
-    result(summary, table([(key.replace("_", " "), _short(value)) for key, value in summary.items()]), format_)
-    say(f"next:  rekindle report {out} --out report")
+    if summary:  # of several ranks the main one has it
+        result(summary, table([(key.replace("_", " "), _short(value)) for key, value in summary.items()]), format_)
+        page = Path(f"{Path(out)}-report")
+        say(f"next:  {shlex.join(['rekindle', 'report', out, '--out', str(page), *['--overwrite'] * page.exists()])}")
 
 
 @click.command("evaluate")
@@ -92,6 +98,7 @@ def evaluate(ckpt: str, config_file: str | None, format_: str, debug: bool, **gi
     """
     options = resolved(EvaluateConfig, given, config_file)
     echo(f"rekindle evaluate: {ckpt}", options)
+    note_default_data(options, "evaluates on")
     found = api.evaluate(ckpt, options)
     result(found, table([(key.replace("_", " "), _short(value)) for key, value in found.items()]), format_)
 
@@ -117,12 +124,14 @@ def utility(
     """
     options = resolved(UtilityConfig, given, config_file)
     echo(f"rekindle utility: {ckpt}", options)
+    note_default_data(options, "scores on")
     found = api.utility(ckpt, out, options, overwrite=overwrite)
     rows = [("layer", "least", "median", "most", "highest experts")]
     rows += [(layer, *_spread(scores)) for layer, scores in found["layers"].items()]
     result(found, table(rows, right=(0, 1, 2, 3)), format_)
     if out:
-        say(f"next:  rekindle grow-experts {ckpt} OUT --top-k keep --copies utility --scores {out}")
+        words = ["rekindle", "grow-experts", ckpt, "OUT", "--top-k", "keep", "--copies", "utility", "--scores", out]
+        say(f"next:  {shlex.join(words)}")
 
 
 def _spread(scores: list[float]) -> tuple[str, str, str, str]:

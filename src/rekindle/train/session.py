@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from rekindle.config import to_dict
 from rekindle.errors import CheckFailed
+from rekindle.progress import Progress
 from rekindle.store.publish import explained
 from rekindle.train.archive import Archiver
 from rekindle.train.device import peak_memory
@@ -35,6 +35,7 @@ class Session:
         self.plan, self.config, self.accelerator = stepper.plan, stepper.config, stepper.accelerator
         self.main = stepper.accelerator.is_main_process
         self.parameters = count_parameters(stepper.model)
+        self.last = "not yet evaluated"  # here, where a run was resumed
         self.windows = stepper.corpus.sample("validation", self.config.eval_tokens, self.plan.seq_len)
 
     def go(self, saved: Saved | None) -> None:
@@ -71,14 +72,7 @@ class Session:
             self.accelerator.wait_for_everyone()
             self.metrics = Metrics(self.metrics_path if self.main else None, saved.position if saved else 0)
         done = (saved.step if saved else 0) * self.plan.batch_tokens
-        self.bar = tqdm(
-            desc="train",
-            total=self.plan.tokens,
-            initial=done,
-            unit="tok",
-            unit_scale=True,
-            disable=None if self.main else True,
-        )
+        self.progress = Progress("train", self.plan.tokens, "tokens", done=done, wanted=self.main)
         if self.config.trackers:
             plain = {key: value for key, value in to_dict(self.config).items() if isinstance(value, int | float | str)}
             self.accelerator.init_trackers("rekindle", plain)
@@ -94,7 +88,7 @@ class Session:
                 shutil.rmtree(self.work, ignore_errors=True)
             raise
         finally:
-            self.bar.close()
+            self.progress.close()
             self.metrics.close()
             if self.config.trackers:
                 self.accelerator.end_training()
@@ -122,12 +116,13 @@ class Session:
             "peak_memory": peak_memory(self.accelerator.device),
         }
         self._write("step", row)
-        self.bar.set_postfix_str(f"loss {stats.loss:.3f}", refresh=False)
-        self.bar.update(self.plan.batch_tokens)
+        told = f"step {step + 1} of {self.plan.steps}, loss {stats.loss:.3f}, {self.last}"
+        self.progress.update(self.plan.batch_tokens, told)
 
     def _evaluate(self, step: int) -> None:
         result = validation_loss(self.stepper.model, self.windows, self.accelerator, self.stepper.micro_batch)
         self._write("eval", {**self._place(step), **result.row(each=step == self.plan.steps)})
+        self.last = f"validation {result.loss:.3f}"
 
     def _write(self, kind: str, row: dict[str, Any]) -> None:
         self.metrics.write(kind, **row)

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rekindle.errors import RekindleError
+from rekindle.progress import Progress
 from rekindle.store.publish import explained, sync
 from rekindle.train.order import sample_windows
 from rekindle.train.split import held_out_share, no_text, place
@@ -180,15 +181,13 @@ def _sweep(cache: Path) -> None:
 
 
 def _write(source: Source, encoder: Encoder, folder: Path) -> Meta:
-    from tqdm import tqdm
-
     share = held_out_share(source)
     dtype = np.dtype("uint16" if encoder.largest < 2**16 else "uint32")
     documents, tokens, largest = [0, 0], [0, 0], 0
     with (
         open(folder / "train.bin", "wb") as train,
         open(folder / "validation.bin", "wb") as validation,
-        tqdm(desc=f"tokenise {source.name}", unit="B", unit_scale=True, disable=None) as progress,
+        Progress(f"tokenise {source.name}", None, "characters") as progress,
     ):
         for texts in _chunks(source.documents(), _CHUNK_CHARS * (os.cpu_count() or 1)):
             for text, ids in zip(texts, encoder(texts), strict=True):

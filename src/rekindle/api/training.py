@@ -71,10 +71,10 @@ def train(
 
 def settled(source: str | Path, options: Resolved[TrainConfig]) -> Resolved[TrainConfig]:
     """Options of `train` with the defaults that follow the parent, and where these came from."""
-    from rekindle.store.folder import open_folder
+    from rekindle.edit import checkpoint_at
     from rekindle.train.rate import with_rate
 
-    return options if options.config.lr is not None else with_rate(options, open_folder(local(source)))
+    return options if options.config.lr is not None else with_rate(options, checkpoint_at(local(source)))
 
 
 def evaluate(source: str | Path, options: Resolved[EvaluateConfig] | None = None, **given: Any) -> dict[str, Any]:

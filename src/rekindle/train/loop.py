@@ -61,11 +61,8 @@ def train(
             check_free(out, overwrite)  # another run may have just come to its end
         stepper, run, saved = prepare(source, out, config, accelerator, resume=resume, overwrite=overwrite)
         stack.enter_context(disc_explained(work_folder(out)))
-        with (
-            _archiver(config, source, saved, out, overwrite)
-            if accelerator.is_main_process
-            else nullcontext() as archiver
-        ):
+        archived = _archiver(config, source, saved, out, overwrite) if accelerator.is_main_process else nullcontext()
+        with archived as archiver:
             session = Session(stepper, work_folder(out), run, archiver)
             with reproducible(accelerator.device):
                 session.go(saved)

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.config import Resolved
-from rekindle.edit import open_checkpoint
+from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
-from rekindle.store.folder import Folder
 from rekindle.store.manifest import Record, read_manifest
 from rekindle.train.config import TrainConfig
 
@@ -27,22 +26,22 @@ _PEAKS = (
 )  # fmt: skip
 
 
-def with_rate(options: Resolved[TrainConfig], source: Folder) -> Resolved[TrainConfig]:
+def with_rate(options: Resolved[TrainConfig], parent: Checkpoint) -> Resolved[TrainConfig]:
     """The options with `lr` settled, and where it came from; raises RekindleError where that cannot be known."""
     config = options.config
     if config.lr is not None or config.schedule == "continue":  # which goes on at the source run's
         return options
-    lr, origin = _of_parent(source, config.optimizer_state)
+    lr, origin = _of_parent(parent, config.optimizer_state)
     return Resolved(replace(config, lr=lr), {**options.origins, "lr": origin})
 
 
-def _of_parent(source: Folder, optimizer_state: str | None) -> tuple[float, str]:
-    manifest = read_manifest(source.path)
+def _of_parent(parent: Checkpoint, optimizer_state: str | None) -> tuple[float, str]:
+    manifest = read_manifest(parent.folder.path)
     lineage = manifest.lineage if manifest else []
     for record in reversed(lineage):
         if lr := _peak(record):
             return lr, "parent's peak, in its rekindle.json"
-    folder = Path(optimizer_state).expanduser() if optimizer_state else source.path / "optimizer"
+    folder = Path(optimizer_state).expanduser() if optimizer_state else parent.folder.path / "optimizer"
     if (folder / "optimizer.json").is_file():
         from rekindle.train.optimizer import read_description
 
@@ -51,10 +50,10 @@ def _of_parent(source: Folder, optimizer_state: str | None) -> tuple[float, str]
     verbs = [record.verb for record in lineage]
     if verbs[:1] == ["init"] and "train" not in verbs:
         return UNTRAINED, "default of an untrained model"
-    low, high = suggested(open_checkpoint(source).parameters()["active"])
+    low, high = suggested(parent.parameters()["active"])
     raise RekindleError(
         "The learning rate that the parent was trained at is not known, and none is given.",
-        where=source.path,
+        where=parent.folder.path,
         why="one far above it forgets what the parent has learned, one far below it learns nothing",
         hint=f"--lr with the parent's own peak; usual for its size is {low:.0e} to {high:.0e}",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import curve, write_corpus
+from train_helpers import curve
 
 from rekindle.errors import RekindleError
 from rekindle.store.publish import alone
@@ -160,19 +160,6 @@ def test_an_earlier_state_that_is_whole_is_named(
     last.rmdir()
     resumed, _ = run(small(), resume=True)
     assert curve(resumed) == curve(reference)
-
-
-def test_text_in_another_order_is_another_run(
-    small: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    data = tmp_path / "data" / "stories.jsonl"
-    data.parent.mkdir()
-    write_corpus(data)
-    stopped(run, small(), monkeypatch, data=str(data))
-    lines = data.read_text().splitlines(keepends=True)
-    data.write_text("".join(reversed(lines)))
-    with pytest.raises(RekindleError, match="another one: a sample of the training text was"):
-        run(small(), data=str(data), resume=True)
 
 
 def test_two_runs_do_not_write_to_one_out(small: Callable, run: Callable, tmp_path: Path):

@@ -20,8 +20,8 @@ from rekindle.api.join import join
 from rekindle.api.laws import fit, laws, plan
 from rekindle.api.look import checksums, env, inspect, not_finite, verify
 from rekindle.api.model import Model, apply, command, gqa, grow_depth, grow_experts, open, rewrite, summary, upcycle
-from rekindle.api.recipe import is_training, load_recipe, run
-from rekindle.api.training import evaluate, init, report, train, utility
+from rekindle.api.recipe import is_training, load_recipe, run, run_cost
+from rekindle.api.training import evaluate, init, init_cost, report, train, train_cost, utility
 from rekindle.codec.archive import Archive
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "grow_depth",
     "grow_experts",
     "init",
+    "init_cost",
     "inspect",
     "is_training",
     "join",
@@ -55,8 +56,10 @@ __all__ = [
     "report",
     "rewrite",
     "run",
+    "run_cost",
     "summary",
     "train",
+    "train_cost",
     "unpack",
     "upcycle",
     "utility",

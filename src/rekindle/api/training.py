@@ -77,6 +77,24 @@ def settled(source: str | Path, options: Resolved[TrainConfig]) -> Resolved[Trai
     return options if options.config.lr is not None else with_rate(options, checkpoint_at(local(source)))
 
 
+def train_cost(source: str | Path, options: Resolved[TrainConfig] | None = None, **given: Any) -> dict[str, Any]:
+    """What `train` would do and take: parameters, steps, tokens, FLOPs, memory, bytes. Nothing is read but headers."""
+    from rekindle.edit import checkpoint_at
+    from rekindle.train.config import TrainConfig
+    from rekindle.train.price import price_training
+
+    options = settled(source, options or resolve(TrainConfig, given))
+    return price_training(checkpoint_at(local(source)), options.config)
+
+
+def init_cost(options: Resolved[InitConfig] | None = None, **given: Any) -> dict[str, Any]:
+    """Parameters and bytes of what `init` would make."""
+    from rekindle.train.config import InitConfig
+    from rekindle.train.price import price_init
+
+    return price_init((options or resolve(InitConfig, given)).config)
+
+
 def evaluate(source: str | Path, options: Resolved[EvaluateConfig] | None = None, **given: Any) -> dict[str, Any]:
     """Loss and perplexity on text, with standard errors. Options: train.config.EvaluateConfig."""
     from rekindle.train.config import EvaluateConfig

@@ -13,7 +13,7 @@ import click
 from rekindle import api
 from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
 from rekindle.apply.save import Job, SaveConfig, default_workers, nbytes_read
-from rekindle.cli.dry_run import dry_data, dry_text, parameters
+from rekindle.cli.dry_run import cost_text, dry_data, dry_text, parameters
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, echo, nbytes, result, say, table
 from rekindle.config import Resolved, dump_yaml, resolve
@@ -98,10 +98,12 @@ def run(recipe: str, out: str, **given: Any) -> None:
     rekindle run recipe.yaml OUT --dry-run
     """
     if api.is_training(recipe):
-        if given["dry_run"]:
-            raise RekindleError("A recipe that trains has no dry run.", where=recipe)
         if given["part"]:
             raise RekindleError("A recipe that trains has no parts.", where=recipe)
+        if given["dry_run"]:
+            cost = api.run_cost(recipe)
+            result(cost, cost_text(cost), given["format_"])
+            return
         path = api.run(recipe, out, overwrite=given["overwrite"], resume=given["resume"])
         result({"out": str(path)}, str(path), given["format_"])
         return

@@ -11,6 +11,7 @@ import click
 
 from rekindle import api
 from rekindle.api.training import settled
+from rekindle.cli.dry_run import cost_text
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, note_default_data, result, say, table
 from rekindle.report.config import ReportConfig
@@ -18,6 +19,7 @@ from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, Utili
 
 DEBUG = click.option("--debug", is_flag=True, hidden=True)
 CONFIG = click.option("--config", "config_file", metavar="FILE", help="YAML with values for these options")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="say what would be done and what it costs; write nothing")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="replace OUT")
 
 
@@ -25,10 +27,13 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="replace OUT")
 @click.argument("out")
 @options_of(InitConfig)
 @CONFIG
+@DRY_RUN
 @OVERWRITE
 @FORMAT
 @DEBUG
-def init(out: str, config_file: str | None, overwrite: bool, format_: str, debug: bool, **given: Any) -> None:
+def init(
+    out: str, config_file: str | None, dry_run: bool, overwrite: bool, format_: str, debug: bool, **given: Any
+) -> None:
     """Make a model from scratch, with a tokenizer trained on its data.
 
     \b
@@ -39,6 +44,10 @@ def init(out: str, config_file: str | None, overwrite: bool, format_: str, debug
     echo(f"rekindle init: {out}", options)
     if options.config.tokenizer.startswith("bpe:"):
         note_default_data(options, "the tokenizer is trained on")
+    if dry_run:
+        cost = api.init_cost(options)
+        result(cost, cost_text(cost), format_)
+        return
     path = api.init(out, options, overwrite=overwrite)
     data = api.inspect(path)
     n = data["parameters"]
@@ -51,6 +60,7 @@ def init(out: str, config_file: str | None, overwrite: bool, format_: str, debug
 @click.argument("out")
 @options_of(TrainConfig)
 @CONFIG
+@DRY_RUN
 @OVERWRITE
 @click.option(
     "--resume", is_flag=True, help="go on where an interrupted run stopped; starts afresh where there is none"
@@ -61,6 +71,7 @@ def train(
     ckpt: str,
     out: str,
     config_file: str | None,
+    dry_run: bool,
     overwrite: bool,
     resume: bool,
     format_: str,
@@ -72,10 +83,15 @@ def train(
     \b
     rekindle train CKPT OUT --tokens 100k --seq-len 128 --batch-tokens 4096
     rekindle train CKPT OUT --tokens 50k --data corpus/ --schedule cosine --lr 3e-4
+    rekindle train CKPT OUT --tokens 2B --dry-run
     """
     options = settled(ckpt, resolved(TrainConfig, given, config_file))
     echo(f"rekindle train: {ckpt} -> {out}", options)
     note_default_data(options, "trains on")
+    if dry_run:
+        cost = api.train_cost(ckpt, options)
+        result(cost, cost_text(cost), format_)
+        return
     summary = api.train(ckpt, out, options, overwrite=overwrite, resume=resume)
     if summary:  # of several ranks the main one has it
         result(summary, table([(key.replace("_", " "), _short(value)) for key, value in summary.items()]), format_)

@@ -18,6 +18,7 @@ archive.py    its saved states as an archive
 metrics.py    metrics.jsonl
 device.py     accelerate's devices, precision, memory
 plan.py       what a run is going to do, checked beforehand
+price.py      what it would cost
 step.py       one update of the weights
 session.py    the run around the steps
 interrupts.py Ctrl-C

@@ -60,6 +60,12 @@ def _sharded(name: str) -> RekindleError:
     )
 
 
+def device_name(device: torch.device | None = None) -> str:
+    """What metrics.jsonl calls a device; without one, that on which a run would be."""
+    cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else device.type if device else "cpu"
+
+
 def micro_batch_size(asked: int | None, seq_len: int, vocab_size: int) -> int:
     """Sequences per forward pass: as asked, or as many as keep the float32 logits within 1 GiB."""
     if asked is not None:

@@ -34,14 +34,14 @@ def prepare(
     Raises RekindleError for whatever does not fit.
     """
     vocab_size, context = model_sizes(source.config)
-    plan = make_plan(config, accelerator.num_processes, _saved_schedule(source, config))
+    plan = make_plan(config, accelerator.num_processes, saved_schedule(source, config))
     check_lengths(config.seq_len, context, config.micro_batch)
     tokenizer = load_tokenizer(source.path)
     check_vocabulary(tokenizer, vocab_size, source.path)
     with accelerator.main_process_first():
         corpus = open_corpus(config.data, tokenizer)
     check_corpus(corpus, plan.seq_len, vocab_size)
-    run = describe_run(config, source.fingerprint, corpus)
+    run = describe_run(config, source.fingerprint, len(corpus.train))
     saved = find_start(out, run, resume=resume, overwrite=overwrite)
 
     model = load_model(source)
@@ -90,7 +90,7 @@ def _wrapped(model: Any, config: TrainConfig, accelerator: Accelerator) -> Any:
     return accelerator.prepare_model(model)
 
 
-def _saved_schedule(source: Folder, config: TrainConfig) -> Mapping[str, Any] | None:
+def saved_schedule(source: Folder, config: TrainConfig) -> Mapping[str, Any] | None:
     """The schedule the source's run ended in, from the optimizer state at hand."""
     if config.schedule != "continue":
         return None

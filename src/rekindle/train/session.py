@@ -10,14 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rekindle.config import to_dict
 from rekindle.errors import CheckFailed
 from rekindle.progress import Progress
 from rekindle.store.publish import explained
 from rekindle.train.archive import Archiver
-from rekindle.train.device import peak_memory
+from rekindle.train.device import device_name, peak_memory
 from rekindle.train.evaluate import validation_loss
 from rekindle.train.flops import count_parameters, training_flops
 from rekindle.train.interrupts import Interrupts
@@ -167,14 +165,13 @@ class Session:
 
     def _description(self) -> dict[str, Any]:
         """The run row of metrics.jsonl."""
-        device = self.accelerator.device
         return {
             "model_type": self.stepper.model.config.model_type,
             "parameters": self.parameters,
             "tokens_planned": self.plan.tokens,
             "batch_tokens": self.plan.batch_tokens,
             "seq_len": self.plan.seq_len,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "device": device_name(self.accelerator.device),
             "devices": self.accelerator.num_processes,
             "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             "data": self.config.data,

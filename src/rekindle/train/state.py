@@ -33,7 +33,6 @@ from rekindle.store.publish import sync
 from rekindle.train.config import TrainConfig
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.optimizer import MOMENTS
-from rekindle.train.tokens import Corpus
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,10 @@ CHECKSUMS = "checksums.json"
 _FIXED = ("data", "tokens", "batch_tokens", "seq_len", "seed", "skip")
 
 
-def describe_run(config: TrainConfig, fingerprint: str, corpus: Corpus) -> dict[str, Any]:
+def describe_run(config: TrainConfig, fingerprint: str, train_tokens: int) -> dict[str, Any]:
     """What a saved state must agree on with the run that resumes it."""
     options = {name: getattr(config, name) for name in _FIXED}
-    text = {"tokens of training text": len(corpus.train), "a sample of the training text": _sampled(corpus)}
-    return {**options, "source": fingerprint, **text}
-
-
-def _sampled(corpus: Corpus) -> str:
-    """Words from all over the training text: of as many tokens in another order they are others."""
-    windows = corpus.sample("train", 1 << 16, min(64, len(corpus.train) - 1))
-    return hashlib.sha256(windows.tobytes()).hexdigest()[:16]
+    return {**options, "source": fingerprint, "tokens of training text": train_tokens}
 
 
 def find_start(out: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Saved | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rekindle import __version__
 from rekindle.api.model import command
 from rekindle.api.source import local
-from rekindle.config import Resolved, dump_yaml, resolve, to_dict
+from rekindle.config import Resolved, resolve, to_dict
 from rekindle.errors import RekindleError
 from rekindle.store.publish import explained
 
@@ -31,9 +31,9 @@ def init(
     out = Path(out)
     options = options or resolve(InitConfig, given)
     typed = command("init", [str(out)], options)
-    init_model(out, options.config, command=typed, options=options.options(), overwrite=overwrite)
-    _write_recipe(out, {"rekindle": __version__, "steps": [{"init": to_dict(options.config)}]})
-    return out
+    recipe = {"rekindle": __version__, "steps": [{"init": to_dict(options.config)}]}
+    how = {"command": typed, "options": options.options(), "recipe": recipe, "overwrite": overwrite}
+    return init_model(out, options.config, **how)
 
 
 def train(
@@ -53,20 +53,18 @@ def train(
     from rekindle.train.loop import train as run
 
     options = settled(source, options or resolve(TrainConfig, given))
-    summary = run(
+    step = {**to_dict(options.config), "archive": None}  # like OUT itself, which a recipe never holds
+    return run(
         local(source),
         Path(out),
         options.config,
         command=command("train", [str(source), str(out)], options),
         options=options.options(),
+        recipe={"rekindle": __version__, "source": str(source), "steps": [{"train": step}]},
         source_name=str(source),
         resume=resume,
         overwrite=overwrite,
     )
-    if summary:  # of several ranks the main one writes
-        step = {**to_dict(options.config), "archive": None}  # like OUT itself, which a recipe never holds
-        _write_recipe(Path(out), {"rekindle": __version__, "source": str(source), "steps": [{"train": step}]})
-    return summary
 
 
 def settled(source: str | Path, options: Resolved[TrainConfig]) -> Resolved[TrainConfig]:
@@ -140,7 +138,3 @@ def report(
     typed = shlex.join(["rekindle", "report", *map(str, runs), "--out", str(out)])
     folders = [Path(run) for run in runs]
     return write_report(folders, Path(out), command=typed, overwrite=overwrite, **to_dict(options.config))
-
-
-def _write_recipe(out: Path, recipe: dict[str, Any]) -> None:
-    (out / "rekindle.yaml").write_text(dump_yaml(recipe), encoding="utf-8")

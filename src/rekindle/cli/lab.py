@@ -23,6 +23,8 @@ _TEXT = "\n".join(f"{name:<18} {what}" for name, what in STUDIES.items())
 def demo(out: str, overwrite: bool, scale: float, debug: bool) -> None:
     """Train a small model, upcycle it, verify, train on, compare, report. About 6 minutes on 2 cores.
 
+    One that was cut off goes on where it stopped.
+
     \b
     rekindle demo
     """

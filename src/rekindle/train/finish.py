@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rekindle import __version__
+from rekindle.config import dump_yaml
 from rekindle.store.folder import Folder
 from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
@@ -27,6 +29,7 @@ def publish(
     record: Record,
     parameters: dict[str, int],
     *,
+    recipe: Mapping[str, Any] | None,
     overwrite: bool,
 ) -> None:
     """Write OUT, whole or not at all; the weights in the dtype the source has on disk."""
@@ -40,10 +43,15 @@ def publish(
         shutil.copyfile(work / METRICS, partial / METRICS)
         if (work / TRACKERS).is_dir():
             shutil.copytree(work / TRACKERS, partial / TRACKERS)
-        write_manifest(partial, [*(before.lineage if before else []), record], parameters)
+        write_manifest(partial, [*(before.lineage if before else []), record], parameters, recipe)
 
 
-def write_manifest(folder: Path, lineage: Sequence[Record], parameters: dict[str, int]) -> None:
+def write_manifest(
+    folder: Path, lineage: Sequence[Record], parameters: dict[str, int], recipe: Mapping[str, Any] | None
+) -> None:
+    """What it is and where it came from; `recipe` is what makes it again."""
+    if recipe:
+        (folder / "rekindle.yaml").write_text(dump_yaml(recipe), encoding="utf-8")
     shards = {path.name: {"bytes": path.stat().st_size} for path in sorted(folder.glob("*.safetensors"))}
     Manifest(version=__version__, lineage=list(lineage), parameters=parameters, shards=shards).write(folder)
     mode = stat.S_IMODE((folder / MANIFEST).stat().st_mode)  # safetensors writes its files for the owner alone

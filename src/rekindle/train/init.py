@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rekindle.train.config import InitConfig
 from rekindle.train.finish import write_manifest
 from rekindle.train.flops import count_parameters
 from rekindle.train.model import save_model
+from rekindle.train.state import as_os_errors
 from rekindle.train.tokenizer import make_tokenizer
 
 SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo")
@@ -21,7 +23,13 @@ DEFAULT_EXPERTS = 8
 
 
 def init_model(
-    out: Path, config: InitConfig, *, command: str, options: dict[str, dict[str, Any]], overwrite: bool = False
+    out: Path,
+    config: InitConfig,
+    *,
+    command: str,
+    options: dict[str, dict[str, Any]],
+    recipe: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a model with random weights and a tokenizer to `out`; the same config gives the same bytes.
 
@@ -30,7 +38,7 @@ def init_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     check_sizes(config)
-    with publishing(out, overwrite=overwrite) as partial:
+    with publishing(out, overwrite=overwrite) as partial, as_os_errors():
         tokenizer = make_tokenizer(config.tokenizer, config.data, config.context)
         tokenizer.save_pretrained(partial)
         settings = AutoConfig.for_model(config.family, **model_settings(config, tokenizer))
@@ -40,7 +48,7 @@ def init_model(
         parameters = count_parameters(model)
         save_model(model.to(getattr(torch, config.dtype)), partial)
         record = Record(verb="init", command=command, options=options, summary=_sentence(config, parameters))
-        write_manifest(partial, [record], parameters)
+        write_manifest(partial, [record], parameters, recipe)
     return Path(out)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def train(
     *,
     command: str,
     options: dict[str, dict[str, Any]],
+    recipe: Mapping[str, Any] | None = None,
     source_name: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -78,7 +80,8 @@ def train(
                 tokens=summary["tokens"],
                 flops=summary["flops"],
             )
-            publish(out, source, stepper, session.work, record, session.parameters, overwrite=overwrite)
+            how = {"recipe": recipe, "overwrite": overwrite}
+            publish(out, source, stepper, session.work, record, session.parameters, **how)
             shutil.rmtree(session.work, ignore_errors=True)
         accelerator.wait_for_everyone()
     return summary

@@ -102,3 +102,14 @@ def test_recipes_that_train_have_a_dry_run_too(small: Callable, corpus: Path, tm
     api.init(tmp_path / "blank", hidden=16, layers=1, heads=2, tokenizer="bpe:300", data=str(corpus))
     cost = said("run", tmp_path / "blank" / "rekindle.yaml", tmp_path / "again", "--dry-run")
     assert cost["parameters"] == api.inspect(tmp_path / "blank")["parameters"]
+
+
+def test_a_config_alone_is_priced_too(tmp_path: Path):
+    """DeepSeek-V3: 671B parameters, 37B of them active."""
+    configs = Path(__file__).parents[2] / "docs" / "configs"
+    cost = api.train_cost(configs / "deepseek-v3.json", tokens="1T", seq_len=4096, batch_tokens=2**22, lr=2e-4)
+    assert cost["flops"] == pytest.approx(6 * 37e9 * 1e12, rel=0.03)
+    assert cost["memory"] > 16 * 671e9
+    assert cost["hours"] is None
+    with pytest.raises(RekindleError, match="1e-05 to 1e-04"):  # as 13B, the nearest of the table
+        api.train_cost(configs / "deepseek-v3.json", tokens="1T")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekindle import __version__
-from rekindle.api.model import command
+from rekindle.api.model import command, open
 from rekindle.api.source import local
 from rekindle.config import Resolved, resolve, to_dict
 from rekindle.errors import RekindleError
@@ -69,20 +69,18 @@ def train(
 
 def settled(source: str | Path, options: Resolved[TrainConfig]) -> Resolved[TrainConfig]:
     """Options of `train` with the defaults that follow the parent, and where these came from."""
-    from rekindle.edit import checkpoint_at
     from rekindle.train.rate import with_rate
 
-    return options if options.config.lr is not None else with_rate(options, checkpoint_at(local(source)))
+    return options if options.config.lr is not None else with_rate(options, open(source).checkpoint)
 
 
 def train_cost(source: str | Path, options: Resolved[TrainConfig] | None = None, **given: Any) -> dict[str, Any]:
     """What `train` would do and take: parameters, steps, tokens, FLOPs, memory, bytes. Nothing is read but headers."""
-    from rekindle.edit import checkpoint_at
     from rekindle.train.config import TrainConfig
     from rekindle.train.price import price_training
 
     options = settled(source, options or resolve(TrainConfig, given))
-    return price_training(checkpoint_at(local(source)), options.config)
+    return price_training(open(source).checkpoint, options.config)
 
 
 def init_cost(options: Resolved[InitConfig] | None = None, **given: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -126,3 +127,13 @@ def test_of_several_ranks_one_speaks(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setenv("RANK", "0")
     note_default_data(options, "trains on")
     assert "note: no --data: trains on the standard library of this Python" in capsys.readouterr().err
+
+
+def test_what_comes_next_works(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Typed as it is said, twice, in a folder whose name the shell would take apart."""
+    monkeypatch.chdir(tmp_path)
+    for flags in ([], ["--overwrite"]):
+        said = train(desk, tmp_path / "my run", *flags).stderr.splitlines()[-1]
+        assert said.startswith("next:  rekindle report")
+        ran = CliRunner().invoke(rekindle, shlex.split(said)[2:])
+        assert ran.exit_code == 0, ran.exception

@@ -13,10 +13,24 @@ import rekindle
 
 SOURCE = Path(rekindle.__file__).parent
 FLOORS = {
-    "errors": 0, "config": 0.5, "store": 1, "anatomy": 2, "edit": 3, "methods": 4, "apply": 5, "codec": 5,
-    "train": 6, "recovery": 6, "search": 6, "laws": 6, "report": 7, "api": 8, "sweep": 8.5, "lab": 9, "cli": 10,
+    "errors": 0, "progress": 0, "config": 0.5, "store": 1, "anatomy": 2, "edit": 3, "methods": 4,
+    "apply": 5, "codec": 5, "train": 6, "recovery": 6, "search": 6, "laws": 6, "report": 7, "api": 8, "sweep": 8.5,
+    "lab": 9, "cli": 10,
 }  # fmt: skip
-NO_TORCH_ABOVE = {"errors", "config", "store", "anatomy", "edit", "methods", "apply", "laws", "report", "api", "cli"}
+NO_TORCH_ABOVE = {
+    "errors",
+    "progress",
+    "config",
+    "store",
+    "anatomy",
+    "edit",
+    "methods",
+    "apply",
+    "laws",
+    "report",
+    "api",
+    "cli",
+}
 STRANGERS = {("train", "laws"), ("laws", "train"), ("report", "train"), ("report", "apply"), ("report", "edit")}
 METHODS_SEE = {"errors", "config", "anatomy", "edit", "methods"}
 FILES = sorted(path for path in SOURCE.rglob("*.py"))

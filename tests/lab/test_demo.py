@@ -9,7 +9,9 @@ import pytest
 from safetensors.torch import load_file
 
 from rekindle import api
+from rekindle.errors import RekindleError
 from rekindle.lab.demo import demo
+from rekindle.train.session import Session
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
 
@@ -81,3 +83,33 @@ def test_demo_runs_and_says_what_it_found(tmp_path, monkeypatch):
     assert all((run / "rekindle.yaml").exists() for run in made.runs)
     commands = [line.split("$ ")[1] for line in said if "$ rekindle" in line]
     assert len(commands) == 9
+
+
+def test_a_demo_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    """In the middle of its second training, and then between two steps; what was there stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    out, real, calls = Path("demo"), Session._step, 0
+
+    def cut(self, step, boundary, wanted):
+        nonlocal calls
+        calls += 1
+        real(self, step, boundary, wanted)
+        return calls == 20
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_step", cut)
+        with pytest.raises(KeyboardInterrupt):
+            demo(out, lambda text: None, scale=0.02)
+    made = {name: (out / name / "model.safetensors").stat().st_mtime_ns for name in ("start", "dense", "moe")}
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "report", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            demo(out, lambda text: None, scale=0.02)
+    assert demo(out, lambda text: None, scale=0.02).page.is_file()
+    assert made == {name: (out / name / "model.safetensors").stat().st_mtime_ns for name in made}
+    with pytest.raises(RekindleError, match="a demo that has come to its end"):
+        demo(out, lambda text: None, scale=0.02)
+    other = tmp_path / "other"
+    api.init(other / "start", hidden=16, layers=1, heads=2, tokenizer="bpe:300")
+    with pytest.raises(RekindleError, match="exists and is not empty"):
+        demo(other, lambda text: None, scale=0.02)

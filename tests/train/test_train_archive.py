@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from test_train_resume import killed
 
 from rekindle import api
+from rekindle.codec.container import create
 from rekindle.errors import RekindleError
+from rekindle.store.publish import alone
 from rekindle.train import session
 
 SIZE = {"save_every": 512}  # two of the twelve steps
@@ -74,3 +77,69 @@ def test_what_goes_wrong_behind_the_run_s_back_is_told(small: Callable, run: Cal
     with pytest.raises(RekindleError, match="disc is full"):
         run(small(), "out", archive=str(tmp_path / "run.rk"), **SIZE)
     run(small(), "out", resume=True, **SIZE)  # the run itself is not lost
+
+
+def steps_of(archive: Path) -> dict[int, str]:
+    return {x["step"]: x["digest"] for x in api.archive_info(archive)["steps"]}
+
+
+def cut_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the next run stop after that many steps."""
+    real = session.Session._step
+
+    def interrupted(self, number, boundary, wanted):
+        real(self, number, boundary, wanted)
+        return number == step - 1
+
+    monkeypatch.setattr(session.Session, "_step", interrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name", "count"),
+    [
+        ("step", "cross_entropy", "2"),  # before the first state
+        ("archive", "add_step", "1"),  # the first state is there, its step is not
+        ("archive", "add_step", "3"),
+        ("state", "save_file", "5"),  # in the middle of the third state
+        ("finish", "save_model", "1"),
+    ],
+)
+def test_a_killed_run_goes_on_in_its_archive_as_if_nothing_had_been(
+    small: Callable, run: Callable, corpus: Path, tmp_path: Path, module: str, name: str, count: str
+):
+    run(small(), "whole", archive=str(tmp_path / "whole.rk"), **SIZE)
+    options = {"archive": str(tmp_path / "cut.rk"), **SIZE}
+    killed(small(), tmp_path / "cut", corpus, module, name, count, **options)
+    run(small(), "cut", resume=True, **options)
+    assert steps_of(tmp_path / "cut.rk") == steps_of(tmp_path / "whole.rk")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_archive_begun_by_a_run_that_came_to_nothing_is_no_obstacle(small: Callable, run: Callable, tmp_path: Path):
+    create(tmp_path / "run.rk")
+    run(small(), "out", archive=str(tmp_path / "run.rk"), tokens=512, **SIZE)
+    assert list(steps_of(tmp_path / "run.rk")) == [2]
+
+
+@pytest.mark.parametrize("at", [2, 4, 5])
+def test_another_run_s_archive_is_refused(
+    small: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+):
+    ours, other = str(tmp_path / "ours.rk"), str(tmp_path / "other.rk")
+    run(small(), "other", archive=other, seed=1, tokens=1024, **SIZE)
+    before = steps_of(tmp_path / "other.rk")
+    cut_after(at, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(small(), "out", archive=ours, **SIZE)
+    monkeypatch.undo()
+    with pytest.raises(RekindleError, match=r"other\.rk holds a step . that is not of this run"):
+        run(small(), "out", archive=other, resume=True, **SIZE)
+    assert steps_of(tmp_path / "other.rk") == before
+    run(small(), "out", archive=ours, resume=True, **SIZE)
+
+
+def test_two_runs_do_not_write_into_one_archive(small: Callable, run: Callable, tmp_path: Path):
+    with alone(tmp_path / ".run.rk.training.lock", "training"), pytest.raises(RekindleError, match="Another process"):
+        run(small(), "out", archive=str(tmp_path / "run.rk"), **SIZE)
+    assert not list(tmp_path.iterdir())

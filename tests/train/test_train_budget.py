@@ -35,7 +35,7 @@ def test_the_parent_is_what_the_last_method_was_applied_to(lineage, tokens):
 def test_uptraining_runs_for_a_fraction_of_the_parents_tokens(small, run, corpus, tmp_path):
     parent, summary = run(small("llama"))
     pooled = api.gqa(parent, kv_heads=1).save(tmp_path / "pooled")
-    options = {"data": str(corpus), "batch_tokens": 256, "seq_len": 32, "eval_tokens": 256}
+    options = {"data": str(corpus), "batch_tokens": 256, "seq_len": 32, "eval_tokens": 256, "lr": 1e-3}
     tuned = api.train(pooled, tmp_path / "tuned", fraction_of_parent=0.5, **options)
     assert tuned["tokens"] == summary["tokens"] // 2
     again = api.train(tmp_path / "tuned", tmp_path / "again", fraction_of_parent=0.25, **options)

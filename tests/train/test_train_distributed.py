@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from train_helpers import rows
 
+from rekindle.errors import RekindleError
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -27,7 +29,8 @@ train(Path(sys.argv[1]), Path(sys.argv[2]), config, command="", options={{}})
 
 
 @pytest.mark.slow
-def test_two_ranks(small: Callable, run: Callable, corpus: Path, tmp_path: Path):
+@pytest.mark.parametrize("told", [{"ACCELERATE_USE_CPU": "true"}, {}], ids=["accelerate", "torchrun"])
+def test_two_ranks(small: Callable, run: Callable, corpus: Path, tmp_path: Path, told: dict[str, str]):
     alone, _ = run(small("mixtral"), "alone", aux_loss=0.0)
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
@@ -35,7 +38,7 @@ def test_two_ranks(small: Callable, run: Callable, corpus: Path, tmp_path: Path)
     done = subprocess.run(
         [*launch, str(small("mixtral")), str(tmp_path / "together"), str(corpus)],
         capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | told,
     )
     assert done.returncode == 0, done.stderr.decode()
     together = tmp_path / "together"
@@ -47,3 +50,12 @@ def test_two_ranks(small: Callable, run: Callable, corpus: Path, tmp_path: Path)
         assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-4)
         assert a["val_loss_stderr"] == pytest.approx(b["val_loss_stderr"], rel=1e-3)
         assert sum(map(sum, b["expert_load"])) == pytest.approx(2, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_shards_are_refused_before_anything_is_read(
+    small: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(RekindleError, match=f"(?i)under {name} is not supported: each device holds the whole model"):
+        run(tmp_path / "nowhere", data="./nothing.txt")

@@ -51,3 +51,22 @@ def test_encoders_are_not_trained_to_predict_the_next_token(tiny, small, run, tm
         parent = with_tokenizer(tiny("bert", **SIZES, **changes), small("llama"), folder)
         with pytest.raises(RekindleError, match=f"This bert {words}; needed is one that predicts the next token"):
             run(parent)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_experts_whose_sizes_grouped_kernels_do_not_take(small, run, precision):
+    """Rows of 18 and 30 numbers are no whole 16 bytes."""
+    _, summary = run(small("mixtral", hidden=18, heads=3, ffn=30), precision=precision)
+    assert summary["val_loss"] < summary["val_loss_before"]
+
+
+@pytest.mark.parametrize("blockwise", [False, True])
+def test_verify_of_such_experts(small, tmp_path, blockwise):
+    dense = small(hidden=18, heads=3, ffn=30)
+    moe = api.upcycle(dense, experts=4).save(tmp_path / "moe")
+    assert api.verify(moe, against=dense, tokens=64, data="stdlib", blockwise=blockwise).held
+
+
+def test_experts_whose_rows_are_whole_16_bytes_in_float32_alone(small, run):
+    out = [run(small("mixtral", hidden=12, heads=2, ffn=20), p, precision=p)[1] for p in ("fp32", "bf16")]
+    assert out[0]["val_loss"] == pytest.approx(out[1]["val_loss"], rel=1e-2)

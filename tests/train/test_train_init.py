@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -106,3 +108,17 @@ def test_refused(tmp_path: Path, corpus: Path, changes: dict[str, Any], said: st
     with pytest.raises(RekindleError, match=said):
         init_model(tmp_path / "m", config, command="", options={})
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_readable_by_whom_other_files_are(run: Callable, corpus: Path, tmp_path: Path):
+    """safetensors writes for the owner alone."""
+    before = os.umask(0o027)
+    try:
+        config = InitConfig(**SIZES, data=str(corpus))
+        blank = init_model(tmp_path / "blank", config, command="", options={})
+        trained, _ = run(blank)
+    finally:
+        os.umask(before)
+    files = [path for folder in (blank, trained) for path in folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".safetensors" for path in files)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}

@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import os
+import pkgutil
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from train_helpers import curve, defaults, rows, write_corpus
 
 from rekindle.apply.load import load_model
@@ -256,6 +259,41 @@ def test_out_of_memory_says_what_to_lower(small: Small, run: Run, monkeypatch: p
             run(small())
         assert "--micro-batch" in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize(
+    ("where", "call", "goes_on"),
+    [
+        ("rekindle.train.state.save_file", 1, "then start it again"),
+        ("rekindle.train.state.save_file", 4, r"then --resume \(from step 4\)"),
+        ("rekindle.train.optimizer.save_file", 1, r"then --resume \(from step 12\)"),
+        ("rekindle.train.finish.save_model", 1, r"then --resume \(from step 12\)"),
+    ],
+)
+def test_a_full_disc_leaves_the_last_state(
+    small: Small, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str, call: int, goes_on: str
+):
+    reference, _ = run(small(), "reference")
+    calls, real = 0, pkgutil.resolve_name(where)
+
+    def full(*args: Any, **how: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise SafetensorError(FULL)
+        return real(*args, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, full)
+        with pytest.raises(RekindleError, match="The disc is full") as caught:
+            run(small())
+    assert re.search(goes_on, str(caught.value))
+    assert not list(work_folder(tmp_path / "out").glob("state.new"))
+    out, _ = run(small(), resume=True)
+    assert curve(out) == curve(reference)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

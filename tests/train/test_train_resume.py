@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from train_helpers import curve, write_corpus
 
+from rekindle.errors import RekindleError
+from rekindle.store.publish import alone
 from rekindle.train.state import find_state, work_folder
 
 # Trains in a process of its own, which kills itself at a chosen call of a chosen function.
 VICTIM = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from rekindle.train import finish, loop, session, state, step
+from rekindle.train import archive, finish, loop, session, state, step
 from rekindle.train.config import TrainConfig
 sys.path.insert(0, {tests!r})
 from train_helpers import defaults
 
-src, out, corpus, module, name, count = sys.argv[1:]
+src, out, corpus, changes, module, name, count = sys.argv[1:]
 module = globals()[module]
 real, calls = getattr(module, name), 0
 
@@ -35,13 +39,15 @@ def deadly(*args, **kwargs):
     return real(*args, **kwargs)
 
 setattr(module, name, deadly)
-loop.train(Path(src), Path(out), TrainConfig(**defaults(Path(corpus))), command="", options={{}}, resume=True)
+options = defaults(Path(corpus)) | json.loads(changes)
+loop.train(Path(src), Path(out), TrainConfig(**options), command="", options={{}}, resume=True)
 """
 
 
-def killed(src: Path, out: Path, corpus: Path, *where: str) -> None:
+def killed(src: Path, out: Path, corpus: Path, *where: str, **changes: Any) -> None:
     script = VICTIM.format(tests=str(Path(__file__).parent))
-    done = subprocess.run([sys.executable, "-c", script, str(src), str(out), str(corpus), *where], capture_output=True)
+    words = [sys.executable, "-c", script, str(src), str(out), str(corpus), json.dumps(changes), *where]
+    done = subprocess.run(words, capture_output=True)
     assert done.returncode == -9, done.stderr.decode()
     assert not out.exists()
 
@@ -89,7 +95,6 @@ def test_a_state_whose_deletion_was_interrupted_is_not_one(small: Callable, tmp_
 
 
 def test_a_damaged_state_is_refused(small: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    from rekindle.errors import RekindleError
     from rekindle.train import session
 
     def stop(*_: object) -> None:
@@ -131,3 +136,76 @@ def test_other_text_of_the_same_length_is_refused(
         run(small(), "out", data=str(data), resume=True)
     data.write_text("".join(lines))
     run(small(), "out", data=str(data), resume=True)
+
+
+def stopped(run: Callable, src: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """A run that saved its last state and could not write OUT."""
+
+    def stop(*_: object) -> None:
+        raise OSError(5, "the disc is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rekindle.train.loop.summarise", stop)
+        with pytest.raises(OSError, match="disc is gone"):
+            run(src, **changes)
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "moments.safetensors", "state.json", "checksums.json", "metrics"]
+)
+def test_a_bit_that_flipped_in_a_saved_state_is_seen(
+    small: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+):
+    stopped(run, small(), monkeypatch)
+    saved = find_state(work_folder(tmp_path / "out"))
+    assert saved is not None
+    path = saved.path.parent / "metrics.jsonl" if name == "metrics" else saved.path / name
+    whole = path.read_bytes()
+    for at in (3 * len(whole) // 4, len(whole) // 2, 3):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(RekindleError, match="saved state cannot be read|interrupted run is another one"):
+            run(small(), resume=True)
+    path.write_bytes(whole)
+    run(small(), resume=True)
+
+
+def test_an_earlier_state_that_is_whole_is_named(
+    small: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    from rekindle.train import state
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "_states", lambda work: [])  # no earlier state is dropped
+        stopped(run, small(), patch)
+    reference, _ = run(small(), "reference")
+    last = work_folder(tmp_path / "out") / "state-12"
+    (last / "weights.safetensors").write_bytes((last / "weights.safetensors").read_bytes()[:-1] + b"!")
+    with pytest.raises(RekindleError, match="delete that folder, and --resume goes on from step 8"):
+        run(small(), resume=True)
+    for path in last.iterdir():
+        path.unlink()
+    last.rmdir()
+    resumed, _ = run(small(), resume=True)
+    assert curve(resumed) == curve(reference)
+
+
+def test_two_runs_do_not_write_to_one_out(small: Callable, run: Callable, tmp_path: Path):
+    lock = tmp_path / ".out.training.lock"
+    with alone(lock, "training"), pytest.raises(RekindleError, match="Another process is training into out"):
+        run(small())
+    assert not list(tmp_path.iterdir())
+    run(small())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_of_two_runs_at_once_one_is_refused(small: Callable, run: Callable, corpus: Path, tmp_path: Path):
+    reference, _ = run(small(), "reference")
+    script = VICTIM.format(tests=str(Path(__file__).parent))
+    words = [sys.executable, "-c", script, str(small()), str(tmp_path / "out"), str(corpus), "{}", "state", "sync", "0"]
+    running = [subprocess.Popen(words, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate()[1].decode() for process in running]
+    assert sorted(process.returncode for process in running) == [0, 1]
+    assert any("Another process is training into out" in text or "not empty" in text for text in said)
+    assert curve(tmp_path / "out") == curve(reference)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()

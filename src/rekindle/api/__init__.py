@@ -13,8 +13,8 @@ from rekindle.api.look import checksums, env, inspect, not_finite, verify
 from rekindle.api.methods import gqa, grow_depth, grow_experts, rewrite, upcycle
 from rekindle.api.model import Model, apply, command, open, summary
 from rekindle.api.pack import archive_add, pack
-from rekindle.api.recipe import is_training, load_recipe, run
-from rekindle.api.training import evaluate, init, report, train, utility
+from rekindle.api.recipe import is_training, load_recipe, run, run_cost
+from rekindle.api.training import evaluate, init, init_cost, report, train, train_cost, utility
 from rekindle.codec.archive import Archive
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "grow_depth",
     "grow_experts",
     "init",
+    "init_cost",
     "inspect",
     "is_training",
     "join",
@@ -48,8 +49,10 @@ __all__ = [
     "report",
     "rewrite",
     "run",
+    "run_cost",
     "summary",
     "train",
+    "train_cost",
     "unpack",
     "upcycle",
     "utility",

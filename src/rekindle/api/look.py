@@ -127,7 +127,8 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
         check_ids(int(ids.max()), vocab_size, folder)
     except RekindleError as error:
         return random(error)
-    return ids, f"validation text of {data}"
+    name = "this Python's standard library (no --data)" if data == "stdlib" else data
+    return ids, f"validation text of {name}"
 
 
 def _keep(folder: Path, verdict: dict[str, Any], manifest: Manifest | None, config: dict[str, Any]) -> None:

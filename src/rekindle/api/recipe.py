@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.api.model import Model, open
-from rekindle.api.training import init, train
+from rekindle.api.training import init, init_cost, train, train_cost
 from rekindle.config import read_yaml, resolve, unknown_key
 from rekindle.errors import RekindleError, together
 from rekindle.methods import method_named
@@ -50,8 +50,15 @@ def run(path: str | Path, out: str | Path, *, overwrite: bool = False, resume: b
     return model.save(out, overwrite=overwrite, resume=resume, **how, **save_options)
 
 
+def run_cost(path: str | Path) -> dict[str, Any]:
+    """What a recipe of one `init` or `train` would take; a recipe of methods has a plan, see load_recipe."""
+    recipe = _read_recipe(path)
+    [(verb, given)] = recipe["steps"]
+    return init_cost(**given) if verb == "init" else train_cost(recipe["source"], **given)
+
+
 def is_training(path: str | Path) -> bool:
-    """Whether a recipe is one of `init` or `train`, which have no plan to price."""
+    """Whether a recipe is one of `init` or `train`, which have no plan."""
     return [verb for verb, _ in _read_recipe(path)["steps"]][0] in ("init", "train")
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekindle import __version__
-from rekindle.api.model import command
+from rekindle.api.model import command, open
 from rekindle.api.options import takes
 from rekindle.api.source import files_read, local, place
-from rekindle.config import Resolved, dump_yaml, resolve, to_dict
+from rekindle.config import Resolved, resolve, to_dict
 from rekindle.errors import RekindleError
 from rekindle.report.config import ReportConfig
 from rekindle.store.publish import check_spares, explained
@@ -33,9 +33,9 @@ def init(
     options = options or resolve(InitConfig, given)
     check_spares(out, None, *files_read(options.config))
     typed = command("init", [str(out)], options)
-    recipe = dump_yaml({"rekindle": __version__, "steps": [{"init": to_dict(options.config)}]})
-    init_model(out, options.config, command=typed, options=options.options(), recipe=recipe, overwrite=overwrite)
-    return out
+    recipe = {"rekindle": __version__, "steps": [{"init": to_dict(options.config)}]}
+    how = {"command": typed, "options": options.options(), "recipe": recipe, "overwrite": overwrite}
+    return init_model(out, options.config, **how)
 
 
 @takes(TrainConfig)
@@ -54,22 +54,44 @@ def train(
     """
     from rekindle.train.loop import train as run
 
-    options = options or resolve(TrainConfig, given)
+    options = settled(source, options or resolve(TrainConfig, given))
     check_spares(Path(out), place(source), *files_read(options.config))
-    summary = run(
+    step = {**to_dict(options.config), "archive": None}  # like OUT itself, which a recipe never holds
+    return run(
         local(source),
         Path(out),
         options.config,
         command=command("train", [str(source), str(out)], options),
         options=options.options(),
+        recipe={"rekindle": __version__, "source": str(source), "steps": [{"train": step}]},
         source_name=str(source),
         resume=resume,
         overwrite=overwrite,
     )
-    if summary:  # of several ranks the main one writes
-        step = {**to_dict(options.config), "archive": None}  # like OUT itself, which a recipe never holds
-        _write_recipe(Path(out), {"rekindle": __version__, "source": str(source), "steps": [{"train": step}]})
-    return summary
+
+
+def settled(source: str | Path, options: Resolved[TrainConfig]) -> Resolved[TrainConfig]:
+    """Options of `train` with the defaults that follow the parent, and where these came from."""
+    from rekindle.train.rate import with_rate
+
+    return options if options.config.lr is not None else with_rate(options, open(source).checkpoint)
+
+
+def train_cost(source: str | Path, options: Resolved[TrainConfig] | None = None, **given: Any) -> dict[str, Any]:
+    """What `train` would do and take: parameters, steps, tokens, FLOPs, memory, bytes. Nothing is read but headers."""
+    from rekindle.train.config import TrainConfig
+    from rekindle.train.price import price_training
+
+    options = settled(source, options or resolve(TrainConfig, given))
+    return price_training(open(source).checkpoint, options.config)
+
+
+def init_cost(options: Resolved[InitConfig] | None = None, **given: Any) -> dict[str, Any]:
+    """Parameters and bytes of what `init` would make."""
+    from rekindle.train.config import InitConfig
+    from rekindle.train.price import price_init
+
+    return price_init((options or resolve(InitConfig, given)).config)
 
 
 @takes(EvaluateConfig)
@@ -117,8 +139,3 @@ def report(
     typed = shlex.join(["rekindle", "report", *map(str, runs), "--out", str(out)])
     folders = [Path(run) for run in runs]
     return write_report(folders, Path(out), command=typed, overwrite=overwrite, **to_dict(options.config))
-
-
-def _write_recipe(out: Path, recipe: dict[str, Any]) -> None:
-    with explained(out):
-        (out / "rekindle.yaml").write_text(dump_yaml(recipe), encoding="utf-8")

@@ -52,7 +52,8 @@ def config_of(folder: Folder) -> Any:
 
 
 def load_model(source: Folder | Path, dtype: str = "float32", output: str = "causal") -> Any:
-    """The model of an opened checkpoint's folder, or of a path, in `dtype`, on the CPU, with grouped expert kernels.
+    """The model of an opened checkpoint's folder, or of a path, in `dtype`, on the CPU, with grouped expert kernels
+    where its sizes allow them.
 
     Raises RekindleError where its output is another, and where weights are missing, superfluous or misshaped.
     """
@@ -84,7 +85,20 @@ def load_model(source: Folder | Path, dtype: str = "float32", output: str = "cau
                 f"The weights do not fit the config: {len(names)} {kind.replace('_', ' ')}, such as {names[0]}.",
                 where=folder.path,
             )
+    fit_experts(model)
     return model
+
+
+def fit_experts(model: Any, itemsize: int | None = None) -> bool:
+    """Whether torch's grouped kernels take a model's experts, of values of `itemsize` bytes: rows of whole 16 bytes.
+
+    Where they do not, it computes one expert after the other from now on.
+    """
+    stacks = [p for name, p in model.named_parameters() if ".experts." in name and p.ndim == 3]
+    fit = not any(size * (itemsize or p.itemsize) % 16 for p in stacks for size in p.shape[1:])
+    if not fit:
+        model.set_experts_implementation("eager")
+    return fit
 
 
 def _state(folder: Folder, files: Files) -> dict[str, Any]:

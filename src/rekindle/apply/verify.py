@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rekindle.anatomy.settings import meaning
-from rekindle.apply.load import config_of, load_model, model_class, quietly
+from rekindle.apply.load import config_of, fit_experts, load_model, model_class, quietly
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.plan import plan
@@ -166,6 +166,7 @@ def _blockwise(checkpoint: Checkpoint, dtype: str, files: Files) -> Any:
     with quietly(), init_empty_weights(include_buffers=False):
         made = model_class(checkpoint.settings.output)
         model = made.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    fit_experts(model)
     weights = Weights(checkpoint, dtype, files)
     attach_align_device_hook(model, execution_device=torch.device("cpu"), offload=True, weights_map=weights)
     for name, buffer in model.named_buffers():  # the hooks ask for parameters only

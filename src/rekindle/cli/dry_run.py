@@ -66,9 +66,34 @@ def dry_text(job: Job, part: Part | None, workers: int) -> str:
     return "\n".join(lines)
 
 
+def cost_text(cost: dict[str, Any]) -> str:
+    """Of `api.train_cost`, or `api.init_cost`."""
+    if "steps" not in cost:
+        most = f"vocabulary of at most {cost['vocab_size']}"
+        return f"[dry-run] {_parameters(cost['parameters'])}, {most}, at most {nbytes(cost['bytes'])} of weights"
+    saves, out, state = cost["saves"], nbytes(cost["bytes"]["out"]), nbytes(cost["bytes"]["state"])
+    time = "unknown: no run of this model on this device has left its speed beside it"
+    if cost["hours"]:
+        time = f"{cost['hours']:.3g} hours at the {count(cost['tokens_per_s'])} tokens/s that the parent's own run had"
+    rows = [
+        ("steps", f"{cost['steps']:,}, {cost['tokens']:,} tokens of {cost['data']} (not read)"),
+        ("rate", f"{cost['lr']:g} at its peak, {cost['schedule']}"),
+        ("FLOPs", f"{cost['flops']:.3g}"),
+        ("memory", f"at least {nbytes(cost['memory'])}: weights, gradients, moments, logits; activations on top"),
+        ("evaluations", str(cost["evaluations"])),
+        ("saved", f"{saves} state{'s' * (saves > 1)} of {state}, two at a time"),
+        ("OUT", f"{out}, with moments"),
+        ("time", time),
+    ]
+    return f"[dry-run] {_parameters(cost['parameters'])}\n{table(rows, indent=2)}"
+
+
 def parameters(checkpoint: Checkpoint) -> str:
     """46.70B parameters, 12.88B active"""
-    n = checkpoint.parameters()
+    return _parameters(checkpoint.parameters())
+
+
+def _parameters(n: dict[str, int]) -> str:
     if n["total"] == n["active"]:
         return f"{count(n['total'])} parameters"
     return f"{count(n['total'])} parameters, {count(n['active'])} active"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rekindle.cli.out import narrator
+from rekindle.cli.out import VOICE, narrator
 from rekindle.errors import RekindleError, nearest
 from rekindle.lab import STUDIES, run_study
 from rekindle.lab.demo import demo as run
@@ -18,9 +18,12 @@ _TEXT = "\n".join(f"{name:<18} {what}" for name, what in STUDIES.items())
 @click.argument("out", default="demo")
 @click.option("--overwrite", is_flag=True, help="replace the results of an earlier demo in OUT")
 @click.option("--scale", type=float, default=1.0, metavar="X", help="length of both training stages  [1.0]")
+@VOICE
 @click.option("--debug", is_flag=True, hidden=True)
 def demo(out: str, overwrite: bool, scale: float, debug: bool) -> None:
     """Train a small model, upcycle it, verify, train on, compare, report. About 6 minutes on 2 cores.
+
+    One that was cut off goes on where it stopped.
 
     \b
     rekindle demo
@@ -42,6 +45,7 @@ def demo(out: str, overwrite: bool, scale: float, debug: bool) -> None:
 @click.option("--out", metavar="DIR", help="where runs and page go; a study cut off goes on there  [lab-STUDY]")
 @click.option("--seeds", type=int, metavar="N", help="parents to start from  [3, with --quick 1]")
 @click.option("--quick", is_flag=True, help="a small part of the tokens: about 5 minutes on 2 cores")
+@VOICE
 @click.option("--debug", is_flag=True, hidden=True)
 def lab(name: str, out: str | None, seeds: int | None, quick: bool, debug: bool) -> None:
     if name not in STUDIES:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from rekindle.api.source import place
 from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
 from rekindle.apply.save import Job, SaveConfig, default_workers, nbytes_read
 from rekindle.apply.threads import check_workers
-from rekindle.cli.dry_run import dry_data, dry_text, parameters
+from rekindle.cli.dry_run import cost_text, dry_data, dry_text, parameters
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, echo, nbytes, result, say, table
 from rekindle.config import Resolved, dump_yaml, resolve
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, Method
+from rekindle.progress import Progress
 from rekindle.store.manifest import read_manifest
 from rekindle.store.publish import check_free, check_spares
 
@@ -79,10 +79,12 @@ def run(recipe: str, out: str, **given: Any) -> None:
     rekindle run recipe.yaml OUT --dry-run
     """
     if api.is_training(recipe):
-        if given["dry_run"]:
-            raise RekindleError("A recipe that trains has no dry run.", where=recipe)
         if given["part"]:
             raise RekindleError("A recipe that trains has no parts.", where=recipe)
+        if given["dry_run"]:
+            cost = api.run_cost(recipe)
+            result(cost, cost_text(cost), given["format_"])
+            return
         path = api.run(recipe, out, overwrite=given["overwrite"], resume=given["resume"])
         result({"out": str(path)}, str(path), given["format_"])
         return
@@ -125,8 +127,6 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
     if given["dry_run"]:
         result(dry_data(job, part, workers), dry_text(job, part, workers), given["format_"])
         return
-    from tqdm import tqdm
-
     if part:
         _say_nothing_to_write(job, part)
     else:
@@ -134,7 +134,7 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
         if lost := model.lost(Path(out), job):
             say(f"note: goes with the {out} that is replaced, and is not in the new one: {', '.join(lost)}")
     total = sum(shard.nbytes for shard in job.share(part)) + nbytes_read(job.needed(part))
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False) as bar:
+    with Progress("write", total, "B") as bar:
         how = {name: given[name] for name in ("overwrite", "resume", "part")}
         path = model.save(out, workers=workers, progress=bar.update, **how, **given_save)
     _tell(model, job, part, path, given["format_"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import click
 
 from rekindle import api
+from rekindle.api.training import settled
+from rekindle.cli.dry_run import cost_text
 from rekindle.cli.options import options_of, resolved
-from rekindle.cli.out import FORMAT, count, echo, result, say, table
+from rekindle.cli.out import FORMAT, count, echo, note_default_data, result, say, table
 from rekindle.report.config import ReportConfig
 from rekindle.store.publish import check_spares
 from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
 
 DEBUG = click.option("--debug", is_flag=True, hidden=True)
 CONFIG = click.option("--config", "config_file", metavar="FILE", help="YAML with values for these options")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="say what would be done and what it costs; write nothing")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="replace OUT")
 
 
@@ -24,10 +28,13 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="replace OUT")
 @click.argument("out")
 @options_of(InitConfig)
 @CONFIG
+@DRY_RUN
 @OVERWRITE
 @FORMAT
 @DEBUG
-def init(out: str, config_file: str | None, overwrite: bool, format_: str, debug: bool, **given: Any) -> None:
+def init(
+    out: str, config_file: str | None, dry_run: bool, overwrite: bool, format_: str, debug: bool, **given: Any
+) -> None:
     """Make a model from scratch, with a tokenizer trained on its data.
 
     \b
@@ -37,6 +44,12 @@ def init(out: str, config_file: str | None, overwrite: bool, format_: str, debug
     options = resolved(InitConfig, given, config_file)
     check_spares(Path(out), None, config_file)
     echo(f"rekindle init: {out}", options)
+    if options.config.tokenizer.startswith("bpe:"):
+        note_default_data(options, "the tokenizer is trained on")
+    if dry_run:
+        cost = api.init_cost(options)
+        result(cost, cost_text(cost), format_)
+        return
     path = api.init(out, options, overwrite=overwrite)
     data = api.inspect(path)
     n = data["parameters"]
@@ -49,6 +62,7 @@ def init(out: str, config_file: str | None, overwrite: bool, format_: str, debug
 @click.argument("out")
 @options_of(TrainConfig)
 @CONFIG
+@DRY_RUN
 @OVERWRITE
 @click.option(
     "--resume", is_flag=True, help="go on where an interrupted run stopped; starts afresh where there is none"
@@ -59,6 +73,7 @@ def train(
     ckpt: str,
     out: str,
     config_file: str | None,
+    dry_run: bool,
     overwrite: bool,
     resume: bool,
     format_: str,
@@ -70,13 +85,21 @@ def train(
     \b
     rekindle train CKPT OUT --tokens 100k --seq-len 128 --batch-tokens 4096
     rekindle train CKPT OUT --tokens 50k --data corpus/ --schedule cosine --lr 3e-4
+    rekindle train CKPT OUT --tokens 2B --dry-run
     """
-    options = resolved(TrainConfig, given, config_file)
+    options = settled(ckpt, resolved(TrainConfig, given, config_file))
     check_spares(Path(out), None, config_file)
     echo(f"rekindle train: {ckpt} -> {out}", options)
+    note_default_data(options, "trains on")
+    if dry_run:
+        cost = api.train_cost(ckpt, options)
+        result(cost, cost_text(cost), format_)
+        return
     summary = api.train(ckpt, out, options, overwrite=overwrite, resume=resume)
-    result(summary, table([(key.replace("_", " "), _short(value)) for key, value in summary.items()]), format_)
-    say(f"next:  rekindle report {out} --out report")
+    if summary:  # of several ranks the main one has it
+        result(summary, table([(key.replace("_", " "), _short(value)) for key, value in summary.items()]), format_)
+        page = Path(f"{Path(out)}-report")
+        say(f"next:  {shlex.join(['rekindle', 'report', out, '--out', str(page), *['--overwrite'] * page.exists()])}")
 
 
 @click.command("evaluate")
@@ -94,6 +117,7 @@ def evaluate(ckpt: str, config_file: str | None, format_: str, debug: bool, **gi
     """
     options = resolved(EvaluateConfig, given, config_file)
     echo(f"rekindle evaluate: {ckpt}", options)
+    note_default_data(options, "evaluates on")
     found = api.evaluate(ckpt, options)
     result(found, table([(key.replace("_", " "), _short(value)) for key, value in found.items()]), format_)
 
@@ -119,12 +143,14 @@ def utility(
     """
     options = resolved(UtilityConfig, given, config_file)
     echo(f"rekindle utility: {ckpt}", options)
+    note_default_data(options, "scores on")
     found = api.utility(ckpt, out, options, overwrite=overwrite)
     rows = [("layer", "least", "median", "most", "highest experts")]
     rows += [(layer, *_spread(scores)) for layer, scores in found["layers"].items()]
     result(found, table(rows, right=(0, 1, 2, 3)), format_)
     if out:
-        say(f"next:  rekindle grow-experts {ckpt} OUT --top-k keep --copies utility --scores {out}")
+        words = ["rekindle", "grow-experts", ckpt, "OUT", "--top-k", "keep", "--copies", "utility", "--scores", out]
+        say(f"next:  {shlex.join(words)}")
 
 
 def _spread(scores: list[float]) -> tuple[str, str, str, str]:

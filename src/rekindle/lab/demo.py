@@ -10,6 +10,7 @@ fast, upcycling once the parent is saturated and the second stage long enough (n
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +19,12 @@ from typing import Any
 
 from rekindle import api
 from rekindle.config import resolve
-from rekindle.errors import CheckFailed
+from rekindle.errors import CheckFailed, RekindleError
 from rekindle.report.config import ReportConfig
+from rekindle.store.manifest import read_manifest
 from rekindle.train.config import InitConfig, TrainConfig
+from rekindle.train.metrics import NAME as METRICS
+from rekindle.train.metrics import summarise
 
 SHAPE = {"hidden": 64, "layers": 2, "heads": 4, "ffn": 256, "context": 256}
 EXPERTS = {"experts": 8, "top_k": 2}
@@ -44,7 +48,13 @@ class Demo:
 
 
 def demo(out: Path, say: Say, *, scale: float = 1.0, overwrite: bool = False) -> Demo:
-    """Run it all into `out`; `say` hears each command before it runs. `scale` shortens both stages (for tests)."""
+    """Run it all into `out`; `say` hears each command before it runs. `scale` shortens both stages (for tests).
+
+    One that was cut off goes on where it stopped. Raises RekindleError where one has come to its end, or where
+    something else lies in its folders, unless `overwrite`.
+    """
+    if (out / "report").exists() and not overwrite:
+        raise RekindleError(f"{out} holds a demo that has come to its end.", hint="another OUT, or --overwrite")
     dense, moe, blank = out / "dense", out / "moe", out / "blank"
     upcycled, continued, scratch = out / "upcycled", out / "dense-continued", out / "moe-from-scratch"
     first, second = int(FIRST_STAGE * scale), int(SECOND_STAGE * scale)
@@ -55,8 +65,10 @@ def demo(out: Path, say: Say, *, scale: float = 1.0, overwrite: bool = False) ->
     train(out / "start", dense, tokens=first, schedule="constant")
 
     say("(b) upcycled: each feed-forward becomes 8 equal experts behind a new router")
-    say(f"    $ rekindle upcycle {dense} {moe} --experts 8 --top-k 2")
-    api.upcycle(dense, **EXPERTS).save(moe, overwrite=overwrite)
+    typed = shlex.join(["rekindle", "upcycle", str(dense), str(moe), "--experts", "8"])
+    say(f"    $ {typed} --top-k 2")
+    if overwrite or not _is_there(moe, typed):
+        api.upcycle(dense, **EXPERTS).save(moe, overwrite=overwrite, resume=not overwrite)
 
     say("(c) do the two compute the same function?")
     say(f"    $ rekindle verify {moe} --against {dense}")
@@ -82,18 +94,29 @@ def demo(out: Path, say: Say, *, scale: float = 1.0, overwrite: bool = False) ->
 
 def _init(out: Path, say: Say, overwrite: bool, **given: Any) -> None:
     options = resolve(InitConfig, given)
-    say(f"    $ {api.command('init', [str(out)], options)}")
-    api.init(out, options, overwrite=overwrite)
+    typed = api.command("init", [str(out)], options)
+    say(f"    $ {typed}")
+    if overwrite or not _is_there(out, typed):
+        api.init(out, options, overwrite=overwrite)
 
 
 def _train(source: Path, out: Path, *, say: Say, overwrite: bool, **given: Any) -> None:
     options = resolve(TrainConfig, TRAINING | given)
-    say(f"    $ {api.command('train', [str(source), str(out)], options)}")
-    summary = api.train(source, out, options, overwrite=overwrite)
+    typed = api.command("train", [str(source), str(out)], options)
+    say(f"    $ {typed}")
+    if overwrite or not _is_there(out, typed):
+        api.train(source, out, options, overwrite=overwrite, resume=not overwrite)
+    summary = summarise(out / METRICS)
     say(
         f"    val loss {summary['val_loss_before']:.3f} -> {summary['val_loss']:.3f}"
         f" in {summary['seconds']:.0f} s, {summary['tokens_per_s']:,.0f} tokens/s"
     )
+
+
+def _is_there(out: Path, command: str) -> bool:
+    """Whether this very command has made `out`, in a demo that was cut off later."""
+    manifest = read_manifest(out)
+    return manifest is not None and manifest.lineage[-1:] != [] and manifest.lineage[-1].command == command
 
 
 def _active(folder: Path) -> int:

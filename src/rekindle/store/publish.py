@@ -249,7 +249,7 @@ def explained(out: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = _number(error)
+        number = error_number(error)
         where = getattr(error, "filename", None) or out
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise RekindleError(
@@ -271,7 +271,7 @@ def explained(out: Path) -> Iterator[None]:
 _TOLD = {errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE, errno.EBUSY, errno.EXDEV, errno.ENOTEMPTY}
 
 
-def _number(error: Exception) -> int | None:
+def error_number(error: Exception) -> int | None:
     """The system's number of an error, also where a library in another language gives it in words."""
     if isinstance(error, OSError):
         return error.errno

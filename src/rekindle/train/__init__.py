@@ -10,13 +10,17 @@ order.py      the order of the batches
 tokenizer.py  byte-level BPE for models from scratch
 model.py      checkpoint folder <-> transformers model
 schedule.py   learning rate as a function of tokens
+rate.py       its peak, where none is given
+budget.py     how many tokens a run trains on
 flops.py      parameters and training FLOPs
 losses.py     language-model, load-balance and z loss; expert load
 optimizer.py  Adam's moments under the checkpoint's own tensor names
 state.py      what a run needs to continue bit for bit
+archive.py    its saved states as an archive
 metrics.py    metrics.jsonl
 device.py     accelerate's devices, precision, memory
 plan.py       what a run is going to do, checked beforehand
+price.py      what it would cost
 step.py       one update of the weights
 session.py    the run around the steps
 interrupts.py Ctrl-C

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,45 +17,43 @@ from typing import Any
 import torch
 
 from rekindle.anatomy import runtime_names
-from rekindle.codec.archive import Archive
+from rekindle.codec.archive import Archive, Step
 from rekindle.codec.container import create
 from rekindle.codec.pack import add_step
 from rekindle.codec.source import Held, Source, held_source
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import TORCH
 from rekindle.store.folder import Folder
-from rekindle.store.publish import explained
+from rekindle.store.publish import alone, explained
 from rekindle.train.model import stored_dtype
 from rekindle.train.optimizer import DESCRIPTION, FOLDER, MOMENTS, WEIGHTS, description, split
+from rekindle.train.state import Saved
 
 _NAMES = {getattr(torch, name): stored for stored, name in TORCH.items()}
 
 
 class Archiver:
-    """Raises RekindleError where the archive is there already, unless the run is resumed or overwrites it."""
+    """Raises RekindleError where the archive holds other steps than this run's own, unless it overwrites them, and
+    where another run writes into it. One without steps is begun in: a run was cut off before its first state.
+    """
 
-    def __init__(self, path: Path, source: Folder, *, resume: bool, overwrite: bool):
-        self.path, self.source = path, source
-        if path.exists() and not resume:
-            Archive(path).close()  # nothing else is ever overwritten
-            if not overwrite:
-                raise RekindleError(f"{path} exists.", hint="another --archive, --resume, or --overwrite to replace it")
-            path.unlink()
-        if not path.exists():
-            with explained(path):
-                create(path)
+    def __init__(self, path: Path, source: Folder, saved: Saved | None, *, overwrite: bool):
+        self.path, self.source, self.saved, self.overwrite = path, source, saved, overwrite
         self._names = runtime_names(source.config)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="archive")
         self._last: Future[Source] | None = None
+
+    def steps(self) -> dict[int, str]:
+        """The digest of each step in the archive, once all that was saved is there."""
+        if self._last:
+            self._last.result()
+        with Archive(self.path) as archive:
+            return dict(zip(archive.names, (entry.digest for entry in archive.directory.steps), strict=True))
 
     def save(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, schedule: Mapping[str, Any]
     ) -> None:
         """Copy the state, once the one before is packed, and pack it behind the run's back."""
         before = self._last.result() if self._last else None
-        with Archive(self.path) as archive:
-            if step in archive.names:  # a run that was resumed from the state before has come here again
-                return
         weights = {name: _copied(p) for name, p in model.named_parameters()}
         moments = {
             moment: {n: _copied(optimizer.state[p][moment]) for n, p in model.named_parameters()} for moment in MOMENTS
@@ -68,13 +67,43 @@ class Archiver:
         self._last = self._pool.submit(self._pack, weights, moments, described, step, before)
 
     def __enter__(self) -> Archiver:
+        with ExitStack() as stack:
+            lock = self.path.parent / f".{self.path.name}.training.lock"
+            stack.enter_context(alone(lock, f"training into {self.path.name}"))
+            self._begin()
+            self._pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="archive"))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         """Wait for what is being packed; raises what went wrong with it, where the run itself ended well."""
-        self._pool.shutdown()
-        if self._last and kind is None:
-            self._last.result()
+        with self._stack:
+            if self._last and kind is None:
+                self._last.result()
+
+    def _begin(self) -> None:
+        """Make the archive where there is none, and hold the steps of one that is there to what the state knows."""
+        there = self.steps() if self.path.exists() else None  # nothing but an archive is ever overwritten
+        known = self.saved.archived if self.saved else {}
+        if self.saved is None and there and not self.overwrite:
+            raise RekindleError(f"{self.path} exists.", hint="another --archive, or --overwrite to replace it")
+        if self.saved and there and known is not None:
+            others = [step for step in there if step != self.saved.step and known.get(step) != there[step]]
+            if others:
+                raise self._not_ours(others[0])
+        if there is None or self.saved is None:
+            with explained(self.path):
+                new = self.path.with_name(f".{self.path.name}.new")
+                new.unlink(missing_ok=True)
+                create(new)
+                new.replace(self.path)
+
+    def _not_ours(self, step: int) -> RekindleError:
+        return RekindleError(
+            f"{self.path} holds a step {step} that is not of this run.",
+            where=self.saved and self.saved.path,
+            hint="the archive that the run wrote into, or another --archive",
+        )
 
     def _pack(
         self,
@@ -93,15 +122,33 @@ class Archiver:
             for disk, part in split(names, n, x)
         }
         files: dict[str, bytes | Mapping[str, Held]] = {
-            str(path.relative_to(self.source.path)): path.read_bytes()
-            for path in (self.source.path / "config.json", *self.source.passengers())
+            str(path.relative_to(self.source.path)): path.read_bytes() for path in self.source.passengers()
         }
+        files["config.json"] = (json.dumps(self.source.config, indent=2) + "\n").encode()
         files["model.safetensors"] = on_disk
         files[f"{FOLDER}/{WEIGHTS}"] = kept
         files[f"{FOLDER}/{DESCRIPTION}"] = (json.dumps(described, indent=1) + "\n").encode()
         source = held_source(files)
+        with Archive(self.path) as archive:
+            if step in archive.names:  # a run that goes on from a state that had come here already
+                if not _same(archive[step], source):
+                    raise self._not_ours(step)
+                return source
         add_step(self.path, source, step, before=before)
         return source
+
+
+def _same(there: Step, ours: Source) -> bool:
+    """Whether a step holds these very weights and moments; what is written of them may be newer."""
+    for number, tensor in enumerate(ours.tensors):
+        if tensor.key.endswith(":"):
+            continue
+        found = there.by_key.get(tensor.key)
+        if found is None or there.index.tensors[found] != tensor:
+            return False
+        if there.words(found, 0, tensor.n).tobytes() != bytes(ours.read(number, 0, tensor.nbytes)):
+            return False
+    return True
 
 
 def _copied(x: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,9 @@ class TrainConfig:
     parent_tokens: Count | None = option(None, help="those tokens, where the lineage does not know them")
     batch_tokens: Count = option(Count(16384), help="tokens per step, over all devices")
     seq_len: int = option(512, help="tokens per sequence")
-    lr: float = option(1e-3, help="peak learning rate (schedule continue: the source run's)")
+    lr: float | None = option(
+        None, help="peak learning rate (default: the parent's peak; 1e-3 for an untrained model; else it is asked for)"
+    )
     schedule: Literal["wsd", "cosine", "constant", "inverse-sqrt", "continue"] = option(
         "wsd", help="learning rate over the run; continue carries on the source run's"
     )

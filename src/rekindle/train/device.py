@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,27 +18,52 @@ if TYPE_CHECKING:
 
 _LOGITS_BYTES = 1 << 30  # what the float32 logits of one forward pass may take
 _FORWARD_TOKENS = 16384
+_SHARDED = {  # what `accelerate launch` sets
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
 
 
 def make_accelerator(precision: Precision, **options: Any) -> Accelerator:
-    """accelerate's view of this process. Raises RekindleError for sharded set-ups, which are not supported yet."""
+    """accelerate's view of this process; of several, each holds the whole model and takes its share of the data."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
 
+    refuse_sharded()
     AcceleratorState._reset_state()  # it would refuse another precision than an earlier call's in this process
     bf16 = precision == "bf16" or (
         precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     )
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", **options)
-    alone = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in alone:
-        raise RekindleError(
-            f"Training under {accelerator.distributed_type.value} is not supported.",
-            why="the weights would be sharded, and checkpoints and optimizer state are written from whole ones",
-            hint="accelerate launch --multi_gpu (each device holds the model), with --gradient-checkpointing",
-        )
+    # Without a GPU accelerate joins the ranks only where the CPU is asked for; else each believes itself alone.
+    cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=cpu, **options)
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise _sharded(accelerator.distributed_type.value)
     return accelerator
+
+
+def refuse_sharded() -> None:
+    """Raises RekindleError where `accelerate launch` was told to shard: before anything is read or loaded."""
+    for variable, name in _SHARDED.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
+            raise _sharded(name)
+
+
+def _sharded(name: str) -> RekindleError:
+    return RekindleError(
+        f"Training under {name} is not supported: each device holds the whole model here.",
+        why="the weights would be sharded, and checkpoints and optimizer state are written from whole ones",
+        hint="torchrun, or accelerate launch --multi_gpu, with --gradient-checkpointing",
+    )
+
+
+def device_name(device: torch.device | None = None) -> str:
+    """What metrics.jsonl calls a device; without one, that on which a run would be."""
+    cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else device.type if device else "cpu"
 
 
 def micro_batch_size(asked: int | None, seq_len: int, vocab_size: int) -> int:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rekindle import __version__
+from rekindle.config import dump_yaml
 from rekindle.store.folder import Folder
+from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import publishing
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.model import save_model, stored_dtype
 from rekindle.train.optimizer import FOLDER, save_optimizer
-from rekindle.train.state import TRACKERS
+from rekindle.train.state import TRACKERS, disc_explained
 from rekindle.train.step import Stepper
 
 
@@ -25,12 +29,13 @@ def publish(
     record: Record,
     parameters: dict[str, int],
     *,
+    recipe: Mapping[str, Any] | None,
     overwrite: bool,
 ) -> None:
     """Write OUT, whole or not at all; the weights in the dtype the source has on disk."""
     before = read_manifest(source.path)
     plan, model = stepper.plan, stepper.model
-    with publishing(out, overwrite=overwrite) as partial:
+    with publishing(out, overwrite=overwrite) as partial, disc_explained(work):
         schedule = plan.schedule.at(plan.tokens)
         save_optimizer(model, stepper.optimizer, source.config, partial / FOLDER, schedule)
         save_model(model.to(stored_dtype(source)), partial)
@@ -38,9 +43,17 @@ def publish(
         shutil.copyfile(work / METRICS, partial / METRICS)
         if (work / TRACKERS).is_dir():
             shutil.copytree(work / TRACKERS, partial / TRACKERS)
-        write_manifest(partial, [*(before.lineage if before else []), record], parameters)
+        write_manifest(partial, [*(before.lineage if before else []), record], parameters, recipe)
 
 
-def write_manifest(folder: Path, lineage: Sequence[Record], parameters: dict[str, int]) -> None:
+def write_manifest(
+    folder: Path, lineage: Sequence[Record], parameters: dict[str, int], recipe: Mapping[str, Any] | None
+) -> None:
+    """What it is and where it came from; `recipe` is what makes it again."""
+    if recipe:
+        (folder / "rekindle.yaml").write_text(dump_yaml(recipe), encoding="utf-8")
     shards = {path.name: {"bytes": path.stat().st_size} for path in sorted(folder.glob("*.safetensors"))}
     Manifest(version=__version__, lineage=list(lineage), parameters=parameters, shards=shards).write(folder)
+    mode = stat.S_IMODE((folder / MANIFEST).stat().st_mode)  # safetensors writes its files for the owner alone
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)

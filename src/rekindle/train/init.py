@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def init_model(
     *,
     command: str,
     options: dict[str, dict[str, Any]],
-    recipe: str | None = None,
+    recipe: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a model with random weights and a tokenizer to `out`; the same config gives the same bytes.
@@ -47,9 +48,7 @@ def init_model(
         parameters = count_parameters(model)
         save_model(model.to(getattr(torch, config.dtype)), partial)
         record = Record(verb="init", command=command, options=options, summary=_sentence(config, parameters))
-        write_manifest(partial, [record], parameters)
-        if recipe is not None:
-            (partial / "rekindle.yaml").write_text(recipe, encoding="utf-8")
+        write_manifest(partial, [record], parameters, recipe)
     return Path(out)
 
 

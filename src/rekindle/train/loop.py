@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ import torch
 
 from rekindle.edit import checkpoint_at
 from rekindle.errors import RekindleError
+from rekindle.store.folder import Folder
 from rekindle.store.manifest import Record
-from rekindle.store.publish import check_free
+from rekindle.store.publish import alone, check_free
 from rekindle.train.archive import Archiver
 from rekindle.train.budget import with_tokens
 from rekindle.train.config import TrainConfig
-from rekindle.train.device import out_of_memory_explained, reproducible
+from rekindle.train.device import out_of_memory_explained, refuse_sharded, reproducible
 from rekindle.train.finish import publish
 from rekindle.train.metrics import summarise
-from rekindle.train.prepare import prepare
+from rekindle.train.prepare import accelerator_of, prepare
 from rekindle.train.session import Session
-from rekindle.train.state import work_folder
+from rekindle.train.state import Saved, disc_explained, work_folder
 
 
 def train(
@@ -32,6 +34,7 @@ def train(
     *,
     command: str,
     options: dict[str, dict[str, Any]],
+    recipe: Mapping[str, Any] | None = None,
     source_name: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -47,25 +50,25 @@ def train(
     CheckFailed when the loss is no longer a number; KeyboardInterrupt, with the state saved, on Ctrl-C or SIGTERM.
     """
     src, out = Path(src), Path(os.path.abspath(out))
+    refuse_sharded()
     check_free(out, overwrite)
     source = checkpoint_at(src).folder
     source.passengers()  # what cannot travel is refused now
     config = with_tokens(config, source)
     lower = "a smaller --micro-batch, --gradient-checkpointing, or a shorter --seq-len"
-    with torch.random.fork_rng(devices=[]), out_of_memory_explained(lower):
-        stepper, run, saved = prepare(source, out, config, resume=resume, overwrite=overwrite)
-        accelerator = stepper.accelerator
-        with ExitStack() as stack:
-            archiver = None
-            if config.archive and accelerator.is_main_process:
-                path = Path(config.archive).expanduser()
-                if path.resolve().is_relative_to(out):
-                    raise RekindleError(f"{path} lies in {out}, which is written anew.", hint="another --archive")
-                archiver = stack.enter_context(Archiver(path, source, resume=saved is not None, overwrite=overwrite))
+    summary: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]), out_of_memory_explained(lower), ExitStack() as stack:
+        accelerator = accelerator_of(config, out)
+        if accelerator.is_main_process:
+            stack.enter_context(alone(out.parent / f".{out.name}.training.lock", f"training into {out.name}"))
+            check_free(out, overwrite)  # another run may have just come to its end
+        stepper, run, saved = prepare(source, out, config, accelerator, resume=resume, overwrite=overwrite)
+        stack.enter_context(disc_explained(work_folder(out)))
+        archived = _archiver(config, source, saved, out, overwrite) if accelerator.is_main_process else nullcontext()
+        with archived as archiver:
             session = Session(stepper, work_folder(out), run, archiver)
             with reproducible(accelerator.device):
                 session.go(saved)
-        summary: dict[str, Any] = {}
         if accelerator.is_main_process:
             summary = summarise(session.metrics_path)
             record = Record(
@@ -78,10 +81,22 @@ def train(
                 tokens=summary["tokens"],
                 flops=summary["flops"],
             )
-            publish(out, source, stepper, session.work, record, session.parameters, overwrite=overwrite)
+            how = {"recipe": recipe, "overwrite": overwrite}
+            publish(out, source, stepper, session.work, record, session.parameters, **how)
             shutil.rmtree(session.work, ignore_errors=True)
         accelerator.wait_for_everyone()
     return summary
+
+
+def _archiver(
+    config: TrainConfig, source: Folder, saved: Saved | None, out: Path, overwrite: bool
+) -> AbstractContextManager[Archiver | None]:
+    if not config.archive:
+        return nullcontext()
+    path = Path(config.archive).expanduser()
+    if path.resolve().is_relative_to(out):
+        raise RekindleError(f"{path} lies in {out}, which is written anew.", hint="another --archive")
+    return Archiver(path, source, saved, overwrite=overwrite)
 
 
 def _sentence(config: TrainConfig, summary: dict[str, Any]) -> str:

@@ -48,9 +48,13 @@ class Metrics:
         self._file.close()
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def summarise(path: Path) -> dict[str, Any]:
     """What `train` returns, out of a finished run's rows."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(path)
     steps = [row for row in rows if row["kind"] == "step"]
     evals = [row for row in rows if row["kind"] == "eval"]
     seconds = rows[0]["batch_tokens"] * sum(1 / row["tokens_per_s"] for row in steps)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rekindle.anatomy import family_of, serving_spelling
-from rekindle.apply.load import quietly
+from rekindle.apply.load import fit_experts, quietly
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 
@@ -128,6 +128,8 @@ def cast_experts(model: Any) -> None:
     """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+    if not fit_experts(model, torch.bfloat16.itemsize):  # then they are plain products, which autocast knows
+        return
     if _AUTOCAST not in ALL_EXPERTS_FUNCTIONS:
         ALL_EXPERTS_FUNCTIONS.register(_AUTOCAST, _autocast_experts)
     model.set_experts_implementation(_AUTOCAST)

@@ -27,15 +27,14 @@ log = logging.getLogger(__name__)
 
 
 def prepare(
-    source: Folder, out: Path, config: TrainConfig, *, resume: bool, overwrite: bool
+    source: Folder, out: Path, config: TrainConfig, accelerator: Accelerator, *, resume: bool, overwrite: bool
 ) -> tuple[Stepper, dict[str, Any], Saved | None]:
     """The stepper with its weights and moments loaded, what names the run, and the state it resumes from.
 
     Raises RekindleError for whatever does not fit.
     """
     vocab_size, context = model_sizes(source.config)
-    accelerator = _accelerator(config, work_folder(out))
-    plan = make_plan(config, accelerator.num_processes, _saved_schedule(source, config))
+    plan = make_plan(config, accelerator.num_processes, saved_schedule(source, config))
     check_lengths(config.seq_len, context, config.micro_batch)
     tokenizer = load_tokenizer(source.path)
     check_vocabulary(tokenizer, vocab_size, source.path)
@@ -61,7 +60,8 @@ def prepare(
     return Stepper(model, wrapped, optimizer, accelerator, corpus, plan, config, micro_batch), run, saved
 
 
-def _accelerator(config: TrainConfig, work: Path) -> Accelerator:
+def accelerator_of(config: TrainConfig, out: Path) -> Accelerator:
+    """accelerate's view of this process, with the run's trackers; raises RekindleError for those that are not there."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     available = {str(tracker) for tracker in get_available_trackers()}
@@ -73,7 +73,9 @@ def _accelerator(config: TrainConfig, work: Path) -> Accelerator:
                 f"There is no tracker {name!r} here; installed: {known}.",
                 hint=f"pip install {name}" if installable else "tensorboard, wandb, trackio, ...",
             )
-    return make_accelerator(config.precision, log_with=list(config.trackers) or None, project_dir=work / TRACKERS)
+    return make_accelerator(
+        config.precision, log_with=list(config.trackers) or None, project_dir=work_folder(out) / TRACKERS
+    )
 
 
 def _wrapped(model: Any, config: TrainConfig, accelerator: Accelerator) -> Any:
@@ -90,7 +92,7 @@ def _wrapped(model: Any, config: TrainConfig, accelerator: Accelerator) -> Any:
     return accelerator.prepare_model(model)
 
 
-def _saved_schedule(source: Folder, config: TrainConfig) -> Mapping[str, Any] | None:
+def saved_schedule(source: Folder, config: TrainConfig) -> Mapping[str, Any] | None:
     """The schedule the source's run ended in, from the optimizer state at hand."""
     if config.schedule != "continue":
         return None

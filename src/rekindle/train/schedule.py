@@ -62,8 +62,8 @@ class Schedule:
 def make_schedule(config: TrainConfig, tokens: int, saved: Mapping[str, Any] | None = None) -> Schedule:
     """The schedule of a run of `tokens` tokens; `saved` is the source run's, for `continue`.
 
-    Raises RekindleError for fractions outside [0, 1] and for a source that has no schedule or whose schedule
-    has come to its end.
+    Raises RekindleError for fractions outside [0, 1], for want of a peak, and for a source that has no schedule or
+    whose schedule has come to its end.
     """
     for name in ("warmup", "decay"):
         if not 0 <= getattr(config, name) <= 1:
@@ -73,6 +73,8 @@ def make_schedule(config: TrainConfig, tokens: int, saved: Mapping[str, Any] | N
             )
     warmup = round(config.warmup * tokens)
     if config.schedule != "continue":
+        if config.lr is None:
+            raise RekindleError("lr is not given.", hint="--lr 1e-4")
         decay = round(config.decay * tokens) if config.schedule == "wsd" else 0
         return Schedule(name=config.schedule, peak=config.lr, total=tokens, warmup=warmup, decay=decay)
     try:

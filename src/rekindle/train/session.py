@@ -6,18 +6,16 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
 from rekindle.config import to_dict
 from rekindle.errors import CheckFailed
+from rekindle.progress import Progress
 from rekindle.store.publish import explained
 from rekindle.train.archive import Archiver
-from rekindle.train.device import peak_memory
+from rekindle.train.device import device_name, peak_memory
 from rekindle.train.evaluate import validation_loss
 from rekindle.train.flops import count_parameters, training_flops
 from rekindle.train.interrupts import Interrupts
@@ -35,12 +33,16 @@ class Session:
         self.plan, self.config, self.accelerator = stepper.plan, stepper.config, stepper.accelerator
         self.main = stepper.accelerator.is_main_process
         self.parameters = count_parameters(stepper.model)
+        self.last = "not yet evaluated"  # here, where a run was resumed
         self.windows = stepper.corpus.sample("validation", self.config.eval_tokens, self.plan.seq_len)
 
     def go(self, saved: Saved | None) -> None:
         """All steps from `saved`, or from the first, to the last, and the evaluations between."""
         start = saved.step if saved else 0
         with self._opened(saved), Interrupts() as interrupts:
+            if saved and self.archiver:  # the run may have been cut off before the archive had this state
+                self._archive(start)
+                self.archiver.steps()
             for step in range(start, self.plan.steps):
                 boundary = self.metrics.position  # where a state saved now resumes, evaluating again if it is due
                 if step > start and step % self.plan.save_interval == 0:
@@ -68,14 +70,7 @@ class Session:
             self.accelerator.wait_for_everyone()
             self.metrics = Metrics(self.metrics_path if self.main else None, saved.position if saved else 0)
         done = (saved.step if saved else 0) * self.plan.batch_tokens
-        self.bar = tqdm(
-            desc="train",
-            total=self.plan.tokens,
-            initial=done,
-            unit="tok",
-            unit_scale=True,
-            disable=None if self.main else True,
-        )
+        self.progress = Progress("train", self.plan.tokens, "tokens", done=done, wanted=self.main)
         if self.config.trackers:
             plain = {key: value for key, value in to_dict(self.config).items() if isinstance(value, int | float | str)}
             self.accelerator.init_trackers("rekindle", plain)
@@ -85,12 +80,13 @@ class Session:
             yield
             self.metrics.sync()
         except BaseException:
-            self.metrics.close()
+            with suppress(OSError):  # a full disc, and that is being told
+                self.metrics.close()
             if self.main and find_state(self.work) is None:
                 shutil.rmtree(self.work, ignore_errors=True)
             raise
         finally:
-            self.bar.close()
+            self.progress.close()
             self.metrics.close()
             if self.config.trackers:
                 self.accelerator.end_training()
@@ -118,12 +114,13 @@ class Session:
             "peak_memory": peak_memory(self.accelerator.device),
         }
         self._write("step", row)
-        self.bar.set_postfix_str(f"loss {stats.loss:.3f}", refresh=False)
-        self.bar.update(self.plan.batch_tokens)
+        told = f"step {step + 1} of {self.plan.steps}, loss {stats.loss:.3f}, {self.last}"
+        self.progress.update(self.plan.batch_tokens, told)
 
     def _evaluate(self, step: int) -> None:
         result = validation_loss(self.stepper.model, self.windows, self.accelerator, self.stepper.micro_batch)
         self._write("eval", {**self._place(step), **result.row(each=step == self.plan.steps)})
+        self.last = f"validation {result.loss:.3f}"
 
     def _write(self, kind: str, row: dict[str, Any]) -> None:
         self.metrics.write(kind, **row)
@@ -140,36 +137,41 @@ class Session:
         """The state after `step` updates, with metrics.jsonl cut at `position` when it resumes."""
         if self.main:
             self.metrics.sync()
-            save_state(
-                self.work, self.stepper.model, self.stepper.optimizer, step=step, position=position, run=self.run
-            )
-            if self.archiver:
-                schedule = self.plan.schedule.at(step * self.plan.batch_tokens)
-                self.archiver.save(self.stepper.model, self.stepper.optimizer, step, schedule)
+            archived = self.archiver.steps() if self.archiver else {}  # all before this one, before their states go
+            how = {"step": step, "position": position, "run": self.run, "archived": archived}
+            save_state(self.work, self.stepper.model, self.stepper.optimizer, **how)
+            self._archive(step)
         self.accelerator.wait_for_everyone()
+
+    def _archive(self, step: int) -> None:
+        if self.archiver:
+            schedule = self.plan.schedule.at(step * self.plan.batch_tokens)
+            self.archiver.save(self.stepper.model, self.stepper.optimizer, step, schedule)
 
     def _diverged(self, step: int, boundary: int, error: Diverged) -> CheckFailed:
         """Keep the weights from before the bad step, if they are sound, and say what to type."""
-        if step > 0 and all(bool(p.isfinite().all()) for p in self.stepper.model.parameters()):
-            self._save(step, boundary)
         saved = find_state(self.work)
+        there = saved is not None and saved.step == step
+        if step > 0 and not there and all(bool(p.isfinite().all()) for p in self.stepper.model.parameters()):
+            self._save(step, boundary)
+            saved = find_state(self.work)
         resume = f"--resume (from step {saved.step}) " if saved else ""
+        lr, clip = self.plan.schedule.peak, self.config.clip
         return CheckFailed(
             f"Training diverged in step {step + 1} of {self.plan.steps}: {error}.",
             where=saved.path if saved else None,
-            hint=f"{resume}with a lower --lr (now {self.config.lr:g}) or a lower --clip (now {self.config.clip:g})",
+            hint=f"{resume}with a lower --lr (now {lr:g}) or a lower --clip (now {clip:g})",
         )
 
     def _description(self) -> dict[str, Any]:
         """The run row of metrics.jsonl."""
-        device = self.accelerator.device
         return {
             "model_type": self.stepper.model.config.model_type,
             "parameters": self.parameters,
             "tokens_planned": self.plan.tokens,
             "batch_tokens": self.plan.batch_tokens,
             "seq_len": self.plan.seq_len,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "device": device_name(self.accelerator.device),
             "devices": self.accelerator.num_processes,
             "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             "data": self.config.data,

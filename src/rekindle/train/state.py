@@ -3,18 +3,22 @@
 The run lives in a hidden folder beside OUT, `.OUT.training`, until OUT is whole:
 
     metrics.jsonl              rows up to now
-    state-<step>/              weights and moments in float32 under transformers' names, and state.json
+    state-<step>/              weights and moments in float32 under transformers' names, state.json, checksums.json
 
 A state is written beside its place, flushed and renamed; the one before it goes only then. The order of the data and
-the seeds of the random numbers are functions of the step, so nothing else needs to be kept.
+the seeds of the random numbers are functions of the step, so nothing else needs to be kept. What a run goes on from is
+held to the SHA-256 of what was written: a bit that flipped on the disc would otherwise train on, unseen.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,23 +28,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rekindle.errors import RekindleError
-from rekindle.store.publish import explained, sync
+from rekindle.store.publish import error_number, sync
 from rekindle.train.config import TrainConfig
+from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.optimizer import MOMENTS
 from rekindle.train.tokens import Corpus
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A state on disk. `step` updates are done; metrics.jsonl was `position` bytes long; `run` is what it is of."""
+    """A state on disk. `step` updates are done; metrics.jsonl was `position` bytes long; `run` is what it is of.
+
+    `archived` is what the archive of the run held before this state, step -> digest; None where nobody noted it.
+    """
 
     path: Path
     step: int
     position: int
     run: dict[str, Any]
+    archived: dict[int, str] | None = None
 
 
 TRACKERS = "trackers"
+CHECKSUMS = "checksums.json"
 
 # What a run cannot change when it is resumed. The rest it can: --lr after a NaN, --micro-batch for want of memory.
 _FIXED = ("data", "tokens", "batch_tokens", "seq_len", "seed", "skip")
@@ -60,11 +70,13 @@ def find_start(out: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bo
     """
     saved = find_state(work_folder(out))
     if saved is None:
+        if (states := _states(work_folder(out))) and not overwrite:
+            raise _unreadable(states[0], "its state.json is not what was written")
         return None
     if resume:
-        different = [name for name, value in run.items() if saved.run.get(name) != value]
+        different = [name for name, value in run.items() if name in saved.run and saved.run[name] != value]
         if different:
-            values = "; ".join(f"{name} was {saved.run.get(name)}, is {run[name]}" for name in different)
+            values = "; ".join(f"{name} was {saved.run[name]}, is {run[name]}" for name in different)
             raise RekindleError(
                 f"The interrupted run is another one: {values}.",
                 where=saved.path,
@@ -91,12 +103,13 @@ def save_state(
     step: int,
     position: int,
     run: Mapping[str, Any],
+    archived: Mapping[int, str] | None = None,
 ) -> None:
-    """Save a state and drop the earlier ones."""
+    """Save a state and drop the earlier ones. Where the disc is full, the one before stays as it is."""
     new = work / "state.new"
-    with explained(work):
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
         parameters = dict(model.named_parameters())
         save_file({name: p.detach().contiguous() for name, p in parameters.items()}, new / "weights.safetensors")
         moments = {
@@ -105,32 +118,47 @@ def save_state(
             for key, value in optimizer.state[p].items()
         }
         save_file(moments, new / "moments.safetensors")
-        described = {"step": step, "position": position, "run": dict(run)}
+        described = {"step": step, "position": position, "run": dict(run), "archived": dict(archived or {})}
         (new / "state.json").write_text(json.dumps(described), encoding="utf-8")
+        sums = {path.name: _sha256(path) for path in sorted(new.iterdir())} | {
+            METRICS: _sha256(work / METRICS, position)
+        }
+        (new / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
         for path in (*new.iterdir(), new):
             sync(path)
-        place = work / f"state-{step}"
-        shutil.rmtree(place, ignore_errors=True)
-        new.rename(place)
-        sync(work)
-        for old in _states(work):
-            if old != place:
-                shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    place = work / f"state-{step}"
+    shutil.rmtree(place, ignore_errors=True)
+    new.rename(place)
+    sync(work)
+    for old in _states(work):
+        if old != place:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def find_state(work: Path) -> Saved | None:
-    """The latest whole state in a work folder."""
+    """The latest state in a work folder."""
+    return next(iter(_readable(work)), None)
+
+
+def _readable(work: Path) -> Iterator[Saved]:
+    """States that say what they are, latest first; the deletion of others was interrupted."""
     for path in _states(work):
         try:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            return Saved(path, state["step"], state["position"], state["run"])
-        except (OSError, ValueError, KeyError):
-            continue  # its deletion was interrupted
-    return None
+            archived = state.get("archived")
+            known = None if archived is None else {int(step): digest for step, digest in archived.items()}
+            yield Saved(path, state["step"], state["position"], state["run"], known)
+        except (OSError, ValueError, KeyError, AttributeError):
+            continue
 
 
 def load_state(saved: Saved, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill model and optimizer from a state. Raises RekindleError where its files are damaged."""
+    """Fill model and optimizer from a state. Raises RekindleError where its files are not what was written."""
+    if damaged := _damaged(saved):
+        raise _unreadable(saved.path, damaged)
     try:
         weights = load_file(saved.path / "weights.safetensors")
         moments = load_file(saved.path / "moments.safetensors")
@@ -141,9 +169,62 @@ def load_state(saved: Saved, model: torch.nn.Module, optimizer: torch.optim.Opti
                     keys = ("step", *MOMENTS)
                     optimizer.state[p] = {key: moments[f"{name}.{key}"].to(p.device) for key in keys}
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise RekindleError(
-            f"The saved state cannot be read: {error}.", where=saved.path, hint="--overwrite starts afresh"
-        ) from None
+        raise _unreadable(saved.path, str(error)) from None
+
+
+def _damaged(saved: Saved) -> str:
+    """Which file of a state is not what was written, as the rest of a sentence; empty where all are."""
+    path = saved.path / CHECKSUMS
+    if not path.exists():
+        return ""  # of an earlier version
+    try:
+        sums = json.loads(path.read_text(encoding="utf-8"))
+        for name, expected in sums.items():
+            found = (
+                _sha256(saved.path.parent / METRICS, saved.position) if name == METRICS else _sha256(saved.path / name)
+            )
+            if found != expected:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, AttributeError) as error:
+        return str(error)
+    return ""
+
+
+def _unreadable(state: Path, why: str) -> RekindleError:
+    whole = (saved for saved in _readable(state.parent) if saved.path != state and not _damaged(saved))
+    earlier = next(whole, None)
+    back = f"delete that folder, and --resume goes on from step {earlier.step}; or " if earlier else ""
+    return RekindleError(
+        f"The saved state cannot be read: {why}.",
+        where=state,
+        why="the run would go on from other numbers than it had",
+        hint=f"{back}--overwrite to start afresh",
+    )
+
+
+@contextmanager
+def disc_explained(work: Path) -> Iterator[None]:
+    """A full disc as a sentence that says from where the run goes on."""
+    try:
+        yield
+    except Exception as error:
+        if error_number(error) not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        saved = find_state(work)
+        again = f"--resume (from step {saved.step})" if saved else "start it again"
+        raise RekindleError("The disc is full.", where=work, hint=f"free some space, then {again}") from None
+
+
+def _sha256(path: Path, length: int | None = None) -> str:
+    """Of a file, or of its first `length` bytes."""
+    with path.open("rb") as file:
+        if length is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest, left = hashlib.sha256(), length
+        while left and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+        return digest.hexdigest()
 
 
 def _states(work: Path) -> list[Path]:

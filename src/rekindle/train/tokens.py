@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from rekindle.errors import RekindleError
+from rekindle.progress import Progress
 from rekindle.store.publish import explained, sync
 from rekindle.train.encoder import CHUNK_CHARS, Encoder, chunks, short_hash, size_of
 from rekindle.train.order import sample_windows
@@ -191,15 +192,13 @@ def _sweep(cache: Path) -> None:
 
 
 def _write(source: Source, encoder: Encoder, folder: Path) -> Meta:
-    from tqdm import tqdm
-
     share = held_out_share(source)
     dtype = np.dtype("uint16" if encoder.largest < 2**16 else "uint32")
     documents, tokens, losses, largest = [0, 0], [0, 0], [0, 0], 0
     digest = hashlib.sha256()
     with (
         ExitStack() as files,
-        tqdm(desc=f"tokenise {source.name}", unit="B", unit_scale=True, disable=None) as progress,
+        Progress(f"tokenise {source.name}", None, "B") as progress,
     ):
         bins = [files.enter_context(open(folder / f"{side}.bin", "wb")) for side in get_args(Side)]
         masks = [files.enter_context(open(folder / f"{side}.loss", "wb")) for side in get_args(Side)]

@@ -1,0 +1,98 @@
+"""What a run would cost, before anything is tokenised, loaded or written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from rekindle.edit import Checkpoint
+from rekindle.errors import RekindleError
+from rekindle.train.budget import with_tokens
+from rekindle.train.config import InitConfig, TrainConfig
+from rekindle.train.device import device_name, micro_batch_size
+from rekindle.train.flops import count_parameters, training_flops
+from rekindle.train.init import check_sizes, model_settings
+from rekindle.train.metrics import NAME as METRICS
+from rekindle.train.metrics import read_rows
+from rekindle.train.model import check_lengths
+from rekindle.train.plan import make_plan
+from rekindle.train.prepare import saved_schedule
+from rekindle.train.tokenizer import make_tokenizer
+
+_FLOAT = 4  # bytes; weights, gradients and both moments are float32 while training
+
+
+def price_training(parent: Checkpoint, config: TrainConfig) -> dict[str, Any]:
+    """{"parameters", "steps", "tokens", "flops", "evaluations", "saves", "memory", "bytes", "lr", ...}; sizes in bytes.
+
+    `memory` is a lower bound: weights, gradients, moments, and the logits of a forward pass; activations come on top.
+    `hours` is None but where the parent was itself trained, on a device of this name: at the speed it had then. Raises
+    RekindleError for what `train` would refuse without reading the data.
+    """
+    data = Path(config.data).expanduser()
+    if config.data.startswith((".", "/", "~")) and not data.exists():
+        raise RekindleError("There is no such file or folder.", where=data)
+    config = with_tokens(config, parent.folder)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    plan = make_plan(config, ranks, saved_schedule(parent.folder, config))
+    check_lengths(plan.seq_len, parent.settings.max_position_embeddings, config.micro_batch)
+    n, vocabulary = parent.parameters(), parent.settings.vocab_size
+    micro = min(micro_batch_size(config.micro_batch, plan.seq_len, vocabulary), plan.batch // ranks)
+    state = 3 * _FLOAT * n["total"]
+    speed = _speed(parent.folder.path, n, ranks)
+    return {
+        "parameters": n,
+        "steps": plan.steps,
+        "tokens": plan.tokens,
+        "flops": training_flops(n["active"], plan.tokens),
+        "lr": plan.schedule.peak,
+        "schedule": plan.schedule.name,
+        "data": config.data,
+        "evaluations": -(-plan.steps // plan.eval_interval) + 1,
+        "saves": -(-plan.steps // plan.save_interval),
+        "memory": state + _FLOAT * n["total"] + _FLOAT * micro * plan.seq_len * vocabulary,
+        "bytes": {
+            "out": sum(tensor.nbytes for tensor in parent.folder.tensors.values()) + 2 * _FLOAT * n["total"],
+            "state": state,
+        },
+        "tokens_per_s": speed,
+        "hours": speed and plan.tokens / speed / 3600,
+    }
+
+
+def price_init(config: InitConfig) -> dict[str, Any]:
+    """{"parameters", "vocab_size", "bytes"}: the most, as data that is too little makes a smaller vocabulary."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    check_sizes(config)
+    settings = AutoConfig.for_model(config.family, **model_settings(config, _tokenizer(config)))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, config.dtype))
+    nbytes = sum(p.numel() * p.itemsize for p in model.parameters())
+    return {"parameters": count_parameters(model), "vocab_size": settings.vocab_size, "bytes": nbytes}
+
+
+def _tokenizer(config: InitConfig) -> Any:
+    """One that is not trained yet has as many entries as it may get."""
+    kind, _, size = config.tokenizer.partition(":")
+    if kind == "bpe" and size.isdigit():
+        none = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        return SimpleNamespace(get_vocab=lambda: {"": int(size) - 1}, **none)
+    return make_tokenizer(config.tokenizer, config.data, config.context)
+
+
+def _speed(folder: Path, parameters: dict[str, int], ranks: int) -> float | None:
+    """Tokens per second of the run that made a checkpoint; None where another model ran, or elsewhere."""
+    try:
+        rows = read_rows(folder / METRICS)
+        here = {"device": device_name(), "devices": ranks, "parameters": parameters}
+        if not all(rows[0].get(name) == value for name, value in here.items()):
+            return None
+        return median(row["tokens_per_s"] for row in rows if row["kind"] == "step") or None
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RekindleError):
+        return None  # not there, or not ours to judge

@@ -1,0 +1,115 @@
+"""A dry run says what the run then does, and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from train_helpers import defaults, rows
+
+from rekindle import api
+from rekindle.cli.verbs import rekindle
+from rekindle.errors import RekindleError
+from rekindle.train import state
+
+
+def said(*words: object) -> dict:
+    ran = CliRunner().invoke(rekindle, [*map(str, words), "--format", "json"])
+    assert ran.exit_code == 0, ran.exception
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_training_does_what_was_said(
+    small: Callable, run: Callable, corpus: Path, monkeypatch: pytest.MonkeyPatch, family: str
+):
+    expected = api.train_cost(small(family), **defaults(corpus))
+    states: list[int] = []
+    real = state.save_state
+
+    def counted(work: Path, *args: object, **how: object) -> None:
+        real(work, *args, **how)  # type: ignore[arg-type]
+        states.append(sum(path.stat().st_size for path in work.glob("state-*/*.safetensors")))
+
+    monkeypatch.setattr("rekindle.train.session.save_state", counted)
+    out, summary = run(small(family))
+    for name in ("steps", "tokens", "flops"):
+        assert expected[name] == summary[name]
+    assert expected["evaluations"] == len(rows(out, "eval"))
+    assert expected["saves"] == len(states)
+    assert expected["parameters"] == rows(out, "run")[0]["parameters"]
+    assert expected["lr"] == rows(out, "run")[0]["lr"]
+    assert states[-1] == pytest.approx(expected["bytes"]["state"], rel=0.2)  # and the headers
+    written = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
+    assert written == pytest.approx(expected["bytes"]["out"], rel=0.2)
+    assert expected["memory"] < summary["peak_memory"]
+    assert expected["hours"] is None
+
+
+def test_hours_are_those_of_the_parents_own_speed(small: Callable, run: Callable, corpus: Path, tmp_path: Path):
+    out, _ = run(small())
+    cost = api.train_cost(out, tokens="1M", seq_len=64, lr=1e-3)
+    speeds = [row["tokens_per_s"] for row in rows(out, "step")]
+    assert min(speeds) <= cost["tokens_per_s"] <= max(speeds)
+    assert cost["hours"] == pytest.approx(cost["tokens"] / cost["tokens_per_s"] / 3600)
+    moe = api.upcycle(out, experts=4).save(tmp_path / "moe")  # another model's speed is not its own
+    (moe / "metrics.jsonl").write_bytes((out / "metrics.jsonl").read_bytes())
+    assert api.train_cost(moe, tokens="1M", seq_len=64, lr=1e-3)["hours"] is None
+    (out / "metrics.jsonl").write_text('{"kind": "run"}\n[]')
+    assert api.train_cost(out, tokens="1M", seq_len=64, lr=1e-3)["hours"] is None
+
+
+def test_nothing_is_written_or_read(small: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("REKINDLE_CACHE", str(tmp_path / "cache"))
+    words = ("train", small(), tmp_path / "out", "--tokens", "1M", "--seq-len", "64", "--dry-run")
+    assert said(*words)["steps"] == 61
+    assert said("init", tmp_path / "out", "--hidden", 16, "--layers", 1, "--heads", 2, "--dry-run")["bytes"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tokens": 100}, "less than one batch"),
+        ({"tokens": "1M", "seq_len": 128}, "the model's context is 64"),
+        ({}, "tokens is not given"),
+        ({"tokens": "1M", "data": "./nothing.txt"}, "no such file"),
+        ({"tokens": "1M", "schedule": "continue"}, "no schedule to continue"),
+    ],
+)
+def test_what_training_would_refuse(small: Callable, options: dict, says: str):
+    with pytest.raises(RekindleError, match=says):
+        api.train_cost(small(), **({"seq_len": 32} | options))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2_moe", "olmoe"])
+def test_a_model_from_scratch_is_what_was_said(corpus: Path, tmp_path: Path, family: str):
+    sizes = {"family": family, "hidden": 16, "layers": 2, "heads": 2, "tokenizer": "bpe:300", "data": str(corpus)}
+    expected = api.init_cost(**sizes)
+    found = api.inspect(api.init(tmp_path / "out", **sizes))
+    assert found["parameters"] == expected["parameters"]
+    assert found["vocab_size"] == expected["vocab_size"]
+    assert expected["bytes"] == found["parameters"]["total"] * 4
+
+
+def test_recipes_that_train_have_a_dry_run_too(small: Callable, corpus: Path, tmp_path: Path):
+    api.train(small(), tmp_path / "out", **defaults(corpus))
+    assert said("run", tmp_path / "out" / "rekindle.yaml", tmp_path / "again", "--dry-run")["steps"] == 12
+    assert not (tmp_path / "again").exists()
+    api.init(tmp_path / "blank", hidden=16, layers=1, heads=2, tokenizer="bpe:300", data=str(corpus))
+    cost = said("run", tmp_path / "blank" / "rekindle.yaml", tmp_path / "again", "--dry-run")
+    assert cost["parameters"] == api.inspect(tmp_path / "blank")["parameters"]
+
+
+def test_a_config_alone_is_priced_too(tmp_path: Path):
+    """DeepSeek-V3: 671B parameters, 37B of them active."""
+    configs = Path(__file__).parents[2] / "docs" / "configs"
+    cost = api.train_cost(configs / "deepseek-v3.json", tokens="1T", seq_len=4096, batch_tokens=2**22, lr=2e-4)
+    assert cost["flops"] == pytest.approx(6 * 37e9 * 1e12, rel=0.03)
+    assert cost["memory"] > 16 * 671e9
+    assert cost["hours"] is None
+    with pytest.raises(RekindleError, match="1e-05 to 1e-04"):  # as 13B, the nearest of the table
+        api.train_cost(configs / "deepseek-v3.json", tokens="1T")

@@ -11,6 +11,7 @@ import numpy as np
 from rekindle.laws.doubt import rms
 from rekindle.laws.fitted import Fitted
 from rekindle.report.chart import Chart, publish
+from rekindle.report.csv_file import write_csv
 from rekindle.report.labels import count_ticks
 from rekindle.report.page import FIGURES, render
 from rekindle.report.style import Sheet, colour, series
@@ -47,10 +48,9 @@ def write_fit(
             "command": command,
         }
         (folder / "index.html").write_text(render(context, "fit.html.j2"), encoding="utf-8")
-        header = "name,value,low,high,profile_low,profile_high"
-        lines = [",".join([name, *("" if n is None else str(n) for n in number.values())])
-                 for name, number in found["numbers"].items()]  # fmt: skip
-        (folder / "numbers.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+        columns = ("name", "value", "low", "high", "profile_low", "profile_high")
+        numbers = [(name, *number.values()) for name, number in found["numbers"].items()]
+        write_csv(folder / "numbers.csv", columns, numbers)
     return out / "index.html"
 
 

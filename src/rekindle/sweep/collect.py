@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rekindle.report.csv_file import write_csv
 from rekindle.report.metrics import read_metrics
 from rekindle.store.manifest import read_manifest
 from rekindle.sweep.count import dense_parameters
@@ -37,7 +37,7 @@ def rows_of(grid: Grid, cells: Sequence[Cell], out: Path) -> list[dict[str, Any]
 
 
 def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    """In one piece: who reads it meanwhile finds the old table or the new one."""
+    half = path.with_name(f".{path.name}.part")
+    write_csv(half, COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+    half.replace(path)

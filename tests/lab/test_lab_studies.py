@@ -35,8 +35,8 @@ def test_every_step_is_made_once_from_one_that_is_there(name, size):
             resolve(InitConfig, step.options)
         elif step.verb == "train":
             config = resolve(TrainConfig, step.options).config
-            assert config.tokens >= config.batch_tokens
-            assert config.tokens % config.batch_tokens == 0  # whole steps: what is written is what is trained
+            assert config.tokens >= config.batch_tokens  # at least one step, of whole sequences
+            assert config.batch_tokens % config.seq_len == 0
         elif step.verb in METHODS:
             resolve(method_named(step.verb).config, step.options)
         else:

@@ -56,12 +56,12 @@ class Fit:
         return form.predict({**own, **self.constants}, {v: np.asarray(points[v], float) for v in form.variables})
 
 
-def fit(table: Table, form: str, objective: Objective = "huber", delta: float = DELTA) -> Fit:
-    """Raises RekindleError where the table cannot carry the form."""
+def fit(table: Table, form: str, objective: Objective = "huber", delta: float = DELTA, count: int = STARTS) -> Fit:
+    """The best of `count` starts. Raises RekindleError where the table cannot carry the form."""
     forms = forms_of(table, form)
     problem, constants = _problem(table, forms, objective, delta)
     random = np.random.default_rng(SEED)
-    starts = np.stack([_start(problem, forms, random) for _ in range(STARTS)])
+    starts = np.stack([_start(problem, forms, random) for _ in range(count)])
     rough = solve(replace(problem, tolerance=_ROUGH), starts)
     best = np.argsort(rough.objective)[:POLISHED]
     found = solve(problem, rough.z[best])

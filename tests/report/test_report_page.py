@@ -237,3 +237,18 @@ def test_importing_the_room_imports_nothing_heavy():
     heavy = "('torch', 'matplotlib', 'jinja2', 'numpy')"
     code = f"import sys, rekindle.report; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_dry_run_reads_the_runs_and_writes_nothing(tmp_path):
+    from click.testing import CliRunner
+
+    from rekindle.cli.verbs import rekindle
+
+    runs, out = demo(tmp_path / "runs"), tmp_path / "out"
+    words = ["report", *map(str, runs), "--out", str(out), "--dry-run", "--format", "json"]
+    tried = CliRunner().invoke(rekindle, words)
+    assert json.loads(tried.stdout) == {"runs": [run.name for run in runs], "writes": str(out)}
+    assert not out.exists()
+    assert "would replace" in str(
+        CliRunner().invoke(rekindle, [*words[:4], "--out", str(tmp_path), "--dry-run"]).exception
+    )

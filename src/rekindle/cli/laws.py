@@ -82,12 +82,13 @@ def _answer(found: dict[str, Any]) -> str:
     """Verdict first, then the options from the lowest loss up, then crossings and costs."""
     lines = [f"{found['verdict']}: {found['reason']}", ""]
     rows = [("", "loss", "90 %", "FLOPs", "GPU-hours", "cost")]
+    priced = any(option["cost"]["money"] is not None for option in found["options"].values())
     for option in sorted(found["options"].values(), key=lambda option: option["loss"]):
         cost = option["cost"]
         money = "" if cost["money"] is None else f"{cost['money']:,.0f}"
         band = f"{option['low']:.3f} to {option['high']:.3f}"
         rows.append((option["title"], f"{option['loss']:.4f}", band, f"{cost['flops']:.3g}", _hours(cost), money))
-    lines += [table(rows, right=(1, 2, 3, 4, 5)), ""]
+    lines += [table(rows if priced else [row[:-1] for row in rows], right=(1, 2, 3, 4, 5)), ""]
     return "\n".join(lines + [table(_facts(found))])
 
 
@@ -169,13 +170,15 @@ def fit(
     if dry_run:
         _fit_dry(runs, options.config, out, report, overwrite, format_)
         return
+    from rekindle.report.fitting import question_in_words
+
     found = api.fit(runs, options, out=out, report=report, overwrite=overwrite, say=narrator()).to_dict()
     result(found, _fitted(found), format_)
     for note in found["notes"]:
         say(f"note: {note}")
     typed = shlex.join(runs)
-    if out and {"dense", "scratch", "upcycled"} & found["ways"].keys():
-        say(f"next:  rekindle plan --law {shlex.quote(out)} {_within(found)}")
+    if out and (asked := question_in_words(found)):
+        say(f"next:  rekindle plan --law {shlex.quote(out)} {asked}")
     elif not out:
         say(f"next:  rekindle fit {typed} --out law.yaml --report OUT")
 
@@ -197,13 +200,6 @@ def _fit_dry(
     result(data, "\n".join(lines), format_)
     for note in read.notes:
         say(f"note: {note}")
-
-
-def _within(found: dict[str, Any]) -> str:
-    """A question of the size of the runs; what was sunk into dense ones are their tokens."""
-    largest = found["largest"]
-    asked = {**largest, "sunk": largest.get("sunk") or largest["tokens"]}
-    return " ".join(f"--{name} {count(asked[name])}" for name in ("params", "sunk", "tokens"))
 
 
 def _fitted(found: dict[str, Any]) -> str:

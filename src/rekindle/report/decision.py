@@ -46,6 +46,8 @@ def page(plan: Plan, further: str = "") -> str:
     context = {
         "title": "Upcycle, continue, or start over?",
         "law": plan.law,
+        "priced": plan.machines.price is not None,
+        "crosses": plan.decision.crossing is not None,
         "script": Markup(script),
         "data": Markup(data),
     }

@@ -177,17 +177,23 @@ const text = (tag, content, attributes = {}) => {
 
 function showOptions(found, q) {
   const { peak, mfu, price } = data.machines;
-  const lines = Object.values(found.options).sort((a, b) => a.loss - b.loss).map((option) => {
+  const sorted = Object.values(found.options).sort((a, b) => a.loss - b.loss);
+  const lines = sorted.map((option) => {
     const row = document.createElement("tr"), head = text("th", "", { scope: "row" }), hours = option.flops / (peak * mfu * 3600);
     head.append(text("span", "", { class: "dot", style: `background: var(--${option.colour})` }), option.title);
     row.append(head, text("td", option.loss.toFixed(4), { "data-label": "Loss, nats per token" }),
       text("td", `${option.low.toFixed(3)} to ${option.high.toFixed(3)}`, { "data-label": "90 %" }),
       text("td", option.flops.toExponential(2), { "data-label": "FLOPs still to be spent" }),
       text("td", hours < 100 ? hours.toFixed(1) : Math.round(hours).toLocaleString("en"), { "data-label": "GPU-hours" }),
-      text("td", price === null ? "—" : Math.round(hours * price).toLocaleString("en"), { "data-label": "Cost" }));
+      ...(price === null ? [] : [text("td", Math.round(hours * price).toLocaleString("en"), { "data-label": "Cost" })]));
     return row;
   });
   $("options").replaceChildren(...lines);
+  $("key").replaceChildren(...sorted.map((option) => {  // in the order of the table
+    const item = text("li", "", { style: `color: var(--${option.colour})` });
+    item.append(text("span", ""), option.title);
+    return item;
+  }));
 }
 
 function showFacts(found, q) {
@@ -301,10 +307,5 @@ for (const [id, [low, high]] of Object.entries(SLIDERS)) {
 if (data.denseAlone) $("experts").parentElement.hidden = true;
 [$("experts").min, $("experts").max, $("experts").value] = [2, 64, asked.experts];
 $("experts").oninput = () => { asked.experts = Number($("experts").value); show(); };
-$("key").replaceChildren(...Object.values(data.ways).map((way) => {
-  const item = text("li", "", { style: `color: var(--${way.colour})` });
-  item.append(text("span", ""), way.title);
-  return item;
-}));
 window.onresize = show;
 show();

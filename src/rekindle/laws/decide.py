@@ -177,7 +177,7 @@ def _verdict(
     if dense_alone(law) and source is not None:
         ends, rival = options["dense"].loss, options["dense_scratch"].loss
         return "undecided", (
-            f"The law {law.name} knows dense models alone: it puts this one at {source:.3f} now and at {ends:.3f} "
+            f"The law “{law.name}” knows dense models alone: it puts this one at {source:.3f} now and at {ends:.3f} "
             f"then, {rival - ends:.3f} nats below one from scratch on as many tokens; of upcycling it says nothing."
         )
     if difference is None:

@@ -84,6 +84,8 @@ def question_in_words(found: dict[str, Any]) -> str:
 
 def _splits(fitted: Fitted) -> Iterator[tuple[str, ...]]:
     """The best size for what the largest run cost and for more, where the law knows one."""
+    if fitted.identified.unknown:
+        return
     law = parse_law(law_of(fitted.found, fitted.drawn, "law"), Path("law.yaml"))
     table = fitted.found.table
     params, tokens = (float(table.numbers[name].max()) for name in ("params", "tokens"))

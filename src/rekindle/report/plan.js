@@ -117,7 +117,7 @@ function difference(q, options, rivals) {
 function verdict({ options, source, difference: d }) {
   if (data.denseAlone) {
     const then = options.dense.loss, gap = (options.dense_scratch.loss - then).toFixed(3);
-    return { verdict: "undecided", reason: `The law ${data.law.name} knows dense models alone: it puts this one at ` +
+    return { verdict: "undecided", reason: `The law “${data.law.name}” knows dense models alone: it puts this one at ` +
       `${source.toFixed(3)} now and at ${then.toFixed(3)} then, ${gap} nats below one from scratch on as many tokens; ` +
       "of upcycling it says nothing." };
   }
@@ -304,7 +304,7 @@ for (const [id, [low, high]] of Object.entries(SLIDERS)) {
   [slider.min, slider.max, slider.value] = [Math.log10(low), Math.log10(high), Math.log10(asked[id])];
   slider.oninput = () => { asked[id] = Number((10 ** slider.value).toPrecision(3)); show(); };
 }
-if (data.denseAlone) $("experts").parentElement.hidden = true;
+if (data.denseAlone) $("experts").parentElement.style.display = "none";
 [$("experts").min, $("experts").max, $("experts").value] = [2, 64, asked.experts];
 $("experts").oninput = () => { asked.experts = Number($("experts").value); show(); };
 window.onresize = show;

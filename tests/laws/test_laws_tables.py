@@ -101,6 +101,18 @@ def test_two_columns_that_could_be_meant_are_a_question(tmp_path, header):
     same(read_table(path, {"loss": second}), losses=[loss + 1 for loss in LOSSES])
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    with pytest.raises(RekindleError, match="Two columns are called 'loss'"):
+        read_table(table(tmp_path / "runs.csv", "params,tokens,loss,loss", [(*row, 2.0) for row in RUNS]))
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", ","])
+def test_the_delimiter_is_seen(tmp_path, delimiter):
+    path = table(tmp_path / "runs.csv", "params,tokens,loss", RUNS, delimiter)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as a spreadsheet writes it
+    same(read_table(path))
+
+
 def test_a_training_loss_is_taken_last_and_told(tmp_path):
     rows = [(n, d, loss + 1, loss) for n, d, loss in RUNS]
     same(read_table(table(tmp_path / "runs.csv", "params,tokens,train/loss,val/loss", rows)))

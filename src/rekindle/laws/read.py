@@ -55,7 +55,12 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         lines = [line for line in text.splitlines(keepends=True) if line.strip() and not line.startswith("#")]
         head = lines[0] if lines else ""
         delimiter = max(",\t;", key=head.count)
-        return list(csv.DictReader(lines, delimiter=delimiter))
+        table = csv.DictReader(lines, delimiter=delimiter)
+        names = [name for name in table.fieldnames or () if name]
+        if twice := [name for name in names if names.count(name) > 1]:
+            what = f"Two columns are called {twice[0]!r}: which one counts cannot be told."
+            raise RekindleError(what, where=path, hint="a name of its own for each")
+        return list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RekindleError(f"The table cannot be read: {error}.", where=path) from None
 

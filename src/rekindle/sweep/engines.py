@@ -61,6 +61,8 @@ class Local:
 
     def __enter__(self) -> Local:
         """From here on a SIGTERM reaches the workers too, as Ctrl-C does."""
+        import psutil  # noqa: F401  (loaded before a signal comes, and a second while it loads)
+
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, _terminated)
         return self

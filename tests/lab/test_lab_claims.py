@@ -16,10 +16,18 @@ ALIKE = Claim("a ends as low as b", "yes", "a", "b", alike=0.01)
 
 
 def test_interval_of_three_is_students():
-    """Mean 2, standard deviation 1, n = 3: the half width is 4.303 / sqrt(3)."""
+    """Mean 2, standard deviation 1, n = 3: the half width is 4.302653 / sqrt(3)."""
     found = interval([1.0, 2.0, 3.0])
     assert found.mean == 2.0
-    assert found.half == pytest.approx(4.303 / math.sqrt(3))
+    assert found.half == pytest.approx(4.302653 / math.sqrt(3))
+
+
+@pytest.mark.parametrize(("n", "t"), [(2, 12.706), (11, 2.228), (12, 2.201), (31, 2.042), (121, 1.980)])
+def test_the_quantile_is_students_for_any_number_of_seeds(n, t):
+    """The printed table of t, 95 %, two-sided."""
+    values = [float(i) for i in range(n)]
+    deviation = math.sqrt(n * (n + 1) / 12)
+    assert interval(values).half * math.sqrt(n) / deviation == pytest.approx(t, abs=6e-4)
 
 
 def test_one_seed_has_no_interval():

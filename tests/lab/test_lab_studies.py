@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import re
 from html import unescape
-from importlib import import_module
+from importlib import import_module, resources
+from pathlib import Path
 
 import pytest
+from report.headless import overflowing
 
 from rekindle import lab
 from rekindle.config import resolve
@@ -34,7 +37,9 @@ def test_every_step_is_made_once_from_one_that_is_there(name, size):
         if step.verb == "init":
             resolve(InitConfig, step.options)
         elif step.verb == "train":
-            assert resolve(TrainConfig, step.options).config.tokens % 4096 in range(4096)
+            config = resolve(TrainConfig, step.options).config
+            assert config.tokens >= config.batch_tokens  # at least one step, of whole sequences
+            assert config.batch_tokens % config.seq_len == 0
         elif step.verb in METHODS:
             resolve(method_named(step.verb).config, step.options)
         else:
@@ -123,3 +128,20 @@ def test_a_tiny_grid_ends_in_a_law_file_and_a_page(tmp_path, monkeypatch):
     assert set(law.rows) == {"dense", "scratch", "upcycled"}
     rows = list(csv.DictReader((page.parent / "runs.csv").read_text().splitlines()))
     assert len(rows) == 2 * (3 + 3 + 9)
+
+
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "lab").glob("*/index.html"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_the_pages_of_the_docs_have_today_s_style_and_labels(page):
+    text = page.read_text()
+    assert (resources.files("rekindle.report") / "page.css").read_text() in text
+    tables = re.findall(r'<table class="claims">.*?</table>', text, re.DOTALL)
+    assert all("data-label" in cell for table in tables for cell in re.findall(r"<td[^>]*>", table))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_the_pages_of_the_docs_fit_a_phone(page, tmp_path):
+    assert overflowing(page, tmp_path, 390) == []

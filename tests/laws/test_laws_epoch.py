@@ -10,7 +10,7 @@ import pytest
 
 from rekindle.laws.fit import fit
 from rekindle.laws.intervals import bootstrap
-from rekindle.laws.table import read_table
+from rekindle.laws.read import read_table
 
 PATH = os.environ.get("REKINDLE_EPOCH_CSV")
 OPTIMUM = {"A": 477.8258, "B": 2143.417, "E": 1.8172181, "alpha": 0.3473105, "beta": 0.36717243}

@@ -18,8 +18,9 @@ from rekindle.laws.fitted import fitted
 from rekindle.laws.intervals import bootstrap, percentiles, profile, standard_errors
 from rekindle.laws.law import law_named, published, read_law
 from rekindle.laws.question import Question
+from rekindle.laws.read import read_table
 from rekindle.laws.solve import solve
-from rekindle.laws.table import Table, make_table, read_table
+from rekindle.laws.table import Table, make_table
 from rekindle.laws.write import law_of, write_law
 
 LAW = published()["upcycling-2025"]
@@ -215,7 +216,8 @@ FULL = "".join(f"{n},{d1},{d2},{3 - 0.1 * i}\n" for i, (n, d1, d2) in enumerate(
         ("params,tokens\n1e9,1e9\n", {}, "lacks loss"),
         ("params,loss\n1e9,3\n", {}, "lacks tokens"),
         (HEAD + "1e9,1e9,1e9,x\n", {}, "loss is 'x'"),
-        (HEAD + FULL + "1e9,1e9,1e9,nan\n", {}, "row 13 .nan."),
+        (HEAD + FULL + "1e9,1e9,1e9,0\n", {}, "row 13 .0."),
+        (HEAD + "1e9,1e9,1e9,nan\n", {}, "None of 1 runs ended with a loss"),
         (HEAD + FULL.replace("100000000.0", "0.1").replace("1000000000.0", "1"), {}, "not millions or billions"),
         (HEAD + FULL + "1e9,1e10,1e11,2.1\n", {}, "more than once"),
         (HEAD + FULL + "1e9,inf,1e11,2.1\n", {}, "sunk is no positive number in 1 rows: row 13"),

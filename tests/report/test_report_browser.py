@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from headless import CHROMIUM, browse
+from headless import CHROMIUM, browse, overflowing
 from report_runs import demo
 
 from rekindle.report import write_report
@@ -69,3 +69,15 @@ def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
     assert shown == 5  # one of the two layouts of each figure
     assert narrowest > min(width, 760) * 0.85
     assert text >= 11  # pixels: legible without zooming
+
+
+@pytest.mark.parametrize("width", [390, 860, 1400])
+def test_no_cell_is_cut_and_no_button_lies_on_a_command(page, tmp_path, width):
+    assert overflowing(page, tmp_path, width) == []
+
+
+def test_a_chart_is_as_wide_as_a_wide_screen_allows(page):
+    probe = page.parent / "probe-wide.html"
+    probe.write_text(PROBE.replace("WIDTH", "1400"))
+    html = browse(probe, "--dump-dom", "--window-size=1600,900", "--virtual-time-budget=4000")
+    assert float(re.search(r'data-result="([^"]+)"', html)[1].split()[2]) > 900

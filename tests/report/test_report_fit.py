@@ -6,6 +6,7 @@ import csv
 
 import numpy as np
 import pytest
+from headless import overflowing
 
 from rekindle import api
 from rekindle.laws.law import published
@@ -30,7 +31,7 @@ def test_the_page_s_numbers_are_the_fit_s(fitted):
     assert {row["name"]: float(row["value"]) for row in rows} == found.found.values
     text = (folder / "page" / "index.html").read_text()
     for name, number in found.numbers.items():
-        assert f'<th scope="row">{name}</th><td class="number">{number.value:.5g}</td>' in text
+        assert f'<th scope="row">{name}</th><td class="number" data-label="Value">{number.value:.5g}</td>' in text
     for form in ("upcycling", "no-interaction", "additive"):
         assert form in text
 
@@ -45,3 +46,16 @@ def test_every_figure_s_csv_holds_a_row_for_each_run(fitted):
         assert (figures / f"{name}.png").stat().st_size > 10_000
     residual = [float(row["residual"]) for row in rows]
     assert residual == pytest.approx(found.found.residuals)
+
+
+def test_the_page_says_what_to_ask_the_law_and_its_best_sizes(fitted):
+    folder, _ = fitted
+    text = (folder / "page" / "index.html").read_text()
+    assert "rekindle plan --law law.yaml --params 1.00B --sunk 74.0B --tokens 74.0B" in text
+    assert "The best size for a budget" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 860, 1400])
+def test_nothing_is_wider_than_the_screen(fitted, tmp_path, width):
+    assert overflowing(fitted[0] / "page" / "index.html", tmp_path, width) == []

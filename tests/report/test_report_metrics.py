@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import pytest
 from report_runs import Curve, rows, write_rows, write_run
@@ -59,6 +60,9 @@ def test_the_later_of_two_rows_of_one_step_counts(tmp_path):
         ({"expert_load": [1, 2]}, "one list of numbers for each layer"),
         ({"expert_entropy": 0.5}, "should be a list of numbers"),
         ({"val_loss_stderr": True}, "should be a number"),
+        ({"val_loss_stderr": -0.1}, "never negative"),
+        ({"tokens": 1e308}, "no usable 'tokens'"),
+        ({"expert_load": [[-1.0, 2.0]]}, "'expert_load' holds -1"),
     ],
 )
 def test_values_of_the_wrong_kind_are_named_with_their_line(tmp_path, change, message):
@@ -69,6 +73,12 @@ def test_values_of_the_wrong_kind_are_named_with_their_line(tmp_path, change, me
     with pytest.raises(RekindleError, match=message) as error:
         read_metrics(run)
     assert "line 2" in str(error.value)
+
+
+def test_a_pipe_in_place_of_the_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(RekindleError, match="no file to read"):
+        read_metrics(tmp_path)
 
 
 @pytest.mark.parametrize("line", ["[1]", "3", "null", "[" * 3000 + "]" * 3000])

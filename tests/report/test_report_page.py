@@ -143,6 +143,17 @@ def test_a_hostile_name_is_harmless(tmp_path):
     assert "broken" in html
 
 
+def test_a_name_never_becomes_a_formula(tmp_path):
+    runs = [write_run(tmp_path / name, Curve(3.4, 3.0, experts=4)) for name in ("=1+2", "@sum", "-a")]
+    report = write_report(runs, tmp_path / "out")
+    cells = [cell for path in sorted((report.page.parent / "figures").glob("*.csv"))
+             for row in csv.reader(path.read_text().splitlines()) for cell in row]  # fmt: skip
+    assert {"'=1+2", "'@sum", "'-a"} <= set(cells)
+    for cell in cells:
+        assert not cell.startswith(("=", "@")), cell
+        assert not cell.startswith(("+", "-")) or float(cell) < 0, cell
+
+
 def test_a_diverged_run_is_a_gap_and_a_sentence(tmp_path):
     curve = Curve(3.4, 3.0, experts=4)
     runs = [write_run(tmp_path / name, curve) for name in ("fine", "gone")]
@@ -157,6 +168,20 @@ def test_a_diverged_run_is_a_gap_and_a_sentence(tmp_path):
     assert "diverged" in text
     assert "A gap in gone" in text
     assert report.rows[1].final_loss is None
+
+
+@pytest.mark.parametrize("number", [1e308, -1e308, 10**400])
+@pytest.mark.parametrize(("kind", "key"), [("eval", "val_loss"), ("step", "loss"), ("step", "grad_norm")])
+def test_a_number_beyond_all_measure_is_a_gap(tmp_path, kind, key, number):
+    curve = Curve(3.4, 3.0)
+    runs = [write_run(tmp_path / name, curve) for name in ("fine", "far")]
+    lines = rows(curve)
+    [row for row in lines if row["kind"] == kind][-1][key] = number
+    lines[0]["parameters"] = {"total": 10**400, "active": -1}
+    write_rows(runs[1], lines)
+    report = write_report(runs, tmp_path / "out")
+    assert ("far: the" in parsed(report.page)) is (key != "grad_norm")
+    assert report.rows[1].total_parameters is None
 
 
 def test_all_nan_and_step_zero_only_still_make_a_page(tmp_path):
@@ -212,3 +237,18 @@ def test_importing_the_room_imports_nothing_heavy():
     heavy = "('torch', 'matplotlib', 'jinja2', 'numpy')"
     code = f"import sys, rekindle.report; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_dry_run_reads_the_runs_and_writes_nothing(tmp_path):
+    from click.testing import CliRunner
+
+    from rekindle.cli.verbs import rekindle
+
+    runs, out = demo(tmp_path / "runs"), tmp_path / "out"
+    words = ["report", *map(str, runs), "--out", str(out), "--dry-run", "--format", "json"]
+    tried = CliRunner().invoke(rekindle, words)
+    assert json.loads(tried.stdout) == {"runs": [run.name for run in runs], "writes": str(out)}
+    assert not out.exists()
+    assert "would replace" in str(
+        CliRunner().invoke(rekindle, [*words[:4], "--out", str(tmp_path), "--dry-run"]).exception
+    )

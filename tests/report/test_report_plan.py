@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from headless import CHROMIUM, browse
+from headless import CHROMIUM, browse, overflowing
 
 from rekindle import api
 from rekindle.errors import RekindleError
@@ -97,3 +97,34 @@ window.onload = () => {
 };
 </script></body>
 """
+
+
+@pytest.mark.slow
+def test_the_page_is_whole_on_a_phone_and_its_key_is_in_the_table_s_order(page, tmp_path):
+    assert overflowing(page, tmp_path, 390) == []
+    html = browse(page, "--dump-dom", "--window-size=1280,1600")
+    key = re.findall(r'<li style="color: var\(--(s\d)\)', html)
+    assert key == re.findall(r'<span class="dot" style="background: var\(--(s\d)\)', html)
+    assert len(set(key)) == 6
+    assert ">Cost<" in html
+    assert "D* is where a mixture from scratch" in html
+
+
+@pytest.mark.slow
+def test_a_law_of_dense_runs_says_the_same_in_the_browser(tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on PATH")
+    path = tmp_path / "pages" / "dense.html"
+    path.parent.mkdir()
+    asked = {"params": 1e9, "sunk": 2e10, "tokens": 1e10, "law": "chinchilla-epoch"}
+    ours = api.plan(**asked, html=path).to_dict()
+    html = browse(path, "--dump-dom", "--window-size=1280,1600")
+    theirs = json.loads(re.search(r'id="answer">(.*?)</script>', html, re.S)[1])
+    assert theirs["reason"] == ours["reason"]
+    for name, option in ours["options"].items():
+        assert theirs["options"][name]["loss"] == pytest.approx(option["loss"], abs=1e-6)
+        assert theirs["options"][name]["flops"] == pytest.approx(option["flops"])
+    assert ">Cost<" not in html
+    assert "D* is where" not in html
+    assert "--experts" not in re.search(r'id="command">(.*?)</code>', html)[1]
+    assert overflowing(path, tmp_path, 390) == []

@@ -4,7 +4,8 @@ import pytest
 from report_runs import MOE, Curve, demo, rows, write_rows, write_run
 
 from rekindle.report.runs import read_runs
-from rekindle.report.verdict import cautions, compare, headline, sentence
+from rekindle.report.table import rows as table_rows
+from rekindle.report.verdict import CONSERVATIVE, UNKNOWN_TEXT, cautions, compare, headline, sentence
 
 
 def runs_of(tmp_path, **curves):
@@ -128,6 +129,61 @@ def test_same_windows_pair_the_errors(tmp_path):
     assert paired.decided(paired.readings[1])
     assert paired.error(paired.readings[1]) < 0.001
     assert PAIRED in cautions(paired, [a, b])
-    unpaired = compare([a, c], "flops")
-    assert not unpaired.decided(unpaired.readings[1])
-    assert PAIRED not in cautions(unpaired, [a, c])
+    apart = compare([a, c], "flops")
+    assert [reading.run for reading in apart.readings] == [a]
+    assert apart.elsewhere == (c,)
+    assert PAIRED not in cautions(apart, [a, c])
+
+
+def measured(folder, loss, text, *, tokens=64, paired=False, stderr=0.01):
+    """A run of one evaluation, on the windows with hash `text`, or None where that was not recorded."""
+    folder.mkdir(parents=True)
+    end = {"kind": "eval", "step": 10, "tokens": 10, "flops": 10, "val_loss": loss, "val_loss_stderr": stderr}
+    end |= {"val_losses": [loss + 0.001 * (i % 2) for i in range(tokens)]} if paired else {}
+    write_rows(folder, [{"kind": "run", "seq_len": 1} | ({"val_set": text} if text else {}), end])
+    return folder
+
+
+def test_the_same_text_read_unpaired_is_conservative(tmp_path):
+    runs = read_runs([measured(tmp_path / "a", 3.0, "x"), measured(tmp_path / "b", 3.1, "x", paired=True)])
+    found = compare(runs, "flops")
+    assert found.decided(found.readings[1])
+    assert cautions(found, runs)[0] == CONSERVATIVE
+
+
+def test_where_the_text_is_not_recorded_nothing_is_said_of_it(tmp_path):
+    runs = read_runs([measured(tmp_path / "a", 3.0, "x"), measured(tmp_path / "b", 3.1, None)])
+    found = compare(runs, "flops")
+    assert cautions(found, runs)[0] == UNKNOWN_TEXT
+    assert "see the same" not in " ".join(cautions(found, runs))
+
+
+@pytest.mark.parametrize("texts", [(("x", 64), ("y", 64)), ((None, 32768), (None, 1000)), (("x", 64), ("y", 1000))])
+def test_different_text_is_no_comparison(tmp_path, texts):
+    folders = [measured(tmp_path / name, loss, text, tokens=tokens, paired=True)
+               for name, loss, (text, tokens) in zip("ab", (3.0, 3.5), texts)]  # fmt: skip
+    runs = read_runs(folders)
+    found = compare(runs, "flops")
+    said = sentence(found, runs)
+    assert said.startswith("It is undecided between a and b: measured on different text")
+    assert headline(found).startswith("Undecided")
+    told = " ".join(cautions(found, runs))
+    assert f"b on {texts[1][1]:,} tokens" in told
+    assert "conservative" not in told
+    assert [row.difference for row in table_rows(runs)] == [None, None]
+
+
+def test_of_several_runs_those_on_one_text_are_compared(tmp_path):
+    names = {"a": (3.0, "x"), "b": (3.2, "x"), "other": (2.0, "y")}
+    runs = read_runs([measured(tmp_path / name, loss, text, paired=True) for name, (loss, text) in names.items()])
+    found = compare(runs, "flops")
+    assert "a ends 0.200" in sentence(found, runs)
+    assert "other" not in sentence(found, runs)
+    assert any(line.startswith("other was measured on different validation windows") for line in cautions(found, runs))
+    assert [row.difference for row in table_rows(runs)] == [0, pytest.approx(0.2), None]
+
+
+def test_an_error_of_zero_of_a_single_window_decides_nothing(tmp_path):
+    runs = read_runs([measured(tmp_path / n, loss, "x", tokens=1, paired=True, stderr=0.0)
+                      for n, loss in (("a", 3.0), ("b", 3.001))])  # fmt: skip
+    assert "undecided between a and b" in sentence(compare(runs, "flops"), runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 
 import numpy as np
@@ -88,10 +89,84 @@ def test_the_next_run_is_told_where_the_table_carries_a_law(tmp_path):
         for d2 in (1e9, 4e9, 16e9, 64e9)
         for way, d1 in (("dense", 0), ("scratch", 0), ("upcycled", 1e9), ("upcycled", 8e9), ("upcycled", 64e9))
     ]  # fmt: skip
-    said = next_of(rows, "runs.csv")
+    said, lawless = next_of(rows, "runs.csv")
     before, after = map(float, re.findall(r"\d\.\d{4}", said))
     assert said.startswith("next: ")
+    assert not lawless
     assert 0 < after < before
+
+
+SHAPES = [{"hidden": h, "layers": n, "heads": 2} for h, n in ((32, 2), (64, 2), (96, 3))]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lengths", "ways", "said"),
+    [
+        (3, 3, ["dense", "scratch", "upcycled"], None),
+        (3, 3, ["dense"], None),
+        (2, 2, ["dense", "upcycled"], "4 points of dense cannot tell"),
+        (2, 3, ["dense", "upcycled"], "say nothing of dense.B"),
+        (3, 2, ["dense", "upcycled"], "alpha1"),
+    ],
+)
+def test_a_dry_run_says_whether_the_cells_will_carry_a_law(tmp_path, sizes, lengths, ways, said):
+    stages = ["1M", "2M", "4M"][:lengths]
+    train = {"seq_len": 32, "batch_tokens": 4096, "data": "corpus"}
+    path = grid(tmp_path, sizes=SHAPES[:sizes], sunk=stages, tokens=stages, ways=ways, train=train)
+    found = sweep(path, tmp_path / "out", dry_run=True)
+    assert (found.lawless == "") is (said is None)
+    assert (said or "") in found.lawless
+    assert not (tmp_path / "out").exists()
+
+
+def finished(folder, active, tokens_per_s):
+    folder.mkdir(parents=True)
+    rows = [{"kind": "run", "parameters": {"active": active}},
+            {"kind": "step", "step": 1, "tokens": 9, "flops": 9, "tokens_per_s": tokens_per_s},
+            {"kind": "eval", "step": 1, "tokens": 9, "flops": 9, "val_loss": 3.0}]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_hours_are_those_of_the_steps_that_are_there(tmp_path):
+    path = grid(tmp_path, ways=["dense"])
+    steps, cells = steps_of(read_grid(path))
+    out, sizes = tmp_path / "out", [dense_parameters({**GRID["model"], **size}) for size in GRID["sizes"]]
+    before = sweep(path, out, dry_run=True, workers=2)
+    assert not before.by_measure
+    trained = [step for step in steps if step.verb == "train"]
+    tokens = {step.name: step.options["tokens"] + 2 * 2048 // 3 for step in trained}
+    flops = {name: 6 * sizes[int(name[4])] * count for name, count in tokens.items()}
+    assert before.hours == pytest.approx(sum(flops.values()) / 4e10 / 2 / 3600)
+    for i in range(2):  # the small one is slow
+        finished(out / "runs" / f"size{i}-seed0-dense-4096", sizes[i], (100.0, 5000.0)[i])
+    after = sweep(path, out, dry_run=True)
+    left = {name: count for name, count in tokens.items() if not name.endswith("dense-4096")}
+    assert (after.by_measure, after.done) == (True, 2)
+    assert after.hours == pytest.approx(sum(n / (100.0, 5000.0)[int(name[4])] for name, n in left.items()) / 3600)
+    assert not sweep(path, out, dry_run=True, speed=1e9).by_measure
+
+
+def test_the_table_is_whole_after_each_cell(tmp_path, monkeypatch):
+    """Cells that end at once: at the end of each the table holds all that ended, and no half of one is left."""
+    path, out = grid(tmp_path, ways=["dense"]), tmp_path / "out"
+    steps, cells = steps_of(read_grid(path))
+    seen = []
+
+    def perform(steps, folder, engine, say, *, go_on, ended):
+        for step in steps:
+            if step.verb == "train":
+                finished(folder / step.name, 1000, 10.0)
+                ended(step.name)
+                seen.append(len((out / "runs.csv").read_text().splitlines()) - 1 if (out / "runs.csv").exists() else 0)
+        return {}
+
+    monkeypatch.setattr("rekindle.sweep.steps.perform", perform)
+    found = sweep(path, out, workers=1)
+    assert seen == [0, 1, 1, 2, 2, 3, 3, 4]
+    assert [row["run"] for row in found.rows] == [cell.step for cell in cells]
+    assert not list(out.glob(".*"))
+    assert found.lawless
+    assert [run.name for run in found.runs] == ["size1-seed0-dense-7936"]
 
 
 @pytest.mark.slow

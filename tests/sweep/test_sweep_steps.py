@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -75,8 +76,9 @@ def test_what_made_a_step_is_remembered_beside_other_steps(tmp_path, local):
         perform([Step("a", JOBS + "make", options={"text": "2"})], tmp_path, local, print)
 
 
-def test_a_terminated_sweep_leaves_no_worker(tmp_path):
-    """A driver of its own, ended by SIGTERM while two steps run."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_is_ended_leaves_no_worker(tmp_path, number):
+    """A driver of its own, ended by a signal while two steps run; its workers get none but by their parent's end."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
@@ -93,15 +95,18 @@ def test_a_terminated_sweep_leaves_no_worker(tmp_path):
     running = subprocess.Popen(
         [sys.executable, driver, here, tmp_path / "out"],
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": here},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])},
     )
     marks = [tmp_path / "out" / f"{name}-pid" for name in "ab"]
     deadline = time.monotonic() + 60
     while not all(mark.exists() for mark in marks) and time.monotonic() < deadline:
         time.sleep(0.1)
     workers = [int(mark.read_text()) for mark in marks]
-    running.terminate()
+    running.send_signal(number)
     assert running.wait(30) != 0
+    deadline = time.monotonic() + 15
+    while any(psutil.pid_exists(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert not any(psutil.pid_exists(pid) for pid in workers)
 
 
@@ -133,3 +138,14 @@ def test_a_kill_while_the_steps_are_noted_is_no_other_work(tmp_path):
     (tmp_path / "steps.part").write_text("{")
     same_steps({}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["steps.json"]
+
+
+def test_each_step_that_is_done_is_told_at_once(tmp_path, local):
+    steps = [Step("a", JOBS + "make"), Step("b", JOBS + "make", "a"), Step("bad", JOBS + "refuse", "b")]
+    heard: list[tuple[str, bool]] = []
+
+    def ended(name: str) -> None:
+        heard.append((name, (tmp_path / "b").exists()))
+
+    perform(steps, tmp_path, local, print, go_on=True, ended=ended)
+    assert heard == [("a", False), ("b", True)]

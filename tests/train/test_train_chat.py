@@ -267,7 +267,7 @@ def test_ranks_weigh_their_answers_by_number(chatty: Callable[..., Path], talks:
     from rekindle.train.plan import make_plan
     from rekindle.train.step import Stepper
 
-    config = TrainConfig(data=str(talks), tokens=512, batch_tokens=256, seq_len=16, mask_prompt=True)  # type: ignore[arg-type]
+    config = TrainConfig(data=str(talks), tokens=512, batch_tokens=256, seq_len=16, lr=1e-3, mask_prompt=True)  # type: ignore[arg-type]
     corpus = open_corpus(str(talks), load_tokenizer(chatty()), mask_prompt=True)
     whole = (corpus.batch(0, 16, 16, 0)[:, 1:] >= 0).sum(1)
     for ranks in (1, 2, 4):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,12 +136,14 @@ def fit(
     out: str | Path | None = None,
     report: str | Path | None = None,
     overwrite: bool = False,
+    say: Callable[[str], object] = lambda text: None,
     **given: Any,
 ) -> Fitted:
-    """Fit a law to runs: a CSV with named columns, or folders that `train` wrote.
+    """Fit a law to runs: a table with named columns, or folders that `train` wrote.
 
-    `out` is written as a law file that `plan` reads, the folder `report` as a page with the curves through the points.
-    `to_dict()` of the answer has every number with its intervals.
+    The table is CSV, TSV, JSON lines or Parquet. `out` is written as a law file that `plan` reads, the folder `report`
+    as a page with the curves through the points. `say` hears of each part of the work as it begins. `to_dict()` of the
+    answer has every number with its intervals.
     """
     from rekindle.laws.fitted import fitted
     from rekindle.laws.write import law_of, write_law
@@ -150,12 +152,8 @@ def fit(
         check_spares(Path(report), None, *([sources] if isinstance(sources, (str, Path)) else sources), out)
     options = options or resolve(FitConfig, given)
     config = options.config
-    if out is not None:
-        _writable(out, "out", overwrite)
-    if report is not None and Path(report).exists() and any(Path(report).iterdir()) and not overwrite:
-        raise RekindleError(f"{report} exists and is not empty.", hint="another --report, or --overwrite")
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
-    found = fitted(_table([Path(source) for source in sources], config), config)
+    found = fitted(fit_table(sources, config, out=out, report=report, overwrite=overwrite), config, say)
     if out is not None:
         write_law(law_of(found.found, found.drawn, Path(out).stem), Path(out))
     if report is not None:
@@ -166,8 +164,28 @@ def fit(
     return found
 
 
+def fit_table(
+    sources: Sequence[str | Path],
+    config: FitConfig,
+    *,
+    out: str | Path | None = None,
+    report: str | Path | None = None,
+    overwrite: bool = False,
+) -> Table:
+    """The runs that `fit` would fit; raises RekindleError where it could not write its results either."""
+    if out is not None:
+        _writable(out, "out", overwrite)
+    if report is not None and Path(report).exists() and not overwrite:
+        if not Path(report).is_dir():
+            raise RekindleError(f"{report} is a file.", hint="another --report")
+        if any(Path(report).iterdir()):
+            raise RekindleError(f"{report} exists and is not empty.", hint="another --report, or --overwrite")
+    return _table([Path(source) for source in sources], config)
+
+
 def _table(sources: Sequence[Path], config: FitConfig) -> Table:
-    from rekindle.laws.table import make_table, read_table
+    from rekindle.laws.read import read_table
+    from rekindle.laws.table import make_table
 
     limit = float("inf") if config.max_loss is None else config.max_loss
     if all(source.is_dir() for source in sources):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
 
 from rekindle import api
 from rekindle.cli.options import options_of, resolved
-from rekindle.cli.out import FORMAT, count, echo, nbytes, result, say, table
+from rekindle.cli.out import FORMAT, count, echo, narrator, nbytes, result, say, table
 from rekindle.cli.sweep import COMMANDS as SWEEP
 from rekindle.cli.training import CONFIG, DEBUG
 from rekindle.laws.config import FitConfig, PlanConfig
@@ -81,12 +82,13 @@ def _answer(found: dict[str, Any]) -> str:
     """Verdict first, then the options from the lowest loss up, then crossings and costs."""
     lines = [f"{found['verdict']}: {found['reason']}", ""]
     rows = [("", "loss", "90 %", "FLOPs", "GPU-hours", "cost")]
+    priced = any(option["cost"]["money"] is not None for option in found["options"].values())
     for option in sorted(found["options"].values(), key=lambda option: option["loss"]):
         cost = option["cost"]
         money = "" if cost["money"] is None else f"{cost['money']:,.0f}"
         band = f"{option['low']:.3f} to {option['high']:.3f}"
         rows.append((option["title"], f"{option['loss']:.4f}", band, f"{cost['flops']:.3g}", _hours(cost), money))
-    lines += [table(rows, right=(1, 2, 3, 4, 5)), ""]
+    lines += [table(rows if priced else [row[:-1] for row in rows], right=(1, 2, 3, 4, 5)), ""]
     return "\n".join(lines + [table(_facts(found))])
 
 
@@ -103,7 +105,8 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         sizes = f"{count(best['params'])} ({count(best['params_low'])} to {count(best['params_high'])})"
         text = f"N1 {sizes}, D2 {count(best['tokens'])} tokens: loss {best['loss']:.4f}"
         text += f"; outside the law: {', '.join(best['outside'])}" if best["outside"] else ""
-        facts.append((f"best for {found['budget_flops']:.3g} FLOPs", text))
+        what = "from scratch" if "dense_scratch" in found["options"] else "best"
+        facts.append((f"{what} for {found['budget_flops']:.3g} FLOPs", text))
     for name, cost in found["serving"].items():
         estimated = " (typical for its size)" if cost["kv_estimated"] else ""
         facts.append(
@@ -137,6 +140,7 @@ def _hours(cost: dict[str, Any]) -> str:
     "--report", metavar="DIR", help="where a page with figures goes: the curves through the points, residuals"
 )
 @click.option("--overwrite", is_flag=True, help="replace FILE and DIR")
+@click.option("--dry-run", is_flag=True, help="which runs and columns are read, and what would be written")
 @CONFIG
 @FORMAT
 @DEBUG
@@ -145,6 +149,7 @@ def fit(
     out: str | None,
     report: str | None,
     overwrite: bool,
+    dry_run: bool,
     config_file: str | None,
     format_: str,
     debug: bool,
@@ -152,26 +157,49 @@ def fit(
 ) -> None:
     """A law of your own runs: numbers with intervals, and what the runs cannot tell.
 
-    RUNS is a CSV with named columns (params, sunk, tokens, loss; way, run and trunk where there are), or folders that
-    `rekindle train` wrote.
+    RUNS is a table (CSV, TSV, JSON lines, Parquet) with named columns: params, sunk, tokens, loss; way, run and trunk
+    where there are; or folders that `rekindle train` wrote. Names that trackers use are guessed, and told.
 
     \b
+    rekindle fit runs.csv --dry-run
     rekindle fit runs.csv --out law.yaml
     rekindle fit runs.csv --form chinchilla --objective squares
     """
     options = resolved(FitConfig, given, config_file)
     echo(f"rekindle fit: {' '.join(runs)}", options)
-    found = api.fit(runs, options, out=out, report=report, overwrite=overwrite).to_dict()
+    if dry_run:
+        _fit_dry(runs, options.config, out, report, overwrite, format_)
+        return
+    from rekindle.report.fitting import question_in_words
+
+    found = api.fit(runs, options, out=out, report=report, overwrite=overwrite, say=narrator()).to_dict()
     result(found, _fitted(found), format_)
     for note in found["notes"]:
         say(f"note: {note}")
-    if out:
-        say(f"next:  rekindle plan --law {out} {_within(found)}")
+    typed = shlex.join(runs)
+    if out and (asked := question_in_words(found)):
+        say(f"next:  rekindle plan --law {shlex.quote(out)} {asked}")
+    elif not out:
+        say(f"next:  rekindle fit {typed} --out law.yaml --report OUT")
 
 
-def _within(found: dict[str, Any]) -> str:
-    """A question of the size of the runs."""
-    return " ".join(f"--{name} {count(most)}" for name, most in found["largest"].items() if most)
+def _fit_dry(
+    runs: tuple[str, ...], config: FitConfig, out: str | None, report: str | None, overwrite: bool, format_: str
+) -> None:
+    from rekindle.api.laws import fit_table
+    from rekindle.laws.fit import default_form
+
+    read = fit_table(runs, config, out=out, report=report, overwrite=overwrite)
+    ways = {way: int((read.labels["way"] == way).sum()) for way in read.ways}
+    data = {"points": len(read), "ways": ways, "form": config.form or default_form(read), "notes": list(read.notes),
+            "writes": [path for path in (out, report) if path]}  # fmt: skip
+    lines = [f"[dry-run] {len(read)} runs: {', '.join(f'{number} {way}' for way, number in ways.items())}"]
+    lines += [f"  {name:<8} {column.min():.4g} to {column.max():.4g}" for name, column in read.numbers.items()]
+    lines.append(f"  form:    {data['form']}, {config.bootstrap} bootstrap fits")
+    lines.append(f"  writes:  {', '.join(data['writes']) or 'nothing; --out law.yaml and --report DIR would'}")
+    result(data, "\n".join(lines), format_)
+    for note in read.notes:
+        say(f"note: {note}")
 
 
 def _fitted(found: dict[str, Any]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rekindle.cli.out import FORMAT, count, narrator, result, say
 from rekindle.errors import CheckFailed, RekindleError
 
-SPEED = 4e10  # FLOP/s of a worker: a CPU core with tiny models
+if TYPE_CHECKING:
+    from rekindle.sweep.run import Swept
 
 
 @click.command("sweep")
@@ -17,12 +20,12 @@ SPEED = 4e10  # FLOP/s of a worker: a CPU core with tiny models
 @click.argument("out")
 @click.option("--engine", default="local", metavar="local|ray", help="processes here, or a Ray cluster  [local]")
 @click.option("--workers", type=int, metavar="N", help="steps at a time  [as many as cores; 1 with a GPU]")
-@click.option("--dry-run", is_flag=True, help="cells, tokens, FLOPs and hours; nothing is trained")
-@click.option("--speed", type=float, default=SPEED, metavar="X", help="FLOP/s of a worker, for the hours  [4e10]")
+@click.option("--dry-run", is_flag=True, help="cells, tokens, FLOPs, hours, and whether they carry a law")
+@click.option("--speed", type=float, metavar="X", help="FLOP/s of a worker, for the hours  [as measured in OUT; 4e10]")
 @FORMAT
 @click.option("--debug", is_flag=True, hidden=True)
 def sweep(
-    grid: str, out: str, engine: str, workers: int | None, dry_run: bool, speed: float, format_: str, debug: bool
+    grid: str, out: str, engine: str, workers: int | None, dry_run: bool, speed: float | None, format_: str, debug: bool
 ) -> None:
     """A grid of runs for a scaling law: trunks shared, resumed after a kill, one table.
 
@@ -32,19 +35,21 @@ def sweep(
     rekindle sweep grid.yaml OUT --dry-run
     rekindle sweep grid.yaml OUT --workers 2
     """
+    from rekindle.sweep.run import SPEED, TABLE
     from rekindle.sweep.run import sweep as run
 
-    if not 0 < speed < float("inf"):
+    if speed is not None and not 0 < speed < float("inf"):
         raise RekindleError(f"speed is {speed:g}.", hint="--speed 4e10")
-    found = run(grid, Path(out), narrator(), engine=engine, workers=workers, dry_run=dry_run)
+    found = run(grid, Path(out), narrator(), engine=engine, workers=workers, speed=speed, dry_run=dry_run)
     cost = found.cost
     lines = [
         f"{cost.cells} cells in {cost.steps} steps, {count(cost.tokens)} tokens, {cost.flops:.2g} FLOPs: "
-        f"{100 * cost.saved:.0f} % less than {cost.naive_flops:.2g}, each cell on its own",
-        f"about {cost.hours(speed, workers or 1):.2g} hours, {workers or 1} at a time with {speed:.1g} FLOP/s each",
+        f"{100 * cost.saved:.0f} % less than {cost.naive_flops:.2g}, each cell on its own"
     ]
     if found.table:
-        lines[1:] = [f"{len(found.rows)} of {cost.cells} cells are in {found.table}", *filter(None, [found.next])]
+        lines += [f"{len(found.rows)} of {cost.cells} cells are in {found.table}", *filter(None, [found.next])]
+    else:
+        lines += _foreseen(found, out, workers or 1, f"{speed or SPEED:.1g} FLOP/s each")
     result(found.to_dict(), "\n".join(lines), format_)
     if again := sum((row["epochs"] or 0) > 1 for row in found.rows):
         say(f"note: the text is shorter than D1 + D2 in {again} cells, which read some of it twice (column epochs)")
@@ -52,8 +57,28 @@ def sweep(
         name, message = next(iter(found.failed.items()))
         what = f"{len(found.failed)} steps failed, and what follows from them."
         raise CheckFailed(what, where=name, why=message.splitlines()[0], hint="the same command tries them again")
-    if found.table:
-        say(f"next:  rekindle fit {found.table} --out law.yaml")
+    if found.table and found.lawless:
+        say(f"next:  rekindle report {shlex.join(map(str, found.runs))} --out {shlex.quote(f'{out}/page')}")
+    elif found.table:
+        table, law, page = (shlex.quote(f"{out}/{name}") for name in (TABLE, "law.yaml", "page"))
+        say(f"next:  rekindle fit {table} --out {law} --report {page}")
+    else:
+        say(f"next:  rekindle sweep {shlex.join([grid, out])}" + (f" --workers {workers}" if workers else ""))
+
+
+def _foreseen(found: Swept, out: str, workers: int, speed: str) -> list[str]:
+    """What a dry run says beside the cost."""
+    from rekindle.sweep.prospect import ENOUGH
+    from rekindle.sweep.run import TABLE
+
+    assert found.hours is not None
+    by = f"as measured in the steps of {out}" if found.by_measure else f"with {speed}, which tiny models do not reach"
+    left = f" for the {found.cost.steps - found.done} steps that are not there yet" if found.done else ""
+    lines = [f"about {found.hours:.2g} hours{left}, {workers} at a time, {by}; starting up comes on top"]
+    lines.append(f"writes {out}/{TABLE}, again after each cell, and a checkpoint for each step in {out}/runs")
+    if found.lawless:
+        lines.append(f"these cells will carry no law: {found.lawless.rstrip('.')}; {ENOUGH}")
+    return lines
 
 
 COMMANDS = {"sweep": sweep}

@@ -164,17 +164,37 @@ def _spread(scores: list[float]) -> tuple[str, str, str, str]:
 @click.option("--out", required=True, metavar="DIR", help="where the page and its figures go")
 @options_of(ReportConfig)
 @OVERWRITE
+@click.option("--dry-run", is_flag=True, help="what the runs are; nothing is written")
 @FORMAT
 @DEBUG
-def report(runs: tuple[str, ...], out: str, overwrite: bool, format_: str, debug: bool, **given: Any) -> None:
+def report(
+    runs: tuple[str, ...], out: str, overwrite: bool, dry_run: bool, format_: str, debug: bool, **given: Any
+) -> None:
     """Curves, costs and a verdict of several runs: one HTML page, with PNG, SVG and CSV of every figure.
 
     \b
     rekindle report RUN --out OUT
     """
     options = resolved(ReportConfig, given)
+    if dry_run:
+        _report_dry(runs, out, overwrite, format_)
+        return
     made = api.report([Path(run) for run in runs], out, options, overwrite=overwrite)
     result({"page": str(made.page), "verdict": made.verdict}, f"{made.verdict}\n{made.page}", format_)
+
+
+def _report_dry(runs: tuple[str, ...], out: str, overwrite: bool, format_: str) -> None:
+    from rekindle.report.page import readable
+    from rekindle.report.verdict import same_text
+    from rekindle.store.publish import check_free
+
+    found = readable([Path(run) for run in runs], Path(out))
+    check_free(Path(out), overwrite)
+    alike = same_text(found)
+    rows = [(run.name, f"{len(run.metrics.evaluations)} evaluations", f"{count(run.tokens)} tokens",
+             "" if run in alike else "measured on other text: not compared") for run in found]  # fmt: skip
+    text = f"[dry-run] {len(found)} runs\n{table(rows, indent=2)}\n  writes: {out}/index.html, {out}/figures"
+    result({"runs": [run.name for run in found], "writes": out}, text, format_)
 
 
 def _short(value: Any) -> str:

@@ -8,10 +8,6 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Literal
 
-# Two-sided 95 % quantiles of Student's t by degrees of freedom; the normal one beyond.
-T_95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-NORMAL_95 = 1.960
-
 Judgement = Literal["reproduces", "does not reproduce", "undecided", "direction only"]
 
 
@@ -29,10 +25,12 @@ class Interval:
 
 def interval(values: Sequence[float]) -> Interval:
     """Student's interval of the mean of independent values."""
+    from scipy.special import stdtrit
+
     n = len(values)
     if n < 2:
         return Interval(values[0], math.nan, n)
-    t = T_95[n - 1] if n - 1 < len(T_95) else NORMAL_95
+    t = float(stdtrit(n - 1, 0.975))
     return Interval(mean(values), t * stdev(values) / math.sqrt(n), n)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from rekindle.lab.claims import Finding
 from rekindle.report.chart import Chart, publish
+from rekindle.report.csv_file import write_csv
 from rekindle.report.page import FIGURES, render
 from rekindle.report.words import listed
 from rekindle.store.publish import publishing
@@ -72,12 +72,8 @@ def write_study(study: Study, out: Path, overwrite: bool) -> Path:
             "pictures": [publish(chart, folder / FIGURES) for chart in study.charts],
         }
         (folder / "index.html").write_text(render(context, "study.html.j2"), encoding="utf-8")
-        with (folder / "findings.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("claim", "paper", "low", "high", "difference_nats", "half_width_95", "seeds", "judgement"))
-            for f in study.findings:
-                d = f.difference
-                writer.writerow(
-                    (f.claim.text, f.claim.paper, f.claim.low, f.claim.high, d.mean, d.half, d.seeds, f.judgement)
-                )
+        columns = ("claim", "paper", "low", "high", "difference_nats", "half_width_95", "seeds", "judgement")
+        rows = [(f.claim.text, f.claim.paper, f.claim.low, f.claim.high, f.difference.mean, f.difference.half,
+                 f.difference.seeds, f.judgement) for f in study.findings]  # fmt: skip
+        write_csv(folder / "findings.csv", columns, rows)
     return out / "index.html"

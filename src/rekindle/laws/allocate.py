@@ -12,7 +12,7 @@ import numpy as np
 
 from rekindle.laws.forms import Floats
 from rekindle.laws.law import Law
-from rekindle.laws.options import HIGH, LOW
+from rekindle.laws.options import HIGH, LOW, dense_alone
 from rekindle.laws.question import FLOPS, Question
 
 SIZES = (1e3, 1e13)  # parameters searched
@@ -32,10 +32,15 @@ class Split:
 
 
 def best_split(law: Law, question: Question, budget: float, draws: int) -> Split | None:
-    """For `budget` FLOPs of the upcycled mixture, from a source of as many sunk tokens; None without such a row."""
-    if "upcycled" not in law.rows or set(law.rows["upcycled"].form.variables) != {"params", "sunk", "tokens"}:
+    """For `budget` FLOPs of the upcycled mixture, from a source of as many sunk tokens; None without such a row.
+
+    Of a law of dense models alone: of one from scratch.
+    """
+    name = "dense" if dense_alone(law) else "upcycled"
+    variables = {"params", "tokens"} if name == "dense" else {"params", "sunk", "tokens"}
+    if name not in law.rows or set(law.rows[name].form.variables) != variables:
         return None
-    row, sample = law.row("upcycled"), law.sample(draws)["upcycled"]
+    row, sample = law.row(name), law.sample(draws)[name]
     per_size = budget / (FLOPS * question.ratio)
 
     def points(params: Floats) -> dict[str, Floats]:
@@ -47,7 +52,7 @@ def best_split(law: Law, question: Question, budget: float, draws: int) -> Split
         return None  # the law knows no best size
     found = {"params": middle, "sunk": question.sunk, "tokens": per_size / middle}
     loss, outside = float(row.loss(**found)), row.outside(found)
-    if "dense" in law.rows:
+    if "dense" in law.rows and name != "dense":
         source = float(law.row("dense").loss(params=middle, tokens=question.sunk))
         if loss >= source:
             outside.append(f"so few tokens that its source, at {source:.3f}, is not regained")

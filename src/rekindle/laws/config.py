@@ -28,8 +28,10 @@ class PlanConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    form: str = option(
-        "upcycling", help="upcycling, upcycling-data, no-interaction, additive, chinchilla, one-stage, moe-..."
+    form: str | None = option(
+        None,
+        help="upcycling, upcycling-data, no-interaction, additive, chinchilla, one-stage, moe-...; by default "
+        "upcycling where runs have sunk tokens, else chinchilla",
     )
     objective: Objective = option("huber", help="huber: of log residuals, summed; squares: of residuals in nats")
     delta: float = option(DELTA, help="where Huber's loss turns linear, in ln nats")

@@ -16,7 +16,7 @@ from rekindle.errors import RekindleError
 from rekindle.laws.crossing import MOST, Range, least_for, range_of
 from rekindle.laws.forms import Floats
 from rekindle.laws.law import Law
-from rekindle.laws.options import DRAWS, SOURCE, ends, flops, loss, outside, ways_of
+from rekindle.laws.options import DRAWS, SOURCE, dense_alone, ends, flops, loss, outside, ways_of
 from rekindle.laws.question import Question
 
 Answer = Literal["worth it", "not worth it", "undecided"]
@@ -128,7 +128,9 @@ def decide(law: Law, question: Question) -> Decision:
     """Answer a question by a law; raises RekindleError where the law has none of the options."""
     asked = Drawn(law, question)
     if not asked.ways:
-        raise RekindleError(f"The law {law.name} has none of the rows dense, scratch, upcycled.", hint="rekindle laws")
+        what = f"The law {law.name} has none of the rows dense, scratch, upcycled."
+        why = f"its rows are {', '.join(law.rows)}"
+        raise RekindleError(what, why=why, hint="these names in the column way of the fitted runs, or `rekindle laws`")
     d2, options = question.tokens, {}
     for name, way in asked.ways.items():
         low, high = (float(bound) for bound in asked.band(name, d2))
@@ -172,6 +174,12 @@ def _verdict(
     law: Law, options: Mapping[str, Option], difference: Difference | None, source: float | None
 ) -> tuple[Answer, str]:
     """One of three answers, and why in a sentence."""
+    if dense_alone(law) and source is not None:
+        ends, rival = options["dense"].loss, options["dense_scratch"].loss
+        return "undecided", (
+            f"The law “{law.name}” knows dense models alone: it puts this one at {source:.3f} now and at {ends:.3f} "
+            f"then, {rival - ends:.3f} nats below one from scratch on as many tokens; of upcycling it says nothing."
+        )
     if difference is None:
         return "undecided", f"The law {law.name} has no row for upcycled models and a rival."
     upcycled, rival = options["upcycled"].loss, options[difference.rival].title

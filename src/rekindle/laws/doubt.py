@@ -104,7 +104,7 @@ def rivals(table: Table, config: FitConfig) -> list[Rival]:
     held = {v: _largest(table, v) for v in ("sunk", "tokens")}
     rest = table.only(~(held["sunk"] | held["tokens"]))
     found = []
-    for name in dict.fromkeys((config.form, *RIVALS)):
+    for name in dict.fromkeys((*((config.form,) if config.form else ()), *RIVALS)):
         try:
             chosen_by = rms(left_out(fit(rest, name, config.objective, config.delta)))
             errors = {v: _held_out(table, rows, name, config) for v, rows in held.items()}

@@ -56,18 +56,24 @@ class Fit:
         return form.predict({**own, **self.constants}, {v: np.asarray(points[v], float) for v in form.variables})
 
 
-def fit(table: Table, form: str, objective: Objective = "huber", delta: float = DELTA) -> Fit:
-    """Raises RekindleError where the table cannot carry the form."""
+def fit(table: Table, form: str, objective: Objective = "huber", delta: float = DELTA, count: int = STARTS) -> Fit:
+    """The best of `count` starts. Raises RekindleError where the table cannot carry the form."""
     forms = forms_of(table, form)
     problem, constants = _problem(table, forms, objective, delta)
     random = np.random.default_rng(SEED)
-    starts = np.stack([_start(problem, forms, random) for _ in range(STARTS)])
+    starts = np.stack([_start(problem, forms, random) for _ in range(count)])
     rough = solve(replace(problem, tolerance=_ROUGH), starts)
     best = np.argsort(rough.objective)[:POLISHED]
     found = solve(problem, rough.z[best])
     first = int(found.objective.argmin())
     z, least = found.z[first], float(found.objective[first])
     return Fit(table, forms, constants, problem, z, least, bool(found.converged[first]))
+
+
+def default_form(table: Table) -> str:
+    """That of two stages where runs have sunk tokens, or should have them; else that of one."""
+    staged = np.any(table.numbers.get("sunk", np.zeros(1)) > 0) or "upcycled" in table.ways
+    return "upcycling" if staged else "chinchilla"
 
 
 def forms_of(table: Table, name: str) -> dict[str, Form]:
@@ -77,7 +83,8 @@ def forms_of(table: Table, name: str) -> dict[str, Form]:
         return dict.fromkeys(table.ways, form)
     sunk = table.numbers.get("sunk")
     if sunk is None:
-        raise RekindleError(f"The form {name} needs the column sunk.", where=table.where, hint="--columns sunk=NAME")
+        hint = "--form chinchilla for runs of one stage, or --columns sunk=NAME_IN_FILE"
+        raise RekindleError(f"The form {name} needs the column sunk.", where=table.where, why=_has(table), hint=hint)
     one_stage = [way for way in table.ways if not np.any(sunk[table.labels["way"] == way] > 0)]
     return {way: FORMS["one-stage"] if way in one_stage else form for way in table.ways}
 
@@ -91,13 +98,18 @@ def _problem(
         rows = table.labels["way"] == way
         if missing := [v for v in form.variables if v not in table.numbers]:
             hint = f"--columns {missing[0]}=NAME_IN_FILE"
-            raise RekindleError(f"The form {form.name} needs {', '.join(missing)}.", where=table.where, hint=hint)
+            what = f"The form {form.name} needs {', '.join(missing)}."
+            raise RekindleError(what, where=table.where, why=_has(table), hint=hint)
         points[way] = {v: table.numbers[v][rows] for v in form.variables}
     if problems := _too_little(table, forms, points):
         raise together(problems)
     shared = ("E",) if len(forms) > 1 and all("E" in form.parameters for form in forms.values()) else ()
     design = Design(forms, points, constants, shared)
     return Problem(design, table.numbers["loss"], objective, delta), constants
+
+
+def _has(table: Table) -> str:
+    return f"the table has {', '.join((*table.numbers, *table.labels))}"
 
 
 def _too_little(table: Table, forms: Mapping[str, Form], points: Mapping) -> list[RekindleError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,10 +12,12 @@ from rekindle.errors import RekindleError
 from rekindle.laws.config import FitConfig
 from rekindle.laws.design import Floats
 from rekindle.laws.doubt import Identified, Interaction, Rival, identified, interaction, left_out, rivals, rms
-from rekindle.laws.fit import Fit, fit
+from rekindle.laws.fit import STARTS, Fit, default_form, fit
 from rekindle.laws.intervals import Bootstrap, bootstrap, percentiles, profile
 from rekindle.laws.next_run import Next, next_run, question_of
 from rekindle.laws.table import Table
+
+Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -63,22 +66,26 @@ class Fitted:
         }  # fmt: skip
 
 
-def fitted(table: Table, config: FitConfig) -> Fitted:
-    """Raises RekindleError where the table cannot carry the form."""
+def fitted(table: Table, config: FitConfig, say: Say = lambda text: None) -> Fitted:
+    """`say` hears of each part as it begins. Raises RekindleError where the table cannot carry the form."""
     if config.bootstrap < 100:
         raise RekindleError(f"{config.bootstrap} bootstrap fits give no interval.", hint="--bootstrap 4000")
     if config.seed < 0:
         raise RekindleError(f"seed is {config.seed}.", hint="--seed 42")
     if not 0 < config.delta < float("inf"):
         raise RekindleError(f"delta is {config.delta:g}.", hint="--delta 1e-3")
-    found = fit(table, config.form, config.objective, config.delta)
+    form = config.form or default_form(table)
+    say(f"{len(table)} runs of {', '.join(table.ways)}: the form {form}, from {STARTS} starts")
+    found = fit(table, form, config.objective, config.delta)
     trunks, runs = (len(np.unique(table.labels[label])) for label in ("trunk", "run"))
     if runs < 2:
         what = "All rows are of one run: there is nothing to resample, and so no interval."
         raise RekindleError(what, where=table.where, hint="a column run that tells independent runs apart, or none")
     by = "trunk" if 1 < trunks < runs else "run"
-    drawn, weak = bootstrap(found, config.bootstrap, by, config.seed), identified(found)
+    say(f"bootstrap: {config.bootstrap} fits of resampled {by}s")
+    drawn, weak = bootstrap(found, config.bootstrap, by, config.seed, say), identified(found)
     draws = found.design.values(drawn.z)
+    say(f"profiles of {len(found.z)} numbers")
     bounds, profiled = percentiles(draws), profile(found)
     numbers = {
         name: Number(value, *map(float, bounds[:, i]), *map(float, profiled[:, i]))
@@ -86,6 +93,8 @@ def fitted(table: Table, config: FitConfig) -> Fitted:
     }
     two_stage = any("sunk" in form.variables for form in found.forms.values())
     notes = [*table.notes, *weak.warnings]
+    if config.form is None and not two_stage:
+        notes.append(f"no run has sunk tokens: the form is {form}, of one stage")
     if weak.unknown:
         notes.append("where nothing is known a bootstrap stays where it starts: there only profile intervals hold")
     if not found.converged:
@@ -96,12 +105,16 @@ def fitted(table: Table, config: FitConfig) -> Fitted:
         if drawn.lost
         else []
     )
+    say(f"each of {runs} runs left out in turn")
+    errors = left_out(found)
+    if two_stage:
+        say("other forms, and the largest D1 and D2 held out")
     return Fitted(
         found=found,
         drawn=drawn,
         numbers=numbers,
         identified=weak,
-        left_out=left_out(found),
+        left_out=errors,
         rivals=rivals(table, config) if two_stage else [],
         interaction=interaction(found.values, dict(zip(found.design.names, draws.T, strict=True))),
         notes=notes,

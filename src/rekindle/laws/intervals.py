@@ -10,6 +10,7 @@ reaches the square of Student's t quantile, with s estimated from the residuals,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,12 +45,15 @@ class Bootstrap:
         return f"only {few} {self.by}{'s' * (few > 1)} of {way} to draw from: intervals are too narrow"
 
 
-def bootstrap(fit: Fit, count: int, by: str = "run", seed: int = SEED) -> Bootstrap:
-    """Fit `count` resamples of the table, each from the fit's own numbers."""
+def bootstrap(
+    fit: Fit, count: int, by: str = "run", seed: int = SEED, say: Callable[[str], object] = lambda text: None
+) -> Bootstrap:
+    """Fit `count` resamples of the table, each from the fit's own numbers; `say` hears how many are done."""
     names, cluster = np.unique(fit.table.labels[by], return_inverse=True)
     random = np.random.default_rng(seed)
     times = random.multinomial(len(names), np.full(len(names), 1 / len(names)), count).astype(float)
-    found = solve(fit.problem, np.repeat(fit.z[None], count, axis=0), times[:, cluster])
+    starts, weights = np.repeat(fit.z[None], count, axis=0), times[:, cluster]
+    found = solve(fit.problem, starts, weights, done=lambda n: say(f"bootstrap: {n} of {count}"))
     per_way = {way: len(np.unique(cluster[fit.table.labels["way"] == way])) for way in fit.forms}
     fewest = min(per_way.items(), key=lambda pair: pair[1])
     return Bootstrap(found.z, by, len(names), fewest, int((~found.converged).sum()))

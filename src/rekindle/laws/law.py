@@ -133,7 +133,11 @@ def law_named(name: str | Path) -> Law:
 
 def read_law(path: Path) -> Law:
     """Raises RekindleError with everything that is wrong with the file."""
-    data = read_yaml(path)
+    return parse_law(read_yaml(path), path)
+
+
+def parse_law(data: Mapping[str, Any], path: Path) -> Law:
+    """A law of what its file holds, or would hold."""
     problems = [
         RekindleError(f"A law has no key {key!r}.", where=path, hint=nearest(key, _KEYS) or ", ".join(_KEYS))
         for key in data

@@ -56,12 +56,28 @@ WAYS: dict[str, Way] = {
 }
 
 
+DENSE_ALONE: dict[str, Way] = {  # of a law of dense models: nothing to upcycle to
+    "dense": Way("dense", "dense continued, as many tokens", "1", "1", dense=True),
+    "dense_scratch": Way("dense", "dense from scratch, as many tokens", "0", "1", dense=True),
+}
+
+
+def dense_alone(law: Law) -> bool:
+    """Whether a law tells of dense models of one stage and of nothing else that is an option."""
+    return "dense" in law.rows and not {"scratch", "upcycled"} & law.rows.keys() and not _further(law)
+
+
 def ways_of(law: Law) -> dict[str, Way]:
     """The options that a law can tell of: those above, and any further row of two stages under its own name."""
+    if dense_alone(law):
+        return DENSE_ALONE
     known = {name: way for name, way in WAYS.items() if way.row in law.rows}
+    return known | _further(law)
+
+
+def _further(law: Law) -> dict[str, Way]:
     used = {way.row for way in WAYS.values()}
-    further = {n: Way(n, n) for n, row in law.rows.items() if n not in used and "sunk" in row.form.variables}
-    return known | further
+    return {n: Way(n, n) for n, row in law.rows.items() if n not in used and "sunk" in row.form.variables}
 
 
 def points(row: Row, way: Way, q: Question, tokens: Any) -> dict[str, NDArray]:
@@ -87,8 +103,9 @@ def loss(law: Law, way: Way, q: Question, tokens: Any, values: Mapping[str, Any]
 
 def flops(way: Way, q: Question) -> float:
     """Training FLOPs still to be spent on an option."""
-    tokens = float(way.trained(q.sunk, q.tokens, q.ratio))
-    return FLOPS * (q.params * (tokens - q.sunk) if way.dense else q.active * tokens)
+    if way.dense:
+        return FLOPS * q.params * FACTORS[way.tokens](q.ratio) * q.tokens
+    return FLOPS * q.active * float(way.trained(q.sunk, q.tokens, q.ratio))
 
 
 def ends(draws: Floats) -> tuple[Floats, Floats]:

@@ -13,7 +13,7 @@ from rekindle.laws.config import PlanConfig
 from rekindle.laws.cost import Machines, serving
 from rekindle.laws.decide import Decision, decide
 from rekindle.laws.law import Law
-from rekindle.laws.options import DRAWS
+from rekindle.laws.options import DRAWS, dense_alone
 from rekindle.laws.question import FEED_FORWARD, FLOPS, Question
 
 
@@ -72,19 +72,24 @@ def plan(law: Law, config: PlanConfig, known: Checkpoint) -> Plan:
         raise together(problems)
     assert params is not None
     assert sunk is not None
-    shape = {"experts": config.experts, "top_k": config.top_k, "feed_forward": known.feed_forward}
+    alone = dense_alone(law)
+    experts, top_k = (1, 1) if alone else (config.experts, config.top_k)
+    shape = {"experts": experts, "top_k": top_k, "feed_forward": known.feed_forward}
     if config.tokens is not None:
         question = Question(float(params), float(sunk), float(config.tokens), **shape)
     else:
         assert budget is not None
         cost_of_a_token = FLOPS * Question(float(params), float(sunk), 1000.0, **shape).active
         if budget < 1000 * cost_of_a_token:
-            what = f"{budget:g} FLOPs are {budget / cost_of_a_token:.3g} tokens of the mixture."
+            model = "model" if alone else "mixture"
+            what = f"{budget:g} FLOPs are {budget / cost_of_a_token:.3g} tokens of the {model}."
             raise RekindleError(what, hint=f"--budget-flops {1e9 * cost_of_a_token:.1g}")
         question = Question(float(params), float(sunk), budget / cost_of_a_token, **shape)
     budget = budget or question.flops
     split = best_split(law, question, budget, DRAWS)
-    return Plan(law, question, decide(law, question), machines, budget, split, serving(question, known.kv_bytes))
+    served = serving(question, known.kv_bytes)
+    served = {"dense": served["dense"]} if alone else served
+    return Plan(law, question, decide(law, question), machines, budget, split, served)
 
 
 def _budget(config: PlanConfig, machines: Machines) -> float | None:

@@ -15,6 +15,8 @@ curvature of the points within delta alone, they end a fit in a few steps where 
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +31,7 @@ Objective = Literal["huber", "squares"]
 DELTA = 1e-3  # of Huber's loss, in ln nats
 _CHUNK = 256  # problems of a batch: their arrays stay in the cache
 _STEPS = 300
+_SPEAKS = 10.0  # seconds from one word of progress to the next
 _FLAT = 1e-13  # share of the objective: three gains below it end a fit that wanders along a valley
 _LEAST = 1e-6  # nats: a fit may pass through predictions below 0, which have no logarithm
 _LONGEST = 20.0  # step of an exponent or a logarithm
@@ -54,8 +57,17 @@ class Solution:
     converged: NDArray[np.bool_]
 
 
-def solve(problem: Problem, starts: Floats, weights: Floats | None = None, held: NDArray | None = None) -> Solution:
-    """Fit from each start [B, p], with weights [B, n] or [n]; coordinates where `held` [B, p] is true stay."""
+def solve(
+    problem: Problem,
+    starts: Floats,
+    weights: Floats | None = None,
+    held: NDArray | None = None,
+    done: Callable[[int], object] = lambda fits: None,
+) -> Solution:
+    """Fit from each start [B, p], with weights [B, n] or [n]; coordinates where `held` [B, p] is true stay.
+
+    `done` hears now and then how many fits have ended, where these take long.
+    """
     weights = np.ones(problem.design.rows) if weights is None else weights
     batch = [slice(lo, lo + _CHUNK) for lo in range(0, len(starts), _CHUNK)]
 
@@ -64,7 +76,12 @@ def solve(problem: Problem, starts: Floats, weights: Floats | None = None, held:
         return _Batch(problem, starts[rows], own, None if held is None else held[rows]).run()
 
     with ThreadPoolExecutor(cores()) as pool:
-        found = list(pool.map(part, batch))
+        found, told = [], time.monotonic()
+        for solution in pool.map(part, batch):
+            found.append(solution)
+            if time.monotonic() - told > _SPEAKS and len(found) < len(batch):
+                told = time.monotonic()
+                done(sum(len(s.z) for s in found))
     return Solution(*(np.concatenate(parts) for parts in zip(*((s.z, s.objective, s.converged) for s in found))))
 
 

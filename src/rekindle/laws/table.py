@@ -1,4 +1,4 @@
-"""A table of runs: what was run and the loss it ended at, read from any CSV with named columns, and doubted.
+"""A table of runs: what was run and the loss it ended at, and doubted.
 
 One row is one run's end. `way` says how the model came about (dense, scratch, upcycled, ...), `run` and `trunk` what
 rows share: rows of a run are not independent, nor are runs that start from one trunk.
@@ -6,28 +6,22 @@ rows share: rows of a run are not independent, nor are runs that start from one 
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.errors import RekindleError, nearest, together
+from rekindle.errors import RekindleError, together
+from rekindle.laws.columns import LABELS, NUMBERS
+from rekindle.laws.ends import ends_of
 from rekindle.laws.forms import Floats
 
-NUMBERS = ("loss", "params", "sunk", "tokens", "flops", "experts", "top_k", "granularity", "active_share")
-LABELS = ("way", "run", "trunk", "seed")
-ALIASES = {
-    "n": "params", "n1": "params", "parameters": "params", "model size": "params",
-    "d": "tokens", "d2": "tokens", "d1": "sunk", "sunk_tokens": "sunk",
-    "c": "flops", "training flop": "flops", "training flops": "flops",
-    "l": "loss", "val_loss": "loss", "option": "way", "arm": "way", "branch": "trunk", "name": "run",
-}  # fmt: skip
-_COUNTS = {"params": 1e3, "sunk": 1e3, "tokens": 1e3}  # below that a count is likely in millions or billions
+_COUNTS = ("params", "sunk", "tokens")
+_LEAST = 1e3  # below that a count is in millions or billions
+_FEW = 0.01  # tokens of a parameter below which tokens are likely in another unit
 
 
 @dataclass(frozen=True)
@@ -60,23 +54,17 @@ class Table:
         return self.only(np.argsort([order[way] for way in self.labels["way"].tolist()], kind="stable"))
 
 
-def read_table(path: Path, columns: Mapping[str, str] | None = None, max_loss: float = math.inf) -> Table:
-    """`columns` names the file's column for one of ours. Raises RekindleError with all that is wrong."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RekindleError(f"The table cannot be read: {error}.", where=path) from None
-    if not rows:
-        raise RekindleError("The table has no rows.", where=path)
-    found = _columns(list(rows[0]), columns or {}, path)
-    return make_table([{ours: row[theirs] for ours, theirs in found.items()} for row in rows], str(path), max_loss)
+def make_table(
+    rows: Sequence[Mapping[str, object]], where: str, max_loss: float = math.inf, notes: Sequence[str] = ()
+) -> Table:
+    """A table out of rows that hold values by our names; runs that did not end with a loss are left out.
 
-
-def make_table(rows: Sequence[Mapping[str, object]], where: str, max_loss: float = math.inf) -> Table:
-    """A table out of rows that hold values by our names."""
-    problems: list[RekindleError] = []
-    numbers = {name: _numbers(name, rows, where, problems) for name in NUMBERS if name in rows[0]}
+    `notes` are what is known already. Raises RekindleError with all that is wrong.
+    """
+    ended, told = ends_of(rows, where)
+    rows, problems = list(ended.values()), []
+    places = [f"run {row['run']}" if row.get("run") else f"row {i}" for i, row in ended.items()]
+    numbers = {name: _numbers(name, rows, places, where, problems) for name in NUMBERS if name in rows[0]}
     if missing := [name for name in ("loss", "params") if name not in numbers]:
         hint = f"--columns {missing[0]}=NAME_IN_FILE"
         problems.append(RekindleError(f"The table lacks {' and '.join(missing)}.", where=where, hint=hint))
@@ -90,72 +78,58 @@ def make_table(rows: Sequence[Mapping[str, object]], where: str, max_loss: float
     default = "upcycled" if np.any(numbers.get("sunk", np.zeros(1)) > 0) else "dense"
     labels = {name: np.array([str(row[name]) for row in rows]) for name in LABELS if name in rows[0]}
     labels.setdefault("way", np.full(len(rows), default))
-    own = np.array([f"row {i + 1}" for i in range(len(rows))])
+    own = np.array([f"row {i}" for i in ended])
     named = "run" in labels and bool(np.any(labels["run"] != ""))
     labels["run"] = np.where(labels["run"] == "", own, labels["run"]) if "run" in labels else own
     trunks = labels.get("trunk", labels["run"])
     labels["trunk"] = np.where(trunks == "", labels["run"], trunks)
     table = Table(numbers, labels, where)
-    problems = [*_units(table), *_finite(table), *_duplicates(table, named)]
+    problems = [*_units(table), *_finite(table, places), *_duplicates(table, named)]
     if problems:
         raise together(problems)
     if not np.any(numbers["loss"] <= max_loss):
         raise RekindleError(f"No loss is {max_loss:g} or below.", where=where, hint="a larger --max-loss")
     kept = table.only(numbers["loss"] <= max_loss).sorted_by_way()
-    return Table(kept.numbers, kept.labels, where, tuple(_rising(kept)))
+    return Table(kept.numbers, kept.labels, where, (*notes, *told, *_rising(kept), *_hardly_trained(kept)))
 
 
-def _columns(header: Sequence[str], given: Mapping[str, str], path: Path) -> dict[str, str]:
-    """Our name -> the file's."""
-    for ours, theirs in given.items():
-        if ours not in (*NUMBERS, *LABELS):
-            hint = nearest(ours, (*NUMBERS, *LABELS)) or ", ".join((*NUMBERS, *LABELS))
-            raise RekindleError(f"There is no column {ours!r} to name.", where="--columns", hint=hint)
-        if theirs not in header:
-            hint = nearest(theirs, filter(None, header)) or ", ".join(filter(None, header))
-            raise RekindleError(f"The table has no column {theirs!r}.", where=path, hint=hint)
-    found = dict(given)
-    for name in filter(None, header):
-        ours = ALIASES.get(str(name).strip().lower(), str(name).strip().lower())
-        if ours in (*NUMBERS, *LABELS):
-            found.setdefault(ours, name)
-    return found
-
-
-def _numbers(name: str, rows: Sequence[Mapping], where: str, problems: list[RekindleError]) -> Floats:
+def _numbers(
+    name: str, rows: Sequence[Mapping], places: Sequence[str], where: str, problems: list[RekindleError]
+) -> Floats:
     found = np.full(len(rows), np.nan)
     for i, row in enumerate(rows):
-        text = row[name]
+        text = "" if row[name] is None else row[name]
         try:
-            found[i] = 0.0 if name == "sunk" and text in ("", None) else float(text)
+            found[i] = 0.0 if name == "sunk" and text == "" else float(text)
         except (TypeError, ValueError):
-            problems.append(RekindleError(f"{name} is {text!r}, which is no number.", where=f"{where}, row {i + 1}"))
+            problems.append(RekindleError(f"{name} is {text!r}, which is no number.", where=f"{where}, {places[i]}"))
     return found
 
 
 def _units(table: Table) -> list[RekindleError]:
     found = []
-    for name, least in _COUNTS.items():
+    for name in _COUNTS:
         column = table.numbers.get(name)
         if column is None:
             continue
         if np.any(column < 0) or (name != "sunk" and np.any(column == 0)):
             found.append(RekindleError(f"{name} is {column.min():g} in some row.", where=table.where))
-        elif 0 < column.max() < least:
-            what = f"{name} is at most {column.max():g}: counts are whole numbers, not millions or billions."
-            found.append(RekindleError(what, where=table.where, hint=f"multiply the column {name} by 1e9"))
+        elif np.any((column > 0) & (column < _LEAST)):
+            least, most = column[column > 0].min(), column.max()
+            what = f"{name} is {least:g} to {most:g}: counts are whole numbers, not millions or billions."
+            hint = f"the unit in the numbers (30M) or in the column's name ({name}_m, {name}_b)"
+            found.append(RekindleError(what, where=table.where, hint=hint))
     return found
 
 
-def _finite(table: Table) -> list[RekindleError]:
+def _finite(table: Table, places: Sequence[str]) -> list[RekindleError]:
     found = []
     for name, column in table.numbers.items():
         bad = np.flatnonzero(~np.isfinite(column) | ((column <= 0) & (name == "loss")))
         if len(bad):
-            which = ", ".join(f"row {i + 1} ({column[i]:g})" for i in bad[:5])
-            why = "a run that diverged says nothing about the law" if name == "loss" else None
+            which = ", ".join(f"{places[i]} ({column[i]:g})" for i in bad[:5])
             what = f"{name} is no positive number in {len(bad)} rows: {which}."
-            found.append(RekindleError(what, where=table.where, why=why, hint="leave these rows out"))
+            found.append(RekindleError(what, where=table.where, hint="leave these rows out"))
     return found
 
 
@@ -191,3 +165,11 @@ def _rising(table: Table) -> list[str]:
     if not rises:
         return []
     return [f"the loss rises with tokens {rises} times, all else equal: noise, or just after upcycling, where it does"]
+
+
+def _hardly_trained(table: Table) -> list[str]:
+    """Where tokens are so few beside parameters that one of the two may be in another unit."""
+    ratio = (table.numbers["tokens"] + table.numbers.get("sunk", 0.0)) / table.numbers["params"]
+    if ratio.max() >= _FEW:
+        return []
+    return [f"there are at most {ratio.max():.2g} tokens for a parameter: are both counts of single ones?"]

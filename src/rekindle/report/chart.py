@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rekindle.report.csv_file import write_csv
 from rekindle.report.style import DASHES, SERIES, Sheet, drawing, png, series_name, svg, themed
 
 WIDE, NARROW = 760, 360  # pixels
@@ -49,10 +49,7 @@ class Picture:
 
 def publish(chart: Chart, folder: Path) -> Picture:
     """Write NAME.png, NAME.svg and NAME.csv into `folder` and return the picture for the page."""
-    with (folder / f"{chart.name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(chart.columns)
-        writer.writerows(chart.rows)
+    write_csv(folder / f"{chart.name}.csv", chart.columns, chart.rows)
     with drawing():
         wide, narrow = Sheet(WIDE, chart.height), Sheet(NARROW, chart.narrow_height, narrow=True)
         labelled = chart.draw(wide)

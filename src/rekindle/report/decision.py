@@ -46,6 +46,8 @@ def page(plan: Plan, further: str = "") -> str:
     context = {
         "title": "Upcycle, continue, or start over?",
         "law": plan.law,
+        "priced": plan.machines.price is not None,
+        "crosses": plan.decision.crossing is not None,
         "script": Markup(script),
         "data": Markup(data),
     }
@@ -61,6 +63,7 @@ def page_data(plan: Plan, further: str) -> dict[str, Any]:
                 "rows": {name: _row(row, drawn[name]) for name, row in law.rows.items()}},
         "ways": {name: asdict(way) | {"colour": series_name(i)} for i, (name, way) in enumerate(ways.items())},
         "source": asdict(options.SOURCE),
+        "denseAlone": options.dense_alone(law),
         "rivals": decide.RIVALS,
         "question": asdict(q),
         "machines": asdict(plan.machines) | {"peak": PEAK[plan.machines.gpu]},

@@ -8,15 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from rekindle.laws.allocate import best_split
 from rekindle.laws.doubt import rms
 from rekindle.laws.fitted import Fitted
+from rekindle.laws.law import parse_law
+from rekindle.laws.options import DRAWS, dense_alone
+from rekindle.laws.question import FLOPS, Question
+from rekindle.laws.write import law_of
 from rekindle.report.chart import Chart, publish
+from rekindle.report.csv_file import write_csv
 from rekindle.report.labels import count_ticks
 from rekindle.report.page import FIGURES, render
 from rekindle.report.style import Sheet, colour, series
-from rekindle.report.words import count
+from rekindle.report.words import count, scientific
 from rekindle.store.publish import publishing
 
+_SCRATCH = "Of a dense model from scratch."
+_UPCYCLED = "Of the dense model to upcycle to 8 experts, top-2, after as many sunk tokens as the most in the runs."
 COLOURS = 6  # sizes that get one of their own; further ones share
 
 
@@ -45,12 +53,14 @@ def write_fit(
             "rows": list(_rows(found)),
             "pictures": [publish(chart, folder / FIGURES) for chart in drawn],
             "command": command,
+            "splits": list(_splits(fitted)),
+            "splits_note": _SCRATCH if len(fitted.found.forms) == 1 else _UPCYCLED,
+            "asked": f"rekindle plan --law law.yaml {asked}" if (asked := question_in_words(found)) else "",
         }
         (folder / "index.html").write_text(render(context, "fit.html.j2"), encoding="utf-8")
-        header = "name,value,low,high,profile_low,profile_high"
-        lines = [",".join([name, *("" if n is None else str(n) for n in number.values())])
-                 for name, number in found["numbers"].items()]  # fmt: skip
-        (folder / "numbers.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+        columns = ("name", "value", "low", "high", "profile_low", "profile_high")
+        numbers = [(name, *number.values()) for name, number in found["numbers"].items()]
+        write_csv(folder / "numbers.csv", columns, numbers)
     return out / "index.html"
 
 
@@ -58,6 +68,37 @@ def _verdict(found: dict[str, Any]) -> str:
     if found["interaction"]:
         return found["interaction"]["sentence"]
     return f"Runs left out are predicted to {found['rms_left_out']:.4f} nats."
+
+
+def question_in_words(found: dict[str, Any]) -> str:
+    """A question of the size of the runs, as `plan` is asked it; empty where it knows none of their ways.
+
+    What was sunk into dense models are their tokens.
+    """
+    if not {"dense", "scratch", "upcycled"} & found["ways"].keys():
+        return ""
+    largest = found["largest"]
+    asked = {**largest, "sunk": largest.get("sunk") or largest["tokens"]}
+    return " ".join(f"--{name} {count(asked[name])}" for name in ("params", "sunk", "tokens"))
+
+
+def _splits(fitted: Fitted) -> Iterator[tuple[str, ...]]:
+    """The best size for what the largest run cost and for more, where the law knows one."""
+    if fitted.identified.unknown:
+        return
+    law = parse_law(law_of(fitted.found, fitted.drawn, "law"), Path("law.yaml"))
+    table = fitted.found.table
+    params, tokens = (float(table.numbers[name].max()) for name in ("params", "tokens"))
+    sunk = float(np.max(table.numbers.get("sunk", np.zeros(1)))) or tokens
+    shape = {"experts": 1, "top_k": 1} if dense_alone(law) else {}
+    asked = Question(params, sunk, tokens, **shape)
+    spent = FLOPS * float((table.numbers["params"] * table.numbers["tokens"]).max()) * asked.ratio
+    for times in (1, 10, 100):
+        found = best_split(law, asked, spent * times, DRAWS)
+        if found is not None:
+            between = f"{count(found.params_low)} to {count(found.params_high)}"
+            yield (scientific(spent * times), count(found.params), between, count(found.tokens), f"{found.loss:.3f}",
+                   "; ".join(found.outside) or "no")  # fmt: skip
 
 
 def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -138,7 +179,7 @@ def _residuals(fitted: Fitted) -> Chart:
     return Chart(
         name="residuals",
         title=f"Runs left out are predicted to {rms(left):.4f} nats, those fitted to {rms(own):.4f}",
-        caption="Dark: the fit on all runs. Pale: each run predicted by the others.",
+        caption="Small dots: the fit on all runs. Large, faint ones: each run predicted by the others.",
         columns=("way", "run", "tokens", "residual", "left_out"),
         rows=rows,
         draw=draw,

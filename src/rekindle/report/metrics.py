@@ -15,6 +15,7 @@ from typing import Any
 from rekindle.errors import RekindleError
 
 NAME = "metrics.jsonl"
+FAR = 1e30  # nothing that is measured here is larger: what claims to be is infinite
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Metrics:
 def read_metrics(folder: Path) -> Metrics:
     """The run's diary; raises RekindleError where it is missing, broken or holds no evaluation."""
     path = folder / NAME
+    if path.exists() and not path.is_file():
+        raise RekindleError(f"{NAME} is no file to read.", where=path, hint="the file that `rekindle train` wrote")
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -113,6 +116,7 @@ class _Row:
         return _number(self.data.get(key), key, self.where)
 
     def numbers(self, key: str) -> tuple[float, ...] | None:
+        """A list of shares or counts, which are never negative; None where it is null or missing."""
         return _numbers(self.data.get(key), key, self.where)
 
     def table(self, key: str) -> tuple[tuple[float, ...], ...] | None:
@@ -144,10 +148,9 @@ def _number(value: Any, key: str, where: str) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RekindleError(f"{key!r} should be a number and is {value!r:.60}.", where=where)
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
+    if abs(value) > FAR:
+        return math.inf if value > 0 else -math.inf
+    return float(value)
 
 
 def _numbers(value: Any, key: str, where: str) -> tuple[float, ...] | None:
@@ -155,7 +158,10 @@ def _numbers(value: Any, key: str, where: str) -> tuple[float, ...] | None:
         return None
     if not isinstance(value, list):
         raise RekindleError(f"{key!r} should be a list of numbers.", where=where)
-    return tuple(_number(item, key, where) for item in value)
+    found = tuple(_number(item, key, where) for item in value)
+    if any(number < 0 for number in found):
+        raise RekindleError(f"{key!r} holds {min(found):g}: none of these can be negative.", where=where)
+    return found
 
 
 def _step(row: _Row) -> Step:
@@ -171,13 +177,15 @@ def _step(row: _Row) -> Step:
 
 
 def _evaluation(row: _Row) -> Evaluation:
-    dead = row.numbers("dead_experts")
+    dead, stderr = row.numbers("dead_experts"), row.number("val_loss_stderr")
+    if stderr < 0:
+        raise RekindleError(f"'val_loss_stderr' is {stderr:g}: an error is never negative.", where=row.where)
     return Evaluation(
         step=row.position("step"),
         tokens=row.position("tokens"),
         flops=row.position("flops"),
         loss=row.number("val_loss"),
-        stderr=row.number("val_loss_stderr"),
+        stderr=stderr or math.nan,  # of a single window it is 0, which says nothing
         load=row.table("expert_load"),
         entropy=row.numbers("expert_entropy"),
         dead=None if dead is None else tuple(int(n) if math.isfinite(n) else 0 for n in dead),

@@ -51,12 +51,7 @@ def write_report(
     not empty (unless `overwrite`) or OUT holds one of the runs.
     """
     out = Path(out).absolute()
-    found = read_runs(runs)
-    for run in found:
-        if run.folder.resolve().is_relative_to(out.resolve()):
-            raise RekindleError(
-                f"The report would replace the run {run.folder}.", where=f"OUT is {out}", hint="another OUT"
-            )
+    found = readable(runs, out)
     with publishing(out, overwrite=overwrite) as folder:
         (folder / FIGURES).mkdir()
         pictures = [publish(chart, folder / FIGURES) for chart in _charts(found)]
@@ -81,6 +76,17 @@ def write_report(
         }
         (folder / "index.html").write_text(render(context), encoding="utf-8")
     return Report(out / "index.html", said, rows)
+
+
+def readable(runs: Sequence[Path], out: Path) -> list[Run]:
+    """The runs, read; raises RekindleError where one cannot be, or OUT would replace it."""
+    found = read_runs(runs)
+    for run in found:
+        if run.folder.resolve().is_relative_to(Path(out).resolve()):
+            raise RekindleError(
+                f"The report would replace the run {run.folder}.", where=f"OUT is {out}", hint="another OUT"
+            )
+    return found
 
 
 def render(context: dict[str, Any], template: str = "page.html.j2") -> str:

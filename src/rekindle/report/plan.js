@@ -84,7 +84,7 @@ function decide(q) {
   for (const [name, way] of Object.entries(ways)) {
     const [low, high] = ends(draws(way, q, q.tokens));
     const tokens = points(rows[way.row], way, q, q.tokens).tokens;
-    const flops = data.flopsPerParameter * (way.dense ? q.params * (tokens - q.sunk) : q.active * tokens);
+    const flops = data.flopsPerParameter * (way.dense ? q.params * FACTORS[way.tokens](q.ratio) * q.tokens : q.active * tokens);
     options[name] = { title: way.title, colour: way.colour, loss: mid(way, q, q.tokens), low, high, flops };
   }
   const found = { options, source: null, difference: null, crossing: null, regain: null };
@@ -115,6 +115,12 @@ function difference(q, options, rivals) {
 }
 
 function verdict({ options, source, difference: d }) {
+  if (data.denseAlone) {
+    const then = options.dense.loss, gap = (options.dense_scratch.loss - then).toFixed(3);
+    return { verdict: "undecided", reason: `The law “${data.law.name}” knows dense models alone: it puts this one at ` +
+      `${source.toFixed(3)} now and at ${then.toFixed(3)} then, ${gap} nats below one from scratch on as many tokens; ` +
+      "of upcycling it says nothing." };
+  }
   if (!d) return { verdict: "undecided", reason: `The law ${data.law.name} has no row for upcycled models and a rival.` };
   const up = options.upcycled.loss, signed = (x) => (x < 0 ? "" : "+") + x.toFixed(3);
   if (source !== null && up >= source) {
@@ -171,17 +177,23 @@ const text = (tag, content, attributes = {}) => {
 
 function showOptions(found, q) {
   const { peak, mfu, price } = data.machines;
-  const lines = Object.values(found.options).sort((a, b) => a.loss - b.loss).map((option) => {
+  const sorted = Object.values(found.options).sort((a, b) => a.loss - b.loss);
+  const lines = sorted.map((option) => {
     const row = document.createElement("tr"), head = text("th", "", { scope: "row" }), hours = option.flops / (peak * mfu * 3600);
     head.append(text("span", "", { class: "dot", style: `background: var(--${option.colour})` }), option.title);
     row.append(head, text("td", option.loss.toFixed(4), { "data-label": "Loss, nats per token" }),
       text("td", `${option.low.toFixed(3)} to ${option.high.toFixed(3)}`, { "data-label": "90 %" }),
       text("td", option.flops.toExponential(2), { "data-label": "FLOPs still to be spent" }),
       text("td", hours < 100 ? hours.toFixed(1) : Math.round(hours).toLocaleString("en"), { "data-label": "GPU-hours" }),
-      text("td", price === null ? "—" : Math.round(hours * price).toLocaleString("en"), { "data-label": "Cost" }));
+      ...(price === null ? [] : [text("td", Math.round(hours * price).toLocaleString("en"), { "data-label": "Cost" })]));
     return row;
   });
   $("options").replaceChildren(...lines);
+  $("key").replaceChildren(...sorted.map((option) => {  // in the order of the table
+    const item = text("li", "", { style: `color: var(--${option.colour})` });
+    item.append(text("span", ""), option.title);
+    return item;
+  }));
 }
 
 function showFacts(found, q) {
@@ -193,7 +205,7 @@ function showFacts(found, q) {
   const kv = shape ? data.serving.kvBytes : 4 * 128 * (q.params / (12 * 128 ** 2)) ** (2 / 3);
   const cache = `KV cache ${bytes(kv)} a token${shape && !data.serving.kvEstimated ? "" : " (typical for its size)"}`;
   facts.push(["Serving, dense", `${count(q.params)} parameters, ${bytes(2 * q.params)} in bf16, ${cache}`]);
-  facts.push(["Serving, mixture", `${count(q.active)} active of ${count(q.total)}, ${bytes(2 * q.total)} in bf16, ${cache}`]);
+  if (!data.denseAlone) facts.push(["Serving, mixture", `${count(q.active)} active of ${count(q.total)}, ${bytes(2 * q.total)} in bf16, ${cache}`]);
   $("facts").replaceChildren(...facts.flatMap(([name, value]) => [text("dt", name), text("dd", value)]));
 }
 
@@ -280,7 +292,7 @@ function show() {
     document.querySelector(`output[for=${id}]`).textContent = count(asked[id]);
   }
   const numbers = Object.keys(SLIDERS).map((id) => `--${id} ${Number(asked[id].toPrecision(6))}`).join(" ");
-  $("command").textContent = `rekindle plan ${numbers} --experts ${asked.experts}${data.further}`;
+  $("command").textContent = `rekindle plan ${numbers}${data.denseAlone ? "" : ` --experts ${asked.experts}`}${data.further}`;
   $("answer").textContent = JSON.stringify({ question: q, outside: far, ...found }, (_, v) => (v === Infinity ? null : v));
 }
 
@@ -292,12 +304,8 @@ for (const [id, [low, high]] of Object.entries(SLIDERS)) {
   [slider.min, slider.max, slider.value] = [Math.log10(low), Math.log10(high), Math.log10(asked[id])];
   slider.oninput = () => { asked[id] = Number((10 ** slider.value).toPrecision(3)); show(); };
 }
+if (data.denseAlone) $("experts").parentElement.style.display = "none";
 [$("experts").min, $("experts").max, $("experts").value] = [2, 64, asked.experts];
 $("experts").oninput = () => { asked.experts = Number($("experts").value); show(); };
-$("key").replaceChildren(...Object.values(data.ways).map((way) => {
-  const item = text("li", "", { style: `color: var(--${way.colour})` });
-  item.append(text("span", ""), way.title);
-  return item;
-}));
 window.onresize = show;
 show();

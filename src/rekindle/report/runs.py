@@ -12,13 +12,13 @@ from statistics import median
 from typing import Any
 
 from rekindle.errors import RekindleError
-from rekindle.report.metrics import Evaluation, Metrics, read_metrics
+from rekindle.report.metrics import FAR, Evaluation, Metrics, read_metrics
 from rekindle.store.manifest import Manifest, Record, read_manifest
 
 VERIFY = "verify.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One training stage of one checkpoint. Tokens and FLOPs are of this stage; losses in nats per token."""
 
@@ -65,7 +65,19 @@ class Run:
     def parameters(self) -> dict[str, int]:
         """{"total", "active"}, from the diary or else the manifest; empty where neither says."""
         given = self.metrics.header.get("parameters") or (self.manifest.parameters if self.manifest else {})
-        return {k: v for k, v in given.items() if isinstance(v, int)} if isinstance(given, dict) else {}
+        if not isinstance(given, dict):
+            return {}
+        return {k: v for k, v in given.items() if isinstance(v, int) and 0 <= v < FAR}
+
+    @cached_property
+    def text(self) -> tuple[str | None, int | None]:
+        """Which validation windows were read, by their hash, and how many tokens these are; None where unrecorded."""
+        header, read = self.metrics.header, self.final.losses
+        windows, length = header.get("val_set"), header.get("seq_len")
+        trained = [record for record in self.lineage if record.verb == "train"]
+        asked = trained[-1].options.get("eval_tokens", {}).get("value") if trained else None
+        counted = len(read) * length if read and isinstance(length, int) else asked
+        return windows if isinstance(windows, str) else None, counted if isinstance(counted, int) else None
 
     @property
     def tokens_per_s(self) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rekindle.report.lineage import brief
 from rekindle.report.runs import Run
+from rekindle.report.verdict import same_text
 from rekindle.report.words import UNKNOWN, exponent_of, nats, power, scaled, scientific, unit
 
 
@@ -27,14 +28,18 @@ class Row:
     start_loss: float | None
     final_loss: float | None  # None where it diverged
     final_stderr: float | None
-    difference: float | None  # final loss less the lowest of all
+    difference: float | None  # final loss less the lowest of all measured on the same text
     tokens_per_s: float | None
     verify: str
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    finals = [run.final.loss for run in runs if math.isfinite(run.final.loss)]
-    return [_row(run, min(finals, default=math.nan)) for run in runs]
+    ended = [run for run in runs if math.isfinite(run.final.loss)]
+    alike = same_text(ended)
+    if len(alike) == 1 < len(ended):
+        alike = []  # nothing to compare with
+    best = min((run.final.loss for run in alike), default=math.nan)
+    return [_row(run, best if run in alike else math.nan) for run in runs]
 
 
 def _row(run: Run, best: float) -> Row:

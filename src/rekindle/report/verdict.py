@@ -1,7 +1,8 @@
 """Which run ends lower at equal cost, by how much, and whether the evaluations can tell.
 
-A difference counts when it exceeds twice its standard error: that of the differences window by window where both
-runs logged the loss of each window of the same validation text, else the combined sqrt(se_a^2 + se_b^2).
+Only runs that were measured on the same validation text are compared. A difference counts when it exceeds twice its
+standard error: that of the differences window by window where both runs logged the loss of each window, else the
+combined sqrt(se_a^2 + se_b^2).
 """
 
 from __future__ import annotations
@@ -21,15 +22,21 @@ Budget = Literal["flops", "tokens"]
 TOLERANCE = 0.02  # budgets this close, relatively, are taken as equal
 SIGNIFICANT = 2.0  # combined standard errors
 NAMED = 3  # runs behind the best up to which the sentence names each
+DIFFERENT = "Undecided: measured on different text"
 SEED = "one seed each, so this is a direction, not a result"
 PAIRED = (
     "± is one standard error of the difference, taken window by window on the same validation text; it says "
     "nothing about how far another seed would move the result."
 )
+_COMBINED = "± is one combined standard error of the validation loss. "
+_SEEDS = "; it says nothing about how far another seed would move the result."
 CONSERVATIVE = (
-    "± is one combined standard error of the validation loss. The runs see the same validation tokens, so "
-    "their errors largely cancel in a difference and this is conservative; it says nothing about how far "
-    "another seed would move the result."
+    _COMBINED + "The runs see the same validation tokens, so their errors largely cancel in a difference and this is "
+    "conservative" + _SEEDS
+)
+UNKNOWN_TEXT = (
+    _COMBINED + "Not every run recorded which validation text it read. If it is the same, the errors largely cancel in "
+    "a difference and this is conservative; if it is not, the losses cannot be compared" + _SEEDS
 )
 
 
@@ -51,11 +58,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Readings at one budget, lowest loss first."""
+    """Readings at one budget, lowest loss first; `elsewhere` are the runs that were measured on other text."""
 
     by: Budget
     budget: float
     readings: tuple[Reading, ...]
+    elsewhere: tuple[Run, ...] = ()
 
     @property
     def best(self) -> Reading:
@@ -103,19 +111,41 @@ class Comparison:
 def compare(runs: Sequence[Run], by: Budget) -> Comparison | None:
     """Read every run at the largest FLOPs (or tokens) that all reached; None where no run has a loss to read.
 
-    Runs that have no evaluation after their start, or diverged by their last, are left out. Budgets within
-    2 % count as equal and each run is read at its end; beyond that the longer runs are interpolated linearly
-    between two evaluations.
+    Runs that have no evaluation after their start, or diverged by their last, are left out; of those measured on
+    different text the most that share one are compared. Budgets within 2 % count as equal and each run is read at its
+    end; beyond that the longer runs are interpolated linearly between two evaluations.
     """
-    able = [run for run in runs if math.isfinite(run.final.loss) and getattr(run.final, by) > 0]
-    if not able:
+    ended = [run for run in runs if math.isfinite(run.final.loss) and getattr(run.final, by) > 0]
+    if not ended:
         return None
+    able = same_text(ended)
     ends = [getattr(run.final, by) for run in able]
     budget = min(ends)
     readings = [
         _last(run) if end <= budget * (1 + TOLERANCE) else _read_at(run, by, budget) for run, end in zip(able, ends)
     ]
-    return Comparison(by, budget, tuple(sorted(readings, key=lambda r: r.loss)))
+    elsewhere = tuple(run for run in ended if run not in able)
+    return Comparison(by, budget, tuple(sorted(readings, key=lambda r: r.loss)), elsewhere)
+
+
+def same_text(runs: Sequence[Run]) -> list[Run]:
+    """The most runs of which no two are known to have been measured on different validation text."""
+    groups = []
+    for first in runs:
+        group = [first]
+        for run in runs:
+            if run is not first and all(_may_agree(run, other) for other in group):
+                group.append(run)
+        groups.append(group)
+    largest = max(groups, key=len, default=[])
+    return [run for run in runs if run in largest]
+
+
+def _may_agree(run: Run, other: Run) -> bool:
+    (windows, tokens), (others, amount) = run.text, other.text
+    if windows and others:
+        return windows == others
+    return not (tokens and amount) or abs(tokens - amount) <= TOLERANCE * amount
 
 
 def _last(run: Run) -> Reading:
@@ -138,7 +168,7 @@ def headline(comparison: Comparison | None) -> str:
         return "No run has a validation loss at its end"
     unit = "FLOPs" if comparison.by == "flops" else "tokens"
     if len(comparison.readings) == 1:
-        return _fall(comparison.best)
+        return DIFFERENT if comparison.elsewhere else _fall(comparison.best)
     second = comparison.readings[1]
     if comparison.tied:
         tied = [comparison.best, *comparison.tied]
@@ -155,6 +185,9 @@ def sentence(comparison: Comparison | None, runs: Sequence[Run]) -> str:
     """The verdict: one sentence with its uncertainty."""
     if comparison is None:
         return "There is no verdict: no run has a validation loss at its end."
+    if len(comparison.readings) == 1 and comparison.elsewhere:
+        names = listed([comparison.best.run.name, *(run.name for run in comparison.elsewhere)])
+        return f"It is undecided between {names}: measured on different text, so their losses cannot be compared."
     if len(comparison.readings) == 1:
         left_out = "" if len(runs) == 1 else "; the others have no validation loss at their end"
         return f"There is nothing to compare: {_fall(comparison.best)} nats per token{left_out}."
@@ -176,7 +209,7 @@ def cautions(comparison: Comparison | None, runs: Sequence[Run]) -> list[str]:
     """What a careful reader must know of the comparison, a sentence each."""
     found = []
     if comparison and len(comparison.readings) > 1:
-        found.append(PAIRED if all(map(comparison.pairs, comparison.readings[1:])) else CONSERVATIVE)
+        found.append(_error_in_words(comparison))
         if early := comparison.early:
             are = "is" if len(early) == 1 else "are"
             found.append(
@@ -185,8 +218,10 @@ def cautions(comparison: Comparison | None, runs: Sequence[Run]) -> list[str]:
                 "A run read before its end has not finished its learning-rate decay, which favours the "
                 "shorter one."
             )
-    read = {id(r.run) for r in comparison.readings} if comparison else set()
-    missing = [run.name for run in runs if id(run) not in read]
+    if comparison and comparison.elsewhere:
+        found.append(_texts(comparison))
+    read = {r.run for r in comparison.readings} | set(comparison.elsewhere) if comparison else set()
+    missing = [run.name for run in runs if run not in read]
     if missing:
         found.append(f"{listed(missing)}: no validation loss at the end, so not in the verdict.")
     for key, noun in (("data", "data"), ("seq_len", "sequence lengths"), ("vocab_size", "vocabularies")):
@@ -195,6 +230,26 @@ def cautions(comparison: Comparison | None, runs: Sequence[Run]) -> list[str]:
             shown = listed(sorted(values)[:4])
             found.append(f"The runs used different {noun} ({shown}): their losses may not be comparable.")
     return found
+
+
+def _error_in_words(comparison: Comparison) -> str:
+    """What ± is, and what may be concluded from it."""
+    if all(map(comparison.pairs, comparison.readings[1:])):
+        return PAIRED
+    texts = {reading.run.text[0] for reading in comparison.readings}
+    return CONSERVATIVE if len(texts) == 1 and None not in texts else UNKNOWN_TEXT
+
+
+def _texts(comparison: Comparison) -> str:
+    """Which runs are not compared, and on how much text each was measured."""
+    runs = [*(reading.run for reading in comparison.readings), *comparison.elsewhere]
+    amounts = [f"{run.name} on {run.text[1]:,} tokens" for run in runs if run.text[1]]
+    which, are = listed([run.name for run in comparison.elsewhere]), "was" if len(comparison.elsewhere) == 1 else "were"
+    shown = f" ({listed(amounts)})" if amounts else ""
+    return (
+        f"{which} {are} measured on different validation windows{shown}: another text, amount or length, so no "
+        "difference is claimed. The same --data, --eval-tokens and --seq-len make runs comparable."
+    )
 
 
 def _fall(reading: Reading) -> str:

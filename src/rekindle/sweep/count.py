@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rekindle.config import resolve
 from rekindle.errors import RekindleError
+from rekindle.report.metrics import read_metrics
 from rekindle.sweep.grid import Cell, Grid
 from rekindle.sweep.steps import Step
-from rekindle.train.config import InitConfig
+from rekindle.train.config import InitConfig, TrainConfig
 from rekindle.train.flops import training_flops
 
 
@@ -24,17 +28,39 @@ class Cost:
     flops: float
     naive_tokens: int
     naive_flops: float
+    work: Mapping[str, tuple[float, float]]  # trained step -> active parameters, FLOPs with its two evaluations
 
     @property
     def saved(self) -> float:
         """Share of the naive FLOPs."""
         return 1 - self.flops / self.naive_flops
 
-    def hours(self, flops_per_second: float, workers: int) -> float:
-        return self.flops / flops_per_second / workers / 3600
+    def hours(self, speeds: Mapping[float, float], workers: int, done: Collection[str] = ()) -> float:
+        """Of the steps that are not done, by the speed in FLOP/s of the size nearest to each."""
+        left = [work for name, work in self.work.items() if name not in done]
+        return sum(flops / speeds[_nearest(size, speeds)] for size, flops in left) / workers / 3600
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"saved": self.saved}
+        return {key: value for key, value in asdict(self).items() if key != "work"} | {"saved": self.saved}
+
+
+def _nearest(size: float, speeds: Mapping[float, float]) -> float:
+    return min(speeds, key=lambda known: abs(math.log(known / size)))
+
+
+def measured(out: Path, names: Collection[str]) -> dict[float, float]:
+    """Active parameters -> FLOP/s of a worker: the median of the steps that are there and logged their speed."""
+    found: dict[float, list[float]] = {}
+    for name in names:
+        try:
+            metrics = read_metrics(out / name)
+        except RekindleError:
+            continue
+        active = (metrics.header.get("parameters") or {}).get("active")
+        speeds = [step.tokens_per_s for step in metrics.steps if step.tokens_per_s > 0]
+        if active and speeds:
+            found.setdefault(active, []).append(training_flops(active, 1) * median(speeds))
+    return {active: median(speeds) for active, speeds in found.items()}
 
 
 def cost_of(grid: Grid, steps: Sequence[Step], cells: Sequence[Cell]) -> Cost:
@@ -43,6 +69,8 @@ def cost_of(grid: Grid, steps: Sequence[Step], cells: Sequence[Cell]) -> Cost:
     active = {cell.step: _active(grid, dense, cell) for cell in cells}
     sizes = {step.name: _size_of(step.name, dense, active) for step in steps if step.verb == "train"}
     trained = {step.name: int(step.options["tokens"]) for step in steps if step.verb == "train"}
+    validation = 2 * resolve(TrainConfig, {**grid.train, "tokens": 1}).config.eval_tokens / 3  # a third of training
+    work = {name: (sizes[name], training_flops(sizes[name], n + int(validation))) for name, n in trained.items()}
     naive = [(cell.sunk, cell.tokens, dense[cell.size], active[cell.step]) for cell in cells]
     return Cost(
         cells=len(cells),
@@ -51,6 +79,7 @@ def cost_of(grid: Grid, steps: Sequence[Step], cells: Sequence[Cell]) -> Cost:
         flops=sum(training_flops(sizes[name], tokens) for name, tokens in trained.items()),
         naive_tokens=sum(sunk + tokens for sunk, tokens, _, _ in naive),
         naive_flops=sum(training_flops(n1, d1) + training_flops(n2, d2) for d1, d2, n1, n2 in naive),
+        work=work,
     )
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from typing import Any
@@ -16,6 +17,7 @@ from rekindle.errors import RekindleError
 from rekindle.sweep.steps import Engine
 
 ENGINES = ("local", "ray")
+_GRACE = 20.0  # seconds a worker has to save its state once its parent is gone
 
 
 def engine_named(name: str, workers: int | None = None) -> Engine:
@@ -44,7 +46,7 @@ class Local:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(
-                self.workers, mp_context=context, initializer=_few_threads, initargs=(self._threads,)
+                self.workers, mp_context=context, initializer=_begin, initargs=(self._threads,)
             )
         try:
             return self._pool.submit(function, *arguments)
@@ -59,6 +61,8 @@ class Local:
 
     def __enter__(self) -> Local:
         """From here on a SIGTERM reaches the workers too, as Ctrl-C does."""
+        import psutil  # noqa: F401  (loaded before a signal comes, and a second while it loads)
+
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, _terminated)
         return self
@@ -116,7 +120,22 @@ def _terminated(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _few_threads(threads: int) -> None:
+def _end_with_parent() -> None:
+    """A worker whose parent was killed without a word ends too: first as if asked to, so that a run saves its state."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()  # the pipe that the parent held closes with it, on every system
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _begin(threads: int) -> None:
+    _end_with_parent()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     import torch

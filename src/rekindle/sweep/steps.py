@@ -52,8 +52,16 @@ class Engine(Protocol):
         """Once all steps have ended."""
 
 
-def perform(steps: Sequence[Step], out: Path, engine: Engine, say: Say, *, go_on: bool = False) -> dict[str, str]:
-    """Run all steps under `out`, each once; finished folders are kept.
+def perform(
+    steps: Sequence[Step],
+    out: Path,
+    engine: Engine,
+    say: Say,
+    *,
+    go_on: bool = False,
+    ended: Callable[[str], object] = lambda name: None,
+) -> dict[str, str]:
+    """Run all steps under `out`, each once; finished folders are kept. `ended` hears the name of each that is done.
 
     Raises what a step raised, once the steps that are running have ended; with `go_on` the steps that read a failed one
     are left out instead, and the failures are returned, and written to OUT/failed.json, name -> message. Ctrl-C reaches
@@ -67,9 +75,11 @@ def perform(steps: Sequence[Step], out: Path, engine: Engine, say: Say, *, go_on
     work = _Work(by_name, out, engine, done)
     try:
         while work.start():
-            ended, _ = wait(work.running, return_when=FIRST_COMPLETED)
-            for job in ended:
+            finished, _ = wait(work.running, return_when=FIRST_COMPLETED)
+            for job in finished:
                 name, text = work.end(job)
+                if name in work.done:
+                    ended(name)
                 say(f"{len(work.done):>3}/{len(steps)}  {name:<32} {text}".rstrip())
                 if name in work.failed and not go_on:
                     raise work.errors[name]

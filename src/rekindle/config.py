@@ -11,7 +11,7 @@ import re
 import stat
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,8 @@ Size = NewType("Size", int)  # a number of bytes, written 5GB or 500MB (powers o
 C = TypeVar("C")
 
 _LONGEST = 1 << 22  # bytes of a file of options or a recipe
+_MOST = 100_000  # values in it
+_LONGEST_PLACE = 1000  # characters that say where
 _COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 _SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -172,39 +174,40 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise RekindleError(f"This is not YAML: {getattr(error, 'problem', error)}.", where=line) from None
     if not isinstance(data, dict):
         raise RekindleError("The file must hold keys and values.", where=path)
-    _check_plain(data, str(path))
+    try:
+        _check_plain(data, str(path), iter(range(_MOST)))
+    except RecursionError:
+        raise RekindleError("The file holds itself, or values too deep within values.", where=path) from None
     return data
 
 
-def _check_plain(value: Any, where: str) -> None:
-    """Keys are texts, values what JSON has; raises RekindleError for dates, bytes, sets and numbers as keys."""
+def _check_plain(value: Any, where: str, left: Iterator[int]) -> None:
+    """Keys are texts, values what JSON has; raises RekindleError for dates, bytes, sets and numbers as keys.
+
+    `left` counts down: a few lines of YAML's aliases can stand for gigabytes, or for themselves.
+    """
+    if next(left, None) is None:
+        what = f"The file stands for more than {_MOST} values: what *name repeats counts each time."
+        raise RekindleError(what, where=where.partition(":")[0])
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise RekindleError(f"The key {key!r} is not a text.", where=where)
-            _check_plain(inner, f"{where}: {key}")
+            _check_plain(inner, f"{where}: {key}"[:_LONGEST_PLACE], left)
     elif isinstance(value, list):
         for inner in value:
-            _check_plain(inner, where)
+            _check_plain(inner, where, left)
     elif not isinstance(value, str | int | float | None):
         raise RekindleError(f"{value!r} is a {type(value).__name__}, not text or a number.", where=where)
 
 
 @cache
 def _loader() -> type:
-    """PyYAML's safe loader, to which 1e-3 is a number as in YAML 1.2, and not text for want of a point.
-
-    Without aliases: nobody needs them here, and a few lines of them stand for gigabytes.
-    """
+    """PyYAML's safe loader, to which 1e-3 is a number as in YAML 1.2, and not text for want of a point."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                event = self.peek_event()
-                problem = f"*{event.anchor} repeats another value, which is not taken here"
-                raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
-            return super().compose_node(parent, index)
+        pass
 
     number = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))

@@ -196,7 +196,7 @@ def test_a_step_that_may_be_lost_is_told_of(whole, tmp_path):
 
 
 def test_one_folder_is_unpacked_to_by_one(whole, tmp_path):
-    with alone(tmp_path / ".out.unpack", "here"), pytest.raises(RekindleError, match="unpacking"):
+    with alone(tmp_path / ".out.lock", "here"), pytest.raises(RekindleError, match="Another process is writing"):
         api.unpack(whole[0] / "x.rk", tmp_path / "out")
     with Archive(whole[0] / "x.rk") as archive:
         step = archive[2]

@@ -50,7 +50,7 @@ def test_a_link_out_of_the_folder_is_refused_before_training(tiny, tmp_path, sec
     parent = shutil.copytree(tiny("llama"), tmp_path / "parent")
     (parent / "notes.txt").symlink_to(secret)
     with pytest.raises(RekindleError, match=r"notes\.txt is a link to a file outside"):
-        api.train(parent, tmp_path / "out", tokens=256, seq_len=16, batch_tokens=64)
+        api.train(parent, tmp_path / "out", tokens=256, seq_len=16, batch_tokens=64, lr=1e-3)
     assert not list(tmp_path.glob("*out*"))
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rekindle.errors import RekindleError
-from rekindle.store.dtypes import TORCH
 
 if TYPE_CHECKING:
     from rekindle.anatomy.family import Family
@@ -118,6 +117,8 @@ def mended(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def misfits(family: Family, config: Mapping[str, Any]) -> Iterator[RekindleError]:
     """A sentence for each value that transformers would refuse."""
+    from rekindle.store.dtypes import TORCH
+
     for key, value in config.items():
         if not fits(family, key, value):
             wanted = kind(family, key) or ""

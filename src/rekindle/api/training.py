@@ -54,8 +54,9 @@ def train(
     """
     from rekindle.train.loop import train as run
 
-    options = settled(source, options or resolve(TrainConfig, given))
+    options = options or resolve(TrainConfig, given)
     check_spares(Path(out), place(source), *files_read(options.config))
+    options = settled(source, options)
     step = {**to_dict(options.config), "archive": None}  # like OUT itself, which a recipe never holds
     return run(
         local(source),

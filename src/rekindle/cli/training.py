@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from rekindle import api
+from rekindle.api.source import files_read, place
 from rekindle.api.training import settled
 from rekindle.cli.dry_run import cost_text
 from rekindle.cli.options import options_of, resolved
@@ -87,8 +88,9 @@ def train(
     rekindle train CKPT OUT --tokens 50k --data corpus/ --schedule cosine --lr 3e-4
     rekindle train CKPT OUT --tokens 2B --dry-run
     """
-    options = settled(ckpt, resolved(TrainConfig, given, config_file))
-    check_spares(Path(out), None, config_file)
+    options = resolved(TrainConfig, given, config_file)
+    check_spares(Path(out), place(ckpt), config_file, *files_read(options.config))
+    options = settled(ckpt, options)
     echo(f"rekindle train: {ckpt} -> {out}", options)
     note_default_data(options, "trains on")
     if dry_run:

@@ -32,7 +32,7 @@ def test_rewrite_is_the_same_model(minilm, tmp_path, blockwise):
     assert verdict.held
     assert verdict.relative_difference == 0
     assert verdict.compared == "hidden states"
-    assert "stdlib" in verdict.text
+    assert "standard library" in verdict.text
     assert verdict.loss_parent is None
 
 

@@ -292,3 +292,61 @@ def test_a_file_of_another_kind_is_named(tiny, tmp_path, head, word):
     parent = copied(tiny("llama"), tmp_path / "parent")
     (parent / "model.safetensors").write_bytes(head.ljust(100, b"\0"))
     assert word in refused(parent)
+
+
+# -- where two readers meet --------------------------------------------------------------------------------
+
+
+def test_eight_bit_floats_are_numbers_however_they_are_read(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    tensors = {
+        name: tensor.to(torch.float8_e4m3fn) if "mlp" in name else tensor
+        for name, tensor in load_file(parent / "model.safetensors").items()
+    }
+    save_file(tensors, parent / "model.safetensors", metadata={"format": "pt"})
+    split = copied(parent, tmp_path / "split")
+    (split / "model.safetensors").rename(split / "model-00001-of-00001.safetensors")
+    assert not api.open(split).checkpoint.folder.native
+    verdict = api.verify(parent, against=split, tokens=64)
+    assert verdict.relative_difference == 0.0
+
+
+def test_lm_eval_is_not_handed_a_folder_that_transformers_reads_otherwise(tiny, tmp_path, monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    rename_all(parent, lambda name: f"module.{name}")
+    monkeypatch.setitem(sys.modules, "lm_eval", SimpleNamespace(simple_evaluate=None))
+    with pytest.raises(RekindleError, match="transformers cannot read this one as it is"):
+        api.evaluate(parent, tasks=("hellaswag",))
+
+
+def test_weights_that_change_before_they_are_loaded(tiny, tmp_path):
+    from rekindle.apply.load import load_model
+
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    folder = api.open(parent).checkpoint.folder
+    (parent / "model.safetensors").write_bytes((parent / "model.safetensors").read_bytes())
+    with pytest.raises(RekindleError, match="was changed while it was read"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "optimizer.bin"])
+def test_a_run_is_not_replaced_by_its_weights_alone(tiny, tmp_path, name):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    (parent / name).write_bytes(b"moments")
+    with pytest.raises(RekindleError, match="would lose its optimizer state"):
+        api.rewrite(parent).save(parent, overwrite=True)
+    assert (parent / name).exists()
+
+
+def test_a_license_is_found_wherever_the_parent_came_from(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    (parent / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    api.pack(parent, tmp_path / "run.rk", step=3)
+    shutil.rmtree(parent)
+    child = api.rewrite(f"{tmp_path / 'run.rk'}@3").save(tmp_path / "child")
+    assert "license: apache-2.0" in (child / "README.md").read_text()
+    api.verify(child, against=f"{tmp_path / 'run.rk'}@3", tokens=64)
+    assert "license: apache-2.0" in (child / "README.md").read_text()

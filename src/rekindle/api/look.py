@@ -138,7 +138,8 @@ def _keep(folder: Path, verdict: dict[str, Any], manifest: Manifest | None, conf
     from rekindle.report.card import write_card
 
     (folder / "verify.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
-    write_card(folder, manifest, config, verdict, papers(record.verb for record in manifest.lineage))
+    made_by = papers(record.verb for record in manifest.lineage)
+    write_card(folder, manifest, config, verdict, made_by, folder)  # its card knows the parent's license already
 
 
 def checksums(source: str | Path) -> Iterator[str]:

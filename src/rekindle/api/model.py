@@ -17,6 +17,7 @@ from rekindle.apply.join import is_there, publishing_part
 from rekindle.apply.measure import FOLDER as MEASURED
 from rekindle.apply.parts import parse_part
 from rekindle.apply.save import Job, SaveConfig
+from rekindle.apply.state import TORCH_FILES
 from rekindle.apply.threads import check_workers
 from rekindle.config import Resolved, dump_yaml, resolve, to_dict
 from rekindle.edit import Checkpoint, open_checkpoint
@@ -29,10 +30,9 @@ from rekindle.store.folder import PARTS, open_folder
 from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import check_free, check_spares, publishing
-from rekindle.store.stamps import Stamps, stamps_in
+from rekindle.store.weights import is_of_a_model
 
 MOMENTS = "optimizer"  # the folder that a training leaves in its OUT
-WEIGHTS = (".safetensors", ".bin", ".index.json")
 Progress = Callable[[int], object]
 
 
@@ -51,7 +51,6 @@ class Model:
     source: str
     checkpoint: Checkpoint
     steps: tuple[Step, ...] = field(default=())
-    seen: Stamps = field(default_factory=dict, repr=False, compare=False)  # of the source's files, before it was opened
 
     def then(self, verb: str, options: Resolved[Any]) -> Model:
         """This model with one more method applied; raises RekindleError where it does not fit what is there."""
@@ -79,7 +78,7 @@ class Model:
     @takes(SaveConfig)
     def job(self, **save_options: Any) -> Job:
         """The plan, priced; raises RekindleError with every problem. No byte moves."""
-        return saving.prepare(self.checkpoint, resolve(SaveConfig, save_options).config, self.seen)
+        return saving.prepare(self.checkpoint, resolve(SaveConfig, save_options).config)
 
     @takes(SaveConfig)
     def save(
@@ -106,8 +105,12 @@ class Model:
         check_spares(out, self.checkpoint.folder.path)
         if not mine:
             check_free(out, overwrite)
-        job = saving.prepare(self.checkpoint, options.config, self.seen)
-        if not mine and MOMENTS in self.lost(out, job) and out.resolve() == self.checkpoint.folder.path.resolve():
+        job = saving.prepare(self.checkpoint, options.config)
+        if (
+            not mine
+            and {MOMENTS, *TORCH_FILES} & set(self.lost(out, job))
+            and out.resolve() == self.checkpoint.folder.path.resolve()
+        ):
             what = f"{out} would lose its optimizer state: it is the source, and the result has none."
             raise RekindleError(what, hint="another OUT")
         if mine and is_there(out, mine, job.identity, overwrite=overwrite, resume=resume):
@@ -133,7 +136,7 @@ class Model:
         made |= {path.relative_to(self.checkpoint.folder.path).parts[0] for path in job.passengers}
         made |= {MEASURED} if job.measurements else set()
         there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-        return [name for name in there if name not in made and not name.endswith(WEIGHTS)]
+        return [name for name in there if name not in made and not is_of_a_model(name)]
 
     def recipe(self, options: Resolved[SaveConfig] | None = None) -> dict[str, Any]:
         """What OUT/rekindle.yaml holds: `rekindle run` repeats it."""
@@ -156,7 +159,8 @@ class Model:
         )
         manifest.write(folder)
         (folder / "rekindle.yaml").write_text(dump_yaml(self.recipe(options)), encoding="utf-8")
-        write_card(folder, manifest, self.checkpoint.config, None, papers(step.verb for step in self.steps))
+        made_by, parent = papers(step.verb for step in self.steps), self.checkpoint.folder.path
+        write_card(folder, manifest, self.checkpoint.config, None, made_by, parent)
 
     def _record(self, step: Step, out: Path, options: Resolved[SaveConfig]) -> Record:
         first = step is self.steps[0]
@@ -227,10 +231,7 @@ def open(source: str | Path) -> Model:
 
     A config.json alone, as a folder or a file, can be planned with but not saved.
     """
-    folder = local(source)
-    seen = stamps_in(folder)
-    opened = open_checkpoint(open_folder(folder, bare=True))
-    return Model(str(source), opened, seen=seen)
+    return Model(str(source), open_checkpoint(open_folder(local(source), bare=True)))
 
 
 def apply(verb: str, source: Model | str | Path, **options: Any) -> Model:

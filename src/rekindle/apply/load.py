@@ -15,6 +15,7 @@ from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.opening import checkpoint_at, open_checkpoint
 from rekindle.edit.plan import plan
 from rekindle.errors import RekindleError
+from rekindle.store.dtypes import TORCH
 from rekindle.store.files import Files
 from rekindle.store.folder import Folder
 
@@ -79,6 +80,7 @@ def load_model(source: Folder | Path, dtype: str = "float32", output: str = "cau
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RekindleError(f"transformers cannot load this model: {reason}.", where=folder.path) from None
+    folder.check_unchanged()
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, report[kind])):
             raise RekindleError(
@@ -108,8 +110,7 @@ def _state(folder: Folder, files: Files) -> dict[str, Any]:
     state = {}
     for name, expr in plan(open_checkpoint(folder)).tensors.items():
         raw = expr.raw(0, expr.num_rows, files).reshape(expr.shape)
-        stored = torch.from_numpy(np.array(raw))
-        state[name] = stored.view(torch.bfloat16) if expr.dtype == "BF16" else stored
+        state[name] = torch.from_numpy(np.array(raw)).view(getattr(torch, TORCH[expr.dtype]))
     return state
 
 

@@ -120,15 +120,12 @@ class Job:
         return self.plan.memory(workers, WINDOW)
 
 
-def prepare(checkpoint: Checkpoint, config: SaveConfig, seen: Stamps | None = None) -> Job:
-    """Plan the writing; no byte moves. Raises RekindleError with every problem.
-
-    `seen`: stamps of the source's files, from before it was opened.
-    """
+def prepare(checkpoint: Checkpoint, config: SaveConfig) -> Job:
+    """Plan the writing; no byte moves. Raises RekindleError with every problem."""
     if config.max_shard_size < 1:
         raise RekindleError(f"A shard of {config.max_shard_size} bytes holds nothing.", hint="--max-shard-size 5GB")
     planned, folder = plan(checkpoint, fused=config.fused), checkpoint.folder
-    seen = {**stamps([] if folder.bare else folder.passengers()), **(seen or {})}
+    seen = {**stamps([] if folder.bare else folder.passengers()), **folder.seen}
     if not config.optimizer_state:
         return Job(checkpoint, planned, config, {}, {}, seen)
     parent, moments = checkpoint.origin, Path(config.optimizer_state)

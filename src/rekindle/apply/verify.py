@@ -21,7 +21,7 @@ from rekindle.edit.expressions import Expr
 from rekindle.edit.plan import plan
 from rekindle.edit.promise import EXACT
 from rekindle.errors import RekindleError
-from rekindle.store.dtypes import TORCH
+from rekindle.store.dtypes import COMPUTED, TORCH
 from rekindle.store.files import Files
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def verify(
     Raises RekindleError where the two cannot be compared.
     """
     _check(child, parent)
-    dtype = TORCH.get(child.dtype, "float32")
+    dtype = TORCH[child.dtype] if child.dtype in COMPUTED else "float32"  # nothing computes in 8 bits
     difference, loss_parent, loss_child = compare(child, parent, tokens, "float32", blockwise)
     stored = compare(child, parent, tokens, dtype, blockwise)[0] if dtype != "float32" else None
     finite = bool(np.isfinite(difference)) and not bad

@@ -30,13 +30,9 @@ WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  
 def as_loaded(folder: Folder) -> Folder:
     """The same folder, its config as transformers takes it; raises RekindleError for weights that are codes."""
     config = {key: value for key, value in folder.config.items() if key not in TO_RUN}
-    notes = [*_without_code(config), *_without_left_over(config, folder), *_with_todays_rope(config)]
-    return replace(folder, config=config, notes=(*folder.notes, *notes), native=folder.native and not _changes(notes))
-
-
-def _changes(notes: list[str]) -> bool:
-    """Whether transformers would stumble over the folder as it is: a left-over entry would have it look for codes."""
-    return any("left over" in note for note in notes)
+    left_over = _without_left_over(config, folder)  # it would have transformers look for codes
+    notes = [*_without_code(config), *left_over, *_with_todays_rope(config)]
+    return replace(folder, config=config, notes=(*folder.notes, *notes), native=folder.native and not left_over)
 
 
 def _without_code(config: dict[str, Any]) -> list[str]:

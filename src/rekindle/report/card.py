@@ -35,14 +35,20 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u206
 
 
 def write_card(
-    folder: Path, manifest: Manifest, config: dict[str, Any], verify: dict[str, Any] | None, method_note: str
+    folder: Path,
+    manifest: Manifest,
+    config: dict[str, Any],
+    verify: dict[str, Any] | None,
+    method_note: str,
+    parent: Path | None = None,
 ) -> None:
     """Write FOLDER/README.md; a `rekindle.yaml` already there is quoted in it.
 
     `config` is what `config.json` holds, `verify` what `verify.json` does; `method_note` is a line of
-    Markdown that names the method's paper and links to it.
+    Markdown that names the method's paper and links to it; `parent` the folder it was made of, wherever a hub's name or
+    a step of an archive led to.
     """
-    license_ = inherited_license(manifest)
+    license_ = inherited_license(manifest, parent)
     names = base_models(manifest)
     head = {
         "base_model": names,
@@ -84,10 +90,11 @@ def base_models(manifest: Manifest) -> list[str]:
     return list(dict.fromkeys(reversed(names)))
 
 
-def inherited_license(manifest: Manifest) -> dict[str, str]:
+def inherited_license(manifest: Manifest, parent: Path | None = None) -> dict[str, str]:
     """The license that the nearest parent's card states in its head; empty where none does."""
-    for record in reversed(manifest.lineage):
-        head = _front_matter(Path(record.source) / NAME) if record.source else {}
+    sources = [Path(record.source) for record in reversed(manifest.lineage) if record.source]
+    for source in [*([parent] if parent else []), *sources]:
+        head = _front_matter(source / NAME)
         stated = {key: str(head[key]) for key in _LICENSE_KEYS if isinstance(head.get(key), str)}
         if "license" in stated:
             return stated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rekindle.errors import RekindleError, nearest
 from rekindle.store import passengers
 from rekindle.store.index import read_json
 from rekindle.store.publish import retired_path
+from rekindle.store.stamps import Stamps, check_unchanged, stamps_in
 from rekindle.store.weights import INDEX, PICKLE, SINGLE, Tensors, read_weights
 
 PARTS = "parts"  # in a folder whose parts are not joined yet
@@ -29,6 +30,7 @@ class Folder:
     notes: tuple[str, ...] = ()  # what the user should know
     bare: bool = False  # only a config: enough to plan, and nothing to read
     native: bool = True  # transformers reads the same out of the folder itself
+    seen: Stamps = field(default_factory=dict, repr=False, compare=False)  # of its files, before they were opened
 
     @property
     def shards(self) -> list[Path]:
@@ -39,6 +41,10 @@ class Folder:
         if self.bare:
             what = f"{self.path} is only a config.json: there are no weights to read."
             raise RekindleError(what, hint="--dry-run says what it would cost; or the folder with the weights")
+
+    def check_unchanged(self) -> None:
+        """Raise RekindleError where config or weights are no longer those that were opened."""
+        check_unchanged(self.seen, [self.path / "config.json", *self.shards])
 
     def passengers(self) -> list[Path]:
         """Files that travel unchanged into what is made from this folder."""
@@ -55,6 +61,7 @@ def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
     `bare`: a config alone will do, in a folder or as a JSON file of any name.
     """
     path = Path(path)
+    seen = stamps_in(path)
     try:
         if bare and path.suffix == ".json" and path.is_file():
             return _only_config(path, path)
@@ -73,7 +80,7 @@ def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
     if weights is None:
         raise RekindleError(f"{path} has no weights.", where=f"{SINGLE}, {INDEX} or {PICKLE} in {path}")
     mark = _fingerprint(config, weights.tensors)
-    return Folder(path, config, weights.tensors, mark, weights.notes, native=weights.native)
+    return Folder(path, config, weights.tensors, mark, weights.notes, native=weights.native, seen=seen)
 
 
 def _refuse_adapter(path: Path) -> None:

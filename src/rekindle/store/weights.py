@@ -22,6 +22,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})\.(?P<kind>safetensors|bin)")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".ot", ".onnx", ".npz")
+_OF_A_TRAINER = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
 
 Tensors = dict[str, Stored | Held]
 
@@ -139,7 +140,7 @@ def _beside(folder: Path, chosen: str, files: list[str], names: list[str]) -> li
     """What else looks like weights here, that transformers does not read."""
     read = {chosen, *files}
     stale = [name for name in (SINGLE, INDEX, PICKLE, PICKLE_INDEX) if name in names and name not in read]
-    others = [name for name in names if name.endswith(SUFFIXES) and name not in {*read, *stale} and _of_a_model(name)]
+    others = [name for name in names if name.endswith(SUFFIXES) and name not in {*read, *stale} and is_of_a_model(name)]
     others += [f"{path.name}/" for path in sorted(folder.glob("checkpoint-*")) if path.is_dir()]
     others += ["original/"] if (folder / "original").is_dir() else []
     if not (stale or others):
@@ -148,8 +149,11 @@ def _beside(folder: Path, chosen: str, files: list[str], names: list[str]) -> li
     return [f"{chosen} is read, as transformers does; {_some(found)} beside it {_are(found)} not, and stays behind"]
 
 
-def _of_a_model(name: str) -> bool:
-    return not name.startswith(("optimizer", "scheduler", "rng_state", "training_args", "scaler"))
+def is_of_a_model(name: str) -> bool:
+    """Whether a file of this name holds weights, or says where they are; a trainer's own state does not."""
+    return name.endswith((*SUFFIXES, ".index.json")) and not name.startswith(
+        ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
+    )
 
 
 def _pickle_note(folder: Path) -> str:

@@ -96,6 +96,12 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     if config.tasks:
         _harness()  # before the loss takes its time
     source = checkpoint_at(folder).folder
+    if config.tasks and not source.native:
+        raise RekindleError(
+            "lm-eval loads the folder itself, and transformers cannot read this one as it is.",
+            where=folder,
+            hint=f"rekindle rewrite {folder} OUT, then OUT",
+        )
     vocab_size, context = model_sizes(source.config)
     seq_len = config.seq_len or min(context, _DEFAULT_SEQ_LEN)
     check_lengths(seq_len, context, config.micro_batch)
@@ -134,7 +140,7 @@ def run_tasks(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
         results = lm_eval.simple_evaluate(
             model="hf", model_args=f"pretrained={folder},trust_remote_code=False", tasks=list(tasks)
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OSError, RuntimeError) as error:
         raise RekindleError(f"lm-eval cannot run {', '.join(tasks)}: {error}.", hint="lm-eval ls tasks") from None
     return {
         task: {name: value for name, value in row.items() if isinstance(value, int | float)}

@@ -87,7 +87,7 @@ def test_methods_meet_odd_configs_with_a_sentence(tiny, tmp_path, family):
     source = tmp_path / "source"
     shutil.copytree(tiny(family), source)
     path = source / "config.json"
-    whole = json.loads(path.read_text())
+    whole, usual = json.loads(path.read_text()), api.open(source).checkpoint.config
     for key in whole:
         for value in ODD:
             path.write_text(json.dumps(whole | {key: value}))
@@ -95,6 +95,8 @@ def test_methods_meet_odd_configs_with_a_sentence(tiny, tmp_path, family):
                 model = api.open(source)
             except RekindleError:
                 continue
+            if model.checkpoint.config == usual:
+                continue  # a value that another one says already
             for verb, method in METHODS.items():
                 try:
                     child = api.apply(verb, model, **method.trial)

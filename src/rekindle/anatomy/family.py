@@ -14,6 +14,7 @@ from rekindle.anatomy.kinds import SYNONYMS, fits, mended, misfits
 from rekindle.anatomy.layout import SPARSE, WINDOWS
 from rekindle.anatomy.rope import ROPE, ROPE_KEYS
 from rekindle.anatomy.settings import ROUTING, Role, Settings, meaning, role_of
+from rekindle.anatomy.sizes import check_each, check_together
 from rekindle.anatomy.spelling import Spelling
 from rekindle.errors import RekindleError, together
 
@@ -94,7 +95,7 @@ class Family:
             raise together(problems)
         given = {name: self.value(config, key) for name, key in self.keys.items()}
         given |= self.fixed
-        self._check(given, config)
+        check_each(self, given, config)
         heads = given["num_heads"]
         given["num_kv_heads"] = given.get("num_kv_heads") or heads
         given["head_dim"] = given.get("head_dim") or config.get("head_dim") or given["hidden_size"] // heads
@@ -104,40 +105,8 @@ class Family:
         for spelling in self.spellings:
             given |= spelling.read(config, self, given)
         settings = Settings(**given)
-        self._check_together(settings)
+        check_together(self, settings)
         return settings
-
-    def _check(self, given: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        for name, value in given.items():
-            key = self.keys.get(name, name)
-            if value is None and name in NEEDED:
-                raise RekindleError(f"{key} is null, but the shapes of tensors follow from it.", where="config.json")
-            if type(value) is int and not (0 if name in MAY_BE_ZERO else 1) <= value <= AT_MOST.get(name, 2**40):
-                wanted = f"up to {AT_MOST[name]}" if name in AT_MOST and value > 0 else "not a positive whole number"
-                raise RekindleError(f"{key} is {value!r}, {wanted}.", where="config.json")
-        for key, known in (self.only or {}).items():
-            found = self.value(config, key)
-            if found is not None and found != known:
-                raise RekindleError(
-                    f"{key} is {found!r}: of {self.model_type} only models with {known!r} are known.",
-                    where="config.json",
-                )
-
-    def _check_together(self, s: Settings) -> None:
-        """Sizes that must fit one another, in every family or in transformers' class of this one."""
-        problems = []
-        if s.num_heads % s.num_kv_heads and not s.latent_attention:
-            problems.append(f"{s.num_heads} heads cannot share {s.num_kv_heads} key-value heads evenly")
-        if self.whole_heads and s.hidden_size % s.num_heads:
-            problems.append(f"A hidden size of {s.hidden_size} is no multiple of {s.num_heads} heads")
-        if s.rotary_dim % 2 and s.rotary_dim == s.head_dim:
-            problems.append(f"RoPE turns pairs, but a head has {s.head_dim} dims")
-        if s.sparse_layers and not s.top_k <= s.num_experts:
-            problems.append(f"A token cannot be sent to {s.top_k} of {s.num_experts} experts")
-        if s.num_experts % s.num_groups or s.top_k_groups > s.num_groups:
-            problems.append(f"{s.num_experts} experts do not stand in {s.num_groups} groups, {s.top_k_groups} chosen")
-        if problems:
-            raise together([RekindleError(f"{problem}.", where="config.json") for problem in problems])
 
     def _output(self, config: Mapping[str, Any]) -> str:
         """By the class that the config names, where the family has several."""
@@ -300,13 +269,6 @@ def _holds(condition: str, settings: Settings) -> bool:
     there = getattr(settings, name)
     return str(there) == value if value else bool(there) != condition.startswith("not ")
 
-
-MAY_BE_ZERO = {
-    "intermediate_size", "token_types", "shared_size", "num_experts", "top_k", "kv_rank", "q_rank", "value_dim",
-    "expert_size",
-}  # fmt: skip
-NEEDED = {"num_experts", "top_k", "expert_size", "num_groups", "top_k_groups", "value_dim", "norm_topk_prob"}
-AT_MOST = {"num_layers": 100_000, "num_experts": 1_000_000}  # longer tables than any model's would only take for ever
 
 _SPELLINGS = {
     "architectures",

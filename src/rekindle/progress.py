@@ -26,7 +26,7 @@ class Progress:
 
         shown = _mode or "auto"
         if shown == "auto":
-            shown = "bar" if sys.stderr.isatty() else "lines" if _mode else "off"
+            shown = "bar" if sys.stderr and sys.stderr.isatty() else "lines" if _mode else "off"
         self.what, self.total, self.unit, self.done = what, total, unit, done
         self._lines = wanted and shown == "lines"
         self._start, self._began, self._due = done, time.monotonic(), time.monotonic() + FIRST

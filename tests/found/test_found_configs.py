@@ -221,3 +221,31 @@ def test_a_child_loads_with_every_class_that_its_parent_loads_with(tiny, tmp_pat
             cls.from_pretrained(child)
         loaded.append(name)
     assert {"AutoConfig", "AutoTokenizer", "AutoModel", "AutoModelForCausalLM", "GenerationConfig"} <= set(loaded)
+
+
+@pytest.mark.parametrize(
+    "kinds_", [["full_attention", "sliding_attention", "full_attention"], ["full_attention"] * 3, None]
+)
+def test_a_mistral_that_lists_its_layers_is_another_model(tiny, tmp_path, kinds_):
+    shutil.copytree(tiny("mistral", sliding_window=8), tmp_path / "source")
+    path = tmp_path / "source" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_types": kinds_}))
+    with pytest.raises(RekindleError, match="is a ministral to transformers"):
+        api.open(tmp_path / "source")
+
+
+def test_verify_has_the_child_read_as_any_user_would(tiny, tmp_path, monkeypatch):
+    """The config as it lies on disk is what transformers is given, not one of our making."""
+    import transformers
+
+    child = api.rewrite(tiny("llama")).save(tmp_path / "child")
+    seen = []
+    real = transformers.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        transformers.AutoModelForCausalLM,
+        "from_pretrained",
+        lambda *args, **how: seen.append(how) or real(*args, **how),
+    )
+    assert api.verify(child, against=tiny("llama"), tokens=64).held
+    assert seen
+    assert not any("config" in how for how in seen)

@@ -290,3 +290,13 @@ def test_a_dry_run_of_fit_reads_and_writes_nothing_else(tmp_path):
     assert found["writes"] == [str(tmp_path / "law.yaml"), str(tmp_path / "page")]
     assert "loss from val_loss" in found["notes"][0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs.csv"]
+
+
+@pytest.mark.parametrize("cell", ["0,010", "1,500", "-3,25"])
+def test_a_decimal_comma_is_never_a_thousand(tmp_path, cell):
+    (tmp_path / "runs.csv").write_text(f"params;tokens;loss\n{cell};1000;3.1\n")
+    with pytest.raises(RekindleError, match="may have a decimal comma"):
+        api.fit(tmp_path / "runs.csv")
+    (tmp_path / "runs.csv").write_text('params,tokens,loss\n"0,010",1000,3.1\n')
+    with pytest.raises(RekindleError, match="which is no number"):
+        api.fit(tmp_path / "runs.csv")

@@ -77,3 +77,10 @@ def test_tasks_through_lm_eval(small: Callable[..., Path], corpus: Path, monkeyp
     assert found["tasks"] == {"arc": {"acc,none": 0.25}}
     with pytest.raises(RekindleError, match="lm-eval cannot run nonsense"):
         evaluate(small(), config(corpus, tasks=("nonsense",)))
+
+
+def test_one_sequence_has_no_standard_error(small: Callable[..., Path], corpus: Path):
+    found = evaluate(small(), EvaluateConfig(data=str(corpus), tokens=64, seq_len=64))  # type: ignore[arg-type]
+    assert found["sequences"] == 1
+    assert found["loss_stderr"] is None
+    assert found["perplexity_stderr"] is None

@@ -58,6 +58,12 @@ def family_of(config: Mapping[str, Any]) -> Family:
     name = config.get("model_type")
     if not isinstance(name, str):
         raise RekindleError("The config has no model_type.", where="config.json")
+    if name == "mistral" and "layer_types" in config:  # so its AutoConfig has it (5.23)
+        raise RekindleError(
+            "A mistral that lists layer_types is a ministral to transformers, and that architecture is not known.",
+            where="config.json: layer_types",
+            hint="without that line it is a mistral, whose layers all have the window",
+        )
     return family_named(name)
 
 

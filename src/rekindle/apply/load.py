@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from rekindle.errors import RekindleError
 from rekindle.store.dtypes import TORCH
 from rekindle.store.files import Files
 from rekindle.store.folder import Folder
+from rekindle.store.index import read_json
 
 
 @contextmanager
@@ -71,13 +73,19 @@ def load_model(source: Folder | Path, dtype: str = "float32", output: str = "cau
         )
     try:
         with quietly(), Files() as files:
-            how = {"config": config_of(folder), "dtype": getattr(torch, dtype), "output_loading_info": True}
+            how = {"dtype": getattr(torch, dtype), "output_loading_info": True}
+            on_disk = read_json(folder.path / "config.json", missing="")
+            if json.dumps(folder.config, sort_keys=True) != json.dumps(on_disk, sort_keys=True):
+                how["config"] = config_of(folder)  # else transformers reads it as any user has it read
             if folder.native:
                 model, report = model_class(output).from_pretrained(folder.path, trust_remote_code=False, **how)
             else:
                 own = getattr(transformers, family_of(folder.config).classes[output])
+                how["config"] = config_of(folder)
                 model, report = own.from_pretrained(None, state_dict=_state(folder, files), **how)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except RekindleError:
+        raise
+    except Exception as error:  # of configs, files and shapes, down to assertions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RekindleError(f"transformers cannot load this model: {reason}.", where=folder.path) from None
     folder.check_unchanged()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -42,6 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            click.echo("Error: What was to be said does not fit where it goes: the disc there is full.", err=True)
+            sys.exit(1)
         click.echo(f"Error: {type(error).__name__}: {error}\n  This is a bug in rekindle.", err=True)
         click.echo("  try:   the same with --debug, and report it with the output of `rekindle env`", err=True)
         code = 1

@@ -19,7 +19,9 @@ from rekindle.laws.columns import NUMBERS, Columns, columns_of, shown
 from rekindle.laws.table import Table, make_table
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-_WRITTEN = re.compile(r"([-+]?(?:\d[\d_]*|\d{1,3}(?:,\d{3})+)?(?:\.\d*)?(?:e[-+]?\d+)?)\s*([kmbgt]?)", re.IGNORECASE)
+_WRITTEN = re.compile(
+    r"([-+]?(?:\d[\d_]*|[1-9]\d{0,2}(?:,\d{3})+)?(?:\.\d*)?(?:e[-+]?\d+)?)\s*([kmbgt]?)", re.IGNORECASE
+)
 _EMPTY = ("", "none", "null", "na", "n/a", "-", "–")
 _MOST = {"params": 1e14, "sunk": 1e17, "tokens": 1e17, "flops": 1e30}  # more is a unit counted twice
 Row = Mapping[str, Any]
@@ -60,9 +62,20 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if twice := [name for name in names if names.count(name) > 1]:
             what = f"Two columns are called {twice[0]!r}: which one counts cannot be told."
             raise RekindleError(what, where=path, hint="a name of its own for each")
-        return list(table)
+        rows = list(table)
+        if delimiter == ";":
+            _refuse_decimal_commas(rows, path)
+        return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RekindleError(f"The table cannot be read: {error}.", where=path) from None
+
+
+def _refuse_decimal_commas(rows: list[dict[str, Any]], path: Path) -> None:
+    """Between semicolons 1,500 is one and a half or fifteen hundred: nobody can tell."""
+    cells = (cell.strip() for row in rows for cell in row.values() if isinstance(cell, str))
+    if found := next((cell for cell in cells if re.fullmatch(r"[-+]?\d+,\d+", cell)), None):
+        what = f"{found!r} may have a decimal comma, or thousands: that cannot be told."
+        raise RekindleError(what, where=path, hint="points for decimals, and nothing between thousands")
 
 
 def _json(text: str, path: Path) -> list[dict[str, Any]]:

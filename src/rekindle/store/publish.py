@@ -268,7 +268,17 @@ def explained(out: Path) -> Iterator[None]:
         raise
 
 
-_TOLD = {errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE, errno.EBUSY, errno.EXDEV, errno.ENOTEMPTY}
+_TOLD = {
+    errno.EIO,
+    errno.ENOENT,
+    errno.EINVAL,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ESTALE,
+    errno.EBUSY,
+    errno.EXDEV,
+    errno.ENOTEMPTY,
+}
 
 
 def error_number(error: Exception) -> int | None:

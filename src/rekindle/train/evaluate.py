@@ -90,8 +90,8 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     """Loss in nats per token and perplexity of a checkpoint, with standard errors over sequences.
 
     {"loss", "loss_stderr", "perplexity", "perplexity_stderr", "tokens", "sequences", "seq_len", "data", "split",
-    "tasks": {task: {metric: value}} or None}. The perplexity's error is the loss's, to first order. Raises
-    RekindleError for data or options that do not fit the model.
+    "tasks": {task: {metric: value}} or None}. The perplexity's error is the loss's, to first order; of one sequence
+    there is none. Raises RekindleError for data or options that do not fit the model.
     """
     if config.tasks:
         _harness()  # before the loss takes its time
@@ -119,11 +119,12 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
         size = micro_batch_size(config.micro_batch, seq_len, vocab_size)
         result = validation_loss(model, windows, accelerator, size)
     perplexity = math.exp(min(result.loss, 700.0))
+    stderr = result.stderr if len(windows) > 1 else None  # one sequence tells nothing of others
     return {
         "loss": result.loss,
-        "loss_stderr": result.stderr,
+        "loss_stderr": stderr,
         "perplexity": perplexity,
-        "perplexity_stderr": perplexity * result.stderr,
+        "perplexity_stderr": None if stderr is None else perplexity * stderr,
         "tokens": result.tokens,
         "sequences": len(windows),
         "seq_len": seq_len,

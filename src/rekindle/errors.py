@@ -6,6 +6,7 @@ parts: *what* is wrong with the values seen, *where*, *why* it matters in one cl
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -38,6 +39,17 @@ class CheckFailed(RekindleError):
     """Something was measured and did not hold: a broken promise, a wrong checksum, a NaN (exit code 1)."""
 
     exit_code = 1
+
+
+class Ended(KeyboardInterrupt):
+    """The process was asked to end by the signal `number`; `said`: how far it came, as a sentence."""
+
+    def __init__(self, number: int, said: str = ""):
+        self.number, self.said = number, said
+        super().__init__(number, said)
+
+    def __str__(self) -> str:
+        return self.said or signal.Signals(self.number).name
 
 
 def _rebuild(cls: type[RekindleError], state: dict) -> RekindleError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from tiny_models import DECODERS
@@ -140,6 +142,23 @@ def test_text_is_of_the_training_part_and_leads_to_the_same_bytes_again(trained,
 
     training = sample_tokens(folder, str(corpus), 512, 64, "train")
     assert (ids[0].numpy() == training).all()
+
+
+def test_rows_may_have_their_text_under_another_name(trained, tmp_path):
+    folder, corpus = trained
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    other = tmp_path / "rows.jsonl"
+    other.write_text("".join(json.dumps({"title": "a:b", "body: text": row["text"]}) + "\n" for row in rows))
+    options = {"kv_heads": 2, "pool": "aligned", "data_tokens": 512}
+    with pytest.raises(RekindleError) as refused:
+        api.gqa(folder, data=str(other), **options).save(tmp_path / "refused")
+    assert "--text-column" in refused.value.hint
+    first = api.gqa(folder, data=str(corpus), **options).save(tmp_path / "first")
+    second = api.gqa(folder, data=str(other), text_column="body: text", **options).save(tmp_path / "second")
+    third = api.gqa(folder, data=str(corpus), text_column="text", **options).save(tmp_path / "third")
+    assert len({(out / "model.safetensors").read_bytes() for out in (first, second, third)}) == 1
+    with pytest.raises(RekindleError, match="--text-column would have no effect"):
+        api.gqa(folder, text_column="text", kv_heads=2, pool="aligned")
 
 
 def test_kept_measurements_need_no_text(trained, tmp_path, monkeypatch):

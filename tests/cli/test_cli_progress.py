@@ -121,12 +121,20 @@ def test_every_verb_has_both_flags(verb: str):
 def test_of_several_ranks_one_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     options = resolve(TrainConfig, {"tokens": "1k"})
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     echo("rekindle train", options)
     note_default_data(options, "trains on")
     assert capsys.readouterr() == ("", "")
     monkeypatch.setenv("RANK", "0")
     note_default_data(options, "trains on")
     assert "note: no --data: trains on the standard library of this Python" in capsys.readouterr().err
+
+
+def test_a_machine_with_a_rank_speaks(monkeypatch: pytest.MonkeyPatch):
+    """Kubernetes numbers its machines by RANK, and nothing was started by torchrun there."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    assert "torch" in CliRunner().invoke(rekindle, ["env"]).stdout
 
 
 def test_what_comes_next_works(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

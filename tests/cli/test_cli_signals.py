@@ -16,8 +16,8 @@ from store.folders import hashes, llama_tensors, write_llama
 from rekindle import api
 from rekindle.apply.crew import JOURNAL
 from rekindle.cli import main
-from rekindle.cli.signals import Ended
 from rekindle.cli.verbs import Verbs
+from rekindle.errors import Ended
 from rekindle.store.publish import partial_path
 
 SLOWLY = """

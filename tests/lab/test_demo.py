@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from rekindle import api
-from rekindle.errors import RekindleError
+from rekindle.errors import CheckFailed, RekindleError
 from rekindle.lab.demo import demo
 from rekindle.train.session import Session
 
@@ -83,6 +84,15 @@ def test_demo_runs_and_says_what_it_found(tmp_path, monkeypatch):
     assert all((run / "rekindle.yaml").exists() for run in made.runs)
     commands = [line.split("$ ")[1] for line in said if "$ rekindle" in line]
     assert len(commands) == 9
+
+
+def test_a_promise_that_is_broken_is_not_said_to_hold(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    real, said = api.verify, list[str]()
+    monkeypatch.setattr(api, "verify", lambda *given, **how: replace(real(*given, **how), held=False))
+    with pytest.raises(CheckFailed):
+        demo(Path("demo"), said.append, scale=0.02)
+    assert not any("holds" in line for line in said)
 
 
 def test_a_demo_that_was_cut_off_goes_on(tmp_path, monkeypatch):

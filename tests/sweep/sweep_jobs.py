@@ -7,10 +7,16 @@ import signal
 import time
 from pathlib import Path
 
+from rekindle import progress
+
 
 def make(source: Path, out: Path, text: str = "") -> None:
     out.mkdir()
     (out / "text").write_text(text + (source / "text").read_text() if (source / "text").exists() else text)
+
+
+def shown(source: Path, out: Path) -> None:
+    make(source, out, str(progress._mode))
 
 
 def refuse(source: Path, out: Path) -> None:

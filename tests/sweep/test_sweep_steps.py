@@ -82,12 +82,16 @@ def test_a_sweep_that_is_ended_leaves_no_worker(tmp_path, number):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
+        "from rekindle.errors import Ended\n"
         "from rekindle.sweep.engines import Local\n"
         "from rekindle.sweep.steps import Step, perform\n"
         "if __name__ == '__main__':\n"
-        "    with Local(2) as engine:\n"
-        "        steps = [Step(n, 'sweep_jobs:wait') for n in 'ab']\n"
-        "        perform(steps, Path(sys.argv[2]), engine, lambda text: None)\n"
+        "    steps = [Step(n, 'sweep_jobs:wait') for n in 'ab']\n"
+        "    try:\n"
+        "        with Local(2) as engine:\n"
+        "            perform(steps, Path(sys.argv[2]), engine, lambda text: None)\n"
+        "    except Ended as ended:\n"
+        "        sys.exit(128 + ended.number)\n"
     )
     driver = tmp_path / "driver.py"
     driver.write_text(code)
@@ -103,11 +107,17 @@ def test_a_sweep_that_is_ended_leaves_no_worker(tmp_path, number):
         time.sleep(0.1)
     workers = [int(mark.read_text()) for mark in marks]
     running.send_signal(number)
-    assert running.wait(30) != 0
+    assert running.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
     deadline = time.monotonic() + 15
     while any(psutil.pid_exists(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(psutil.pid_exists(pid) for pid in workers)
+
+
+def test_workers_keep_their_progress_to_themselves(tmp_path):
+    with Local(1) as engine:
+        perform([Step("a", JOBS + "shown")], tmp_path / "out", engine, lambda text: None)
+    assert (tmp_path / "out" / "a" / "text").read_text() == "off"
 
 
 def test_an_engine_that_is_not_there():

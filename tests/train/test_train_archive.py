@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +15,9 @@ from test_train_resume import killed
 
 from rekindle import api
 from rekindle.codec.container import create
+from rekindle.codec.pack import add_step
 from rekindle.errors import RekindleError
-from rekindle.store.publish import alone
+from rekindle.store.publish import alone, explained
 from rekindle.train import session
 
 SIZE = {"save_every": 512}  # two of the twelve steps
@@ -77,6 +81,29 @@ def test_what_goes_wrong_behind_the_run_s_back_is_told(small: Callable, run: Cal
     with pytest.raises(RekindleError, match="disc is full"):
         run(small(), "out", archive=str(tmp_path / "run.rk"), **SIZE)
     run(small(), "out", resume=True, **SIZE)  # the run itself is not lost
+
+
+def test_a_full_disc_of_the_archive_says_how_to_go_on(
+    small: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    archive, calls = tmp_path / "run.rk", 0
+    real = add_step
+
+    def full(*args, **options):
+        nonlocal calls
+        calls += 1
+        with explained(archive):
+            if calls == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rekindle.train.archive.add_step", full)
+        with pytest.raises(RekindleError, match=r"The disc is full: .*run\.rk could not") as caught:
+            run(small(), "out", archive=str(archive), **SIZE)
+    assert re.fullmatch(r"free some space, then --resume \(from step \d+\)", caught.value.hint)
+    run(small(), "out", resume=True, archive=str(archive), **SIZE)
+    assert list(steps_of(archive)) == [2, 4, 6, 8, 10, 12]
 
 
 def steps_of(archive: Path) -> dict[int, str]:

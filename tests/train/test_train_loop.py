@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import pkgutil
 import re
 import signal
@@ -20,7 +21,8 @@ from safetensors import SafetensorError
 from train_helpers import curve, defaults, rows, write_corpus
 
 from rekindle.apply.load import load_model
-from rekindle.errors import CheckFailed, RekindleError
+from rekindle.cli import main
+from rekindle.errors import CheckFailed, Ended, RekindleError
 from rekindle.store.folder import open_folder
 from rekindle.store.manifest import read_manifest
 from rekindle.train import step as step_module
@@ -311,8 +313,11 @@ def test_ctrl_c_saves_and_resume_continues(
         return real(*args)
 
     monkeypatch.setattr(step_module, "cross_entropy", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="after step 6 of 12; --resume"):
+    with pytest.raises(KeyboardInterrupt, match="Stopped after step 6 of 12") as stopped:
         run(small("mixtral"), "out")
+    again = pickle.loads(pickle.dumps(stopped.value))  # as from a worker
+    assert isinstance(again, Ended)
+    assert (again.number, str(again)) == (number, "Stopped after step 6 of 12.")
     assert signal.getsignal(number) == before
     with pytest.raises(RekindleError, match="unfinished run .* stopped after step 6"):
         run(small("mixtral"), "out")
@@ -322,6 +327,37 @@ def test_ctrl_c_saves_and_resume_continues(
     assert curve(out) == curve(reference)
     assert (out / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"out", "reference"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_the_command_line_says_where_it_stopped(
+    small: Small,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    number: int,
+    code: int,
+):
+    real = step_module.cross_entropy
+
+    def interrupted(*args: Any) -> torch.Tensor:
+        os.kill(os.getpid(), number)
+        monkeypatch.undo()
+        return real(*args)
+
+    words = [w for key, value in defaults(corpus).items() for w in (f"--{key.replace('_', '-')}", str(value))]
+    source = str(small())
+    before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    monkeypatch.setattr(step_module, "cross_entropy", interrupted)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["train", source, str(tmp_path / "out"), *words])
+    finally:
+        signal.signal(number, before)
+    assert ended.value.code == code
+    last = "Stopped after step 1 of 12. The same command with --resume goes on where it stopped."
+    assert capsys.readouterr().err.splitlines()[-1] == last
 
 
 def test_a_run_outside_the_main_thread(small: Small, run: Run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,9 @@ def test_what_does_not_fit_is_named(small: Callable[..., Path], tmp_path: Path):
         moments, described | {"steps": {k: v for k, v in described["steps"].items() if k != "model.norm.weight"}}
     )
     assert "not of adamw" in refused(moments, {"algorithm": "muon"})
+    for step in ("12", None, [3], True, -1, math.nan, math.inf):
+        strange = refused(moments, described | {"steps": described["steps"] | {"model.norm.weight": step}})
+        assert f"that of model.norm.weight is {step!r}" in strange
     (tmp_path / "optimizer.json").unlink()
     with pytest.raises(RekindleError, match="holds no optimizer state"):
         read_description(tmp_path)

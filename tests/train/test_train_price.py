@@ -95,6 +95,15 @@ def test_a_model_from_scratch_is_what_was_said(corpus: Path, tmp_path: Path, fam
     assert expected["bytes"] == found["parameters"]["total"] * 4
 
 
+@pytest.mark.parametrize("tokenizer", ["bpe:10", "bpe:many", "bpe:²³⁴", "bpe:"])
+def test_a_vocabulary_that_init_refuses_has_no_price(corpus: Path, tmp_path: Path, tokenizer: str):
+    sizes = {"hidden": 16, "layers": 1, "heads": 2, "tokenizer": tokenizer, "data": str(corpus)}
+    with pytest.raises(RekindleError, match="at least 257"):
+        api.init_cost(**sizes)
+    with pytest.raises(RekindleError, match="at least 257"):
+        api.init(tmp_path / "out", **sizes)
+
+
 def test_recipes_that_train_have_a_dry_run_too(small: Callable, corpus: Path, tmp_path: Path):
     api.train(small(), tmp_path / "out", **defaults(corpus))
     assert said("run", tmp_path / "out" / "rekindle.yaml", tmp_path / "again", "--dry-run")["steps"] == 12
@@ -102,6 +111,15 @@ def test_recipes_that_train_have_a_dry_run_too(small: Callable, corpus: Path, tm
     api.init(tmp_path / "blank", hidden=16, layers=1, heads=2, tokenizer="bpe:300", data=str(corpus))
     cost = said("run", tmp_path / "blank" / "rekindle.yaml", tmp_path / "again", "--dry-run")
     assert cost["parameters"] == api.inspect(tmp_path / "blank")["parameters"]
+
+
+@pytest.mark.parametrize("verb", ["init", "train"])
+@pytest.mark.parametrize("key", ["source", "options"])
+def test_a_key_that_is_no_option_is_named(tmp_path: Path, verb: str, key: str):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"source: SRC\nsteps:\n- {verb}:\n    {key}: 1\n")
+    with pytest.raises(RekindleError, match=f"no option {key!r}"):
+        api.run_cost(recipe)
 
 
 def test_a_config_alone_is_priced_too(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -98,6 +99,20 @@ def test_what_a_killed_process_left_is_swept_away(
             os.utime(path, (time.time() - age,) * 2)
     open_corpus(str(corpus), tokenizer)
     assert [path.name for path in (tmp_path / "tokens").glob(".partial-*")] == [".partial-busy"]
+
+
+def test_a_full_disc_of_the_cache_names_the_cache(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    corpus = tmp_path / "corpus.jsonl"
+    write_corpus(corpus)
+    monkeypatch.setenv("REKINDLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("rekindle.train.tokens._write", full)
+    with pytest.raises(RekindleError, match="The disc is full") as caught:
+        open_corpus(str(corpus), tokenizer)
+    assert "REKINDLE_CACHE" in caught.value.hint
+    assert "OUT" not in caught.value.hint
 
 
 def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -177,6 +177,7 @@ class Model:
 def calibration(origin: Checkpoint, data: str) -> Activations:
     """What the checkpoint on disk computes on `DATA:TOKENS`, tokens of DATA's training part.
 
+    Behind a NUL may follow the column of DATA's rows that holds the text.
     Block by block where model and moments do not fit into memory. Raises RekindleError where there is no tokenizer.
     """
     import torch
@@ -186,10 +187,12 @@ def calibration(origin: Checkpoint, data: str) -> Activations:
     from rekindle.train.model import check_ids
     from rekindle.train.tokens import sample_tokens
 
-    name, _, tokens = data.rpartition(":")
+    text, _, column = data.partition("\0")
+    name, _, tokens = text.rpartition(":")
     length = min(512, origin.settings.max_position_embeddings, int(tokens))
-    rows = torch.from_numpy(sample_tokens(origin.folder.path, name, int(tokens), length, "train"))
-    check_ids(int(rows.max()), origin.settings.vocab_size, data)
+    sample = sample_tokens(origin.folder.path, name, int(tokens), length, "train", column=column or None)
+    rows = torch.from_numpy(sample)
+    check_ids(int(rows.max()), origin.settings.vocab_size, text)
     batches = ({"input_ids": ids} for ids in rows.split(max(1, 4096 // length)))
     return Calibration(origin, batches, blockwise=not fit(origin, besides=nbytes(origin)))
 

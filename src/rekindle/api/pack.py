@@ -40,8 +40,8 @@ def pack(
     A checkpoint is a folder or a file; a folder of numbered ones stands for these. Numbered checkpoints are packed in
     the order of their numbers. Every `keyframe_every`-th is coded on its own: so many must at most be decoded to read
     one. The tier max takes a little less space and more time. `error`, "rel:X", rounds floats in place of a mode: each
-    stays within X of itself. What is packed stays packed if a later one fails. Returns `archive_info` and `notes`, or
-    with `dry_run` what would be packed.
+    stays within X of itself. What is packed stays packed if a later one fails; where an archive would have been
+    overwritten, it stays instead. Returns `archive_info` and `notes`, or with `dry_run` what would be packed.
     """
     from rekindle.codec.container import create
     from rekindle.store.publish import alone, explained, partial_path

@@ -54,7 +54,11 @@ def run_cost(path: str | Path) -> dict[str, Any]:
     """What a recipe of one `init` or `train` would take; a recipe of methods has a plan, see load_recipe."""
     recipe = _read_recipe(path)
     [(verb, given)] = recipe["steps"]
-    return init_cost(**given) if verb == "init" else train_cost(recipe["source"], **given)
+    from rekindle.train.config import InitConfig, TrainConfig
+
+    if verb == "init":
+        return init_cost(resolve(InitConfig, {}, given))
+    return train_cost(recipe["source"], resolve(TrainConfig, {}, given))
 
 
 def is_training(path: str | Path) -> bool:

@@ -24,9 +24,6 @@ class OptimizerState:
     def __init__(self, folder: Path, parent: Checkpoint):
         found = read_state(folder, parent.config)
         self.info, self.stored = found.info, found.moments
-        steps = self.info.get("steps")
-        if not isinstance(steps, dict) or not all(isinstance(step, int | float) for step in steps.values()):
-            raise RekindleError("The optimizer state does not say the step of each tensor.", where=found.path)
         names = {leaf.name for x in parent.tensors.values() for leaf in x.leaves()}
         runtime = runtime_names(parent.config)
         self._stacked = {name: runtime[name] for name in names if not isinstance(runtime.get(name, ""), str)}

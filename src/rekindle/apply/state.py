@@ -46,7 +46,8 @@ def read_state(place: Path, config: Mapping[str, Any], parameters: Mapping[str, 
         index = place / f"{WEIGHTS}.index.json"
         files = sorted(set(shard_names(index).values())) if index.exists() else [WEIGHTS]
         stored = {name: tensor for file in files for name, tensor in read_header(place / file)[0].items()}
-        return State(read_json(place / DESCRIPTION, missing=""), stored, place / DESCRIPTION)
+        path = place / DESCRIPTION
+        return State(checked(read_json(path, missing=""), path), stored, path)
     found = [place] if place.is_file() else [place / name for name in TORCH_FILES if (place / name).is_file()]
     if not found:
         raise _none(place)
@@ -59,6 +60,20 @@ def read_state(place: Path, config: Mapping[str, Any], parameters: Mapping[str, 
             why = "it is no file of torch's, is torn, or was written before torch 1.6"
         raise RekindleError(f"{found[0]} holds no optimizer state.", why=why, hint="the optimizer.pt of an AdamW")
     return _of_torch(content, states[0], config, parameters, found[0])
+
+
+def checked(info: dict[str, Any], path: Path) -> dict[str, Any]:
+    """An optimizer.json; raises RekindleError where it is another algorithm's, or a step is no number of them."""
+    if info.get("algorithm", "adamw") != "adamw":
+        raise RekindleError(f"This is the state of {info['algorithm']!r}, not of adamw.", where=path)
+    steps = info.get("steps")
+    if not isinstance(steps, dict):
+        raise RekindleError("The optimizer state does not say the step of each tensor.", where=path)
+    for name, step in steps.items():
+        if type(step) not in (int, float) or not 0 <= step < 2**53:
+            what = f"The optimizer state does not say the step of each tensor: that of {name} is {step!r}."
+            raise RekindleError(what, where=path)
+    return info
 
 
 def _of_torch(

@@ -12,13 +12,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     Exit codes: 0 done, 1 a check failed, 2 the request was wrong, 130 interrupted (143 and 129: by SIGTERM, by SIGHUP).
     """
-    from rekindle.cli.signals import Ended, heard, open_streams
+    from rekindle.cli.signals import heard, open_streams
 
     open_streams()
     import click
 
     from rekindle.cli.verbs import rekindle
-    from rekindle.errors import RekindleError
+    from rekindle.errors import Ended, RekindleError
 
     debug = bool(os.environ.get("REKINDLE_DEBUG")) or "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
@@ -34,9 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, click.Abort) as stop:
-        click.echo(f"\nInterrupted.{_way_on(sys.argv[1:] if arguments is None else arguments)}", err=True)
         cause = stop.__cause__ or stop  # click makes an Abort of it
-        code = 128 + cause.number if isinstance(cause, Ended) else 130
+        said, code = (cause.said, 128 + cause.number) if isinstance(cause, Ended) else ("", 130)
+        way_on = _way_on(sys.argv[1:] if arguments is None else arguments)
+        click.echo(f"\n{said or 'Interrupted.'}{way_on}", err=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

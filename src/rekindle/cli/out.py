@@ -68,8 +68,8 @@ def result(data: dict[str, Any], human: str, format_: str) -> None:
 
 
 def _is_main() -> bool:
-    """Of the ranks that torchrun started one speaks."""
-    return os.environ.get("RANK", "0") == "0"
+    """Of the ranks that torchrun or accelerate started one speaks; RANK alone a cluster gives to whole machines."""
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def echo(title: str, *options: Resolved[Any]) -> None:

@@ -10,13 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-
-class Ended(KeyboardInterrupt):
-    """The process was asked to end by the signal `number`."""
-
-    def __init__(self, number: int):
-        self.number = number
-        super().__init__(signal.Signals(number).name)
+from rekindle.errors import Ended
 
 
 @contextmanager

@@ -10,7 +10,6 @@ fast, upcycling once the parent is saturated and the second stage long enough (n
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any
 from rekindle import api
 from rekindle.config import resolve
 from rekindle.errors import CheckFailed, RekindleError
+from rekindle.methods import method_named
 from rekindle.report.config import ReportConfig
 from rekindle.store.manifest import read_manifest
 from rekindle.train.config import InitConfig, TrainConfig
@@ -65,17 +65,17 @@ def demo(out: Path, say: Say, *, scale: float = 1.0, overwrite: bool = False) ->
     train(out / "start", dense, tokens=first, schedule="constant")
 
     say("(b) upcycled: each feed-forward becomes 8 equal experts behind a new router")
-    typed = shlex.join(["rekindle", "upcycle", str(dense), str(moe), "--experts", "8"])
-    say(f"    $ {typed} --top-k 2")
+    typed = api.command("upcycle", [str(dense), str(moe)], resolve(method_named("upcycle").config, EXPERTS))
+    say(f"    $ {typed}")
     if overwrite or not _is_there(moe, typed):
         api.upcycle(dense, **EXPERTS).save(moe, overwrite=overwrite, resume=not overwrite)
 
     say("(c) do the two compute the same function?")
     say(f"    $ rekindle verify {moe} --against {dense}")
     verdict = api.verify(moe, against=dense)
-    say(f"    logits differ by {verdict.relative_difference:.1e} of the largest: the promise (exact) holds")
     if not verdict.held:
         raise CheckFailed("The upcycled model does not compute the parent's function.", where=moe)
+    say(f"    logits differ by {verdict.relative_difference:.1e} of the largest: the promise (exact) holds")
 
     ratio = _active(moe) / _active(dense)
     say(f"(d) three ways on at equal training FLOPs: a token costs the mixture {ratio:.2f} x the dense model's")

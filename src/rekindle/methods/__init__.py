@@ -1,6 +1,6 @@
 """One paper, one file. This table is what the command line, the documentation and the contract test read.
 
-A new method is its file, a row here, a row in tests/contract and a page in docs/methods.
+What else a new method needs is in CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ class Config:
     )
     grouping: Literal["consecutive", "similar"] = option("consecutive", help="which heads are pooled together")
     data: str | None = option(None, help="text to measure heads on: see train --data (default: the weights alone)")
+    text_column: str | None = option(None, help="column of its rows that holds the text, as for train")
     data_tokens: Count = option(Count(65536), help="tokens of that text")
     restore_norm: bool = option(False, help="scale each pooled head to the norm that its members had")
     seed: int = option(0, help="seed of the search for similar heads, and of random ones")
@@ -73,6 +74,8 @@ def pooled(parent: Checkpoint, child: Checkpoint, config: Config) -> Checkpoint:
     """Fill `child`, which has fewer key-value heads, with those of each group pooled."""
     before, after = parent.settings.num_kv_heads, child.settings.num_kv_heads
     rule, text = _rule(parent, config), f"{config.data}:{config.data_tokens}" if config.data else ""
+    if text and config.text_column is not None:
+        text += f"\0{config.text_column}"  # which no name of a file has in it
     for layer in range(parent.settings.num_layers):
         old, new = parent[layer], child[layer]
         settled = _settled_biases(parent, child, layer)
@@ -214,6 +217,7 @@ def _without_effect(before: int, config: Config) -> list[RekindleError]:
     given = {
         "--grouping similar": config.grouping == "similar",
         "--data": config.data is not None,
+        "--text-column": config.text_column is not None,
         "--restore-norm": config.restore_norm,
     }
     useless = [flag for flag, on in given.items() if on]
@@ -223,6 +227,8 @@ def _without_effect(before: int, config: Config) -> list[RekindleError]:
         why = "random heads owe nothing to those there were"
     elif config.pool == "first":
         why, useless = "first heads are copied as they are", [flag for flag in useless if flag == "--restore-norm"]
+    elif config.text_column is not None and not config.data:
+        why, useless = "no --data is read", ["--text-column"]
     else:
         return []
     return [RekindleError(f"{flag} would have no effect.", why=why, hint=f"leave {flag} out") for flag in useless]

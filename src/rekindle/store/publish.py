@@ -243,20 +243,24 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+class DiscFull(RekindleError):
+    """There is no space left where something is written."""
+
+
 @contextmanager
-def explained(out: Path) -> Iterator[None]:
-    """The operating system's refusals as sentences: disc full, no permission, not a folder."""
+def explained(out: Path, other: str = "another OUT") -> Iterator[None]:
+    """The operating system's refusals as sentences: disc full, no permission, not a folder. `other`: a way around."""
     try:
         yield
     except Exception as error:
         number = error_number(error)
         where = getattr(error, "filename", None) or out
         if number in (errno.ENOSPC, errno.EDQUOT):
-            raise RekindleError(
-                f"The disc is full: {out} could not be finished.", hint="free some space, or another OUT"
+            raise DiscFull(
+                f"The disc is full: {out} could not be finished.", hint=f"free some space, or {other}"
             ) from None
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise RekindleError("No permission to write here.", where=where, hint="another OUT") from None
+            raise RekindleError("No permission to write here.", where=where, hint=other) from None
         if number in (errno.ENOTDIR, errno.EEXIST):
             raise RekindleError("This is a file, not a folder.", where=where) from None
         if number == errno.EFBIG:
@@ -264,7 +268,7 @@ def explained(out: Path) -> Iterator[None]:
                 "The file system takes no file this large.", where=out, hint="a smaller --max-shard-size"
             ) from None
         if number in _TOLD:
-            raise RekindleError(f"{os.strerror(number)}.", where=where, hint="another OUT") from None
+            raise RekindleError(f"{os.strerror(number)}.", where=where, hint=other) from None
         raise
 
 

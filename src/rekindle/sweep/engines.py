@@ -12,8 +12,9 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from typing import Any
 
+from rekindle import progress
 from rekindle.apply.threads import cores
-from rekindle.errors import RekindleError
+from rekindle.errors import Ended, RekindleError
 from rekindle.sweep.steps import Engine
 
 ENGINES = ("local", "ray")
@@ -117,7 +118,7 @@ def _terminated(number: int, frame: object) -> None:
 
     for worker in psutil.Process().children(recursive=True):
         worker.terminate()  # a run saves its state
-    raise KeyboardInterrupt
+    raise Ended(number)
 
 
 def _end_with_parent() -> None:
@@ -136,6 +137,7 @@ def _end_with_parent() -> None:
 
 def _begin(threads: int) -> None:
     _end_with_parent()
+    progress.use("off")  # the sweep tells of its steps; what each of many says of its own would run together
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     import torch

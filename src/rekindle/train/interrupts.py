@@ -7,14 +7,16 @@ import threading
 from types import FrameType
 from typing import Any
 
+from rekindle.errors import Ended
+
 
 class Interrupts:
-    """Inside `with`, the first signal sets `wanted`; a second one raises KeyboardInterrupt at once.
+    """Inside `with`, `number` is that of the first signal, None before; a second one raises Ended at once.
 
     Python delivers signals to the main thread only; elsewhere this changes nothing.
     """
 
-    wanted = False
+    number: int | None = None
 
     def __enter__(self) -> Interrupts:
         self._before: dict[int, Any] = {}
@@ -31,6 +33,6 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted:
-            raise KeyboardInterrupt
-        self.wanted = True
+        if self.number is not None:
+            raise Ended(number)
+        self.number = number

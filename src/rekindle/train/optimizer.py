@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from rekindle.anatomy import runtime_names
 from rekindle.anatomy.adam import MOMENTS
-from rekindle.apply.state import DESCRIPTION, WEIGHTS, read_state
+from rekindle.apply.state import DESCRIPTION, WEIGHTS, checked, read_state
 from rekindle.errors import RekindleError, together
 from rekindle.store.dtypes import TORCH
 from rekindle.store.files import Files
@@ -113,8 +113,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def _described(description: dict[str, Any], path: Path) -> dict[str, Any]:
-    if description.get("algorithm") != "adamw" or not isinstance(description.get("steps"), dict):
-        raise RekindleError(f"This is the state of {description.get('algorithm')!r}, not of adamw.", where=path)
+    if checked(description, path).get("algorithm") is None:
+        raise RekindleError("This state does not say that it is of adamw.", where=path)
     return description
 
 

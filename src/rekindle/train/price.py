@@ -22,7 +22,7 @@ from rekindle.train.metrics import read_rows
 from rekindle.train.model import check_lengths
 from rekindle.train.plan import make_plan
 from rekindle.train.prepare import saved_schedule
-from rekindle.train.tokenizer import make_tokenizer
+from rekindle.train.tokenizer import bpe_size, make_tokenizer
 
 _FLOAT = 4  # bytes; weights, gradients and both moments are float32 while training
 
@@ -79,10 +79,10 @@ def price_init(config: InitConfig) -> dict[str, Any]:
 
 def _tokenizer(config: InitConfig) -> Any:
     """One that is not trained yet has as many entries as it may get."""
-    kind, _, size = config.tokenizer.partition(":")
-    if kind == "bpe" and size.isdigit():
+    size = bpe_size(config.tokenizer)
+    if size is not None:
         none = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-        return SimpleNamespace(get_vocab=lambda: {"": int(size) - 1}, **none)
+        return SimpleNamespace(get_vocab=lambda: {"": size - 1}, **none)
     return make_tokenizer(config.tokenizer, config.data, config.context)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.config import to_dict
-from rekindle.errors import CheckFailed
+from rekindle.errors import CheckFailed, Ended
 from rekindle.progress import Progress
 from rekindle.store.publish import explained
 from rekindle.train.archive import Archiver
@@ -49,9 +50,10 @@ class Session:
                     self._save(step, boundary)
                 if step % self.plan.eval_interval == 0:
                     self._evaluate(step)
-                if self._step(step, boundary, lambda: interrupts.wanted):
+                if self._step(step, boundary, lambda: interrupts.number is not None):
                     self._save(step + 1, self.metrics.position)
-                    raise KeyboardInterrupt(f"Stopped after step {step + 1} of {self.plan.steps}; --resume continues.")
+                    number = interrupts.number or signal.SIGINT  # where another rank was asked
+                    raise Ended(number, f"Stopped after step {step + 1} of {self.plan.steps}.")
             if start < self.plan.steps:  # what is left may fail too: a full disc, a scheduler's last word
                 self._save(self.plan.steps, self.metrics.position)
             self._evaluate(self.plan.steps)

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rekindle.errors import RekindleError
-from rekindle.store.publish import error_number, sync
+from rekindle.store.publish import DiscFull, error_number, sync
 from rekindle.train.config import TrainConfig
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.optimizer import MOMENTS
@@ -208,11 +208,12 @@ def disc_explained(work: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if error_number(error) not in (errno.ENOSPC, errno.EDQUOT):
+        if not isinstance(error, DiscFull) and error_number(error) not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        what, where = (error.what, None) if isinstance(error, DiscFull) else ("The disc is full.", work)
         saved = find_state(work)
         again = f"--resume (from step {saved.step})" if saved else "start it again"
-        raise RekindleError("The disc is full.", where=work, hint=f"free some space, then {again}") from None
+        raise DiscFull(what, where=where, hint=f"free some space, then {again}") from None
 
 
 def _sha256(path: Path, length: int | None = None) -> str:

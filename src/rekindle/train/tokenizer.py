@@ -23,16 +23,24 @@ def make_tokenizer(choice: str, data: str, context: int, column: str | None = No
     """
     from rekindle.train.model import load_tokenizer
 
+    size = bpe_size(choice)
+    if size is None:
+        return load_tokenizer(Path(choice).expanduser() if Path(choice).expanduser().exists() else choice)
+    return train_bpe(open_source(data, column), size, context)
+
+
+def bpe_size(choice: str) -> int | None:
+    """SIZE of bpe:SIZE, None of an existing tokenizer's name; raises RekindleError for a size that cannot be."""
     kind, colon, size = choice.partition(":")
     if kind != "bpe" or not colon:
-        return load_tokenizer(Path(choice).expanduser() if Path(choice).expanduser().exists() else choice)
-    if not size.isdigit() or int(size) < _SMALLEST:
+        return None
+    if not size.isdecimal() or int(size) < _SMALLEST:
         raise RekindleError(
             f"tokenizer is {choice!r}, but a byte-level vocabulary has at least {_SMALLEST} entries.",
             where="option tokenizer",
             hint="bpe:2048",
         )
-    return train_bpe(open_source(data, column), int(size), context)
+    return int(size)
 
 
 def train_bpe(source: Source, size: int, context: int) -> Any:

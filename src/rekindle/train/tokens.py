@@ -159,7 +159,7 @@ def cache_folder() -> Path:
 
 def _make(source: Source, encoder: Encoder, folder: Path) -> None:
     """Tokenise into `folder`, which appears whole; of two processes at it the second's work is dropped."""
-    with explained(folder):
+    with explained(folder, "REKINDLE_CACHE=FOLDER, for a cache in another place"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))

@@ -139,6 +139,45 @@ def test_a_link_to_an_archive_is_that_archive(tmp_path, packed):
     assert [x["step"] for x in api.archive_info(packed)["steps"]] == [200, 300, 400, 500]
 
 
+@pytest.mark.parametrize("first", ["add", "pack"])
+@pytest.mark.parametrize("second", ["add", "pack"])
+def test_of_two_runs_into_one_archive_the_second_is_refused(tmp_path, series, packed, monkeypatch, first, second):
+    """Else a new archive takes the place of one whose last step has just been reported to be there."""
+    from rekindle.codec import pack
+
+    (tmp_path / "link.rk").symlink_to(packed)
+    more, real = [checkpoint(tmp_path / f"step-{step}", step) for step in (500, 600)], pack.add_step
+    runs = {
+        "add": lambda place: api.archive_add(more, place),
+        "pack": lambda place: api.pack(more, place, overwrite=True),
+    }
+
+    def meddling(*args, **options):
+        monkeypatch.setattr(pack, "add_step", real)
+        with pytest.raises(RekindleError, match="Another process is writing link.rk"):
+            runs[second](tmp_path / "link.rk")
+        return real(*args, **options)
+
+    monkeypatch.setattr(pack, "add_step", meddling)
+    runs[first](packed)
+    assert [x["step"] for x in api.archive_info(packed)["steps"]] == [*(STEPS if first == "add" else ()), 500, 600]
+    runs["pack"](tmp_path / "link.rk")
+    assert (tmp_path / "link.rk").is_symlink()
+    assert packed.is_file()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_archive_that_is_being_changed_is_not_replaced(tmp_path, series, packed):
+    from rekindle.codec.pack import lock_of
+    from rekindle.store.publish import alone
+
+    before = packed.read_bytes()
+    with alone(lock_of(packed), "dropping"), pytest.raises(RekindleError, match="Another process is changing run.rk"):
+        api.pack(series[:1], packed, overwrite=True)
+    assert packed.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_many_checkpoints_need_few_open_files(tmp_path):
     import resource
 

@@ -143,3 +143,21 @@ def test_two_runs_do_not_write_into_one_archive(small: Callable, run: Callable, 
     with alone(tmp_path / ".run.rk.training.lock", "training"), pytest.raises(RekindleError, match="Another process"):
         run(small(), "out", archive=str(tmp_path / "run.rk"), **SIZE)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_archive_is_the_run_s_alone_while_it_trains(small: Callable, run: Callable, tmp_path: Path, monkeypatch):
+    real, tried = session.Session._step, []
+
+    def meddled(self, *args):
+        for change in (api.archive_add, lambda *words: api.pack(*words, overwrite=True)):
+            with pytest.raises(RekindleError, match="Another process is writing run.rk"):
+                change(small(), tmp_path / "run.rk")
+            tried.append(change)
+        return real(self, *args)
+
+    (tmp_path / "link.rk").symlink_to(tmp_path / "run.rk")
+    monkeypatch.setattr(session.Session, "_step", meddled)
+    run(small(), "out", archive=str(tmp_path / "link.rk"), tokens=512, **SIZE)
+    assert tried
+    assert list(steps_of(tmp_path / "run.rk")) == [2]
+    assert (tmp_path / "link.rk").is_symlink()

@@ -44,6 +44,7 @@ def pack(
     with `dry_run` what would be packed.
     """
     from rekindle.codec.container import create
+    from rekindle.codec.pack import lock_of
     from rekindle.store.publish import alone, explained, partial_path
 
     archive, sources, mode = Path(archive), series(checkpoints, step, say), _mode(mode, error)
@@ -53,18 +54,20 @@ def pack(
     if dry_run:
         _check_free(archive, overwrite)
         return _foreseen(sources, archive, mode)
-    with explained(archive), alone(archive.absolute().parent / f".{archive.name}.pack", f"packing {archive.name}"):
+    with explained(archive), alone(lock_of(archive, long=True), f"writing {archive.name}"):
         _check_free(archive, overwrite)
-        place = partial_path(archive) if archive.exists() else archive  # the old one goes when the new one is whole
+        whole = archive.resolve()
+        place = partial_path(whole) if whole.exists() else whole  # the old one goes when the new one is whole
         place.unlink(missing_ok=True)
         create(place)
         try:
             notes = _add(sources, place, mode, tier, keyframe_every, workers, say)
+            with alone(lock_of(archive), f"changing {archive.name}"):
+                place.replace(whole)
         except BaseException:
-            if place != archive or not archive_info(archive)["steps"]:
+            if place != whole or not archive_info(archive)["steps"]:
                 place.unlink(missing_ok=True)
             raise
-        place.replace(archive)
     return archive_info(archive) | {"notes": notes}
 
 
@@ -82,7 +85,8 @@ def archive_add(
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Add checkpoints behind the last of an archive; a kill loses at most the one being added. Returns as `pack`."""
-    from rekindle.codec.pack import check_name, check_whole
+    from rekindle.codec.pack import check_name, check_whole, lock_of
+    from rekindle.store.publish import alone, explained
 
     archive, sources, mode = Path(archive), series(checkpoints, step, say), _mode(mode, error)
     _check(sources, archive, tier, keyframe_every)
@@ -92,8 +96,9 @@ def archive_add(
             for _, number in sources:
                 check_name(archive, there.directory, number)
         return _foreseen(sources, archive, mode)
-    notes = _add(sources, archive, mode, tier, keyframe_every, workers, say)
-    return archive_info(archive) | {"notes": notes}
+    with explained(archive), alone(lock_of(archive, long=True), f"writing {archive.name}"):
+        notes = _add(sources, archive, mode, tier, keyframe_every, workers, say)
+        return archive_info(archive) | {"notes": notes}
 
 
 def _foreseen(sources: list[tuple[Path, int | None]], archive: Path, mode: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from rekindle.codec.shrunk import LOSSLESS, Shrunk
 from rekindle.codec.source import Source
 from rekindle.codec.workers import in_order
 from rekindle.errors import CheckFailed, RekindleError
+from rekindle.store import publish
 from rekindle.store.publish import alone, explained
 
 KEYFRAME_EVERY = 10
@@ -87,8 +88,13 @@ def links(directory: Directory) -> int:
     return 0
 
 
-def lock_of(path: Path) -> Path:
-    return path.parent / f".{path.name}.lock"
+def lock_of(path: Path, *, long: bool = False) -> Path:
+    """The lock of whoever changes an archive, whatever link leads to it: for one change, or for all of a run's.
+
+    The long one is of those whose changes belong together, `pack`, `archive add` and a training. Each of their changes
+    takes the other one too, and so does whoever makes only one.
+    """
+    return (publish.long_lock_of if long else publish.lock_of)(path.resolve())
 
 
 def check_whole(path: Path, directory: Directory) -> None:

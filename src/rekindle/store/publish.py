@@ -156,6 +156,11 @@ def lock_of(out: Path) -> Path:
     return out.parent / f".{out.name}.lock"
 
 
+def long_lock_of(out: Path) -> Path:
+    """The lock of a run that will end in OUT, or writes to it now and then: held for as long as the run takes."""
+    return out.parent / f".{out.name}.training.lock"
+
+
 @contextmanager
 def alone(lock: Path, doing: str, *, shared: bool = False) -> Iterator[None]:
     """Hold a lock file; raises RekindleError where a process on any machine that shares the disc holds it.

@@ -307,6 +307,35 @@ def test_a_reference_changed_on_disc_meanwhile_is_not_used(tmp_path, series, mon
     same(series[1], tmp_path / "out")
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["folder", "file"])
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "in place"])
+def test_a_source_changed_while_it_is_packed_is_refused(tmp_path, packed, monkeypatch, whole, replaced):
+    """What was read first would be of one state, and the rest of another."""
+    from rekindle.codec import pack
+
+    real, folder = pack.write_step, checkpoint(tmp_path / "step-500", 500)
+    weights, before = folder / "model.safetensors", packed.read_bytes()
+    source = folder if whole else weights
+
+    def meddling(*args):
+        target = tmp_path / "new" if replaced else weights
+        target.write_bytes(weights.read_bytes()[:-1] + b"!")
+        target.replace(weights)
+        return real(*args)
+
+    monkeypatch.setattr(pack, "write_step", meddling)
+    with pytest.raises(RekindleError, match="source was changed while it was read: model.safetensors"):
+        api.archive_add(source, packed, step=500)
+    assert packed.read_bytes() == before
+    with pytest.raises(RekindleError, match="source was changed while it was read: model.safetensors"):
+        api.pack(source, tmp_path / "new.rk")
+    assert not (tmp_path / "new.rk").exists()
+    monkeypatch.undo()
+    api.archive_add(source, packed, step=500)
+    api.unpack(packed, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -26,6 +26,7 @@ from rekindle.codec.workers import in_order
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store import publish
 from rekindle.store.publish import alone, explained
+from rekindle.store.stamps import check_unchanged
 
 KEYFRAME_EVERY = 10
 Reference = tuple[Step, Source | None]  # the step that a new one is coded against, and its source where that is at hand
@@ -46,7 +47,8 @@ def add_step(
     """Code a checkpoint behind the last one of an archive; `before` is the last one's source, where it is at hand.
 
     `note` is told what a mode leaves as it is. Where that is all, the step is called lossless.
-    Raises RekindleError where its step is there already, where the disc is full, or where another process adds.
+    Raises RekindleError where its step is there already, where the disc is full, where another process adds, or where
+    the source is changed meanwhile: the archive is as it was then.
     """
     path = path.resolve()
     with explained(path), alone(lock_of(path), f"changing {path.name}"), Archive(path) as archive:
@@ -68,6 +70,7 @@ def add_step(
                 entry = replace(entry, mode=mode if shrunk.errors.pieces else LOSSLESS)
                 if entry.digest in [there.digest for there in last.steps]:
                     raise RekindleError("The archive has this very checkpoint already.", where=path)
+                check_unchanged(source.seen, source.seen)
             except BaseException:
                 os.ftruncate(fd, last.end)
                 raise

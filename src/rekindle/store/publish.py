@@ -70,7 +70,7 @@ def check_spares(out: Path, source: str | Path | None, *others: str | Path | Non
             if path is None:
                 continue
             check_name(path)
-            place = Path(path).resolve()
+            place = Path(os.path.expanduser(path)).resolve()
             if place.is_relative_to(target) and place.exists() and not (path == source and place == target):
                 what = f"the source, {path}" if path == source else f"{path}, which is read"
                 raise RekindleError(f"{out} holds {what}.", hint="another OUT")

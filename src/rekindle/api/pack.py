@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from rekindle.api.archive import Say, archive_info
 from rekindle.api.series import series
-from rekindle.apply.threads import cores
+from rekindle.apply.threads import workers_of
 from rekindle.codec.archive import Archive
 from rekindle.codec.block import Tier
 from rekindle.codec.container import LONGEST
@@ -50,6 +50,7 @@ def pack(
     archive, sources, mode = Path(archive), series(checkpoints, step, say), _mode(mode, error)
     if archive.is_dir():
         raise RekindleError(f"{archive} is a folder, not an archive.", hint=f"{archive}.rk")
+    threads = workers_of(workers)
     _check(sources, archive, tier, keyframe_every)
     if dry_run:
         _check_free(archive, overwrite)
@@ -61,7 +62,7 @@ def pack(
         place.unlink(missing_ok=True)
         create(place)
         try:
-            notes = _add(sources, place, mode, tier, keyframe_every, workers, say)
+            notes = _add(sources, place, mode, tier, keyframe_every, threads, say)
             with alone(lock_of(archive), f"changing {archive.name}"):
                 place.replace(whole)
         except BaseException:
@@ -89,6 +90,7 @@ def archive_add(
     from rekindle.store.publish import alone, explained
 
     archive, sources, mode = Path(archive), series(checkpoints, step, say), _mode(mode, error)
+    threads = workers_of(workers)
     _check(sources, archive, tier, keyframe_every)
     if dry_run:
         with Archive(archive) as there:
@@ -97,7 +99,7 @@ def archive_add(
                 check_name(archive, there.directory, number)
         return _foreseen(sources, archive, mode)
     with explained(archive), alone(lock_of(archive, long=True), f"writing {archive.name}"):
-        notes = _add(sources, archive, mode, tier, keyframe_every, workers, say)
+        notes = _add(sources, archive, mode, tier, keyframe_every, threads, say)
         return archive_info(archive) | {"notes": notes}
 
 
@@ -179,7 +181,7 @@ def _add(
     mode: str,
     tier: Tier,
     keyframe_every: int,
-    workers: int | None,
+    workers: int,
     say: Say,
 ) -> list[str]:
     """Returns what the mode left as it was."""
@@ -194,7 +196,7 @@ def _add(
             now = ExitStack()
             source = open_source(folder, now.enter_context(Files()))
             entry = add_step(archive, source, number, keyframe_every=keyframe_every, before=before, mode=mode,
-                             tier=tier, workers=workers or cores(), note=notes.add)  # fmt: skip
+                             tier=tier, workers=workers, note=notes.add)  # fmt: skip
             size = entry.nbytes + entry.index.nbytes
             say(f"{folder}  {entry.raw / 1e6:.1f} MB -> {size / 1e6:.1f} MB ({entry.raw / size:.3g} x)")
             last.close()

@@ -139,6 +139,45 @@ def test_a_link_to_an_archive_is_that_archive(tmp_path, packed):
     assert [x["step"] for x in api.archive_info(packed)["steps"]] == [200, 300, 400, 500]
 
 
+@pytest.mark.parametrize("first", ["add", "pack"])
+@pytest.mark.parametrize("second", ["add", "pack"])
+def test_of_two_runs_into_one_archive_the_second_is_refused(tmp_path, series, packed, monkeypatch, first, second):
+    """Else a new archive takes the place of one whose last step has just been reported to be there."""
+    from rekindle.codec import pack
+
+    (tmp_path / "link.rk").symlink_to(packed)
+    more, real = [checkpoint(tmp_path / f"step-{step}", step) for step in (500, 600)], pack.add_step
+    runs = {
+        "add": lambda place: api.archive_add(more, place),
+        "pack": lambda place: api.pack(more, place, overwrite=True),
+    }
+
+    def meddling(*args, **options):
+        monkeypatch.setattr(pack, "add_step", real)
+        with pytest.raises(RekindleError, match="Another process is writing link.rk"):
+            runs[second](tmp_path / "link.rk")
+        return real(*args, **options)
+
+    monkeypatch.setattr(pack, "add_step", meddling)
+    runs[first](packed)
+    assert [x["step"] for x in api.archive_info(packed)["steps"]] == [*(STEPS if first == "add" else ()), 500, 600]
+    runs["pack"](tmp_path / "link.rk")
+    assert (tmp_path / "link.rk").is_symlink()
+    assert packed.is_file()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_archive_that_is_being_changed_is_not_replaced(tmp_path, series, packed):
+    from rekindle.codec.pack import lock_of
+    from rekindle.store.publish import alone
+
+    before = packed.read_bytes()
+    with alone(lock_of(packed), "dropping"), pytest.raises(RekindleError, match="Another process is changing run.rk"):
+        api.pack(series[:1], packed, overwrite=True)
+    assert packed.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_many_checkpoints_need_few_open_files(tmp_path):
     import resource
 
@@ -268,6 +307,35 @@ def test_a_reference_changed_on_disc_meanwhile_is_not_used(tmp_path, series, mon
     same(series[1], tmp_path / "out")
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["folder", "file"])
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "in place"])
+def test_a_source_changed_while_it_is_packed_is_refused(tmp_path, packed, monkeypatch, whole, replaced):
+    """What was read first would be of one state, and the rest of another."""
+    from rekindle.codec import pack
+
+    real, folder = pack.write_step, checkpoint(tmp_path / "step-500", 500)
+    weights, before = folder / "model.safetensors", packed.read_bytes()
+    source = folder if whole else weights
+
+    def meddling(*args):
+        target = tmp_path / "new" if replaced else weights
+        target.write_bytes(weights.read_bytes()[:-1] + b"!")
+        target.replace(weights)
+        return real(*args)
+
+    monkeypatch.setattr(pack, "write_step", meddling)
+    with pytest.raises(RekindleError, match="source was changed while it was read: model.safetensors"):
+        api.archive_add(source, packed, step=500)
+    assert packed.read_bytes() == before
+    with pytest.raises(RekindleError, match="source was changed while it was read: model.safetensors"):
+        api.pack(source, tmp_path / "new.rk")
+    assert not (tmp_path / "new.rk").exists()
+    monkeypatch.undo()
+    api.archive_add(source, packed, step=500)
+    api.unpack(packed, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -292,6 +360,13 @@ def test_a_reference_changed_on_disc_meanwhile_is_not_used(tmp_path, series, mon
         (lambda p: api.unpack(p / "run.rk", p / "step-100"), "not empty"),
         (lambda p: api.pack(p / "step-100", p / "x.rk", mode="lossless", error="rel:1e-3"), "mode of its own"),
         (lambda p: api.pack([p / "step-100", p / "step-100"], p / "x.rk"), "are step 100"),
+        (lambda p: api.pack(p / "step-100", p / "x.rk", workers=0), "workers is 0"),
+        (lambda p: api.pack(p / "step-100", p / "x.rk", workers=-1, dry_run=True), "workers is -1"),
+        (lambda p: api.archive_add(p / "step-100", p / "run.rk", step=7, workers=0), "workers is 0"),
+        (lambda p: api.unpack(p / "run.rk", p / "out", workers=-1), "workers is -1"),
+        (lambda p: api.unpack(p / "run.rk", p / "out", workers=0), "workers is 0"),
+        (lambda p: api.archive_verify(p / "run.rk", workers=0), "workers is 0"),
+        (lambda p: api.archive_drop(f"{p / 'run.rk'}@100", workers=-1), "workers is -1"),
         (lambda p: rekindle.Archive(p), "is a folder"),
         (lambda p: rekindle.Archive(p / "run.rk")[200]["w", 1:2, 3], "are no rows"),
     ],

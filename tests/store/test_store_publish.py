@@ -363,6 +363,12 @@ def test_out_must_not_hold_what_is_read(out, tmp_path):
             check_spares(out, None, inside)
     with pytest.raises(RekindleError, match=r"holds the source, .*run\.rk"):
         check_spares(out, out / "run.rk")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(out))
+        for inside in ("~/text/c.jsonl", "~"):
+            with pytest.raises(RekindleError, match="~.*which is read"):
+                check_spares(out, None, inside)
+        check_spares(out, None, "~nobody-by-this-name/text")
     check_spares(out, out)  # which may replace itself
     check_spares(out, tmp_path, None, tmp_path / "elsewhere", out / "not-there", "stdlib")
 

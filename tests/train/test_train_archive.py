@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import load_file
 from test_train_resume import killed
 
 from rekindle import api
+from rekindle.cli.verbs import rekindle
 from rekindle.codec.container import create
 from rekindle.codec.pack import add_step
 from rekindle.errors import RekindleError
@@ -170,3 +172,41 @@ def test_two_runs_do_not_write_into_one_archive(small: Callable, run: Callable, 
     with alone(tmp_path / ".run.rk.training.lock", "training"), pytest.raises(RekindleError, match="Another process"):
         run(small(), "out", archive=str(tmp_path / "run.rk"), **SIZE)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_archive_is_the_run_s_alone_while_it_trains(small: Callable, run: Callable, tmp_path: Path, monkeypatch):
+    real, tried = session.Session._step, []
+
+    def meddled(self, *args):
+        for change in (api.archive_add, lambda *words: api.pack(*words, overwrite=True)):
+            with pytest.raises(RekindleError, match="Another process is writing run.rk"):
+                change(small(), tmp_path / "run.rk")
+            tried.append(change)
+        return real(self, *args)
+
+    (tmp_path / "link.rk").symlink_to(tmp_path / "run.rk")
+    monkeypatch.setattr(session.Session, "_step", meddled)
+    run(small(), "out", archive=str(tmp_path / "link.rk"), tokens=512, **SIZE)
+    assert tried
+    assert list(steps_of(tmp_path / "run.rk")) == [2]
+    assert (tmp_path / "link.rk").is_symlink()
+
+
+def test_what_is_read_is_not_written_over_by_the_archive(
+    small: Callable, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    api.pack(small(), tmp_path / "run.rk")
+    (tmp_path / "link.rk").symlink_to("run.rk")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before, text = (tmp_path / "run.rk").read_bytes(), corpus.read_bytes()
+    options = {"data": str(corpus), "overwrite": True, "lr": 1e-3}
+    for source, archive in (("link.rk@0", "~/run.rk"), ("run.rk@0", str(tmp_path / "link.rk"))):
+        with pytest.raises(RekindleError, match="would be written over .*which is read"):
+            api.train(tmp_path / source, tmp_path / "out", archive=archive, **options)
+    with pytest.raises(RekindleError, match="would be written over .*stories"):
+        api.train(small(), tmp_path / "out", archive=str(corpus), **options)
+    words = ["train", str(tmp_path / "run.rk@0"), str(tmp_path / "out"), "--archive", str(tmp_path / "run.rk")]
+    dry = CliRunner().invoke(rekindle, [*words, "--data", str(corpus), "--overwrite", "--dry-run"])
+    assert "would be written over" in str(dry.exception)
+    assert (tmp_path / "run.rk").read_bytes() == before
+    assert corpus.read_bytes() == text

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from train_helpers import curve, write_corpus
 
+from rekindle import api
 from rekindle.errors import RekindleError
-from rekindle.store.publish import alone
+from rekindle.store.publish import alone, lock_of
+from rekindle.train import session
 from rekindle.train.state import find_state, work_folder
 
 # Trains in a process of its own, which kills itself at a chosen call of a chosen function.
@@ -196,6 +198,46 @@ def test_two_runs_do_not_write_to_one_out(small: Callable, run: Callable, tmp_pa
     assert not list(tmp_path.iterdir())
     run(small())
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_trained_into_is_written_by_nothing_else(
+    small: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, real = tmp_path / "out", session.Session._step
+    model = api.upcycle(small(), experts=2)
+    api.pack(small(), tmp_path / "run.rk")
+    ways = [
+        lambda: model.save(out, overwrite=True),
+        lambda: model.save(out, part="1/2"),
+        lambda: api.unpack(tmp_path / "run.rk", out, overwrite=True),
+    ]
+
+    def meddled(self, number, *rest):
+        for way in ways if number == 0 else ():
+            with pytest.raises(RekindleError, match="Another process is training into out"):
+                way()
+        return real(self, number, *rest)
+
+    monkeypatch.setattr(session.Session, "_step", meddled)
+    run(small())
+    assert (out / "metrics.jsonl").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "run.rk"}
+    monkeypatch.undo()
+    ways[0]()
+    assert not (out / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("shared", [False, True])  # as a part of OUT does
+def test_what_is_being_written_is_not_trained_into(
+    small: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+):
+    steps: list[int] = []
+    monkeypatch.setattr(session.Session, "_step", lambda self, number, *rest: steps.append(number))
+    writing = alone(lock_of(tmp_path / "out"), "writing", shared=shared)
+    with writing, pytest.raises(RekindleError, match="Another process is writing .*out"):
+        run(small())
+    assert not steps
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -88,6 +88,30 @@ def test_the_cache_is_used_renewed_and_mended(tmp_path: Path, tokenizer: Any, mo
     assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 2
 
 
+def test_what_another_process_made_meanwhile_stays(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+    """It is open there already, or about to be."""
+    from rekindle.train import tokens
+
+    monkeypatch.setenv("REKINDLE_CACHE", str(tmp_path / "cache"))
+    data, real, theirs = tmp_path / "a.jsonl", tokens._write, []
+    write_corpus(data)
+
+    def late(*args):
+        meta = real(*args)
+        monkeypatch.setattr(tokens, "_write", real)
+        open_corpus(str(data), tokenizer)
+        theirs.extend((tmp_path / "cache" / "tokens").glob("[!.]*"))
+        theirs.append(theirs[0].stat().st_ino)
+        return meta
+
+    monkeypatch.setattr(tokens, "_write", late)
+    ours = open_corpus(str(data), tokenizer)
+    made, inode = theirs
+    assert made.stat().st_ino == inode
+    assert list(made.parent.iterdir()) == [made]
+    assert ours.train.tolist() == open_corpus(str(data), tokenizer).train.tolist()
+
+
 def test_what_a_killed_process_left_is_swept_away(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, corpus: Path
 ):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.api.source import split_name
-from rekindle.apply.threads import cores
+from rekindle.apply.threads import workers_of
 from rekindle.codec.archive import Archive
 from rekindle.errors import RekindleError
 from rekindle.store.publish import check_free
@@ -27,7 +27,7 @@ def unpack(
     from rekindle.codec.unpack import unpack as write
     from rekindle.store.publish import check_spares
 
-    path, number = split_name(source)
+    workers, (path, number) = workers_of(workers), split_name(source)
     check_spares(Path(out), None, path)
     with Archive(path) as archive:
         if not len(archive):
@@ -37,7 +37,7 @@ def unpack(
         if dry_run:
             check_free(Path(out), overwrite)
         else:
-            write(step, Path(out), overwrite=overwrite, workers=workers or cores())
+            write(step, Path(out), overwrite=overwrite, workers=workers)
         return {"out": str(out), "step": name, "files": len(step.index.files), "bytes": step.entry.raw,
                 "digest": step.entry.digest, "damage": list(archive.directory.torn)}  # fmt: skip
 
@@ -99,7 +99,7 @@ def archive_verify(archive: str | Path, *, workers: int | None = None, say: Say 
     """What is wrong with an archive, reading and decoding all of it; empty where it is whole."""
     from rekindle.codec.check import check as prove
 
-    return prove(Path(archive), say, workers=workers or cores())
+    return prove(Path(archive), say, workers=workers_of(workers))
 
 
 def archive_drop(source: str | Path, *, workers: int | None = None) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def archive_drop(source: str | Path, *, workers: int | None = None) -> dict[str,
     path, step = split_name(source)
     if step is None:
         raise RekindleError("Which step?", where=path, hint=f"{path}@N; rekindle archive ls {path}")
-    drop(path, step, workers=workers or cores())
+    drop(path, step, workers=workers_of(workers))
     return archive_info(path)
 
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from rekindle.api.archive import Say, archive_info
 from rekindle.api.series import series
-from rekindle.apply.threads import cores
+from rekindle.apply.threads import workers_of
 from rekindle.codec.archive import Archive
 from rekindle.codec.block import Tier
 from rekindle.codec.container import LONGEST
@@ -44,27 +44,31 @@ def pack(
     overwritten, it stays instead. Returns `archive_info` and `notes`, or with `dry_run` what would be packed.
     """
     from rekindle.codec.container import create
+    from rekindle.codec.pack import lock_of
     from rekindle.store.publish import alone, explained, partial_path
 
     archive, sources, mode = Path(archive), series(checkpoints, step, say), _mode(mode, error)
     if archive.is_dir():
         raise RekindleError(f"{archive} is a folder, not an archive.", hint=f"{archive}.rk")
+    threads = workers_of(workers)
     _check(sources, archive, tier, keyframe_every)
     if dry_run:
         _check_free(archive, overwrite)
         return _foreseen(sources, archive, mode)
-    with explained(archive), alone(archive.absolute().parent / f".{archive.name}.pack", f"packing {archive.name}"):
+    with explained(archive), alone(lock_of(archive, long=True), f"writing {archive.name}"):
         _check_free(archive, overwrite)
-        place = partial_path(archive) if archive.exists() else archive  # the old one goes when the new one is whole
+        whole = archive.resolve()
+        place = partial_path(whole) if whole.exists() else whole  # the old one goes when the new one is whole
         place.unlink(missing_ok=True)
         create(place)
         try:
-            notes = _add(sources, place, mode, tier, keyframe_every, workers, say)
+            notes = _add(sources, place, mode, tier, keyframe_every, threads, say)
+            with alone(lock_of(archive), f"changing {archive.name}"):
+                place.replace(whole)
         except BaseException:
-            if place != archive or not archive_info(archive)["steps"]:
+            if place != whole or not archive_info(archive)["steps"]:
                 place.unlink(missing_ok=True)
             raise
-        place.replace(archive)
     return archive_info(archive) | {"notes": notes}
 
 
@@ -82,9 +86,11 @@ def archive_add(
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Add checkpoints behind the last of an archive; a kill loses at most the one being added. Returns as `pack`."""
-    from rekindle.codec.pack import check_name, check_whole
+    from rekindle.codec.pack import check_name, check_whole, lock_of
+    from rekindle.store.publish import alone, explained
 
     archive, sources, mode = Path(archive), series(checkpoints, step, say), _mode(mode, error)
+    threads = workers_of(workers)
     _check(sources, archive, tier, keyframe_every)
     if dry_run:
         with Archive(archive) as there:
@@ -92,8 +98,9 @@ def archive_add(
             for _, number in sources:
                 check_name(archive, there.directory, number)
         return _foreseen(sources, archive, mode)
-    notes = _add(sources, archive, mode, tier, keyframe_every, workers, say)
-    return archive_info(archive) | {"notes": notes}
+    with explained(archive), alone(lock_of(archive, long=True), f"writing {archive.name}"):
+        notes = _add(sources, archive, mode, tier, keyframe_every, threads, say)
+        return archive_info(archive) | {"notes": notes}
 
 
 def _foreseen(sources: list[tuple[Path, int | None]], archive: Path, mode: str) -> dict[str, Any]:
@@ -174,7 +181,7 @@ def _add(
     mode: str,
     tier: Tier,
     keyframe_every: int,
-    workers: int | None,
+    workers: int,
     say: Say,
 ) -> list[str]:
     """Returns what the mode left as it was."""
@@ -189,7 +196,7 @@ def _add(
             now = ExitStack()
             source = open_source(folder, now.enter_context(Files()))
             entry = add_step(archive, source, number, keyframe_every=keyframe_every, before=before, mode=mode,
-                             tier=tier, workers=workers or cores(), note=notes.add)  # fmt: skip
+                             tier=tier, workers=workers, note=notes.add)  # fmt: skip
             size = entry.nbytes + entry.index.nbytes
             say(f"{folder}  {entry.raw / 1e6:.1f} MB -> {size / 1e6:.1f} MB ({entry.raw / size:.3g} x)")
             last.close()

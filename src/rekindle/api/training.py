@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def train(
     from rekindle.train.loop import train as run
 
     options = options or resolve(TrainConfig, given)
-    check_spares(Path(out), place(source), *files_read(options.config))
+    check_apart(source, out, options.config)
     options = settled(source, options)
     step = {**to_dict(options.config), "archive": None}  # like OUT itself, which a recipe never holds
     return run(
@@ -69,6 +70,17 @@ def train(
         resume=resume,
         overwrite=overwrite,
     )
+
+
+def check_apart(source: str | Path, out: str | Path, config: TrainConfig, *others: str | Path | None) -> None:
+    """Refuse an OUT or an archive of `train` in whose place something lies that it reads, `others` among that."""
+    read = place(source), *files_read(config), *others
+    check_spares(Path(out), *read)
+    if config.archive and (archive := Path(config.archive).expanduser().resolve()).exists():
+        for path in read:
+            if path is not None and Path(os.path.expanduser(path)).resolve() == archive:
+                what = f"--archive {config.archive} would be written over {path}, which is read."
+                raise RekindleError(what, hint="another --archive")
 
 
 def settled(source: str | Path, options: Resolved[TrainConfig]) -> Resolved[TrainConfig]:

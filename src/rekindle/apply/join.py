@@ -26,6 +26,7 @@ from rekindle.store.publish import (
     alone,
     check_is_folder,
     check_no_mount,
+    check_not_trained,
     explained,
     lock_of,
     partial_path,
@@ -86,6 +87,7 @@ def publishing_part(out: str | Path, part: Part, *, resume: bool) -> Iterator[Pa
         alone(lock_of(out), f"writing {out}", shared=True),
         alone(staging.with_name(f"{staging.name}.lock"), f"writing part {part} of {out}"),
     ):
+        check_not_trained(out)
         _check_no_whole(out)  # again: another process may have finished one since
         with staged(out, staging, _publish_part, keep_partial=True, resume=resume) as folder:
             yield folder
@@ -125,6 +127,7 @@ def join(out: Path) -> dict[str, Written]:
             raise RekindleError(f"{out} is whole: there is nothing to join.")
         raise RekindleError(f"{out} has no parts: there is nothing to join.", hint="a verb with --part 1/2 writes one")
     with alone(lock_of(Path(os.path.abspath(out))), f"writing {out}"), explained(out):
+        check_not_trained(Path(os.path.abspath(out)))
         if (out / CONFIG).exists():  # an earlier attempt was cut short while it cleared up
             shutil.rmtree(out / PARTS)
             return {}

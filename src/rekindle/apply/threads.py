@@ -23,6 +23,11 @@ def check_workers(workers: int) -> int:
     return workers
 
 
+def workers_of(workers: int | None) -> int:
+    """As many as were asked for, or as there are cores."""
+    return cores() if workers is None else check_workers(workers)
+
+
 @contextmanager
 def one_for_each_worker() -> Iterator[None]:
     """Keep numpy's BLAS to one thread: our workers fill the cores, and threads of theirs would wait for one another."""

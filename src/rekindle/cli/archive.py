@@ -12,7 +12,7 @@ from rekindle import api
 from rekindle.cli.out import FORMAT, nbytes, plain, result, say, table
 from rekindle.cli.training import DEBUG, OVERWRITE
 from rekindle.codec.pack import KEYFRAME_EVERY
-from rekindle.errors import CheckFailed, RekindleError
+from rekindle.errors import CheckFailed
 
 WORKERS = click.option("--workers", type=int, metavar="N", help="blocks at a time  [as many as cores]")
 KEYFRAMES = click.option(
@@ -59,7 +59,7 @@ def pack(ckpt: tuple[str, ...], archive: str, format_: str, debug: bool, **given
     rekindle pack run/step-* run.rk
     rekindle pack SRC model.rk
     """
-    data = api.pack(list(ckpt), archive, say=_said, **_counted(given))
+    data = api.pack(list(ckpt), archive, say=_said, **given)
     _packed(data, given, format_)
     if not given["dry_run"] and format_ == "human":
         say(f"next:  {shlex.join(['rekindle', 'archive', 'verify', plain(archive)])}")
@@ -79,7 +79,7 @@ def unpack(archive: str, out: str, format_: str, debug: bool, **given: Any) -> N
     \b
     rekindle unpack run.rk@1200 OUT
     """
-    data = api.unpack(archive, out, **_counted(given))
+    data = api.unpack(archive, out, **given)
     dry = "[dry-run] " if given["dry_run"] else ""
     result(
         data, f"{dry}step {data['step']}: {data['files']} file(s), {nbytes(data['bytes'])}, in {plain(out)}", format_
@@ -157,7 +157,7 @@ def verify(archive_: str, format_: str, debug: bool, **given: Any) -> None:
     \b
     rekindle archive verify run.rk
     """
-    wrong = api.archive_verify(archive_, say=_said, **_counted(given))
+    wrong = api.archive_verify(archive_, say=_said, **given)
     told = "\n".join(map(plain, wrong)) or f"{plain(archive_)} is whole"
     result({"archive": archive_, "damage": wrong}, told, format_)
     if wrong:
@@ -207,7 +207,7 @@ def add(ckpt: tuple[str, ...], archive_: str, format_: str, debug: bool, **given
     \b
     rekindle archive add run/step-1600 run.rk
     """
-    data = api.archive_add(list(ckpt), archive_, say=_said, **_counted(given))
+    data = api.archive_add(list(ckpt), archive_, say=_said, **given)
     _packed(data, given, format_)
 
 
@@ -222,7 +222,7 @@ def drop(archive_: str, format_: str, debug: bool, **given: Any) -> None:
     \b
     rekindle archive drop run.rk@1200
     """
-    data = api.archive_drop(archive_, **_counted(given))
+    data = api.archive_drop(archive_, **given)
     result(data, _listed(data), format_)
 
 
@@ -244,13 +244,6 @@ def _foreseen(data: dict[str, Any]) -> str:
         rows.append((str(step), plain(x["checkpoint"]), *counts, nbytes(x["bytes"])))
     whole = f"{nbytes(data['bytes'])}, {plain(data['mode'])}; how small it becomes is known when it is packed"
     return f"[dry-run] {plain(data['archive'])}\n{table(rows, right=(0, 2, 3, 4, 5))}\n{whole}"
-
-
-def _counted(given: dict[str, Any]) -> dict[str, Any]:
-    workers = given.get("workers")
-    if workers is not None and workers < 1:
-        raise RekindleError(f"workers is {workers}.", hint="--workers 2")
-    return given
 
 
 def _listed(data: dict[str, Any]) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 import click
 
 from rekindle import api
-from rekindle.api.source import files_read, place
-from rekindle.api.training import settled
+from rekindle.api.training import check_apart, settled
 from rekindle.cli.dry_run import cost_text
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, note_default_data, result, say, table
@@ -89,7 +88,7 @@ def train(
     rekindle train CKPT OUT --tokens 2B --dry-run
     """
     options = resolved(TrainConfig, given, config_file)
-    check_spares(Path(out), place(ckpt), config_file, *files_read(options.config))
+    check_apart(ckpt, out, options.config, config_file)
     options = settled(ckpt, options)
     echo(f"rekindle train: {ckpt} -> {out}", options)
     note_default_data(options, "trains on")

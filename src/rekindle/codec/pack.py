@@ -24,7 +24,9 @@ from rekindle.codec.shrunk import LOSSLESS, Shrunk
 from rekindle.codec.source import Source
 from rekindle.codec.workers import in_order
 from rekindle.errors import CheckFailed, RekindleError
+from rekindle.store import publish
 from rekindle.store.publish import alone, explained
+from rekindle.store.stamps import check_unchanged
 
 KEYFRAME_EVERY = 10
 Reference = tuple[Step, Source | None]  # the step that a new one is coded against, and its source where that is at hand
@@ -45,7 +47,8 @@ def add_step(
     """Code a checkpoint behind the last one of an archive; `before` is the last one's source, where it is at hand.
 
     `note` is told what a mode leaves as it is. Where that is all, the step is called lossless.
-    Raises RekindleError where its step is there already, where the disc is full, or where another process adds.
+    Raises RekindleError where its step is there already, where the disc is full, where another process adds, or where
+    the source is changed meanwhile: the archive is as it was then.
     """
     path = path.resolve()
     with explained(path), alone(lock_of(path), f"changing {path.name}"), Archive(path) as archive:
@@ -67,6 +70,7 @@ def add_step(
                 entry = replace(entry, mode=mode if shrunk.errors.pieces else LOSSLESS)
                 if entry.digest in [there.digest for there in last.steps]:
                     raise RekindleError("The archive has this very checkpoint already.", where=path)
+                check_unchanged(source.seen, source.seen)
             except BaseException:
                 os.ftruncate(fd, last.end)
                 raise
@@ -87,8 +91,13 @@ def links(directory: Directory) -> int:
     return 0
 
 
-def lock_of(path: Path) -> Path:
-    return path.parent / f".{path.name}.lock"
+def lock_of(path: Path, *, long: bool = False) -> Path:
+    """The lock of whoever changes an archive, whatever link leads to it: for one change, or for all of a run's.
+
+    The long one is of those whose changes belong together, `pack`, `archive add` and a training. Each of their changes
+    takes the other one too, and so does whoever makes only one.
+    """
+    return (publish.long_lock_of if long else publish.lock_of)(path.resolve())
 
 
 def check_whole(path: Path, directory: Directory) -> None:

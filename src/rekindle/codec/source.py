@@ -18,6 +18,7 @@ from rekindle.store.dtypes import BITS
 from rekindle.store.files import Files
 from rekindle.store.header import build_header, read_header, unreadable
 from rekindle.store.links import check_links
+from rekindle.store.stamps import Stamps, stamps
 from rekindle.store.torch_file import TorchFile, View, read_torch
 
 WORDS = {"F64": 8, "I64": 8, "U64": 8, "C64": 4}  # bytes, where not those of a value of 2 or 4, or else 1
@@ -68,7 +69,8 @@ class Torch:
 class Source:
     """A folder to be packed; or anything else whose tensors can be read by place.
 
-    `sums` are the tensors whose CRC32 stands in others: in which, and from which byte on.
+    `sums` are the tensors whose CRC32 stands in others: in which, and from which byte on. `seen` are stamps of its
+    files, from before the first was opened; none of what is not on disc.
     """
 
     files: list[File]
@@ -76,6 +78,7 @@ class Source:
     read: Callable[[int, int, int], bytes]  # tensor, first byte, number of bytes
     torch: Sequence[Torch] = ()
     sums: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    seen: Stamps = field(default_factory=dict)
 
 
 def file_key(path: str) -> str:
@@ -87,6 +90,7 @@ def open_source(folder: Path, reader: Files) -> Source:
     paths = [folder] if folder.is_file() else _walk(folder)
     if not paths:
         raise RekindleError(f"{folder} has no files.", hint="a checkpoint folder")
+    seen = stamps(paths)
     base = folder.parent if folder.is_file() else folder
     # of a single file the name may count its steps: what stands around its tensors is known by the suffix alone
     cut = [_cut(path, folder.suffix if folder.is_file() else path.relative_to(base).as_posix()) for path in paths]
@@ -113,7 +117,7 @@ def open_source(folder: Path, reader: Files) -> Source:
         path, first = places[tensor]
         return reader.read(path, first + start, nbytes)
 
-    return Source(files, tensors, read, torch, sums)
+    return Source(files, tensors, read, torch, sums, seen)
 
 
 Held = tuple[str, tuple[int, ...], memoryview]  # dtype, shape, bytes

@@ -70,7 +70,7 @@ def check_spares(out: Path, source: str | Path | None, *others: str | Path | Non
             if path is None:
                 continue
             check_name(path)
-            place = Path(path).resolve()
+            place = Path(os.path.expanduser(path)).resolve()
             if place.is_relative_to(target) and place.exists() and not (path == source and place == target):
                 what = f"the source, {path}" if path == source else f"{path}, which is read"
                 raise RekindleError(f"{out} holds {what}.", hint="another OUT")
@@ -111,19 +111,26 @@ def _is_mount(path: Path) -> bool:
 
 @contextmanager
 def publishing(
-    out: str | Path, *, overwrite: bool = False, keep_partial: bool = False, resume: bool | None = None
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    keep_partial: bool = False,
+    resume: bool | None = None,
+    trained: bool = False,
 ) -> Iterator[Path]:
     """Yield an empty folder beside OUT that becomes OUT when the block ends well.
 
     With `keep_partial` an attempt that is cut short leaves its folder beside OUT, and the next one is given it as it
     stands unless `resume` is False: that is what --resume finds. Refusals leave nothing behind. Raises RekindleError
-    where another process writes OUT.
+    where another process writes OUT, or trains into it; `trained`: this is that training, which has its lock.
     """
     out = Path(os.path.abspath(out))
     check_free(out, overwrite)
     resume = keep_partial if resume is None else resume
     with alone(lock_of(out), f"writing {out}"):
         check_free(out, overwrite)  # again: another process may have finished it since
+        if not trained:
+            check_not_trained(out)
         with staged(out, partial_path(out), _publish, keep_partial=keep_partial, resume=resume) as partial:
             yield partial
 
@@ -154,6 +161,26 @@ def staged(
 def lock_of(out: Path) -> Path:
     """The lock of whoever writes OUT."""
     return out.parent / f".{out.name}.lock"
+
+
+def long_lock_of(out: Path) -> Path:
+    """The lock of a run that will end in OUT, or writes to it now and then: held for as long as the run takes."""
+    return out.parent / f".{out.name}.training.lock"
+
+
+@contextmanager
+def training_into(out: Path) -> Iterator[None]:
+    """Hold the long lock of OUT; raises RekindleError where another process trains into OUT, or writes it just now."""
+    with alone(long_lock_of(out), f"training into {out.name}"):
+        with alone(lock_of(out), f"writing {out}"):
+            pass
+        yield
+
+
+def check_not_trained(out: Path) -> None:
+    """Refuse an OUT that another process trains into; asked under the lock of OUT, with which none begins to."""
+    with alone(long_lock_of(out), f"training into {out.name}", shared=True):
+        pass
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch
 from rekindle.anatomy import runtime_names
 from rekindle.codec.archive import Archive, Step
 from rekindle.codec.container import create
-from rekindle.codec.pack import add_step
+from rekindle.codec.pack import add_step, lock_of
 from rekindle.codec.source import Held, Source, held_source
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import TORCH
@@ -68,8 +68,7 @@ class Archiver:
 
     def __enter__(self) -> Archiver:
         with ExitStack() as stack:
-            lock = self.path.parent / f".{self.path.name}.training.lock"
-            stack.enter_context(alone(lock, f"training into {self.path.name}"))
+            stack.enter_context(alone(lock_of(self.path, long=True), f"writing {self.path.name}"))
             self._begin()
             self._pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="archive"))
             self._stack = stack.pop_all()
@@ -93,10 +92,12 @@ class Archiver:
                 raise self._not_ours(others[0])
         if there is None or self.saved is None:
             with explained(self.path):
-                new = self.path.with_name(f".{self.path.name}.new")
+                whole = self.path.resolve()
+                new = whole.with_name(f".{whole.name}.new")
                 new.unlink(missing_ok=True)
                 create(new)
-                new.replace(self.path)
+                with alone(lock_of(self.path), f"changing {self.path.name}"):
+                    new.replace(whole)
 
     def _not_ours(self, step: int) -> RekindleError:
         return RekindleError(

@@ -35,7 +35,7 @@ def publish(
     """Write OUT, whole or not at all; the weights in the dtype the source has on disk."""
     before = read_manifest(source.path)
     plan, model = stepper.plan, stepper.model
-    with publishing(out, overwrite=overwrite) as partial, disc_explained(work):
+    with publishing(out, overwrite=overwrite, trained=True) as partial, disc_explained(work):
         schedule = plan.schedule.at(plan.tokens)
         save_optimizer(model, stepper.optimizer, source.config, partial / FOLDER, schedule)
         save_model(model.to(stored_dtype(source)), partial)

@@ -15,7 +15,7 @@ from rekindle.edit import checkpoint_at
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 from rekindle.store.manifest import Record
-from rekindle.store.publish import alone, check_free
+from rekindle.store.publish import check_free, training_into
 from rekindle.train.archive import Archiver
 from rekindle.train.budget import with_tokens
 from rekindle.train.config import TrainConfig
@@ -60,7 +60,7 @@ def train(
     with torch.random.fork_rng(devices=[]), out_of_memory_explained(lower), ExitStack() as stack:
         accelerator = accelerator_of(config, out)
         if accelerator.is_main_process:
-            stack.enter_context(alone(out.parent / f".{out.name}.training.lock", f"training into {out.name}"))
+            stack.enter_context(training_into(out))
             check_free(out, overwrite)  # another run may have just come to its end
         stepper, run, saved = prepare(source, out, config, accelerator, resume=resume, overwrite=overwrite)
         stack.enter_context(disc_explained(work_folder(out)))

@@ -158,7 +158,10 @@ def cache_folder() -> Path:
 
 
 def _make(source: Source, encoder: Encoder, folder: Path) -> None:
-    """Tokenise into `folder`, which appears whole; of two processes at it the second's work is dropped."""
+    """Tokenise into `folder`, which appears whole; of two processes at it the second's work is dropped.
+
+    What is there already gives way only where it cannot be read: the other process may have it open.
+    """
     with explained(folder, "REKINDLE_CACHE=FOLDER, for a cache in another place"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
@@ -173,9 +176,9 @@ def _make(source: Source, encoder: Encoder, folder: Path) -> None:
             (partial / "meta.json").write_text(json.dumps(asdict(meta)), encoding="utf-8")
             for path in partial.iterdir():
                 sync(path)
-            if folder.exists():
+            if _open(folder, encoder.mask_prompt) is None:
                 shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+                partial.rename(folder)
         except OSError:
             if _open(folder, encoder.mask_prompt) is None:
                 raise

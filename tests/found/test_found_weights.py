@@ -131,6 +131,7 @@ def test_the_file_that_the_config_names(tiny, tmp_path):
     assert same(child, parent)
     assert not same(child, tiny("llama"))
     assert "transformers_weights" not in json.loads((child / "config.json").read_text())
+    assert api.verify(child, against=parent, tokens=64).held
 
 
 def test_shards_without_an_index(tiny, tmp_path):

@@ -16,8 +16,9 @@ from pathlib import Path
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS
 from rekindle.store.files import Files
-from rekindle.store.header import build_header, read_header, unreadable
+from rekindle.store.header import build_header, read_header
 from rekindle.store.links import check_links
+from rekindle.store.reading import unreadable
 from rekindle.store.stamps import Stamps, stamps
 from rekindle.store.torch_file import TorchFile, View, read_torch
 

@@ -32,7 +32,8 @@ def as_loaded(folder: Folder) -> Folder:
     config = {key: value for key, value in folder.config.items() if key not in TO_RUN}
     left_over = _without_left_over(config, folder)  # it would have transformers look for codes
     notes = [*_without_code(config), *left_over, *_with_todays_rope(config)]
-    return replace(folder, config=config, notes=(*folder.notes, *notes), native=folder.native and not left_over)
+    plain = not left_over and "transformers_weights" not in folder.config  # which this config no longer names
+    return replace(folder, config=config, notes=(*folder.notes, *notes), native=folder.native and plain)
 
 
 def _without_code(config: dict[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ from functools import cache
 from types import TracebackType
 from typing import Any
 
-from rekindle.store.header import PAGE, broken, unreadable
+from rekindle.store.header import PAGE
+from rekindle.store.reading import broken, unreadable
 
 LOOP_STEP = 1 << 18  # bytes read and written at once where the kernel does not copy: stays in the cache
 COPY_STEP = 1 << 26  # bytes handed to the kernel at once, so that Ctrl-C is heard

@@ -15,10 +15,10 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from benchmarks.measure import Row, record
+from rekindle.laws.config import DELTA
 from rekindle.laws.fit import Fit, fit
 from rekindle.laws.intervals import bootstrap, percentiles, profile
 from rekindle.laws.law import published
-from rekindle.laws.solve import DELTA
 from rekindle.laws.table import Table, make_table
 
 STARTS, BOOTSTRAPS = 4500, 4000

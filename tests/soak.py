@@ -120,30 +120,32 @@ class Place:
     def state(self) -> dict[str, str]:
         """What there is to see in `work`: file -> what names its content."""
         paths = (path.relative_to(self.work) for path in self.work.rglob("*") if path.is_file())
-        return {str(path): named(self.work / path) for path in sorted(paths) if not path.parts[0].startswith(".")}
+        seen = [path for path in sorted(paths) if not path.parts[0].startswith(".")]
+        return {f"{path}{part}": name for path in seen for part, name in named(self.work / path).items()}
 
     def hidden(self) -> list[str]:
         """But for locks, which go with their process and not with their file."""
         return sorted(path.name for path in self.work.glob(".*") if path.suffix != ".lock")
 
 
-def named(path: Path) -> str:
+def named(path: Path) -> dict[str, str]:
+    """A file's parts -> what names their content: an archive's steps, or the whole file."""
     if path.suffix == ".rk":
         from rekindle import api
 
-        return repr([(step["step"], step["digest"]) for step in api.archive_info(path)["steps"]])
+        return {"": ""} | {f"@{step['step']}": step["digest"] for step in api.archive_info(path)["steps"]}
     data = path.read_bytes()
     if path.suffix == ".jsonl":
         rows = [json.loads(line) for line in data.splitlines()]
         data = json.dumps([{k: v for k, v in row.items() if k not in TIMES} for row in rows]).encode()
-    return hashlib.sha256(data).hexdigest()
+    return {"": hashlib.sha256(data).hexdigest()}
 
 
 class Known:
     """What a verb makes where it is left alone, by which phases, in what time."""
 
     def __init__(self, place: Place, verb: Verb):
-        log, states = place.base / "phases.json", []
+        self.more, log, states = verb.more, place.base / "phases.json", []
         for _ in range(2):
             place.fresh(verb)
             began = time.monotonic()
@@ -161,7 +163,7 @@ class Known:
         self.killed = Counter(dict.fromkeys([ANY, *self.points], 0))
 
     def differences(self, state: dict[str, str]) -> list[str]:
-        files = self.whole.keys() | state.keys()
+        files = self.whole.keys() | {file for file in state if not (self.more and file.startswith(self.more))}
         return sorted(f for f in files - self.volatile if state.get(f) != self.whole.get(f)) + sorted(
             f for f in self.volatile if f not in state
         )

@@ -21,7 +21,8 @@ SIZE = ("--hidden", "32", "--layers", "2", "--heads", "2", "--context", "64", "-
 class Verb:
     """One command, typed in a folder beside `inputs`; `again` is what is added to finish it after a kill.
 
-    `old` is a folder of `inputs` that it finds there. With `at_once` OUT is there whole, or as it was.
+    `old` is a folder of `inputs` that it finds there. With `at_once` OUT is there whole, or as it was. What begins with
+    `more` may be there besides: a training that is asked to end archives the state that it ends with.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Verb:
     again: tuple[str, ...] = ()
     old: str | None = None
     at_once: bool = True
+    more: str = ""
 
 
 def _part(n: int) -> tuple[str, ...]:
@@ -54,7 +56,7 @@ VERBS = [
     Verb("init", ("init", "out", *SIZE)),
     Verb("train", ("train", "../inputs/start", "out", *TRAIN), RESUME),
     Verb("train into an archive", ("train", "../inputs/start", "out", *TRAIN, "--archive", "run.rk"), RESUME,
-         at_once=False),
+         at_once=False, more="run.rk@"),
     Verb("report", ("report", "../inputs/trained", "--out", "out")),
     Verb("sweep", ("sweep", "../inputs/grid.yaml", "out", "--workers", "2"), at_once=False),
 ]  # fmt: skip

@@ -47,6 +47,7 @@ def help_examples(verb: str) -> list[str]:
 
 EXAMPLES = [(f"{verb} --help", line) for verb in VERBS for line in help_examples(verb)]
 EXAMPLES += [(str(page.relative_to(ROOT)), line) for page in PAGES for line in examples(page.read_text())]
+EXAMPLES = list({line: (where, line) for where, line in EXAMPLES}.values())  # each once
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -142,8 +143,9 @@ def test_every_example_runs(desk, monkeypatch):
 
 def _prepare(desk: Path, words: list[str]) -> None:
     """What a verb writes is new to it; OUT is made from SRC for one that reads it."""
-    for written in {"utility": ["scores.json"], "fit": ["law.yaml"], "plan": ["page.html"]}.get(words[0], ()):
-        (desk / written).unlink(missing_ok=True)
+    for option in {"--out", "--html"} & {*words}:
+        if (written := desk / words[words.index(option) + 1]).is_file():
+            written.unlink()
     if words[0] == "pack" or any(word.startswith("run.rk") for word in words):
         for name in ("model.rk", "near.rk", "run.rk"):
             (desk / name).unlink(missing_ok=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import ENCODERS, MASKED, PLAIN
+from tiny_models import ENCODERS, FAMILIES, MASKED, PLAIN
 
 from rekindle import api
+from rekindle.apply import verify
 from rekindle.apply.load import load_model
 from rekindle.apply.verify import Weights
 from rekindle.errors import RekindleError
@@ -34,6 +38,31 @@ def test_weights_are_made_when_asked_for_and_kept_by_nobody(tiny):
         assert tuple(weights[name].shape) == (4, 96, 32)
         assert weights[name] is not weights[name]
         assert len(weights) == len(list(weights))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("blockwise", [False, True])
+def test_a_model_is_gone_when_its_outputs_are_there(tiny, family, blockwise, monkeypatch):
+    """Parent and child are never in memory together, without waiting for the collector of cycles."""
+    made = []
+
+    def watched(make):
+        def call(*given):
+            model = make(*given)
+            made.append(weakref.ref(model))
+            return model
+
+        return call
+
+    for make in (verify.load_model, verify._blockwise):
+        monkeypatch.setattr(verify, make.__name__, watched(make))
+    checkpoint = api.open(tiny(family)).checkpoint
+    gc.disable()
+    try:
+        assert len(list(verify.run(checkpoint, [torch.arange(8)[None]] * 2, "float32", blockwise))) == 2
+        assert [model() for model in made] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,28 @@ def test_a_signal_in_the_middle_of_an_import(monkeypatch, capsys):
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize(("interrupt", "code"), [(Ended(signal.SIGTERM), 143), (KeyboardInterrupt(), 130)])
+def test_a_signal_while_a_class_is_made(monkeypatch, capsys, interrupt, code):
+    """Python makes a RuntimeError of what is raised in __set_name__, to which a dataclass' import leads."""
+
+    calls = []
+
+    class Named:
+        def __set_name__(self, owner, name):
+            calls.append(name)
+            if len(calls) == 1:
+                raise interrupt
+
+    def loaded(self, context, name):
+        type("Options", (), {"known": Named()})
+
+    monkeypatch.setattr(Verbs, "get_command", loaded)
+    with pytest.raises(SystemExit) as ended:
+        main(["upcycle", "a", "b"])
+    assert ended.value.code == code
+    assert "bug" not in capsys.readouterr().err
+
+
 # -- streams that are closed -----------------------------------------------------------------------------------
 
 

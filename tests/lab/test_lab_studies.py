@@ -74,18 +74,21 @@ def test_another_study_in_the_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("name", MODULES)
 def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, monkeypatch):
     monkeypatch.setattr(lab, "QUICK", 1e-9)  # one step each
+    module = MODULES[name]
+    monkeypatch.setitem(module.TRAIN, "eval_tokens", 1024)
     if name == "checkpoint-compression":  # its steps are many whatever the tokens: smaller ones
-        monkeypatch.setattr(
-            MODULES[name], "SHAPE", MODULES[name].SHAPE | {"hidden": 32, "heads": 4, "ffn": 64, "layers": 1}
-        )
+        monkeypatch.setattr(module, "SHAPE", module.SHAPE | {"hidden": 32, "heads": 4, "ffn": 64, "layers": 1})
+    if name == "gqa":  # speed is measured on a model of its own
+        monkeypatch.setattr(module, "PROMPT", 16)
+        monkeypatch.setattr(module, "NEW", 2)
     said: list[str] = []
     page, verdict = lab.run_study(name, tmp_path, said.append, seeds=1, quick=True)
     text = unescape(page.read_text())
     assert verdict.split(".")[0] in text
-    assert all(claim.text in text for claim in MODULES[name].CLAIMS)
+    assert all(claim.text in text for claim in module.CLAIMS)
     with (page.parent / "findings.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) >= len(MODULES[name].CLAIMS)
+    assert len(rows) >= len(module.CLAIMS)
     assert {row["judgement"] for row in rows} == {"direction only"}
     before = len(said)
     again, same = lab.run_study(name, tmp_path, said.append, seeds=1, quick=True)

@@ -6,7 +6,7 @@ import pytest
 from headless import CHROMIUM, browse, overflowing
 from report_runs import demo
 
-from rekindle.report import write_report
+from rekindle.report.page import write_report
 
 pytestmark = pytest.mark.slow
 

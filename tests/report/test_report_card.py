@@ -11,7 +11,7 @@ from report_runs import INIT, PARENT, UPCYCLE
 
 from rekindle import api
 from rekindle.apply.load import load_model
-from rekindle.report import write_card
+from rekindle.report.card import write_card
 from rekindle.store.manifest import Manifest, Record
 
 NOTE = "Sparse Upcycling, section 3: https://arxiv.org/abs/2212.05055"

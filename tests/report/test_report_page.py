@@ -9,7 +9,7 @@ import pytest
 from report_runs import INIT, UPCYCLE, Curve, demo, rows, write_rows, write_run
 
 from rekindle.errors import RekindleError
-from rekindle.report import write_report
+from rekindle.report.page import write_report
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_the_same_runs_make_the_same_page(tmp_path, report):
 
 def test_importing_the_room_imports_nothing_heavy():
     heavy = "('torch', 'matplotlib', 'jinja2', 'numpy')"
-    code = f"import sys, rekindle.report; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, rekindle.report.page; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -6,7 +6,6 @@ hooks ask for them one module at a time, and the checkpoint's own expressions an
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -131,13 +130,12 @@ def run(checkpoint: Checkpoint, batches: list[Any], dtype: str, blockwise: bool)
 
 @contextmanager
 def loaded(checkpoint: Checkpoint, dtype: str, blockwise: bool) -> Iterator[Any]:
-    """The model of a folder, whole or a block at a time; its memory is free again afterwards."""
+    """The model of a folder, whole or a block at a time; no cycle holds it, so it is gone when its caller lets go."""
     with Files() as files:
         if blockwise:
             yield _blockwise(checkpoint, dtype, files)
         else:
             yield load_model(checkpoint.folder, dtype, checkpoint.settings.output).eval()
-    gc.collect()
 
 
 def _hidden(out: Any) -> torch.Tensor:

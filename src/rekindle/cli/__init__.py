@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     import click
 
     from rekindle.cli.verbs import rekindle
-    from rekindle.errors import Ended, RekindleError
+    from rekindle.errors import RekindleError
 
     debug = bool(os.environ.get("REKINDLE_DEBUG")) or "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
@@ -34,14 +34,13 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, click.Abort) as stop:
-        cause = stop.__cause__ or stop  # click makes an Abort of it
-        said, code = (cause.said, 128 + cause.number) if isinstance(cause, Ended) else ("", 130)
-        way_on = _way_on(sys.argv[1:] if arguments is None else arguments)
-        click.echo(f"\n{said or 'Interrupted.'}{way_on}", err=True)
+        code = _stopped(stop, sys.argv[1:] if arguments is None else arguments)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
+        if stop := _interrupt_behind(error):
+            sys.exit(_stopped(stop, sys.argv[1:] if arguments is None else arguments))
         if debug:
             raise
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
@@ -51,6 +50,25 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("  try:   the same with --debug, and report it with the output of `rekindle env`", err=True)
         code = 1
     sys.exit(code)
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that an error was made of: Python wraps what is raised while a class is made, as imports do."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _stopped(stop: BaseException, words: list[str]) -> int:
+    """Say that the verb was interrupted, and return its exit code."""
+    import click
+
+    from rekindle.errors import Ended
+
+    cause = stop.__cause__ or stop  # click makes an Abort of it
+    said, code = (cause.said, 128 + cause.number) if isinstance(cause, Ended) else ("", 130)
+    click.echo(f"\n{said or 'Interrupted.'}{_way_on(words)}", err=True)
+    return code
 
 
 def _way_on(words: list[str]) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rekindle.config import Count, option
 from rekindle.laws.cost import Gpu
-from rekindle.laws.solve import DELTA, Objective
+
+Objective = Literal["huber", "squares"]
+DELTA = 1e-3  # of Huber's loss, in ln nats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rekindle.errors import RekindleError, together
+from rekindle.laws.config import DELTA, Objective
 from rekindle.laws.design import Design, Floats
 from rekindle.laws.forms import FORMS, Form, form_named
 from rekindle.laws.law import published
-from rekindle.laws.solve import DELTA, Objective, Problem, solve
+from rekindle.laws.solve import Problem, solve
 from rekindle.laws.table import Table
 
 STARTS, POLISHED = 256, 8

@@ -19,16 +19,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rekindle.apply.threads import cores
+from rekindle.laws.config import DELTA, Objective
 from rekindle.laws.design import Design, Floats
 
-Objective = Literal["huber", "squares"]
-DELTA = 1e-3  # of Huber's loss, in ln nats
 _CHUNK = 256  # problems of a batch: their arrays stay in the cache
 _STEPS = 300
 _SPEAKS = 10.0  # seconds from one word of progress to the next

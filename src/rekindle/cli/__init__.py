@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 
@@ -12,11 +11,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     Exit codes: 0 done, 1 a check failed, 2 the request was wrong, 130 interrupted (143 and 129: by SIGTERM, by SIGHUP).
     """
-    from rekindle.cli.signals import heard, open_streams
+    from rekindle.cli.streams import open_streams
 
-    open_streams()
+    answer = open_streams()
     import click
 
+    from rekindle.cli.signals import heard
     from rekindle.cli.verbs import rekindle
     from rekindle.errors import Ended, RekindleError
 
@@ -38,18 +38,17 @@ def main(arguments: list[str] | None = None) -> None:
         said, code = (cause.said, 128 + cause.number) if isinstance(cause, Ended) else ("", 130)
         way_on = _way_on(sys.argv[1:] if arguments is None else arguments)
         click.echo(f"\n{said or 'Interrupted.'}{way_on}", err=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-            click.echo("Error: What was to be said does not fit where it goes: the disc there is full.", err=True)
-            sys.exit(1)
         click.echo(f"Error: {type(error).__name__}: {error}\n  This is a bug in rekindle.", err=True)
         click.echo("  try:   the same with --debug, and report it with the output of `rekindle env`", err=True)
         code = 1
+    sys.stdout.flush()
+    if answer and answer.lost:
+        done = "" if code else " The work itself is done."
+        click.echo(f"Error: Not all of the answer arrived on stdout: {answer.lost.strerror}.{done}", err=True)
+        code = code or 1
     sys.exit(code)
 
 

@@ -186,16 +186,15 @@ def fit(
 def _fit_dry(
     runs: tuple[str, ...], config: FitConfig, out: str | None, report: str | None, overwrite: bool, format_: str
 ) -> None:
-    from rekindle.api.laws import fit_table
-    from rekindle.laws.fit import default_form
+    from rekindle.api.laws import to_fit
 
-    read = fit_table(runs, config, out=out, report=report, overwrite=overwrite)
+    read, asked = to_fit(runs, config, out=out, report=report, overwrite=overwrite)
     ways = {way: int((read.labels["way"] == way).sum()) for way in read.ways}
-    data = {"points": len(read), "ways": ways, "form": config.form or default_form(read), "notes": list(read.notes),
+    data = {"points": len(read), "ways": ways, "form": asked.form, "notes": list(read.notes),
             "writes": [path for path in (out, report) if path]}  # fmt: skip
     lines = [f"[dry-run] {len(read)} runs: {', '.join(f'{number} {way}' for way, number in ways.items())}"]
     lines += [f"  {name:<8} {column.min():.4g} to {column.max():.4g}" for name, column in read.numbers.items()]
-    lines.append(f"  form:    {data['form']}, {config.bootstrap} bootstrap fits")
+    lines.append(f"  form:    {data['form']}, {config.bootstrap} bootstrap fits of resampled {asked.by}s")
     lines.append(f"  writes:  {', '.join(data['writes']) or 'nothing; --out law.yaml and --report DIR would'}")
     result(data, "\n".join(lines), format_)
     for note in read.notes:

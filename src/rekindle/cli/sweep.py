@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rekindle.cli.out import FORMAT, count, narrator, result, say
-from rekindle.errors import CheckFailed, RekindleError
+from rekindle.errors import CheckFailed
 
 if TYPE_CHECKING:
     from rekindle.sweep.run import Swept
@@ -38,8 +38,6 @@ def sweep(
     from rekindle.sweep.run import SPEED, TABLE
     from rekindle.sweep.run import sweep as run
 
-    if speed is not None and not 0 < speed < float("inf"):
-        raise RekindleError(f"speed is {speed:g}.", hint="--speed 4e10")
     found = run(grid, Path(out), narrator(), engine=engine, workers=workers, speed=speed, dry_run=dry_run)
     cost = found.cost
     lines = [

@@ -69,7 +69,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Asked:
-    """The form to fit, what is resampled ("run" or "trunk"), how many runs there are, and what the next is to decide."""
+    """The form to fit, what is resampled ("run" or "trunk"), how many runs there are, what the next is to decide."""
 
     form: str
     by: str

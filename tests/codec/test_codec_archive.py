@@ -363,9 +363,12 @@ def test_an_archive_within_a_checkpoint_is_told(tmp_path, packed):
     for dry in (True, False):
         notes = api.pack(folder, tmp_path / "x.rk", dry_run=dry)["notes"]
         assert [note.split(":")[0] for note in notes] == [f"old.rk in {folder} is an archive itself"]
-    with pytest.raises(RekindleError, match="is an archive itself, not a checkpoint") as refused:
+    with pytest.raises(RekindleError, match="is an archive of .* steps, not a checkpoint") as refused:
         api.pack(packed, tmp_path / "y.rk")
-    assert f"{packed}@N" in refused.value.hint
+    last = api.archive_info(packed)["steps"][-1]["step"]
+    assert refused.value.hint.startswith(f"{packed}@{last}, its last")
+    with pytest.raises(RekindleError, match="not a checkpoint"):
+        api.inspect(packed)
 
 
 @pytest.mark.parametrize(

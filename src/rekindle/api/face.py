@@ -72,7 +72,7 @@ def _taken(parameter: Parameter, value: Any) -> Any:
             raise ValueError("it must be a path" if "Path" in kinds else "it must be text")
     except ValueError as error:
         raise RekindleError(f"{parameter.name} is {value!r}, but {error}.") from None
-    return value
+    return paths if kinds == {"Sequence[str", "Path]"} else value  # one run is a list of one
 
 
 def spelled(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rekindle.api.model import command
 from rekindle.api.options import takes
 from rekindle.config import Resolved, resolve
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 from rekindle.laws.config import FitConfig, PlanConfig
 from rekindle.store.publish import check_free, check_spares, explained
 
@@ -199,7 +199,7 @@ def _table(sources: Sequence[Path], config: FitConfig) -> Table:
 
     limit = float("inf") if config.max_loss is None else config.max_loss
     if all(source.is_dir() for source in sources):
-        return make_table([_ending(source) for source in sources], f"{len(sources)} runs", limit)
+        return make_table([_ending(source) for source in sources], counted(len(sources), "run"), limit)
     if len(sources) > 1:
         raise RekindleError("Give one table, or folders of runs.", hint="rekindle fit runs.csv")
     pairs = [pair.partition("=") for pair in config.columns]

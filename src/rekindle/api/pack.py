@@ -179,9 +179,6 @@ def _check(sources: list[tuple[Path, int | None]], archive: Path, tier: Tier, ke
         for file in source.files:
             if not is_archive(base / file.path):
                 continue
-            if folder.is_file():
-                what = f"{folder} is an archive itself, not a checkpoint."
-                raise RekindleError(what, hint=f"{folder}@N, one of its steps; or rekindle archive add CKPT {folder}")
             notes.append(
                 f"{file.path} in {folder} is an archive itself: it is kept as any file is, and made no smaller"
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 from rekindle.laws.config import FitConfig
 from rekindle.laws.design import Floats
 from rekindle.laws.doubt import Identified, Interaction, Rival, identified, interaction, left_out, rivals, rms
@@ -99,7 +99,7 @@ def fitted(table: Table, config: FitConfig, say: Say = lambda text: None) -> Fit
     """`say` hears of each part as it begins. Raises RekindleError where the table cannot carry the form."""
     asked = asked_of(table, config)
     form, by, runs = asked.form, asked.by, asked.runs
-    say(f"{len(table)} runs of {', '.join(table.ways)}: the form {form}, from {STARTS} starts")
+    say(f"{counted(len(table), 'run')} of {', '.join(table.ways)}: the form {form}, from {STARTS} starts")
     found = fit(table, form, config.objective, config.delta)
     say(f"bootstrap: {config.bootstrap} fits of resampled {by}s")
     drawn, weak = bootstrap(found, config.bootstrap, by, config.seed, say), identified(found)

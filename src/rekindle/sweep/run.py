@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 from rekindle.laws.next_run import BEYOND, next_run
 from rekindle.laws.question import Question
 from rekindle.sweep.collect import Collected, write_table
@@ -102,7 +102,7 @@ def next_of(rows: list[dict[str, Any]], where: str) -> tuple[str, str]:
     """The run that most narrows the verdict a factor beyond the grid's far corner; and why where none can be told."""
     found, lawless = carried(rows, where)
     if found is None:
-        return f"next: {len(rows)} cells carry no law yet: {lawless.rstrip('.')}; {ENOUGH}", lawless
+        return f"next: {counted(len(rows), 'cell')} carry no law yet: {lawless.rstrip('.')}; {ENOUGH}", lawless
     params, sunk, tokens = (BEYOND * max(row[v] for row in rows) for v in ("params", "sunk", "tokens"))
     asked = f"(N {params:.3g}, D1 {sunk:.3g}, D2 {tokens:.3g})"
     return f"{next_run(found, Question(params, sunk or tokens, tokens)).sentence} {asked}", ""

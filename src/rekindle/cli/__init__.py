@@ -58,7 +58,7 @@ def _way_on(words: list[str]) -> str:
 
     from rekindle.cli.verbs import rekindle
 
-    if words[:1] in (["lab"], ["demo"]):
+    if words[:1] in (["lab"], ["demo"], ["sweep"]):
         return " The same command goes on where it stopped."
     try:
         command = rekindle.get_command(click.Context(rekindle), words[0]) if words else None

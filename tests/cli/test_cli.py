@@ -220,6 +220,7 @@ def test_overwriting_the_folder_around_the_source_is_refused(tiny, tmp_path):
         (["upcycle", "SRC", "OUT"], "with --resume goes on"),
         (["lab", "gqa"], "The same command goes on"),
         (["demo"], "The same command goes on"),
+        (["sweep", "grid.yaml", "OUT"], "The same command goes on"),
         (["inspect", "SRC"], ""),
         (["nonsense"], ""),
         ([], ""),

@@ -336,6 +336,41 @@ def test_a_source_changed_while_it_is_packed_is_refused(tmp_path, packed, monkey
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights.read_bytes()
 
 
+@pytest.mark.parametrize("place", [".", "optimizer"])
+def test_a_file_that_comes_while_it_is_packed_is_a_change_too(tmp_path, packed, monkeypatch, place):
+    """The checkpoint would lack it, as if it were whole."""
+    from rekindle.codec import pack
+
+    real, folder, before = pack.write_step, checkpoint(tmp_path / "step-500", 500), packed.read_bytes()
+
+    def meddling(*args):
+        (folder / place / "late.json").write_text("{}")
+        return real(*args)
+
+    monkeypatch.setattr(pack, "write_step", meddling)
+    with pytest.raises(RekindleError, match="source was changed while it was read"):
+        api.archive_add(folder, packed)
+    assert packed.read_bytes() == before
+    monkeypatch.undo()
+    api.archive_add(folder, packed)
+    api.unpack(packed, tmp_path / "out")
+    assert (tmp_path / "out" / place / "late.json").exists()
+
+
+def test_an_archive_within_a_checkpoint_is_told(tmp_path, packed):
+    folder = checkpoint(tmp_path / "step-500", 500)
+    (folder / "old.rk").write_bytes(packed.read_bytes())
+    for dry in (True, False):
+        notes = api.pack(folder, tmp_path / "x.rk", dry_run=dry)["notes"]
+        assert [note.split(":")[0] for note in notes] == [f"old.rk in {folder} is an archive itself"]
+    with pytest.raises(RekindleError, match="is an archive of .* steps, not a checkpoint") as refused:
+        api.pack(packed, tmp_path / "y.rk")
+    last = api.archive_info(packed)["steps"][-1]["step"]
+    assert refused.value.hint.startswith(f"{packed}@{last}, its last")
+    with pytest.raises(RekindleError, match="not a checkpoint"):
+        api.inspect(packed)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from rekindle import api
 from rekindle.errors import RekindleError
 from rekindle.laws.allocate import best_split
 from rekindle.laws.crossing import least_for, lowest
-from rekindle.laws.decide import VERDICTS, decide
+from rekindle.laws.decide import Answer, decide
 from rekindle.laws.law import published
 from rekindle.laws.question import Question
 
@@ -115,7 +116,7 @@ def test_the_three_verdicts(question, verdict, because):
 @given(st.floats(7.5, 10), st.floats(9, 12), st.floats(8, 12), st.sampled_from([2, 8, 64]))
 def test_a_verdict_is_what_its_difference_says(log_n, log_d1, log_d2, experts):
     found = decide(LAW, Question(10**log_n, 10**log_d1, 10**log_d2, experts=experts))
-    assert found.verdict in VERDICTS
+    assert found.verdict in get_args(Answer)
     if found.verdict != "undecided":
         assert (found.difference.high < 0) == (found.verdict == "worth it")
         assert abs(found.difference.mid) >= 0.03

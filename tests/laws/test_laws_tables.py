@@ -292,6 +292,39 @@ def test_a_dry_run_of_fit_reads_and_writes_nothing_else(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs.csv"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (RUNS[:3], ""),
+        (RUNS, "--form nonsense"),
+        (RUNS, "--form upcycling"),
+        (RUNS, "--bootstrap 20"),
+        (RUNS, "--delta 0"),
+        (RUNS, "--seed -1"),
+        (RUNS, "--next params=1B"),
+        (RUNS, "--out runs.csv --overwrite"),
+        (RUNS, "--out page/law.yaml --report page"),
+        (RUNS, "--out law.yaml --report law.yaml"),
+        (RUNS, "--report full"),
+        (RUNS, "--report runs.csv --overwrite"),
+    ],
+)
+def test_a_dry_run_of_fit_refuses_what_the_fit_would_and_both_before_it(tmp_path, monkeypatch, rows, words):
+    """Nothing is fitted, and nothing of what is there is lost."""
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "runs.csv", "params,tokens,loss", rows)
+    (tmp_path / "page").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("precious")
+    before = (tmp_path / "runs.csv").read_bytes()
+    monkeypatch.setattr("rekindle.laws.fit.solve", None)
+    for dry in ((), ("--dry-run",)):
+        tried = run("fit", "runs.csv", *words.split(), *dry)
+        assert isinstance(tried.exception, RekindleError), tried.output
+    assert (tmp_path / "runs.csv").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "page", "runs.csv"]
+
+
 @pytest.mark.parametrize("cell", ["0,010", "1,500", "-3,25"])
 def test_a_decimal_comma_is_never_a_thousand(tmp_path, cell):
     (tmp_path / "runs.csv").write_text(f"params;tokens;loss\n{cell};1000;3.1\n")

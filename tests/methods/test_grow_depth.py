@@ -296,6 +296,7 @@ def test_moments_of_copies_are_their_layers_and_what_is_silent_starts_empty(tmp_
         ({"layers": 4, "order": "solar", "drop": 1}, "--layers and --drop both say", "one of them"),
         ({"factor": 2, "drop": 1}, "--drop is for --order solar, not for interpose", "--order solar"),
         ({"factor": 1.5}, "3 layers times 1.5 are 4.5, not a whole number", "--layers 4 or 5"),
+        ({"factor": 0.5}, "3 layers times 0.5 are 1.5", "--layers 3"),
         ({"factor": 0.9}, "3 layers times 0.9 are 2.7", "--layers 3"),
         ({"factor": float("nan")}, "factor is nan", "--factor 2"),
         ({"factor": float("inf")}, "factor is inf", "--factor 2"),

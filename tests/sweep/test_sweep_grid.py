@@ -16,6 +16,7 @@ from rekindle.laws.law import law_named
 from rekindle.sweep.count import cost_of, dense_parameters
 from rekindle.sweep.grid import read_grid, steps_of
 from rekindle.sweep.run import next_of, sweep
+from rekindle.sweep.steps import same_steps
 
 GRID = {
     "model": {"heads": 2, "context": 64, "tokenizer": "bpe:300", "data": "corpus"},
@@ -137,6 +138,7 @@ def test_hours_are_those_of_the_steps_that_are_there(tmp_path):
     tokens = {step.name: step.options["tokens"] + 2 * 2048 // 3 for step in trained}
     flops = {name: 6 * sizes[int(name[4])] * count for name, count in tokens.items()}
     assert before.hours == pytest.approx(sum(flops.values()) / 4e10 / 2 / 3600)
+    same_steps({step.name: step for step in steps}, out / "runs")
     for i in range(2):  # the small one is slow
         finished(out / "runs" / f"size{i}-seed0-dense-4096", sizes[i], (100.0, 5000.0)[i])
     after = sweep(path, out, dry_run=True)
@@ -217,9 +219,27 @@ def test_a_grid_ends_in_a_table_that_fit_reads(tmp_path, monkeypatch):
         ({"ways": [{"grown": {"grow-depth": {"facto": 2}}}]}, "no option 'facto'"),
         ({"ways": [{"a/b": {"grow-depth": {"factor": 2}}}]}, "cannot be called 'a/b'"),
         ({"ways": [{"scratch": {"grow-depth": {"factor": 2}}}]}, "cannot be called 'scratch'"),
+        ({"sizes": [{"hidden": 18, "layers": 1}]}, "2 heads do not divide a hidden size of 18"),
+        ({"model": {**GRID["model"], "tokenizer": "bpe:200"}}, "at least 257 entries"),
+        ({"ways": [{"grown": {"grow-depth": {"layers": 1}}}]}, "size1.*grown.* layers"),
+        ({"ways": [{"pooled": {"gqa": {"kv_heads": 3}}}]}, "step size0-seed0-pooled"),
+        ({"train": {**GRID["train"], "seq_len": 128}}, "128"),
+        ({"train": {**GRID["train"], "data": "./nowhere"}}, "no such file or folder"),
+        ({"train": {**GRID["train"], "beta2": 2}}, "beta2"),
     ],
 )
-def test_a_wrong_grid_is_refused_before_anything_is_trained(tmp_path, changes, said):
+@pytest.mark.parametrize("how", [{}, {"dry_run": True}])
+def test_a_wrong_grid_is_refused_before_anything_is_trained(tmp_path, changes, said, how):
     with pytest.raises(RekindleError, match=said):
-        sweep(grid(tmp_path, **changes), tmp_path / "out")
+        sweep(grid(tmp_path, **changes), tmp_path / "out", **how)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", [{"workers": 0}, {"engine": "lokal"}, {"speed": 0.0}])
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, how):
+    (tmp_path / "out" / "runs").mkdir(parents=True)
+    with pytest.raises(RekindleError):
+        sweep(grid(tmp_path), tmp_path / "out", dry_run=True, **how)
+    (tmp_path / "out" / "runs" / "steps.json").write_text('{"size0-seed0-start": ["init", "", {}]}')
+    with pytest.raises(RekindleError, match="holds other work"):
+        sweep(grid(tmp_path), tmp_path / "out", dry_run=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from rekindle.api.model import command
 from rekindle.api.options import takes
 from rekindle.config import Resolved, resolve
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 from rekindle.laws.config import FitConfig, PlanConfig
-from rekindle.store.publish import check_spares
+from rekindle.store.publish import check_free, check_spares, explained
 
 if TYPE_CHECKING:
-    from rekindle.laws.fitted import Fitted
+    from rekindle.laws.fitted import Asked, Fitted
     from rekindle.laws.plan import Checkpoint, Plan
     from rekindle.laws.table import Table
 
@@ -72,6 +73,7 @@ def plan(
     if out is not None:
         check_spares(Path(out), None, config.ckpt, config.law, html)
     if html is not None:
+        check_spares(Path(html), None, config.ckpt, config.law)
         _writable(html, "html", overwrite)
     known = _checkpoint(config.ckpt) if config.ckpt is not None else Checkpoint()
     found = answer(law_named(config.law), config, known)
@@ -82,7 +84,8 @@ def plan(
         if out is not None:
             write_plan(found, Path(out), further=further, overwrite=overwrite)
         if html is not None:
-            Path(html).write_text(page(found, further), encoding="utf-8")
+            with explained(Path(html), "another --html"):
+                Path(html).write_text(page(found, further), encoding="utf-8")
     return found
 
 
@@ -104,6 +107,8 @@ def _writable(path: str | Path, flag: str, overwrite: bool) -> None:
         raise RekindleError(f"{path} exists.", hint=f"another --{flag}, or --overwrite")
     if not path.absolute().parent.is_dir():
         raise RekindleError(f"The folder {path.parent} is not there.", hint=f"mkdir -p {path.parent}")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise RekindleError("No permission to write here.", where=path, hint=f"another --{flag}")
 
 
 def _checkpoint(source: str | Path) -> Checkpoint:
@@ -148,14 +153,14 @@ def fit(
     from rekindle.laws.fitted import fitted
     from rekindle.laws.write import law_of, write_law
 
-    if report is not None:
-        check_spares(Path(report), None, *([sources] if isinstance(sources, (str, Path)) else sources), out)
     options = options or resolve(FitConfig, given)
     config = options.config
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
-    found = fitted(fit_table(sources, config, out=out, report=report, overwrite=overwrite), config, say)
+    table, _ = to_fit(sources, config, out=out, report=report, overwrite=overwrite)
+    found = fitted(table, config, say)
     if out is not None:
-        write_law(law_of(found.found, found.drawn, Path(out).stem), Path(out))
+        with explained(Path(out), "another --out"):
+            write_law(law_of(found.found, found.drawn, Path(out).stem), Path(out))
     if report is not None:
         from rekindle.report.fitting import write_fit
 
@@ -164,23 +169,28 @@ def fit(
     return found
 
 
-def fit_table(
+def to_fit(
     sources: Sequence[str | Path],
     config: FitConfig,
     *,
     out: str | Path | None = None,
     report: str | Path | None = None,
     overwrite: bool = False,
-) -> Table:
-    """The runs that `fit` would fit; raises RekindleError where it could not write its results either."""
+) -> tuple[Table, Asked]:
+    """The runs that `fit` would fit, and how. Raises RekindleError for all that it refuses but for what fails in it."""
+    from rekindle.laws.fitted import asked_of
+
+    if report is not None:
+        check_spares(Path(report), None, *sources, out)
+        check_free(Path(report), overwrite)
     if out is not None:
+        check_spares(Path(out), None, *sources)
         _writable(out, "out", overwrite)
-    if report is not None and Path(report).exists() and not overwrite:
-        if not Path(report).is_dir():
-            raise RekindleError(f"{report} is a file.", hint="another --report")
-        if any(Path(report).iterdir()):
-            raise RekindleError(f"{report} exists and is not empty.", hint="another --report, or --overwrite")
-    return _table([Path(source) for source in sources], config)
+        if report is not None and Path(out).resolve().is_relative_to(Path(report).resolve()):
+            what = f"The law {out} would lie in {report}, which the page replaces."
+            raise RekindleError(what, hint="another --out, or another --report")
+    table = _table([Path(source) for source in sources], config)
+    return table, asked_of(table, config)
 
 
 def _table(sources: Sequence[Path], config: FitConfig) -> Table:
@@ -189,7 +199,7 @@ def _table(sources: Sequence[Path], config: FitConfig) -> Table:
 
     limit = float("inf") if config.max_loss is None else config.max_loss
     if all(source.is_dir() for source in sources):
-        return make_table([_ending(source) for source in sources], f"{len(sources)} runs", limit)
+        return make_table([_ending(source) for source in sources], counted(len(sources), "run"), limit)
     if len(sources) > 1:
         raise RekindleError("Give one table, or folders of runs.", hint="rekindle fit runs.csv")
     pairs = [pair.partition("=") for pair in config.columns]

@@ -15,7 +15,7 @@ from rekindle.codec.archive import Archive
 from rekindle.codec.block import Tier
 from rekindle.codec.container import LONGEST
 from rekindle.codec.modes import MODES
-from rekindle.codec.pack import KEYFRAME_EVERY
+from rekindle.codec.pack import ELSEWHERE, KEYFRAME_EVERY
 from rekindle.codec.rounding import mode_of
 from rekindle.codec.shrunk import LOSSLESS
 from rekindle.errors import RekindleError, nearest
@@ -51,11 +51,11 @@ def pack(
     if archive.is_dir():
         raise RekindleError(f"{archive} is a folder, not an archive.", hint=f"{archive}.rk")
     threads = workers_of(workers)
-    _check(sources, archive, tier, keyframe_every)
+    within = _check(sources, archive, tier, keyframe_every)
     if dry_run:
         _check_free(archive, overwrite)
-        return _foreseen(sources, archive, mode)
-    with explained(archive), alone(lock_of(archive, long=True), f"writing {archive.name}"):
+        return _foreseen(sources, archive, mode, within)
+    with explained(archive, ELSEWHERE), alone(lock_of(archive, long=True), f"writing {archive.name}"):
         _check_free(archive, overwrite)
         whole = archive.resolve()
         place = partial_path(whole) if whole.exists() else whole  # the old one goes when the new one is whole
@@ -69,7 +69,7 @@ def pack(
             if place != whole or not archive_info(archive)["steps"]:
                 place.unlink(missing_ok=True)
             raise
-    return archive_info(archive) | {"notes": notes}
+    return archive_info(archive) | {"notes": within + notes}
 
 
 def archive_add(
@@ -91,19 +91,19 @@ def archive_add(
 
     archive, sources, mode = Path(archive), series(checkpoints, step, say), _mode(mode, error)
     threads = workers_of(workers)
-    _check(sources, archive, tier, keyframe_every)
+    within = _check(sources, archive, tier, keyframe_every)
     if dry_run:
         with Archive(archive) as there:
             check_whole(archive, there.directory)
             for _, number in sources:
                 check_name(archive, there.directory, number)
-        return _foreseen(sources, archive, mode)
-    with explained(archive), alone(lock_of(archive, long=True), f"writing {archive.name}"):
+        return _foreseen(sources, archive, mode, within)
+    with explained(archive, ELSEWHERE), alone(lock_of(archive, long=True), f"writing {archive.name}"):
         notes = _add(sources, archive, mode, tier, keyframe_every, threads, say)
-        return archive_info(archive) | {"notes": notes}
+        return archive_info(archive) | {"notes": within + notes}
 
 
-def _foreseen(sources: list[tuple[Path, int | None]], archive: Path, mode: str) -> dict[str, Any]:
+def _foreseen(sources: list[tuple[Path, int | None]], archive: Path, mode: str, within: list[str]) -> dict[str, Any]:
     """What would be packed. How small it becomes is not known before it is coded."""
     from rekindle.codec.layout import pairs
     from rekindle.codec.lossy import RULES, kept_whole
@@ -122,7 +122,7 @@ def _foreseen(sources: list[tuple[Path, int | None]], archive: Path, mode: str) 
                           "tensors": len(tensors), "moments": len(pairs(source.tensors)),
                           "bytes": sum(tensor.nbytes for tensor in source.tensors)})  # fmt: skip
     return {"archive": str(archive), "mode": mode, "steps": steps, "bytes": sum(x["bytes"] for x in steps),
-            "notes": notes.told(mode)}  # fmt: skip
+            "notes": within + notes.told(mode)}  # fmt: skip
 
 
 class _Notes:
@@ -156,8 +156,9 @@ def _check_free(archive: Path, overwrite: bool) -> None:
         Archive(archive).close()  # nothing else is ever replaced
 
 
-def _check(sources: list[tuple[Path, int | None]], archive: Path, tier: Tier, keyframe_every: int) -> None:
-    """All else that can be refused before anything is written."""
+def _check(sources: list[tuple[Path, int | None]], archive: Path, tier: Tier, keyframe_every: int) -> list[str]:
+    """Refuse all else that can be before anything is written; returns notes on archives within a checkpoint."""
+    from rekindle.codec.container import is_archive
     from rekindle.codec.source import open_source
     from rekindle.store.files import Files
 
@@ -170,9 +171,18 @@ def _check(sources: list[tuple[Path, int | None]], archive: Path, tier: Tier, ke
         raise RekindleError(f"The folder {archive.parent} is not there.", hint=f"mkdir -p {archive.parent}")
     if inside := [folder for folder, _ in sources if archive.resolve().is_relative_to(folder.resolve())]:
         raise RekindleError(f"{archive} lies in {inside[0]}, and would be packed into itself.", hint="another place")
+    notes = []
     for folder, _ in sources:
         with Files() as files:
-            open_source(folder, files)
+            source = open_source(folder, files)
+        base = folder.parent if folder.is_file() else folder
+        for file in source.files:
+            if not is_archive(base / file.path):
+                continue
+            notes.append(
+                f"{file.path} in {folder} is an archive itself: it is kept as any file is, and made no smaller"
+            )
+    return notes
 
 
 def _add(

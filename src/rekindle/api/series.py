@@ -20,6 +20,8 @@ def series(
 ) -> list[tuple[Path, int | None]]:
     """Checkpoints with their step numbers, in the order in which they are packed."""
     given = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
+    if not given:
+        raise RekindleError("There is no checkpoint to pack.", hint="rekindle pack CKPT... ARCHIVE")
     paths = [path for each in given for path in _within(local(each), say)]
     if step is not None and len(paths) > 1:
         raise RekindleError(f"--step {step} names one checkpoint, not {len(paths)}.", hint="one at a time")

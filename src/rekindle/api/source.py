@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 from rekindle.store.hub import locate
 from rekindle.store.stamps import Stamp, stamp
 
@@ -25,7 +25,23 @@ def local(source: str | Path) -> Path:
     A step is unpacked under the system's folder for temporary files (TMPDIR), and removed when the process ends.
     """
     archive, step = _step(source)
-    return _unpacked(str(archive.resolve()), step, stamp(archive)) if archive else locate(source)
+    if archive:
+        return _unpacked(str(archive.resolve()), step, stamp(archive))
+    if os.path.isfile(source):
+        _refuse_archive(Path(source))
+    return locate(source)
+
+
+def _refuse_archive(path: Path) -> None:
+    """All of an archive is no checkpoint: name its steps."""
+    from rekindle.codec.archive import Archive
+    from rekindle.codec.container import is_archive
+
+    if is_archive(path):
+        with Archive(path) as found:
+            steps = found.names
+        what = f"{path} is an archive of {counted(len(steps), 'step')}, not a checkpoint."
+        raise RekindleError(what, hint=f"{path}@{steps[-1]}, its last; rekindle archive ls {path}" if steps else None)
 
 
 def place(source: str | Path) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 
@@ -12,15 +11,17 @@ def main(arguments: list[str] | None = None) -> None:
 
     Exit codes: 0 done, 1 a check failed, 2 the request was wrong, 130 interrupted (143 and 129: by SIGTERM, by SIGHUP).
     """
-    from rekindle.cli.signals import heard, open_streams
+    from rekindle.cli.streams import open_streams
 
-    open_streams()
+    answer = open_streams()
     import click
 
+    from rekindle.cli.signals import heard
     from rekindle.cli.verbs import rekindle
     from rekindle.errors import RekindleError
 
-    debug = bool(os.environ.get("REKINDLE_DEBUG")) or "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    debug = bool(os.environ.get("REKINDLE_DEBUG")) or "--debug" in words
     try:
         with heard():
             rekindle.main(args=arguments, prog_name="rekindle", standalone_mode=False)
@@ -34,21 +35,21 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, click.Abort) as stop:
-        code = _stopped(stop, sys.argv[1:] if arguments is None else arguments)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = _stopped(stop, words)
     except Exception as error:
         if stop := _interrupt_behind(error):
-            sys.exit(_stopped(stop, sys.argv[1:] if arguments is None else arguments))
-        if debug:
+            code = _stopped(stop, words)
+        elif debug:
             raise
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-            click.echo("Error: What was to be said does not fit where it goes: the disc there is full.", err=True)
-            sys.exit(1)
-        click.echo(f"Error: {type(error).__name__}: {error}\n  This is a bug in rekindle.", err=True)
-        click.echo("  try:   the same with --debug, and report it with the output of `rekindle env`", err=True)
-        code = 1
+        else:
+            click.echo(f"Error: {type(error).__name__}: {error}\n  This is a bug in rekindle.", err=True)
+            click.echo("  try:   the same with --debug, and report it with the output of `rekindle env`", err=True)
+            code = 1
+    sys.stdout.flush()
+    if answer and answer.lost:
+        done = "" if code else " The work itself is done."
+        click.echo(f"Error: Not all of the answer arrived on stdout: {answer.lost.strerror}.{done}", err=True)
+        code = code or 1
     sys.exit(code)
 
 
@@ -77,7 +78,7 @@ def _way_on(words: list[str]) -> str:
 
     from rekindle.cli.verbs import rekindle
 
-    if words[:1] in (["lab"], ["demo"]):
+    if words[:1] in (["lab"], ["demo"], ["sweep"]):
         return " The same command goes on where it stopped."
     try:
         command = rekindle.get_command(click.Context(rekindle), words[0]) if words else None

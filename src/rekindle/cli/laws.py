@@ -12,6 +12,7 @@ from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, narrator, nbytes, result, say, table
 from rekindle.cli.sweep import COMMANDS as SWEEP
 from rekindle.cli.training import CONFIG, DEBUG
+from rekindle.errors import counted
 from rekindle.laws.config import FitConfig, PlanConfig
 
 
@@ -186,16 +187,15 @@ def fit(
 def _fit_dry(
     runs: tuple[str, ...], config: FitConfig, out: str | None, report: str | None, overwrite: bool, format_: str
 ) -> None:
-    from rekindle.api.laws import fit_table
-    from rekindle.laws.fit import default_form
+    from rekindle.api.laws import to_fit
 
-    read = fit_table(runs, config, out=out, report=report, overwrite=overwrite)
+    read, asked = to_fit(runs, config, out=out, report=report, overwrite=overwrite)
     ways = {way: int((read.labels["way"] == way).sum()) for way in read.ways}
-    data = {"points": len(read), "ways": ways, "form": config.form or default_form(read), "notes": list(read.notes),
+    data = {"points": len(read), "ways": ways, "form": asked.form, "notes": list(read.notes),
             "writes": [path for path in (out, report) if path]}  # fmt: skip
-    lines = [f"[dry-run] {len(read)} runs: {', '.join(f'{number} {way}' for way, number in ways.items())}"]
+    lines = [f"[dry-run] {counted(len(read), 'run')}: {', '.join(f'{number} {way}' for way, number in ways.items())}"]
     lines += [f"  {name:<8} {column.min():.4g} to {column.max():.4g}" for name, column in read.numbers.items()]
-    lines.append(f"  form:    {data['form']}, {config.bootstrap} bootstrap fits")
+    lines.append(f"  form:    {data['form']}, {config.bootstrap} bootstrap fits of resampled {asked.by}s")
     lines.append(f"  writes:  {', '.join(data['writes']) or 'nothing; --out law.yaml and --report DIR would'}")
     result(data, "\n".join(lines), format_)
     for note in read.notes:
@@ -209,7 +209,7 @@ def _fitted(found: dict[str, Any]) -> str:
     by, errors = found["bootstrap"], (found["rms"], found["rms_left_out"])
     lines = [f"{way}: L = {formula}" for way, formula in found["forms"].items()]
     lines += ["", table(rows, right=(1, 2, 3)), ""]
-    lines.append(f"{found['points']} points; {by['fits']} bootstrap fits by {by['by']} ({by['clusters']})")
+    lines.append(f"{counted(found['points'], 'point')}; {by['fits']} bootstrap fits by {by['by']} ({by['clusters']})")
     lines.append(f"error {errors[0]:.4f} nats on its points, {errors[1]:.4f} on runs left out")
     if found["rivals"]:
         held = [("form", "left out", "largest D1 held out", "largest D2 held out")]
@@ -218,7 +218,7 @@ def _fitted(found: dict[str, Any]) -> str:
     if found["interaction"]:
         lines += ["", found["interaction"]["sentence"]]
     if found["next"]:
-        lines += ["", found["next"]["sentence"]]
+        lines += ["", found["next"]["sentence"].removeprefix("next: ")]
     return "\n".join(lines)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,14 +40,3 @@ def heard() -> Iterator[None]:
         for number in numbers:
             if signal.getsignal(number) is end:
                 signal.signal(number, signal.SIG_DFL)
-
-
-def open_streams() -> None:
-    """Lead what was closed (`2>&-`) nowhere: the first file that is opened would take its number, and our remarks."""
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115

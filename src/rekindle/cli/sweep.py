@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rekindle.cli.out import FORMAT, count, narrator, result, say
-from rekindle.errors import CheckFailed, RekindleError
+from rekindle.errors import CheckFailed, counted
 
 if TYPE_CHECKING:
     from rekindle.sweep.run import Swept
@@ -38,24 +38,24 @@ def sweep(
     from rekindle.sweep.run import SPEED, TABLE
     from rekindle.sweep.run import sweep as run
 
-    if speed is not None and not 0 < speed < float("inf"):
-        raise RekindleError(f"speed is {speed:g}.", hint="--speed 4e10")
     found = run(grid, Path(out), narrator(), engine=engine, workers=workers, speed=speed, dry_run=dry_run)
     cost = found.cost
     lines = [
-        f"{cost.cells} cells in {cost.steps} steps, {count(cost.tokens)} tokens, {cost.flops:.2g} FLOPs: "
-        f"{100 * cost.saved:.0f} % less than {cost.naive_flops:.2g}, each cell on its own"
+        f"{counted(cost.cells, 'cell')} in {counted(cost.steps, 'step')}, {count(cost.tokens)} tokens, "
+        f"{cost.flops:.2g} FLOPs: {100 * cost.saved:.0f} % less than {cost.naive_flops:.2g}, each cell on its own"
     ]
     if found.table:
-        lines += [f"{len(found.rows)} of {cost.cells} cells are in {found.table}", *filter(None, [found.next])]
+        lines += [f"{len(found.rows)} of {counted(cost.cells, 'cell')} in {found.table}"]
+        lines += [found.next.removeprefix("next: ")] if found.next else []
     else:
         lines += _foreseen(found, out, workers or 1, f"{speed or SPEED:.1g} FLOP/s each")
     result(found.to_dict(), "\n".join(lines), format_)
     if again := sum((row["epochs"] or 0) > 1 for row in found.rows):
-        say(f"note: the text is shorter than D1 + D2 in {again} cells, which read some of it twice (column epochs)")
+        where = counted(again, "cell")
+        say(f"note: the text is shorter than D1 + D2 in {where}: some of it is read twice there (column epochs)")
     if found.failed:
         name, message = next(iter(found.failed.items()))
-        what = f"{len(found.failed)} steps failed, and what follows from them."
+        what = f"{counted(len(found.failed), 'step')} failed, and what follows from them."
         raise CheckFailed(what, where=name, why=message.splitlines()[0], hint="the same command tries them again")
     if found.table and found.lawless:
         say(f"next:  rekindle report {shlex.join(map(str, found.runs))} --out {shlex.quote(f'{out}/page')}")
@@ -73,7 +73,7 @@ def _foreseen(found: Swept, out: str, workers: int, speed: str) -> list[str]:
 
     assert found.hours is not None
     by = f"as measured in the steps of {out}" if found.by_measure else f"with {speed}, which tiny models do not reach"
-    left = f" for the {found.cost.steps - found.done} steps that are not there yet" if found.done else ""
+    left = f" for {counted(found.cost.steps - found.done, 'step')} not there yet" if found.done else ""
     lines = [f"about {found.hours:.2g} hours{left}, {workers} at a time, {by}; starting up comes on top"]
     lines.append(f"writes {out}/{TABLE}, again after each cell, and a checkpoint for each step in {out}/runs")
     if found.lawless:

@@ -78,6 +78,13 @@ def checksum(data: Any) -> str:
     return xxhash.xxh3_64_hexdigest(data)
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file says that it is one, in either slot."""
+    with path.open("rb") as file:
+        head = file.read(START)
+    return MAGIC in (head[: len(MAGIC)], head[SLOT : SLOT + len(MAGIC)])
+
+
 def create(path: Path) -> None:
     """An archive without steps, in a new file."""
     with path.open("x+b", buffering=0) as file:
@@ -119,7 +126,7 @@ def read_directory(fd: int, path: Path) -> Directory:
         if size > at.end:
             torn.append(f"{size - at.end} {TAIL}")
         return Directory(number, at, steps, before, tuple(torn))
-    if MAGIC not in (head[:8], head[SLOT : SLOT + 8]):
+    if not is_archive(path):
         raise RekindleError("This file is no archive.", where=path, hint="rekindle pack CKPT... ARCHIVE")
     raise CheckFailed("This archive is damaged beyond use: neither of its directories can be read.", where=path)
 

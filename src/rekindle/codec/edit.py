@@ -9,7 +9,7 @@ from rekindle.codec.archive import Archive
 from rekindle.codec.block import Tier
 from rekindle.codec.compact import moved, rewrite
 from rekindle.codec.container import StepEntry
-from rekindle.codec.pack import check_whole, lock_of, write_step
+from rekindle.codec.pack import ELSEWHERE, check_whole, lock_of, write_step
 from rekindle.codec.shrunk import Errors, Shrunk
 from rekindle.store.publish import alone, explained
 
@@ -17,7 +17,7 @@ from rekindle.store.publish import alone, explained
 def drop(path: Path, name: int, *, workers: int = 1) -> int:
     """Write the archive without step `name` beside its place, and rename it there. Returns the bytes gained."""
     path = path.resolve()
-    with explained(path), alone(lock_of(path), f"changing {path.name}"), Archive(path) as archive:
+    with explained(path, ELSEWHERE), alone(lock_of(path), f"changing {path.name}"), Archive(path) as archive:
         check_whole(path, archive.directory)
         gone, size = archive[name].entry, path.stat().st_size
         rewrite(path, lambda fd, end: _copy(archive, gone, fd, end, workers))

@@ -29,6 +29,7 @@ from rekindle.store.publish import alone, explained
 from rekindle.store.stamps import check_unchanged
 
 KEYFRAME_EVERY = 10
+ELSEWHERE = "an archive elsewhere"  # where this one cannot be written
 Reference = tuple[Step, Source | None]  # the step that a new one is coded against, and its source where that is at hand
 
 
@@ -51,7 +52,7 @@ def add_step(
     the source is changed meanwhile: the archive is as it was then.
     """
     path = path.resolve()
-    with explained(path), alone(lock_of(path), f"changing {path.name}"), Archive(path) as archive:
+    with explained(path, ELSEWHERE), alone(lock_of(path), f"changing {path.name}"), Archive(path) as archive:
         last = archive.directory
         check_whole(path, last)
         check_name(path, last, step)
@@ -71,6 +72,7 @@ def add_step(
                 if entry.digest in [there.digest for there in last.steps]:
                     raise RekindleError("The archive has this very checkpoint already.", where=path)
                 check_unchanged(source.seen, source.seen)
+                check_unchanged(source.around, source.around)
             except BaseException:
                 os.ftruncate(fd, last.end)
                 raise

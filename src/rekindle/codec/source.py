@@ -19,7 +19,7 @@ from rekindle.store.files import Files
 from rekindle.store.header import build_header, read_header
 from rekindle.store.links import check_links
 from rekindle.store.reading import unreadable
-from rekindle.store.stamps import Stamps, stamps
+from rekindle.store.stamps import Stamp, Stamps, stamps
 from rekindle.store.torch_file import TorchFile, View, read_torch
 
 WORDS = {"F64": 8, "I64": 8, "U64": 8, "C64": 4}  # bytes, where not those of a value of 2 or 4, or else 1
@@ -71,7 +71,8 @@ class Source:
     """A folder to be packed; or anything else whose tensors can be read by place.
 
     `sums` are the tensors whose CRC32 stands in others: in which, and from which byte on. `seen` are stamps of its
-    files, from before the first was opened; none of what is not on disc.
+    files, from before the first was opened, and `around` of its folders, from before they were listed: a file that
+    comes or goes changes those. None of what is not on disc.
     """
 
     files: list[File]
@@ -80,6 +81,7 @@ class Source:
     torch: Sequence[Torch] = ()
     sums: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
     seen: Stamps = field(default_factory=dict)
+    around: Stamps = field(default_factory=dict)
 
 
 def file_key(path: str) -> str:
@@ -88,7 +90,7 @@ def file_key(path: str) -> str:
 
 def open_source(folder: Path, reader: Files) -> Source:
     """Read the headers of a checkpoint folder, or of one file. Raises RekindleError where there is nothing to pack."""
-    paths = [folder] if folder.is_file() else _walk(folder)
+    paths, around = ([folder], {}) if folder.is_file() else _walk(folder)
     if not paths:
         raise RekindleError(f"{folder} has no files.", hint="a checkpoint folder")
     seen = stamps(paths)
@@ -118,7 +120,7 @@ def open_source(folder: Path, reader: Files) -> Source:
         path, first = places[tensor]
         return reader.read(path, first + start, nbytes)
 
-    return Source(files, tensors, read, torch, sums, seen)
+    return Source(files, tensors, read, torch, sums, seen, around)
 
 
 Held = tuple[str, tuple[int, ...], memoryview]  # dtype, shape, bytes
@@ -141,16 +143,18 @@ def held_source(files: Mapping[str, bytes | Mapping[str, Held]]) -> Source:
     return Source(listed, tensors, read)
 
 
-def _walk(folder: Path) -> list[Path]:
+def _walk(folder: Path) -> tuple[list[Path], dict[str, Stamp]]:
+    """Its files, and stamps of its folders from before they were listed."""
     if not folder.is_dir():
         raise RekindleError(f"There is no checkpoint {folder}.", hint="a folder with safetensors files")
 
     def refuse(error: OSError) -> None:
         raise unreadable(error.filename, error) from None
 
-    found = []
+    found, around = [], stamps([folder])
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders.sort()
+        around |= stamps(Path(parent) / name for name in folders)
         if links := [name for name in folders if (Path(parent) / name).is_symlink()]:
             raise RekindleError("This is a link to a folder.", where=Path(parent) / links[0], hint="pack a copy")
         found += [Path(parent) / name for name in sorted(names)]
@@ -159,7 +163,7 @@ def _walk(folder: Path) -> list[Path]:
         raise RekindleError(
             "This is no plain file, or a link to nothing.", where=odd[0], hint="remove it, or pack a copy"
         )
-    return found
+    return found, around
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from rekindle.laws.options import DRAWS, SOURCE, dense_alone, ends, flops, loss,
 from rekindle.laws.question import Question
 
 Answer = Literal["worth it", "not worth it", "undecided"]
-VERDICTS = get_args(Answer)
 UNKNOWN_FIT = 0.03  # nats: below this a difference is undecided where the fit's own error is not known
 BEYOND = (
     "So many tokens are out of the law's reach: its curves cross a second time there, which is an artefact of the form."

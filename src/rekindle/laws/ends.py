@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 
 Row = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ def ends_of(rows: Sequence[Row], where: str) -> tuple[dict[int, Row], list[str]]
            if found]  # fmt: skip
     ended = {i: row for i, row in kept if i not in stopped and i not in lossless}
     if not ended:
-        raise RekindleError(f"None of {len(kept)} runs ended with a loss.", where=where, why="; ".join(why))
+        raise RekindleError(f"None of {counted(len(kept), 'run')} ended with a loss.", where=where, why="; ".join(why))
     if why:
         notes.append(f"{len(kept) - len(ended)} of {len(kept)} runs left out: {'; '.join(why)}")
     return ended, notes
@@ -65,7 +65,7 @@ def _lasts(rows: Sequence[tuple[int, Row]], where: str) -> tuple[list[tuple[int,
         )
     kept = [row for name, found in runs.items() for row in ([_last(found)] if name in histories else found)]
     count = sum(map(len, histories.values()))
-    told = f"{count} rows are the history of {len(histories)} runs: the last with a loss is read of each"
+    told = f"{count} rows are the history of {counted(len(histories), 'run')}: the last with a loss is read of each"
     return sorted(kept, key=lambda pair: pair[0]), [told]
 
 

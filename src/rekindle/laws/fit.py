@@ -59,8 +59,7 @@ class Fit:
 
 def fit(table: Table, form: str, objective: Objective = "huber", delta: float = DELTA, count: int = STARTS) -> Fit:
     """The best of `count` starts. Raises RekindleError where the table cannot carry the form."""
-    forms = forms_of(table, form)
-    problem, constants = _problem(table, forms, objective, delta)
+    forms, problem, constants = problem_of(table, form, objective, delta)
     random = np.random.default_rng(SEED)
     starts = np.stack([_start(problem, forms, random) for _ in range(count)])
     rough = solve(replace(problem, tolerance=_ROUGH), starts)
@@ -90,23 +89,25 @@ def forms_of(table: Table, name: str) -> dict[str, Form]:
     return {way: FORMS["one-stage"] if way in one_stage else form for way in table.ways}
 
 
-def _problem(
-    table: Table, forms: Mapping[str, Form], objective: Objective, delta: float
-) -> tuple[Problem, dict[str, float]]:
+def problem_of(
+    table: Table, form: str, objective: Objective = "huber", delta: float = DELTA
+) -> tuple[dict[str, Form], Problem, dict[str, float]]:
+    """What is solved, of which forms and constants; raises RekindleError where the table cannot carry the form."""
+    forms = forms_of(table, form)
     constants = _constants(forms)
     points = {way: {} for way in forms}
-    for way, form in forms.items():
+    for way, own in forms.items():
         rows = table.labels["way"] == way
-        if missing := [v for v in form.variables if v not in table.numbers]:
+        if missing := [v for v in own.variables if v not in table.numbers]:
             hint = f"--columns {missing[0]}=NAME_IN_FILE"
-            what = f"The form {form.name} needs {', '.join(missing)}."
+            what = f"The form {own.name} needs {', '.join(missing)}."
             raise RekindleError(what, where=table.where, why=_has(table), hint=hint)
-        points[way] = {v: table.numbers[v][rows] for v in form.variables}
+        points[way] = {v: table.numbers[v][rows] for v in own.variables}
     if problems := _too_little(table, forms, points):
         raise together(problems)
-    shared = ("E",) if len(forms) > 1 and all("E" in form.parameters for form in forms.values()) else ()
+    shared = ("E",) if len(forms) > 1 and all("E" in own.parameters for own in forms.values()) else ()
     design = Design(forms, points, constants, shared)
-    return Problem(design, table.numbers["loss"], objective, delta), constants
+    return forms, Problem(design, table.numbers["loss"], objective, delta), constants
 
 
 def _has(table: Table) -> str:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 from rekindle.laws.config import FitConfig
 from rekindle.laws.design import Floats
 from rekindle.laws.doubt import Identified, Interaction, Rival, identified, interaction, left_out, rivals, rms
-from rekindle.laws.fit import STARTS, Fit, default_form, fit
+from rekindle.laws.fit import STARTS, Fit, default_form, fit, problem_of
 from rekindle.laws.intervals import Bootstrap, bootstrap, percentiles, profile
 from rekindle.laws.next_run import Next, next_run, question_of
+from rekindle.laws.question import Question
 from rekindle.laws.table import Table
 
 Say = Callable[[str], object]
@@ -66,8 +67,18 @@ class Fitted:
         }  # fmt: skip
 
 
-def fitted(table: Table, config: FitConfig, say: Say = lambda text: None) -> Fitted:
-    """`say` hears of each part as it begins. Raises RekindleError where the table cannot carry the form."""
+@dataclass(frozen=True)
+class Asked:
+    """The form to fit, what is resampled ("run" or "trunk"), how many runs there are, what the next is to decide."""
+
+    form: str
+    by: str
+    runs: int
+    question: Question | None
+
+
+def asked_of(table: Table, config: FitConfig) -> Asked:
+    """Raises RekindleError for all that no fit is begun with: options out of range, a table that carries no form."""
     if config.bootstrap < 100:
         raise RekindleError(f"{config.bootstrap} bootstrap fits give no interval.", hint="--bootstrap 4000")
     if config.seed < 0:
@@ -75,13 +86,21 @@ def fitted(table: Table, config: FitConfig, say: Say = lambda text: None) -> Fit
     if not 0 < config.delta < float("inf"):
         raise RekindleError(f"delta is {config.delta:g}.", hint="--delta 1e-3")
     form = config.form or default_form(table)
-    say(f"{len(table)} runs of {', '.join(table.ways)}: the form {form}, from {STARTS} starts")
-    found = fit(table, form, config.objective, config.delta)
+    problem_of(table, form, config.objective, config.delta)
     trunks, runs = (len(np.unique(table.labels[label])) for label in ("trunk", "run"))
     if runs < 2:
         what = "All rows are of one run: there is nothing to resample, and so no interval."
         raise RekindleError(what, where=table.where, hint="a column run that tells independent runs apart, or none")
     by = "trunk" if 1 < trunks < runs else "run"
+    return Asked(form, by, runs, question_of(config.next) if config.next else None)
+
+
+def fitted(table: Table, config: FitConfig, say: Say = lambda text: None) -> Fitted:
+    """`say` hears of each part as it begins. Raises RekindleError where the table cannot carry the form."""
+    asked = asked_of(table, config)
+    form, by, runs = asked.form, asked.by, asked.runs
+    say(f"{counted(len(table), 'run')} of {', '.join(table.ways)}: the form {form}, from {STARTS} starts")
+    found = fit(table, form, config.objective, config.delta)
     say(f"bootstrap: {config.bootstrap} fits of resampled {by}s")
     drawn, weak = bootstrap(found, config.bootstrap, by, config.seed, say), identified(found)
     draws = found.design.values(drawn.z)
@@ -118,5 +137,5 @@ def fitted(table: Table, config: FitConfig, say: Say = lambda text: None) -> Fit
         rivals=rivals(table, config) if two_stage else [],
         interaction=interaction(found.values, dict(zip(found.design.names, draws.T, strict=True))),
         notes=notes,
-        next=next_run(found, question_of(config.next)) if config.next else None,
+        next=next_run(found, asked.question) if asked.question else None,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rekindle.config import dump_yaml
+from rekindle.errors import counted
 from rekindle.laws.doubt import identified
 from rekindle.laws.fit import Fit
 from rekindle.laws.intervals import Bootstrap
@@ -34,7 +35,7 @@ def law_of(found: Fit, drawn: Bootstrap, name: str) -> dict[str, Any]:
         draws[way] = {p: [_rounded(x) for x in table[q].tolist()] for p, q in own.items()}
     return {
         "name": name,
-        "title": f"Fitted to {len(found.table)} runs",
+        "title": f"Fitted to {counted(len(found.table), 'run')}",
         "source": found.table.where,
         "seen": "own runs",
         "unit": UNIT,

@@ -169,7 +169,7 @@ def _wrong(depth: float, n: int, config: Config) -> RekindleError | None:
     if not math.isfinite(depth):
         return RekindleError(f"factor is {config.factor}, not a number of times.", hint="--factor 2")
     if abs(depth - round(depth)) > 1e-6:
-        near = sorted({max(n, math.floor(depth)), math.ceil(depth)})
+        near = sorted({max(n, math.floor(depth)), max(n, math.ceil(depth))})
         what = f"{n} layers times {config.factor:g} are {depth:g}, not a whole number."
         return RekindleError(what, hint="--layers " + " or ".join(map(str, near)))
     if depth > MOST_LAYERS:

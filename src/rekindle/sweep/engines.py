@@ -10,26 +10,32 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 from rekindle import progress
 from rekindle.apply.threads import cores
-from rekindle.errors import Ended, RekindleError
+from rekindle.errors import Ended, RekindleError, nearest
 from rekindle.sweep.steps import Engine
 
 ENGINES = ("local", "ray")
 _GRACE = 20.0  # seconds a worker has to save its state once its parent is gone
 
 
-def engine_named(name: str, workers: int | None = None) -> Engine:
+def check_engine(name: str, workers: int | None) -> None:
     """Raises RekindleError for an engine that is not there."""
+    if name not in ENGINES:
+        raise RekindleError(f"There is no engine {name!r}.", hint=nearest(name, ENGINES) or " or ".join(ENGINES))
     if workers is not None and workers < 1:
         raise RekindleError(f"{workers} workers do nothing.", hint="--workers 2")
-    if name == "local":
-        return Local(workers)
-    if name == "ray":
-        return Ray(workers)
-    raise RekindleError(f"There is no engine {name!r}.", hint=" or ".join(ENGINES))
+    if name == "ray" and find_spec("ray") is None:
+        raise RekindleError("Ray is not installed.", hint="pip install 'rekindle[ray]', or --engine local")
+
+
+def engine_named(name: str, workers: int | None = None) -> Engine:
+    """Raises RekindleError for an engine that is not there."""
+    check_engine(name, workers)
+    return Ray(workers) if name == "ray" else Local(workers)
 
 
 class Local:
@@ -81,12 +87,8 @@ class Ray:
     """
 
     def __init__(self, workers: int | None = None):
-        try:
-            import ray
-        except ImportError:
-            raise RekindleError(
-                "Ray is not installed.", hint="pip install 'rekindle[ray]', or --engine local"
-            ) from None
+        import ray
+
         self._own = not ray.is_initialized()
         if self._own:
             there = os.environ.get("RAY_ADDRESS")

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 from rekindle.laws.next_run import BEYOND, next_run
 from rekindle.laws.question import Question
 from rekindle.sweep.collect import Collected, write_table
 from rekindle.sweep.count import Cost, cost_of, measured
 from rekindle.sweep.grid import read_grid, steps_of
 from rekindle.sweep.prospect import ENOUGH, carried, foreseen
+from rekindle.sweep.rehearse import rehearse
 
 TABLE = "runs.csv"
 SPEED = 4e10  # FLOP/s of a worker where none is known: a CPU core, models of some million parameters
@@ -60,17 +61,20 @@ def sweep(
     hours are by `speed`, FLOP/s of a worker, else as measured in the steps that are there. Raises RekindleError where
     the grid is wrong, before anything is trained, or where every cell failed.
     """
-    from rekindle.sweep.engines import ENGINES, engine_named
-    from rekindle.sweep.steps import perform
+    from rekindle.sweep.engines import check_engine, engine_named
+    from rekindle.sweep.steps import check_same, perform
 
     found, out = read_grid(Path(grid)), Path(out)
-    if engine not in ENGINES:
-        raise RekindleError(f"There is no engine {engine!r}.", hint=" or ".join(ENGINES))
+    check_engine(engine, workers)
+    if speed is not None and not 0 < speed < float("inf"):
+        raise RekindleError(f"speed is {speed:g}.", hint="--speed 4e10")
     if out.exists() and not out.is_dir():
         raise RekindleError(f"{out} is a file.", hint="another OUT")
     if out.exists() and any(out.iterdir()) and not (out / "runs").is_dir():
         raise RekindleError(f"{out} is not empty, and no sweep's.", hint="another OUT")
     steps, cells = steps_of(found)
+    check_same({step.name: step for step in steps}, out / "runs")
+    rehearse(found, grid)
     cost, collected = cost_of(found, steps, cells), Collected(found, cells, out / "runs")
     if dry_run:
         done = [step.name for step in steps if (out / "runs" / step.name).is_dir()]
@@ -98,7 +102,7 @@ def next_of(rows: list[dict[str, Any]], where: str) -> tuple[str, str]:
     """The run that most narrows the verdict a factor beyond the grid's far corner; and why where none can be told."""
     found, lawless = carried(rows, where)
     if found is None:
-        return f"next: {len(rows)} cells carry no law yet: {lawless.rstrip('.')}; {ENOUGH}", lawless
+        return f"next: {counted(len(rows), 'cell')} carry no law yet: {lawless.rstrip('.')}; {ENOUGH}", lawless
     params, sunk, tokens = (BEYOND * max(row[v] for row in rows) for v in ("params", "sunk", "tokens"))
     asked = f"(N {params:.3g}, D1 {sunk:.3g}, D2 {tokens:.3g})"
     return f"{next_run(found, Question(params, sunk or tokens, tokens)).sentence} {asked}", ""

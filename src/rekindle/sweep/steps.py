@@ -13,11 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 from rekindle.store.index import read_json
 
 Say = Callable[[str], object]
 FAILED = "failed.json"
+_NOTED, _HALF = "steps.json", "steps.part"  # what makes each step
 _TRIES = 2  # of a step whose worker died
 
 
@@ -71,7 +72,7 @@ def perform(
     same_steps(by_name, out)
     done = {name for name in by_name if (out / name).is_dir()}
     if done:
-        say(f"{len(done)} of {len(steps)} steps are there already")
+        say(f"{len(done)} of {counted(len(steps), 'step')} there already")
     work = _Work(by_name, out, engine, done)
     try:
         while work.start():
@@ -129,20 +130,26 @@ class _Work:
 
 
 def same_steps(steps: Mapping[str, Step], out: Path) -> None:
-    """Folders that other steps made must not pass for these."""
-    now = json.loads(json.dumps({name: [s.verb, s.source, dict(s.options)] for name, s in steps.items()}))
-    path, half, before = out / "steps.json", out / "steps.part", {}
+    """Note what makes each step: folders that other steps made must not pass for these."""
+    noted, half = check_same(steps, out), out / _HALF
     out.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        before = read_json(path, missing="")
+    half.write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+    half.replace(out / _NOTED)
+
+
+def check_same(steps: Mapping[str, Step], out: Path) -> dict[str, Any]:
+    """Name -> what makes it, of these steps and of those that OUT has; raises RekindleError where one is another."""
+    now = json.loads(json.dumps({name: [s.verb, s.source, dict(s.options)] for name, s in steps.items()}))
+    before: dict[str, Any] = {}
+    if (out / _NOTED).exists():
+        before = read_json(out / _NOTED, missing="")
         changed = [name for name in before if name in now and before[name] != now[name]]
         if changed:
             what = f"{out} holds other work: its step {changed[0]} was made in another way."
             raise RekindleError(what, hint="another OUT")
-    elif any(there != half for there in out.iterdir()):
+    elif out.is_dir() and any(there.name != _HALF for there in out.iterdir()):
         raise RekindleError(f"{out} is not empty and holds no steps.", hint="another OUT")
-    half.write_text(json.dumps(before | now, indent=1) + "\n", encoding="utf-8")
-    half.replace(path)
+    return before | now
 
 
 def run_step(step: Step, out: Path) -> str:

@@ -70,14 +70,14 @@ def price_init(config: InitConfig) -> dict[str, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     check_sizes(config)
-    settings = AutoConfig.for_model(config.family, **model_settings(config, _tokenizer(config)))
+    settings = AutoConfig.for_model(config.family, **model_settings(config, tokenizer_to_be(config)))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, config.dtype))
     nbytes = sum(p.numel() * p.itemsize for p in model.parameters())
     return {"parameters": count_parameters(model), "vocab_size": settings.vocab_size, "bytes": nbytes}
 
 
-def _tokenizer(config: InitConfig) -> Any:
+def tokenizer_to_be(config: InitConfig) -> Any:
     """One that is not trained yet has as many entries as it may get."""
     size = bpe_size(config.tokenizer)
     if size is not None:

@@ -77,5 +77,10 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def plural(number: int, noun: str) -> str:
+    """1 run, 2 runs, 1,200 runs."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def _indent(text: str) -> str:
     return "- " + text.replace("\n", "\n  ")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from train_helpers import curve, defaults, rows, write_corpus
+from train_helpers import broken, curve, defaults, rows, write_corpus
 
 from rekindle.apply.load import load_model
 from rekindle.cli import main
@@ -244,6 +244,43 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_anything_is_saved(
     with pytest.raises(CheckFailed, match="step 1 of 12: loss .*, gradient norm inf"):
         run(small())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_source_that_is_not_finite_is_named_and_not_the_learning_rate(
+    small: Small, run: Run, tmp_path: Path, value: float
+):
+    name = "model.layers.1.mlp.up_proj.weight"
+    sick = broken(small(), tmp_path / "sick", name, value)
+    with pytest.raises(CheckFailed, match=f"the source holds 1 NaN or infinite value in {name}\n") as caught:
+        run(sick)
+    assert "--lr" not in str(caught.value)
+    assert "rekindle inspect SRC --nan" in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"sick"}
+
+
+def test_a_first_loss_that_is_no_number_is_no_matter_of_the_rate(
+    small: Small, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(step_module, "cross_entropy", lambda *args: cross_entropy(*args) * math.nan)
+    with pytest.raises(CheckFailed, match="no matter of --lr") as caught:
+        run(small())
+    assert "a lower --lr" not in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_an_update_that_makes_weights_infinite_is_never_saved(small: Small, run: Run, tmp_path: Path, steps: int):
+    with pytest.raises(CheckFailed, match=r"diverged in step 1 of .: its update made weights NaN or infinite"):
+        run(small(), tokens=steps * 256, save_every=256, lr=1e38, warmup=0.0, schedule="constant")
+    assert not list(tmp_path.iterdir())
+
+
+def test_moments_that_are_not_finite_are_refused(small: Small, run: Run, tmp_path: Path):
+    out, _ = run(small())
+    name = "model.layers.1.mlp.up_proj.weight.exp_avg_sq"
+    sick = broken(out / "optimizer", tmp_path / "sick", name, math.nan, "optimizer.safetensors")
+    with pytest.raises(CheckFailed, match=f"holds NaN or infinite values, in {name}"):
+        run(out, "on", optimizer_state=str(sick))
 
 
 def test_out_of_memory_says_what_to_lower(small: Small, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

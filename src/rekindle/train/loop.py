@@ -66,7 +66,7 @@ def train(
         stack.enter_context(disc_explained(work_folder(out)))
         archived = _archiver(config, source, saved, out, overwrite) if accelerator.is_main_process else nullcontext()
         with archived as archiver:
-            session = Session(stepper, work_folder(out), run, archiver)
+            session = Session(stepper, source, work_folder(out), run, archiver)
             with reproducible(accelerator.device):
                 session.go(saved)
         if accelerator.is_main_process:

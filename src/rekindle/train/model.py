@@ -14,7 +14,8 @@ import torch
 
 from rekindle.anatomy import family_of, serving_spelling
 from rekindle.apply.load import fit_experts, quietly
-from rekindle.errors import RekindleError
+from rekindle.apply.scan import not_finite
+from rekindle.errors import RekindleError, plural
 from rekindle.store.folder import Folder
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -62,6 +63,19 @@ def stored_dtype(folder: Folder) -> torch.dtype:
     for tensor in folder.tensors.values():
         sizes[tensor.dtype] += tensor.nbytes
     return _DTYPES.get(sizes.most_common(1)[0][0], torch.float32)
+
+
+def not_finite_weights(source: Folder) -> str | None:
+    """Which of a checkpoint's stored weights are NaN or infinite, in words; None where none is.
+
+    Reads all of them: for when a loss is no number, and not before.
+    """
+    found = not_finite(source)
+    if not found:
+        return None
+    name, values = next(iter(found.items()))
+    others = f" and {plural(len(found) - 1, 'other tensor')}" if len(found) > 1 else ""
+    return f"{plural(values, 'NaN or infinite value')} in {name}{others}"
 
 
 def save_model(model: Any, folder: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import pickle
 import pkgutil
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from train_helpers import broken, curve, defaults, rows, write_corpus
 
+from rekindle import api
 from rekindle.apply.load import load_model
 from rekindle.cli import main
 from rekindle.errors import CheckFailed, Ended, RekindleError
@@ -508,3 +510,25 @@ def test_defaults_train_in_a_real_config(corpus: Path):
     config = resolve(TrainConfig, {"tokens": "50M", "trackers": "tensorboard,wandb"}).config
     assert (config.tokens, config.trackers) == (50_000_000, ("tensorboard", "wandb"))
     assert defaults(corpus).keys() <= set(vars(config))
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_each_weight_keeps_the_dtype_of_its_source(small: Small, run: Run, tmp_path: Path, family: str):
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    mixed, file = tmp_path / "mixed", "model.safetensors"
+    shutil.copytree(small(family, dtype="bfloat16"), mixed)
+    wide = lambda name: "norm" in name or "embed" in name or name.endswith("gate.weight")  # noqa: E731
+    tensors = {n: x.float() if wide(n) else x for n, x in load_file(mixed / file).items()}
+    save_file(tensors, mixed / file, metadata={"format": "pt"})
+    out, _ = run(mixed, archive=str(tmp_path / "run.rk"))
+    before, after = open_folder(mixed), open_folder(out)
+    dtypes = {n: t.dtype for n, t in after.tensors.items()}
+    assert set(dtypes.values()) == {"BF16", "F32"}
+    assert dtypes == {n: t.dtype for n, t in before.tensors.items()}
+    assert after.config == before.config
+    api.unpack(f"{tmp_path / 'run.rk'}@12", tmp_path / "unpacked")
+    stored, unpacked = load_file(out / file), load_file(tmp_path / "unpacked" / file)
+    assert all(torch.equal(x, unpacked[n]) and x.dtype == unpacked[n].dtype for n, x in stored.items())
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == AutoModelForCausalLM.from_pretrained(mixed).dtype

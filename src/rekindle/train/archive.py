@@ -25,7 +25,7 @@ from rekindle.errors import RekindleError
 from rekindle.store.dtypes import TORCH
 from rekindle.store.folder import Folder
 from rekindle.store.publish import alone, explained
-from rekindle.train.model import stored_dtype
+from rekindle.train.model import stored_dtypes
 from rekindle.train.optimizer import DESCRIPTION, FOLDER, MOMENTS, WEIGHTS, description, split
 from rekindle.train.state import Saved
 
@@ -39,7 +39,7 @@ class Archiver:
 
     def __init__(self, path: Path, source: Folder, saved: Saved | None, *, overwrite: bool):
         self.path, self.source, self.saved, self.overwrite = path, source, saved, overwrite
-        self._names = runtime_names(source.config)
+        self._names, self._dtypes = runtime_names(source.config), stored_dtypes(source)
         self._last: Future[Source] | None = None
 
     def steps(self) -> dict[int, str]:
@@ -114,8 +114,8 @@ class Archiver:
         step: int,
         before: Source | None,
     ) -> Source:
-        names, dtype = self._names, stored_dtype(self.source)
-        on_disk = {disk: _held(part.to(dtype)) for n, x in weights.items() for disk, part in split(names, n, x)}
+        names, dtypes = self._names, self._dtypes
+        on_disk = {disk: _held(part.to(dtypes[disk])) for n, x in weights.items() for disk, part in split(names, n, x)}
         kept = {
             f"{disk}.{moment}": _held(part)
             for moment in MOMENTS

@@ -6,15 +6,18 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from functools import reduce
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from rekindle.anatomy import family_of, serving_spelling
+from rekindle.anatomy import family_of, runtime_names, serving_spelling
 from rekindle.apply.load import fit_experts, quietly
 from rekindle.apply.scan import not_finite
+from rekindle.edit import open_checkpoint, plan
 from rekindle.errors import RekindleError, plural
 from rekindle.store.folder import Folder
 
@@ -57,12 +60,25 @@ def _is_of_a_tokenizer(path: Path) -> bool:
     return path.name in _TOKENIZER_NAMES or path.suffix in _TOKENIZER_SUFFIXES
 
 
-def stored_dtype(folder: Folder) -> torch.dtype:
-    """The dtype of most of a checkpoint's bytes."""
-    sizes: Counter[str] = Counter()
-    for tensor in folder.tensors.values():
-        sizes[tensor.dtype] += tensor.nbytes
-    return _DTYPES.get(sizes.most_common(1)[0][0], torch.float32)
+def stored_dtypes(source: Folder) -> dict[str, torch.dtype]:
+    """The dtype that a checkpoint has each tensor in, by the name that the tensor is saved under."""
+    tensors = plan(open_checkpoint(source)).tensors
+    return {name: _DTYPES.get(tensor.dtype, torch.float32) for name, tensor in tensors.items()}
+
+
+def as_stored(model: Any, source: Folder) -> Any:
+    """The model with each weight in the dtype that its source has it in; of stacked experts in the widest of theirs.
+
+    transformers casts all of them to the config's dtype where it loads a folder, but engines and readers of files
+    do not, and a router or a bias is in float32 for a reason.
+    """
+    names, dtypes = runtime_names(source.config), stored_dtypes(source)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        disk = names.get(name, name)
+        held = {dtypes[part] for part in ([disk] if isinstance(disk, str) else chain(*disk)) if part in dtypes}
+        if held and tensor.is_floating_point():
+            tensor.data = tensor.data.to(reduce(torch.promote_types, held))
+    return model
 
 
 def not_finite_weights(source: Folder) -> str | None:
@@ -85,8 +101,17 @@ def save_model(model: Any, folder: Path) -> None:
     with quietly():
         model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
     path = folder / "config.json"
-    config = serving_spelling(json.loads(path.read_text(encoding="utf-8")))
+    config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": _dtype_of_most(model)}
+    config = serving_spelling(config)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _dtype_of_most(model: Any) -> str:
+    """Of most bytes; transformers would write the first tensor's."""
+    sizes: Counter[torch.dtype] = Counter()
+    for p in model.parameters():
+        sizes[p.dtype] += p.nbytes
+    return str(sizes.most_common(1)[0][0]).removeprefix("torch.")
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, where: object) -> None:

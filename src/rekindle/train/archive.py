@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,7 +55,8 @@ class Archiver:
     ) -> None:
         """Copy the state, once the one before is packed, and pack it behind the run's back."""
         before = self._last.result() if self._last else None
-        weights = {name: _copied(p) for name, p in model.named_parameters()}
+        buffers = [(name, x) for name, x in model.named_buffers() if name in self._dtypes]  # on disk too, not trained
+        weights = {name: _copied(x) for name, x in (*model.named_parameters(), *buffers)}
         moments = {
             moment: {n: _copied(optimizer.state[p][moment]) for n, p in model.named_parameters()} for moment in MOMENTS
         }
@@ -115,7 +117,8 @@ class Archiver:
         before: Source | None,
     ) -> Source:
         names, dtypes = self._names, self._dtypes
-        on_disk = {disk: _held(part.to(dtypes[disk])) for n, x in weights.items() for disk, part in split(names, n, x)}
+        parts = (split(names, n, x) if n in names else [(n, x)] for n, x in weights.items())
+        on_disk = {disk: _held(part.to(dtypes[disk])) for disk, part in chain.from_iterable(parts)}
         kept = {
             f"{disk}.{moment}": _held(part)
             for moment in MOMENTS

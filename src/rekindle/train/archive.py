@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from rekindle.anatomy import runtime_names
+from rekindle.apply.state import DESCRIPTION, FOLDER, WEIGHTS
 from rekindle.codec.archive import Archive, Step
 from rekindle.codec.container import create
 from rekindle.codec.pack import add_step, lock_of
@@ -27,7 +28,7 @@ from rekindle.store.dtypes import TORCH
 from rekindle.store.folder import Folder
 from rekindle.store.publish import alone, explained
 from rekindle.train.model import stored_dtypes
-from rekindle.train.optimizer import DESCRIPTION, FOLDER, MOMENTS, WEIGHTS, description, split
+from rekindle.train.optimizer import MOMENTS, description, split
 from rekindle.train.state import Saved
 
 _NAMES = {getattr(torch, name): stored for stored, name in TORCH.items()}

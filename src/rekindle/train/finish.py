@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle import __version__
+from rekindle.apply.state import FOLDER
 from rekindle.config import dump_yaml
 from rekindle.store.folder import Folder
 from rekindle.store.manifest import NAME as MANIFEST
@@ -16,7 +17,7 @@ from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import publishing
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.model import as_stored, save_model
-from rekindle.train.optimizer import FOLDER, save_optimizer
+from rekindle.train.optimizer import save_optimizer
 from rekindle.train.state import TRACKERS, disc_explained
 from rekindle.train.step import Stepper
 

@@ -24,7 +24,6 @@ from rekindle.store.files import Files
 from rekindle.store.header import Stored
 from rekindle.store.index import read_json
 
-FOLDER = "optimizer"
 BETA1, EPS = 0.9, 1e-8
 
 Names = Mapping[str, str | tuple[tuple[str, ...], ...]]

@@ -15,7 +15,7 @@ from rekindle.train.losses import expert_grid
 from rekindle.train.model import cast_experts, check_lengths, check_vocabulary, load_tokenizer, model_sizes
 from rekindle.train.optimizer import load_optimizer, make_optimizer
 from rekindle.train.plan import check_corpus, make_plan
-from rekindle.train.state import TRACKERS, Saved, describe_run, find_start, load_state, work_folder
+from rekindle.train.state import TRACKERS, Saved, describe_run, find_start, load_state, resumed, work_folder
 from rekindle.train.step import Stepper
 from rekindle.train.tokens import open_corpus
 
@@ -42,6 +42,12 @@ def prepare(
     check_corpus(corpus, plan.seq_len, vocab_size)
     run = describe_run(config, source.fingerprint, corpus)
     saved = find_start(out, run, resume=resume, overwrite=overwrite)
+    told = ["there is no unfinished run: starts afresh"]
+    if saved:
+        run, different = resumed(saved, run)
+        told = [f"goes on from step {saved.step} of {plan.steps}", *different]
+    if resume and accelerator.is_main_process:
+        log.warning("%s: %s", out.name, "; ".join(told))
 
     model = load_model(source)
     wrapped = _wrapped(model, config, accelerator)

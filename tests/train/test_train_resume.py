@@ -211,7 +211,7 @@ def test_what_resuming_goes_on_from_and_with_is_said_and_recorded(
     assert [row["lr"] for row in rows(out, "step")][8] == pytest.approx(5e-3)
     caplog.clear()
     run(small(), "another", resume=True)
-    assert caplog.messages == ["another: there is no unfinished run: starts afresh"]
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(

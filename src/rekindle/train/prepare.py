@@ -42,12 +42,10 @@ def prepare(
     check_corpus(corpus, plan.seq_len, vocab_size)
     run = describe_run(config, source.fingerprint, corpus)
     saved = find_start(out, run, resume=resume, overwrite=overwrite)
-    told = ["there is no unfinished run: starts afresh"]
     if saved:
         run, different = resumed(saved, run)
-        told = [f"goes on from step {saved.step} of {plan.steps}", *different]
-    if resume and accelerator.is_main_process:
-        log.warning("%s: %s", out.name, "; ".join(told))
+        if accelerator.is_main_process:
+            log.warning("%s: %s", out.name, "; ".join([f"goes on from step {saved.step} of {plan.steps}", *different]))
 
     model = load_model(source)
     wrapped = _wrapped(model, config, accelerator)

@@ -198,6 +198,7 @@ class Session:
             "devices": self.accelerator.num_processes,
             "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             "data": self.config.data,
+            "text": self.stepper.corpus.digest,
             "val_set": hashlib.sha256(self.windows.tobytes()).hexdigest()[:16],
             "train_tokens": len(self.stepper.corpus.train),
             "train_losses": self.stepper.corpus.meta.train_losses,  # of those tokens, the ones that have a loss

@@ -251,7 +251,10 @@ def _texts(comparison: Comparison) -> str:
     amounts = [f"{run.name} on {run.text[1]:,} tokens" for run in runs if run.text[1]]
     which, are = listed([run.name for run in comparison.elsewhere]), "was" if len(comparison.elsewhere) == 1 else "were"
     shown = f" ({listed(amounts)})" if amounts else ""
-    return f"{which} {are} measured on {apart(comparison)}{shown}, so no difference is claimed. The same --data, --eval-tokens and --seq-len make runs comparable."
+    return (
+        f"{which} {are} measured on {apart(comparison)}{shown}, so no difference is claimed. "
+        "The same --data, --eval-tokens and --seq-len make runs comparable."
+    )
 
 
 def apart(comparison: Comparison) -> str:

@@ -25,6 +25,14 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "
 _SHARD_SIZE = "5GB"
 _COPY_TOKENIZER = "copy the tokenizer files of the original checkpoint into the folder"
 _TOKENIZER_NAMES = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json"}
+_TOKENIZER_JSON = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+_PARTS = ("model", "added_tokens")  # what every tokenizer.json has
 _TOKENIZER_SUFFIXES = {".model", ".tiktoken", ".spm", ".bpe", ".vocab"}
 
 
@@ -44,16 +52,31 @@ def load_tokenizer(folder: Path | str) -> Any:
     except BaseException as error:  # libraries of tokenizers raise what they like, down to panics of their own
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        own = "trust_remote_code" in str(error)
-        reason = "it is code of the folder's own, which is never run" if own else _first_line(error)
         raise RekindleError(
-            f"No tokenizer can be loaded: {reason}.",
+            f"No tokenizer can be loaded: {_why_none(Path(folder), error)}.",
             where=folder,
             hint=_COPY_TOKENIZER,
         ) from None
     if not tokenizer.get_vocab():
         raise missing
     return tokenizer
+
+
+def _why_none(folder: Path, error: BaseException) -> str:
+    """Why the library loads no tokenizer: the file that is none, where one is; else in its own words."""
+    if "trust_remote_code" in str(error):
+        return "it is code of the folder's own, which is never run"
+    for path in (folder / name for name in _TOKENIZER_JSON):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (OSError, ValueError, RecursionError) as broken:
+            return f"{path.name} is not JSON ({_first_line(broken)})"
+        if not isinstance(found, dict):
+            return f"{path.name} is no JSON object"
+        lacking = [part for part in _PARTS if part not in found]
+        if lacking and path.name == "tokenizer.json" and path.is_file():
+            return f'{path.name} has no "{lacking[0]}"'
+    return _first_line(error)
 
 
 def _is_of_a_tokenizer(path: Path) -> bool:

@@ -60,8 +60,9 @@ class Reading:
     def document(self, row: Any, where: str) -> Document:
         """Raises RekindleError for a row without such a column, and for one that holds something else."""
         if not isinstance(row, dict):
+            kind = _KINDS.get(type(row), "a number")
             raise RekindleError(
-                f'There is no field "{self.column or FIELD}": the row is {_KINDS.get(type(row), "a number")}, no object.',
+                f'There is no field "{self.column or FIELD}": the row is {kind}, no object.',
                 where=where,
                 hint=f'rows such as {{"{FIELD}": "..."}}; of plain lines of text a file whose name ends in .txt',
             )

@@ -13,13 +13,14 @@ import rekindle
 
 SOURCE = Path(rekindle.__file__).parent
 FLOORS = {
-    "errors": 0, "progress": 0, "config": 0.5, "store": 1, "anatomy": 2, "edit": 3, "methods": 4,
+    "errors": 0, "progress": 0, "ranks": 0, "config": 0.5, "store": 1, "anatomy": 2, "edit": 3, "methods": 4,
     "apply": 5, "codec": 5, "train": 6, "recovery": 6, "search": 6, "laws": 6, "report": 7, "api": 8, "sweep": 8.5,
     "lab": 9, "cli": 10,
 }  # fmt: skip
 NO_TORCH_ABOVE = {
     "errors",
     "progress",
+    "ranks",
     "config",
     "store",
     "anatomy",

@@ -78,8 +78,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def counted(number: int, noun: str) -> str:
-    """1 run, 2 runs."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """1 run, 2 runs, 1,200 runs."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _indent(text: str) -> str:

@@ -42,7 +42,7 @@ def test_within_twice_the_combined_standard_error_it_is_undecided(tmp_path, gap,
 def test_without_standard_errors_nothing_is_decided(tmp_path):
     runs = runs_of(tmp_path, a=Curve(3.4, 3.0, stderr=math.nan), b=Curve(3.4, 3.3))
     assert "undecided" in sentence(compare(runs, "flops"), runs)
-    assert "without a standard error" in sentence(compare(runs, "flops"), runs)
+    assert "a's lead of 0.300 nats is measured without a standard error" in sentence(compare(runs, "flops"), runs)
 
 
 def test_a_longer_run_is_read_where_the_shorter_ends(tmp_path):
@@ -135,12 +135,13 @@ def test_same_windows_pair_the_errors(tmp_path):
     assert PAIRED not in cautions(apart, [a, c])
 
 
-def measured(folder, loss, text, *, tokens=64, paired=False, stderr=0.01):
+def measured(folder, loss, text, *, tokens=64, paired=False, stderr=0.01, corpus=None):
     """A run of one evaluation, on the windows with hash `text`, or None where that was not recorded."""
     folder.mkdir(parents=True)
     end = {"kind": "eval", "step": 10, "tokens": 10, "flops": 10, "val_loss": loss, "val_loss_stderr": stderr}
     end |= {"val_losses": [loss + 0.001 * (i % 2) for i in range(tokens)]} if paired else {}
-    write_rows(folder, [{"kind": "run", "seq_len": 1} | ({"val_set": text} if text else {}), end])
+    known = {"val_set": text, "text": corpus}
+    write_rows(folder, [{"kind": "run", "seq_len": 1} | {name: x for name, x in known.items() if x}, end])
     return folder
 
 
@@ -158,15 +159,25 @@ def test_where_the_text_is_not_recorded_nothing_is_said_of_it(tmp_path):
     assert "see the same" not in " ".join(cautions(found, runs))
 
 
-@pytest.mark.parametrize("texts", [(("x", 64), ("y", 64)), ((None, 32768), (None, 1000)), (("x", 64), ("y", 1000))])
-def test_different_text_is_no_comparison(tmp_path, texts):
-    folders = [measured(tmp_path / name, loss, text, tokens=tokens, paired=True)
-               for name, loss, (text, tokens) in zip("ab", (3.0, 3.5), texts)]  # fmt: skip
+@pytest.mark.parametrize(
+    ("texts", "apart"),
+    [
+        ((("x", 64), ("y", 64)), "different text"),
+        (((None, 32768), (None, 1000)), "different validation sets"),
+        ((("x", 64), ("y", 1000)), "different validation sets"),
+        ((("x", 64, "all"), ("y", 1000, "all")), "different amounts of the same text"),
+        ((("x", 64, "all"), ("y", 1000, "others")), "different validation sets"),
+        ((("x", 64, "all"), ("y", 64, "all")), "different windows of the same text"),
+    ],
+)
+def test_different_text_is_no_comparison(tmp_path, texts, apart):
+    folders = [measured(tmp_path / name, loss, text, tokens=tokens, paired=True, corpus=(*corpus, None)[0])
+               for name, loss, (text, tokens, *corpus) in zip("ab", (3.0, 3.5), texts)]  # fmt: skip
     runs = read_runs(folders)
     found = compare(runs, "flops")
     said = sentence(found, runs)
-    assert said.startswith("It is undecided between a and b: measured on different text")
-    assert headline(found).startswith("Undecided")
+    assert said.startswith(f"It is undecided between a and b: measured on {apart}, so their losses cannot be compared")
+    assert headline(found) == f"Undecided: measured on {apart}"
     told = " ".join(cautions(found, runs))
     assert f"b on {texts[1][1]:,} tokens" in told
     assert "conservative" not in told
@@ -179,7 +190,7 @@ def test_of_several_runs_those_on_one_text_are_compared(tmp_path):
     found = compare(runs, "flops")
     assert "a ends 0.200" in sentence(found, runs)
     assert "other" not in sentence(found, runs)
-    assert any(line.startswith("other was measured on different validation windows") for line in cautions(found, runs))
+    assert any(line.startswith("other was measured on different text") for line in cautions(found, runs))
     assert [row.difference for row in table_rows(runs)] == [0, pytest.approx(0.2), None]
 
 

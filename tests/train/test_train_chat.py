@@ -210,6 +210,17 @@ def test_where_answers_cannot_be_told_apart_it_says_so(chatty: Callable[..., Pat
         open_corpus(str(talks), load_tokenizer(chatty(None)))
 
 
+@pytest.mark.parametrize("role", ["user", "bot-2"])
+def test_chats_without_any_answer_are_told_so(chatty: Callable[..., Path], tmp_path: Path, role: str):
+    path = tmp_path / "asked.jsonl"
+    chats = ([{"role": "user", "content": f"question {n}"}, {"role": role, "content": "and?"}] for n in range(4))
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    roles = ", ".join(sorted({"user", role}))
+    for _ in range(2):  # the second time out of the cache
+        with pytest.raises(RekindleError, match=f"no chat has one: the roles are {roles}\\."):
+            open_corpus(str(path), load_tokenizer(chatty()), mask_prompt=True)
+
+
 def test_windows_hold_every_answer_and_no_window_is_without(chatty: Callable[..., Path], talks: Path):
     tokenizer = load_tokenizer(chatty())
     plain, masked = (open_corpus(str(talks), tokenizer, mask_prompt=mask) for mask in (False, True))

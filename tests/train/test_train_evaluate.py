@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from train_helpers import broken
 
 from rekindle.apply.load import load_model
-from rekindle.errors import RekindleError
+from rekindle.errors import CheckFailed, RekindleError
 from rekindle.train.config import EvaluateConfig
 from rekindle.train.evaluate import evaluate
 from rekindle.train.model import load_tokenizer
@@ -54,6 +55,14 @@ def test_bf16_is_close(small: Callable[..., Path], corpus: Path):
     exact, rough = (evaluate(small("mixtral"), config(corpus, precision=p))["loss"] for p in ("fp32", "bf16"))
     assert rough != exact
     assert rough == pytest.approx(exact, rel=2e-2)
+
+
+def test_a_checkpoint_that_is_not_finite_has_no_loss_and_is_named(
+    small: Callable[..., Path], corpus: Path, tmp_path: Path
+):
+    sick = broken(small(), tmp_path / "sick", "model.norm.weight", math.nan)
+    with pytest.raises(CheckFailed, match=r"holds 1 NaN or infinite value in model\.norm\.weight"):
+        evaluate(sick, config(corpus))
 
 
 def test_refused(small: Callable[..., Path], corpus: Path):

@@ -70,3 +70,15 @@ def test_verify_of_such_experts(small, tmp_path, blockwise):
 def test_experts_whose_rows_are_whole_16_bytes_in_float32_alone(small, run):
     out = [run(small("mixtral", hidden=12, heads=2, ffn=20), p, precision=p)[1] for p in ("fp32", "bf16")]
     assert out[0]["val_loss"] == pytest.approx(out[1]["val_loss"], rel=1e-2)
+
+
+def test_a_bias_that_is_not_trained_keeps_its_bits_in_out_and_archive(tiny, small, run, tmp_path):
+    parent = with_tokenizer(tiny("deepseek_v3", "bfloat16", **SIZES), small("llama"), tmp_path / "parent")
+    out, _ = run(parent, tokens=3 * 256, archive=str(tmp_path / "run.rk"))
+    api.unpack(f"{tmp_path / 'run.rk'}@3", tmp_path / "unpacked")
+    before, *after = (load_file(folder / "model.safetensors") for folder in (parent, out, tmp_path / "unpacked"))
+    biases = [name for name in before if name.endswith("e_score_correction_bias")]
+    assert biases
+    for weights in after:
+        assert {n: x.dtype for n, x in weights.items()} == {n: x.dtype for n, x in before.items()}
+        assert all((weights[name] == before[name]).all() for name in biases)

@@ -230,6 +230,26 @@ def test_a_row_without_an_end_is_refused_in_little_memory(tmp_path: Path, monkey
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("x.json", '["one", "two"]', r"it is a JSON array of strings, where rows are objects"),
+        ("x.json", '"one"', r"""it begins with '"one"'\."""),
+        ("x.jsonl", '"one"\n"two"\n', 'There is no field "text": the row is a string, no object'),
+        ("x.jsonl", "[1]\n", 'There is no field "text": the row is an array, no object'),
+        ("x.jsonl", '{"text": "a"}\n{}\n', r'There is no field "text": the row is empty'),
+        ("x.csv", '1,"Hello, you"\n2,Bye\n', "the first line, which names the columns, looks like a row"),
+        ("x.tsv", "It was a dark night\tfiction\n", "the first line, which names the columns, looks like a row"),
+        ("x.csv", "id,body text\n1,Bye\n", "--text-column COLUMN: id, body text"),
+    ],
+)
+def test_rows_of_other_things_are_told_as_what_they_are(tmp_path: Path, name: str, content: str, said: str):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(RekindleError, match=said) as caught:
+        documents(tmp_path / name)
+    assert "b'" not in str(caught.value)
+
+
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert "This is a pipe" in refused(tmp_path / "pipe.jsonl")

@@ -9,6 +9,7 @@ import os
 import pickle
 import pkgutil
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from train_helpers import curve, defaults, rows, write_corpus
+from train_helpers import broken, curve, defaults, rows, write_corpus
 
+from rekindle import api
 from rekindle.apply.load import load_model
 from rekindle.cli import main
 from rekindle.errors import CheckFailed, Ended, RekindleError
@@ -244,6 +246,43 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_anything_is_saved(
     with pytest.raises(CheckFailed, match="step 1 of 12: loss .*, gradient norm inf"):
         run(small())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_source_that_is_not_finite_is_named_and_not_the_learning_rate(
+    small: Small, run: Run, tmp_path: Path, value: float
+):
+    name = "model.layers.1.mlp.up_proj.weight"
+    sick = broken(small(), tmp_path / "sick", name, value)
+    with pytest.raises(CheckFailed, match=f"the source holds 1 NaN or infinite value in {name}\n") as caught:
+        run(sick)
+    assert "--lr" not in str(caught.value)
+    assert "rekindle inspect SRC --nan" in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"sick"}
+
+
+def test_a_first_loss_that_is_no_number_is_no_matter_of_the_rate(
+    small: Small, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(step_module, "cross_entropy", lambda *args: cross_entropy(*args) * math.nan)
+    with pytest.raises(CheckFailed, match="no matter of --lr") as caught:
+        run(small())
+    assert "a lower --lr" not in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_an_update_that_makes_weights_infinite_is_never_saved(small: Small, run: Run, tmp_path: Path, steps: int):
+    with pytest.raises(CheckFailed, match=r"diverged in step 1 of .: its update made weights NaN or infinite"):
+        run(small(), tokens=steps * 256, save_every=256, lr=1e38, warmup=0.0, schedule="constant")
+    assert not list(tmp_path.iterdir())
+
+
+def test_moments_that_are_not_finite_are_refused(small: Small, run: Run, tmp_path: Path):
+    out, _ = run(small())
+    name = "model.layers.1.mlp.up_proj.weight.exp_avg_sq"
+    sick = broken(out / "optimizer", tmp_path / "sick", name, math.nan, "optimizer.safetensors")
+    with pytest.raises(CheckFailed, match=f"holds NaN or infinite values, in {name}"):
+        run(out, "on", optimizer_state=str(sick))
 
 
 def test_out_of_memory_says_what_to_lower(small: Small, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -471,3 +510,25 @@ def test_defaults_train_in_a_real_config(corpus: Path):
     config = resolve(TrainConfig, {"tokens": "50M", "trackers": "tensorboard,wandb"}).config
     assert (config.tokens, config.trackers) == (50_000_000, ("tensorboard", "wandb"))
     assert defaults(corpus).keys() <= set(vars(config))
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_each_weight_keeps_the_dtype_of_its_source(small: Small, run: Run, tmp_path: Path, family: str):
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    mixed, file = tmp_path / "mixed", "model.safetensors"
+    shutil.copytree(small(family, dtype="bfloat16"), mixed)
+    wide = lambda name: "norm" in name or "embed" in name or name.endswith("gate.weight")  # noqa: E731
+    tensors = {n: x.float() if wide(n) else x for n, x in load_file(mixed / file).items()}
+    save_file(tensors, mixed / file, metadata={"format": "pt"})
+    out, _ = run(mixed, archive=str(tmp_path / "run.rk"))
+    before, after = open_folder(mixed), open_folder(out)
+    dtypes = {n: t.dtype for n, t in after.tensors.items()}
+    assert set(dtypes.values()) == {"BF16", "F32"}
+    assert dtypes == {n: t.dtype for n, t in before.tensors.items()}
+    assert after.config == before.config
+    api.unpack(f"{tmp_path / 'run.rk'}@12", tmp_path / "unpacked")
+    stored, unpacked = load_file(out / file), load_file(tmp_path / "unpacked" / file)
+    assert all(torch.equal(x, unpacked[n]) and x.dtype == unpacked[n].dtype for n, x in stored.items())
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == AutoModelForCausalLM.from_pretrained(mixed).dtype

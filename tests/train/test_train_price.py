@@ -85,6 +85,32 @@ def test_what_training_would_refuse(small: Callable, options: dict, says: str):
         api.train_cost(small(), **({"seq_len": 32} | options))
 
 
+def test_numbers_are_checked_before_the_rate_is_asked_for(tiny: Callable, tmp_path: Path):
+    for words, says in (
+        (["--tokens", "-3k"], "tokens is -3000, but it must be positive"),
+        ([], "tokens is not given"),
+        (["--tokens", "1M", "--micro-batch", "0"], "micro_batch is 0"),
+    ):
+        done = CliRunner().invoke(rekindle, ["train", str(tiny("llama")), str(tmp_path / "out"), *words])
+        assert says in str(done.exception)
+        assert "learning rate" not in str(done.exception)
+
+
+@pytest.mark.parametrize(("told", "ranks"), [({}, 1), ({"LOCAL_RANK": "0"}, 3)])
+def test_machines_that_a_cluster_numbers_are_no_ranks(
+    small: Callable, monkeypatch: pytest.MonkeyPatch, told: dict, ranks: int
+):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for name, value in ({"WORLD_SIZE": "3"} | told).items():
+        monkeypatch.setenv(name, value)
+    wanted = {"tokens": "1M", "seq_len": 32, "batch_tokens": 64, "lr": 1e-3}
+    if ranks == 1:
+        assert api.train_cost(small(), **wanted)["steps"] == 15625
+    else:
+        with pytest.raises(RekindleError, match="on 3 devices"):
+            api.train_cost(small(), **wanted)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2_moe", "olmoe"])
 def test_a_model_from_scratch_is_what_was_said(corpus: Path, tmp_path: Path, family: str):
     sizes = {"family": family, "hidden": 16, "layers": 2, "heads": 2, "tokenizer": "bpe:300", "data": str(corpus)}

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import curve, write_corpus
+from train_helpers import curve, rows, write_corpus
 
 from rekindle import api
 from rekindle.errors import RekindleError
+from rekindle.store.manifest import read_manifest
 from rekindle.store.publish import alone, lock_of
 from rekindle.train import session
+from rekindle.train import step as step_module
 from rekindle.train.state import find_state, work_folder
 
 # Trains in a process of its own, which kills itself at a chosen call of a chosen function.
@@ -189,6 +191,70 @@ def test_an_earlier_state_that_is_whole_is_named(
     last.rmdir()
     resumed, _ = run(small(), resume=True)
     assert curve(resumed) == curve(reference)
+
+
+def test_what_resuming_goes_on_from_and_with_is_said_and_recorded(
+    small: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    how = {"save_every": 512}
+    killed_at(run, small(), monkeypatch, 7, **how)
+    caplog.clear()
+    killed_at(run, small(), monkeypatch, 3, resume=True, **how)
+    assert caplog.messages == ["out: goes on from step 6 of 12"]
+    caplog.clear()
+    out, _ = run(small(), resume=True, lr=5e-3, clip=0.5, **how)
+    assert caplog.messages == ["out: goes on from step 8 of 12; lr was 0.01, is 0.005; clip was 1.0, is 0.5"]
+    manifest = read_manifest(out)
+    assert manifest is not None
+    assert manifest.lineage[-1].summary.endswith("; from step 8 on lr was 0.01, is 0.005, clip was 1.0, is 0.5")
+    assert [row["lr"] for row in rows(out, "step")][5] == pytest.approx(1e-2)
+    assert [row["lr"] for row in rows(out, "step")][8] == pytest.approx(5e-3)
+    caplog.clear()
+    run(small(), "another", resume=True)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tokens": 24 * 256}, "tokens was 3072, is 6144"),
+        ({"seed": 1, "batch_tokens": 512}, "batch_tokens was 256, is 512; seed was 0, is 1"),
+        ({"eval_tokens": 512}, "eval_tokens was 256, is 512"),  # another set of windows under the same name
+    ],
+)
+def test_what_would_be_another_run_is_refused(
+    small: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, said: str
+):
+    killed_at(run, small(), monkeypatch, 7)
+    with pytest.raises(RekindleError, match=f"interrupted run is another one: {said}"):
+        run(small(), resume=True, **changes)
+
+
+def test_a_run_that_has_ended_is_not_resumed(small: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch):
+    out, _ = run(small())
+    with pytest.raises(RekindleError, match="has ended, at step 12: there is nothing to resume") as caught:
+        run(small(), resume=True)
+    assert f"rekindle train {out} OUT" in str(caught.value)
+    stopped(run, small(), monkeypatch, overwrite=True)
+    with pytest.raises(RekindleError, match="an unfinished run that is to replace it stopped after step 12"):
+        run(small(), resume=True)
+    run(small(), resume=True, overwrite=True)
+
+
+def killed_at(run: Callable, src: Path, monkeypatch: pytest.MonkeyPatch, call: int, **changes: Any) -> None:
+    """A run that is interrupted in its `call`-th step, after which its state is saved."""
+    real, calls = step_module.cross_entropy, []
+
+    def stopping(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "cross_entropy", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(src, **changes)
 
 
 def test_two_runs_do_not_write_to_one_out(small: Callable, run: Callable, tmp_path: Path):

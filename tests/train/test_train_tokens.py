@@ -300,3 +300,22 @@ def test_tokens_are_made_without_holding_the_text(tmp_path: Path, tokenizer: Any
     chunks = list(encoder.chunks(open_source(str(tmp_path)).documents(), 100_000))
     assert all(sum(map(len, chunk)) <= 100_000 + 2**16 for chunk in chunks)
     assert len(chunks) > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer.json", None, 'tokenizer.json has no "added_tokens"'),
+        ("tokenizer.json", "{", "tokenizer.json is not JSON"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json is no JSON object"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_loaded_names_its_file(
+    small: Callable[..., Path], tmp_path: Path, name: str, content: str | None, said: str
+):
+    shutil.copytree(small(), tmp_path / "model")
+    path = tmp_path / "model" / name
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(content or json.dumps({key: x for key, x in whole.items() if key != "added_tokens"}))
+    with pytest.raises(RekindleError, match=f"No tokenizer can be loaded: {said}"):
+        load_tokenizer(tmp_path / "model")

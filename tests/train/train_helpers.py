@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,14 @@ TIMES = ("tokens_per_s", "peak_memory")
 def curve(folder: Path) -> list[dict]:
     every = [row for kind in ("step", "eval") for row in rows(folder, kind)]
     return [{key: value for key, value in row.items() if key not in TIMES} for row in every]
+
+
+def broken(src: Path, out: Path, name: str, value: float, where: str = "model.safetensors") -> Path:
+    """A copy of a checkpoint with one value of a tensor replaced."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(src, out)
+    tensors = load_file(out / where)
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, out / where, metadata={"format": "pt"})
+    return out

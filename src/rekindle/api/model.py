@@ -22,7 +22,7 @@ from rekindle.apply.threads import check_workers
 from rekindle.config import Resolved, dump_yaml, resolve, to_dict
 from rekindle.edit import Checkpoint, open_checkpoint
 from rekindle.edit.measure import Activations
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 from rekindle.methods import METHODS, method_named
 from rekindle.report.text import inspected
 from rekindle.report.words import listed
@@ -201,8 +201,8 @@ def summary(checkpoint: Checkpoint) -> str:
     """One line on what a checkpoint is: "mixtral, 8 experts, top-2 in 16 of 16 layers"."""
     s = checkpoint.settings
     if not s.sparse_layers:
-        return f"{checkpoint.family.model_type}, dense, {s.num_layers} layers"
-    layers = f"{len(s.sparse_layers)} of {s.num_layers} layers"
+        return f"{checkpoint.family.model_type}, dense, {counted(s.num_layers, 'layer')}"
+    layers = f"{len(s.sparse_layers)} of {counted(s.num_layers, 'layer')}"
     return f"{checkpoint.family.model_type}, {s.num_experts} experts, top-{s.top_k} in {layers}"
 
 

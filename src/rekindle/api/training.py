@@ -85,8 +85,10 @@ def check_apart(source: str | Path, out: str | Path, config: TrainConfig, *other
 
 def settled(source: str | Path, options: Resolved[TrainConfig]) -> Resolved[TrainConfig]:
     """Options of `train` with the defaults that follow the parent, and where these came from."""
+    from rekindle.train.budget import check_numbers
     from rekindle.train.rate import with_rate
 
+    check_numbers(options.config)
     return options if options.config.lr is not None else with_rate(options, open(source).checkpoint)
 
 

@@ -21,7 +21,7 @@ from rekindle.store.header import Stored, read_header
 from rekindle.store.index import read_json, shard_names
 from rekindle.store.torch_file import TorchFile, View, read_torch
 
-DESCRIPTION, WEIGHTS = "optimizer.json", "optimizer.safetensors"
+FOLDER, DESCRIPTION, WEIGHTS = "optimizer", "optimizer.json", "optimizer.safetensors"
 TORCH_FILES = ("optimizer.pt", "optimizer.bin")  # Trainer's name, and accelerate's
 
 Disk = str | tuple[tuple[str, ...], ...]

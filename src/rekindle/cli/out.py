@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ import click
 
 from rekindle import progress
 from rekindle.config import Resolved
+from rekindle.ranks import is_main_rank
 from rekindle.report.text import count, nbytes, plain, table
 
 __all__ = ["FORMAT", "count", "echo", "narrator", "nbytes", "plain", "result", "say", "table"]
@@ -57,19 +57,14 @@ def FORMAT(function: F) -> F:
 
 def say(text: str) -> None:
     """A remark: stderr. A note is one that --quiet does not silence."""
-    if _is_main() and (not _Voice.quiet or text.startswith("note:")):
+    if is_main_rank() and (not _Voice.quiet or text.startswith("note:")):
         click.echo(text, err=True)
 
 
 def result(data: dict[str, Any], human: str, format_: str) -> None:
     """The answer: stdout."""
-    if _is_main():
+    if is_main_rank():
         click.echo(json.dumps(data, indent=2, default=str) if format_ == "json" else human)
-
-
-def _is_main() -> bool:
-    """Of the ranks that torchrun or accelerate started one speaks; RANK alone a cluster gives to whole machines."""
-    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def echo(title: str, *options: Resolved[Any]) -> None:

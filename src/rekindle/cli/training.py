@@ -14,6 +14,7 @@ from rekindle.api.training import check_apart, settled
 from rekindle.cli.dry_run import cost_text
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, note_default_data, result, say, table
+from rekindle.errors import counted
 from rekindle.report.config import ReportConfig
 from rekindle.store.publish import check_spares
 from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
@@ -192,9 +193,9 @@ def _report_dry(runs: tuple[str, ...], out: str, overwrite: bool, format_: str) 
     found = readable([Path(run) for run in runs], Path(out))
     check_free(Path(out), overwrite)
     alike = same_text(found)
-    rows = [(run.name, f"{len(run.metrics.evaluations)} evaluations", f"{count(run.tokens)} tokens",
-             "" if run in alike else "measured on other text: not compared") for run in found]  # fmt: skip
-    text = f"[dry-run] {len(found)} runs\n{table(rows, indent=2)}\n  writes: {out}/index.html, {out}/figures"
+    rows = [(run.name, counted(len(run.metrics.evaluations), "evaluation"), f"{count(run.tokens)} tokens",
+             "" if run in alike else "measured on another validation set: not compared") for run in found]  # fmt: skip
+    text = f"[dry-run] {counted(len(found), 'run')}\n{table(rows, indent=2)}\n  writes: {out}/index.html, {out}/figures"
     result({"runs": [run.name for run in found], "writes": out}, text, format_)
 
 

@@ -80,6 +80,17 @@ class Run:
         return windows if isinstance(windows, str) else None, counted if isinstance(counted, int) else None
 
     @property
+    def corpus(self) -> str | None:
+        """All the text that there was to train and to validate on, by its digest; None where unrecorded."""
+        found = self.metrics.header.get("text")
+        return found if isinstance(found, str) else None
+
+    @property
+    def length(self) -> Any:
+        """Tokens of a window."""
+        return self.metrics.header.get("seq_len")
+
+    @property
     def tokens_per_s(self) -> float | None:
         speeds = [s.tokens_per_s for s in self.metrics.steps if math.isfinite(s.tokens_per_s)]
         return median(speeds) if speeds else None

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rekindle.errors import counted
+
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -40,12 +42,17 @@ def inspected(data: dict[str, Any]) -> str:
     rows += [("lineage" if not i else "", f"{r['verb']}: {r['summary']}") for i, r in enumerate(data["lineage"])]
     rows += [("can" if not i else "", f"{verb}: {answer}") for i, (verb, answer) in enumerate(data["can"].items())]
     if "checksums" in data:
-        rows.append(("checksums", f"{len(data['checksums'])} file(s) agree"))
+        rows.append(
+            (
+                "checksums",
+                f"{counted(len(data['checksums']), 'file')} {'agrees' if len(data['checksums']) == 1 else 'agree'}",
+            )
+        )
     if "not_finite" in data:
         rows.append(
             (
                 "NaN scan",
-                f"{len(data['not_finite'])} tensor(s) affected" if data["not_finite"] else "all finite",
+                f"{counted(len(data['not_finite']), 'tensor')} affected" if data["not_finite"] else "all finite",
             )
         )
     rows += [("note", note) for note in data["notes"]]
@@ -64,7 +71,7 @@ def _ranges(layers: list[int]) -> str:
 
 
 def _files(shards: Sequence[str]) -> str:
-    return f"in {len(shards)} file(s)" if shards else "once saved"
+    return f"in {counted(len(shards), 'file')}" if shards else "once saved"
 
 
 def table(rows: Sequence[Sequence[str]], indent: int = 0, right: Iterable[int] = ()) -> str:

@@ -22,7 +22,6 @@ Budget = Literal["flops", "tokens"]
 TOLERANCE = 0.02  # budgets this close, relatively, are taken as equal
 SIGNIFICANT = 2.0  # combined standard errors
 NAMED = 3  # runs behind the best up to which the sentence names each
-DIFFERENT = "Undecided: measured on different text"
 SEED = "one seed each, so this is a direction, not a result"
 PAIRED = (
     "± is one standard error of the difference, taken window by window on the same validation text; it says "
@@ -145,7 +144,13 @@ def _may_agree(run: Run, other: Run) -> bool:
     (windows, tokens), (others, amount) = run.text, other.text
     if windows and others:
         return windows == others
-    return not (tokens and amount) or abs(tokens - amount) <= TOLERANCE * amount
+    return not (tokens and amount) or _near(tokens, amount)
+
+
+def _near(tokens: int | None, amount: int | None) -> bool:
+    if tokens is None or amount is None:
+        return tokens is amount
+    return abs(tokens - amount) <= TOLERANCE * amount
 
 
 def _last(run: Run) -> Reading:
@@ -168,7 +173,7 @@ def headline(comparison: Comparison | None) -> str:
         return "No run has a validation loss at its end"
     unit = "FLOPs" if comparison.by == "flops" else "tokens"
     if len(comparison.readings) == 1:
-        return DIFFERENT if comparison.elsewhere else _fall(comparison.best)
+        return f"Undecided: measured on {apart(comparison)}" if comparison.elsewhere else _fall(comparison.best)
     second = comparison.readings[1]
     if comparison.tied:
         tied = [comparison.best, *comparison.tied]
@@ -187,7 +192,7 @@ def sentence(comparison: Comparison | None, runs: Sequence[Run]) -> str:
         return "There is no verdict: no run has a validation loss at its end."
     if len(comparison.readings) == 1 and comparison.elsewhere:
         names = listed([comparison.best.run.name, *(run.name for run in comparison.elsewhere)])
-        return f"It is undecided between {names}: measured on different text, so their losses cannot be compared."
+        return f"It is undecided between {names}: measured on {apart(comparison)}, so their losses cannot be compared."
     if len(comparison.readings) == 1:
         left_out = "" if len(runs) == 1 else "; the others have no validation loss at their end"
         return f"There is nothing to compare: {_fall(comparison.best)} nats per token{left_out}."
@@ -198,9 +203,9 @@ def sentence(comparison: Comparison | None, runs: Sequence[Run]) -> str:
         return f"{at}, {best.run.name} {comparison.verb} {ends}; {SEED}."
     names = listed([best.run.name, *(r.run.name for r in tied)])
     gaps = listed([_gap(comparison, r) for r in tied])
-    known = all(math.isfinite(comparison.error(r)) for r in tied)
-    why = "within twice the standard error" if known else "without a standard error"
-    lead = f"{best.run.name}'s lead of {gaps} nats is {why}"
+    known = [math.isfinite(comparison.error(r)) for r in tied]
+    ways = ["within twice the standard error"] * any(known) + ["measured without a standard error"] * (not all(known))
+    lead = f"{best.run.name}'s lead of {gaps} nats is {' or '.join(ways)}"
     also = f"; it {comparison.verb} {ends}" if behind else ""
     return f"{at}, it is undecided between {names}: {lead}{also}; {SEED}."
 
@@ -247,9 +252,20 @@ def _texts(comparison: Comparison) -> str:
     which, are = listed([run.name for run in comparison.elsewhere]), "was" if len(comparison.elsewhere) == 1 else "were"
     shown = f" ({listed(amounts)})" if amounts else ""
     return (
-        f"{which} {are} measured on different validation windows{shown}: another text, amount or length, so no "
-        "difference is claimed. The same --data, --eval-tokens and --seq-len make runs comparable."
+        f"{which} {are} measured on {apart(comparison)}{shown}, so no difference is claimed. "
+        "The same --data, --eval-tokens and --seq-len make runs comparable."
     )
+
+
+def apart(comparison: Comparison) -> str:
+    """What the evaluations of the runs that are not compared differ in, as far as it is known."""
+    runs = [*(reading.run for reading in comparison.readings), *comparison.elsewhere]
+    texts = {run.corpus for run in runs}
+    same_amount = all(_near(run.text[1], runs[0].text[1]) for run in runs)
+    if len(texts) == 1 and None not in texts:
+        return f"different {'windows' if same_amount else 'amounts'} of the same text"
+    alike = same_amount and len({run.length for run in runs}) == 1 and all(run.text[0] for run in runs)
+    return "different text" if alike else "different validation sets"
 
 
 def _fall(reading: Reading) -> str:
@@ -276,4 +292,4 @@ def _ends(comparison: Comparison, behind: Sequence[Reading]) -> str:
 
 def _gap(comparison: Comparison, reading: Reading) -> str:
     error = comparison.error(reading)
-    return f"{nats(comparison.margin(reading))} ± {nats(error) if math.isfinite(error) else 'unknown'}"
+    return nats(comparison.margin(reading)) + (f" ± {nats(error)}" if math.isfinite(error) else "")

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from rekindle.anatomy import runtime_names
+from rekindle.apply.state import DESCRIPTION, FOLDER, WEIGHTS
 from rekindle.codec.archive import Archive, Step
 from rekindle.codec.container import create
 from rekindle.codec.pack import add_step, lock_of
@@ -25,8 +27,8 @@ from rekindle.errors import RekindleError
 from rekindle.store.dtypes import TORCH
 from rekindle.store.folder import Folder
 from rekindle.store.publish import alone, explained
-from rekindle.train.model import stored_dtype
-from rekindle.train.optimizer import DESCRIPTION, FOLDER, MOMENTS, WEIGHTS, description, split
+from rekindle.train.model import stored_dtypes
+from rekindle.train.optimizer import MOMENTS, description, split
 from rekindle.train.state import Saved
 
 _NAMES = {getattr(torch, name): stored for stored, name in TORCH.items()}
@@ -39,7 +41,7 @@ class Archiver:
 
     def __init__(self, path: Path, source: Folder, saved: Saved | None, *, overwrite: bool):
         self.path, self.source, self.saved, self.overwrite = path, source, saved, overwrite
-        self._names = runtime_names(source.config)
+        self._names, self._dtypes = runtime_names(source.config), stored_dtypes(source)
         self._last: Future[Source] | None = None
 
     def steps(self) -> dict[int, str]:
@@ -54,7 +56,8 @@ class Archiver:
     ) -> None:
         """Copy the state, once the one before is packed, and pack it behind the run's back."""
         before = self._last.result() if self._last else None
-        weights = {name: _copied(p) for name, p in model.named_parameters()}
+        buffers = [(name, x) for name, x in model.named_buffers() if name in self._dtypes]  # on disk too, not trained
+        weights = {name: _copied(x) for name, x in (*model.named_parameters(), *buffers)}
         moments = {
             moment: {n: _copied(optimizer.state[p][moment]) for n, p in model.named_parameters()} for moment in MOMENTS
         }
@@ -114,8 +117,9 @@ class Archiver:
         step: int,
         before: Source | None,
     ) -> Source:
-        names, dtype = self._names, stored_dtype(self.source)
-        on_disk = {disk: _held(part.to(dtype)) for n, x in weights.items() for disk, part in split(names, n, x)}
+        names, dtypes = self._names, self._dtypes
+        parts = (split(names, n, x) if n in names else [(n, x)] for n, x in weights.items())
+        on_disk = {disk: _held(part.to(dtypes[disk])) for disk, part in chain.from_iterable(parts)}
         kept = {
             f"{disk}.{moment}": _held(part)
             for moment in MOMENTS

@@ -16,6 +16,12 @@ from rekindle.train.config import TrainConfig
 log = logging.getLogger(__name__)
 
 
+def check_numbers(config: TrainConfig) -> None:
+    """Raise RekindleError with all that is wrong with the options, whatever checkpoint and text are."""
+    if problems := _problems(config) + number_problems(config):
+        raise together(problems)
+
+
 def with_tokens(config: TrainConfig, source: Folder) -> TrainConfig:
     """The options with `tokens` settled; raises RekindleError where they say too little, or too much."""
     fraction = config.fraction_of_parent
@@ -26,6 +32,21 @@ def with_tokens(config: TrainConfig, source: Folder) -> TrainConfig:
     parent = config.parent_tokens or _parent_tokens(source)
     log.info("%s tokens are %.3g of the %s that the parent was trained on", round(fraction * parent), fraction, parent)
     return replace(config, tokens=Count(round(fraction * parent)))
+
+
+def number_problems(config: TrainConfig) -> list[RekindleError]:
+    """Options that are no number of what they count, whatever the checkpoint is."""
+    problems = []
+    positive = ("tokens", "batch_tokens", "seq_len", "lr", "eval_tokens", "eval_every", "save_every", "micro_batch")
+    not_negative = ("weight_decay", "clip", "aux_loss", "z_loss", "seed", "skip")
+    for name in positive + not_negative:
+        value = getattr(config, name)
+        if value is not None and not (value > 0 or (value == 0 and name in not_negative)):
+            what = "positive" if name in positive else "at least 0"
+            problems.append(RekindleError(f"{name} is {value}, but it must be {what}.", where=f"option {name}"))
+    if not 0 <= config.beta2 < 1:
+        problems.append(RekindleError(f"beta2 is {config.beta2}, but it must be in [0, 1).", where="option beta2"))
+    return problems
 
 
 def tokens_before(lineage: Sequence[Record]) -> int:

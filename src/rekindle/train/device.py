@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rekindle.errors import RekindleError
+from rekindle.ranks import number_of_ranks
 from rekindle.train.config import Precision
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def make_accelerator(precision: Precision, **options: Any) -> Accelerator:
         precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     # Without a GPU accelerate joins the ranks only where the CPU is asked for; else each believes itself alone.
-    cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    cpu = number_of_ranks() > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=cpu, **options)
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise _sharded(accelerator.distributed_type.value)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rekindle.apply.load import load_model
 from rekindle.edit import checkpoint_at
-from rekindle.errors import RekindleError
+from rekindle.errors import CheckFailed, RekindleError
 from rekindle.train.config import EvaluateConfig
 from rekindle.train.device import make_accelerator, micro_batch_size, out_of_memory_explained
 from rekindle.train.losses import NO_LOAD, describe_load, expert_counts, expert_grid, forward, inputs_and_targets
@@ -25,6 +25,7 @@ from rekindle.train.model import (
     check_vocabulary,
     load_tokenizer,
     model_sizes,
+    not_finite_weights,
 )
 from rekindle.train.tokens import open_corpus
 
@@ -91,7 +92,8 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
 
     {"loss", "loss_stderr", "perplexity", "perplexity_stderr", "tokens", "sequences", "seq_len", "data", "split",
     "tasks": {task: {metric: value}} or None}. The perplexity's error is the loss's, to first order; of one sequence
-    there is none. Raises RekindleError for data or options that do not fit the model.
+    there is none. Raises RekindleError for data or options that do not fit the model, CheckFailed for a loss that is no
+    number.
     """
     if config.tasks:
         _harness()  # before the loss takes its time
@@ -118,6 +120,14 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
         model = accelerator.prepare_model(model, evaluation_mode=True)
         size = micro_batch_size(config.micro_batch, seq_len, vocab_size)
         result = validation_loss(model, windows, accelerator, size)
+    if not math.isfinite(result.loss):
+        sick = not_finite_weights(source)
+        raise CheckFailed(
+            f"The loss is no number: {result.loss}.",
+            where=folder,
+            why=sick and f"the checkpoint holds {sick}",
+            hint="rekindle inspect CKPT --nan lists them" if sick else "--precision fp32",
+        )
     perplexity = math.exp(min(result.loss, 700.0))
     stderr = result.stderr if len(windows) > 1 else None  # one sequence tells nothing of others
     return {

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from rekindle import __version__
+from rekindle.apply.state import FOLDER
 from rekindle.config import dump_yaml
 from rekindle.store.folder import Folder
 from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import publishing
 from rekindle.train.metrics import NAME as METRICS
-from rekindle.train.model import save_model, stored_dtype
-from rekindle.train.optimizer import FOLDER, save_optimizer
+from rekindle.train.model import as_stored, save_model
+from rekindle.train.optimizer import save_optimizer
 from rekindle.train.state import TRACKERS, disc_explained
 from rekindle.train.step import Stepper
 
@@ -32,13 +33,13 @@ def publish(
     recipe: Mapping[str, Any] | None,
     overwrite: bool,
 ) -> None:
-    """Write OUT, whole or not at all; the weights in the dtype the source has on disk."""
+    """Write OUT, whole or not at all; each weight in the dtype the source has it in on disk."""
     before = read_manifest(source.path)
     plan, model = stepper.plan, stepper.model
     with publishing(out, overwrite=overwrite, trained=True) as partial, disc_explained(work):
         schedule = plan.schedule.at(plan.tokens)
         save_optimizer(model, stepper.optimizer, source.config, partial / FOLDER, schedule)
-        save_model(model.to(stored_dtype(source)), partial)
+        save_model(as_stored(model, source), partial)
         source.carry(partial)
         shutil.copyfile(work / METRICS, partial / METRICS)
         if (work / TRACKERS).is_dir():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rekindle.errors import RekindleError, together
+from rekindle.errors import RekindleError, counted, together
 from rekindle.store.manifest import Record
 from rekindle.store.publish import publishing
 from rekindle.train.config import InitConfig
@@ -123,6 +123,6 @@ def check_sizes(config: InitConfig) -> None:
 
 def _sentence(config: InitConfig, parameters: dict[str, int]) -> str:
     return (
-        f"{config.family} from scratch: hidden {config.hidden}, {config.layers} layers, "
+        f"{config.family} from scratch: hidden {config.hidden}, {counted(config.layers, 'layer')}, "
         f"{parameters['total']:,} parameters ({parameters['active']:,} active)"
     )

@@ -15,7 +15,7 @@ from rekindle.edit import checkpoint_at
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 from rekindle.store.manifest import Record
-from rekindle.store.publish import check_free, training_into
+from rekindle.store.publish import training_into
 from rekindle.train.archive import Archiver
 from rekindle.train.budget import with_tokens
 from rekindle.train.config import TrainConfig
@@ -24,7 +24,7 @@ from rekindle.train.finish import publish
 from rekindle.train.metrics import summarise
 from rekindle.train.prepare import accelerator_of, prepare
 from rekindle.train.session import Session
-from rekindle.train.state import Saved, disc_explained, work_folder
+from rekindle.train.state import Saved, check_start, disc_explained, work_folder
 
 
 def train(
@@ -51,7 +51,7 @@ def train(
     """
     src, out = Path(src), Path(os.path.abspath(out))
     refuse_sharded()
-    check_free(out, overwrite)
+    check_start(out, resume=resume, overwrite=overwrite)
     source = checkpoint_at(src).folder
     source.passengers()  # what cannot travel is refused now
     config = with_tokens(config, source)
@@ -61,12 +61,12 @@ def train(
         accelerator = accelerator_of(config, out)
         if accelerator.is_main_process:
             stack.enter_context(training_into(out))
-            check_free(out, overwrite)  # another run may have just come to its end
+            check_start(out, resume=resume, overwrite=overwrite)  # another run may have just come to its end
         stepper, run, saved = prepare(source, out, config, accelerator, resume=resume, overwrite=overwrite)
         stack.enter_context(disc_explained(work_folder(out)))
         archived = _archiver(config, source, saved, out, overwrite) if accelerator.is_main_process else nullcontext()
         with archived as archiver:
-            session = Session(stepper, work_folder(out), run, archiver)
+            session = Session(stepper, source, work_folder(out), run, archiver)
             with reproducible(accelerator.device):
                 session.go(saved)
         if accelerator.is_main_process:
@@ -77,7 +77,7 @@ def train(
                 options=options,
                 source=source_name or str(src),
                 source_fingerprint=source.fingerprint,
-                summary=_sentence(config, summary),
+                summary="; ".join([_sentence(config, summary), *run["changes"]]),
                 tokens=summary["tokens"],
                 flops=summary["flops"],
             )

@@ -52,6 +52,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def last_step(path: Path) -> int | None:
+    """Steps that a run took; None where its rows do not say."""
+    try:
+        return max((row["step"] for row in read_rows(path) if row["kind"] == "step"), default=None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def summarise(path: Path) -> dict[str, Any]:
     """What `train` returns, out of a finished run's rows."""
     rows = read_rows(path)

@@ -6,21 +6,33 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from functools import reduce
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from rekindle.anatomy import family_of, serving_spelling
+from rekindle.anatomy import family_of, runtime_names, serving_spelling
 from rekindle.apply.load import fit_experts, quietly
-from rekindle.errors import RekindleError
+from rekindle.apply.scan import not_finite
+from rekindle.edit import open_checkpoint, plan
+from rekindle.errors import RekindleError, counted
 from rekindle.store.folder import Folder
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SHARD_SIZE = "5GB"
 _COPY_TOKENIZER = "copy the tokenizer files of the original checkpoint into the folder"
 _TOKENIZER_NAMES = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json"}
+_TOKENIZER_JSON = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+_PARTS = ("model", "added_tokens")  # what every tokenizer.json has
 _TOKENIZER_SUFFIXES = {".model", ".tiktoken", ".spm", ".bpe", ".vocab"}
 
 
@@ -40,10 +52,8 @@ def load_tokenizer(folder: Path | str) -> Any:
     except BaseException as error:  # libraries of tokenizers raise what they like, down to panics of their own
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        own = "trust_remote_code" in str(error)
-        reason = "it is code of the folder's own, which is never run" if own else _first_line(error)
         raise RekindleError(
-            f"No tokenizer can be loaded: {reason}.",
+            f"No tokenizer can be loaded: {_why_none(Path(folder), error)}.",
             where=folder,
             hint=_COPY_TOKENIZER,
         ) from None
@@ -52,16 +62,59 @@ def load_tokenizer(folder: Path | str) -> Any:
     return tokenizer
 
 
+def _why_none(folder: Path, error: BaseException) -> str:
+    """Why the library loads no tokenizer: the file that is none, where one is; else in its own words."""
+    if "trust_remote_code" in str(error):
+        return "it is code of the folder's own, which is never run"
+    for path in (folder / name for name in _TOKENIZER_JSON):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (OSError, ValueError, RecursionError) as broken:
+            return f"{path.name} is not JSON ({_first_line(broken)})"
+        if not isinstance(found, dict):
+            return f"{path.name} is no JSON object"
+        lacking = [part for part in _PARTS if part not in found]
+        if lacking and path.name == "tokenizer.json" and path.is_file():
+            return f'{path.name} has no "{lacking[0]}"'
+    return _first_line(error)
+
+
 def _is_of_a_tokenizer(path: Path) -> bool:
     return path.name in _TOKENIZER_NAMES or path.suffix in _TOKENIZER_SUFFIXES
 
 
-def stored_dtype(folder: Folder) -> torch.dtype:
-    """The dtype of most of a checkpoint's bytes."""
-    sizes: Counter[str] = Counter()
-    for tensor in folder.tensors.values():
-        sizes[tensor.dtype] += tensor.nbytes
-    return _DTYPES.get(sizes.most_common(1)[0][0], torch.float32)
+def stored_dtypes(source: Folder) -> dict[str, torch.dtype]:
+    """The dtype that a checkpoint has each tensor in, by the name that the tensor is saved under."""
+    tensors = plan(open_checkpoint(source)).tensors
+    return {name: _DTYPES.get(tensor.dtype, torch.float32) for name, tensor in tensors.items()}
+
+
+def as_stored(model: Any, source: Folder) -> Any:
+    """The model with each weight in the dtype that its source has it in; of stacked experts in the widest of theirs.
+
+    transformers casts all of them to the config's dtype where it loads a folder, but engines and readers of files
+    do not, and a router or a bias is in float32 for a reason.
+    """
+    names, dtypes = runtime_names(source.config), stored_dtypes(source)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        disk = names.get(name, name)
+        held = {dtypes[part] for part in ([disk] if isinstance(disk, str) else chain(*disk)) if part in dtypes}
+        if held and tensor.is_floating_point():
+            tensor.data = tensor.data.to(reduce(torch.promote_types, held))
+    return model
+
+
+def not_finite_weights(source: Folder) -> str | None:
+    """Which of a checkpoint's stored weights are NaN or infinite, in words; None where none is.
+
+    Reads all of them: for when a loss is no number, and not before.
+    """
+    found = not_finite(source)
+    if not found:
+        return None
+    name, values = next(iter(found.items()))
+    others = f" and {counted(len(found) - 1, 'other tensor')}" if len(found) > 1 else ""
+    return f"{counted(values, 'NaN or infinite value')} in {name}{others}"
 
 
 def save_model(model: Any, folder: Path) -> None:
@@ -71,8 +124,17 @@ def save_model(model: Any, folder: Path) -> None:
     with quietly():
         model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
     path = folder / "config.json"
-    config = serving_spelling(json.loads(path.read_text(encoding="utf-8")))
+    config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": _dtype_of_most(model)}
+    config = serving_spelling(config)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _dtype_of_most(model: Any) -> str:
+    """Of most bytes; transformers would write the first tensor's."""
+    sizes: Counter[torch.dtype] = Counter()
+    for p in model.parameters():
+        sizes[p.dtype] += p.nbytes
+    return str(sizes.most_common(1)[0][0]).removeprefix("torch.")
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, where: object) -> None:

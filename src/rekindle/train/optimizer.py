@@ -18,13 +18,12 @@ from safetensors.torch import save_file
 from rekindle.anatomy import runtime_names
 from rekindle.anatomy.adam import MOMENTS
 from rekindle.apply.state import DESCRIPTION, WEIGHTS, checked, read_state
-from rekindle.errors import RekindleError, together
+from rekindle.errors import CheckFailed, RekindleError, counted, together
 from rekindle.store.dtypes import TORCH
 from rekindle.store.files import Files
 from rekindle.store.header import Stored
 from rekindle.store.index import read_json
 
-FOLDER = "optimizer"
 BETA1, EPS = 0.9, 1e-8
 
 Names = Mapping[str, str | tuple[tuple[str, ...], ...]]
@@ -75,7 +74,7 @@ def load_optimizer(
 ) -> None:
     """Fill the optimizer with the moments in `folder`.
 
-    Raises RekindleError naming entries that are missing, superfluous or of another shape than their weight. Of a
+    Raises RekindleError naming entries that are missing, superfluous, NaN or of another shape than their weight. Of a
     stacked parameter whose parts took different numbers of steps the largest counts: the bias correction of an
     old moment is nearly 1, and a part that starts at zero takes its first steps the more carefully.
     """
@@ -89,6 +88,7 @@ def load_optimizer(
         for moment in MOMENTS
     }
     _check(wanted, {key: tensor.shape for key, tensor in stored.items()}, steps, folder)
+    sick = []
     with Files() as files:
         for name, parameter in parameters.items():
             state: dict[str, torch.Tensor] = {}
@@ -96,9 +96,19 @@ def load_optimizer(
                 state[moment] = torch.zeros_like(parameter, dtype=torch.float32)
                 for disk, part in split(names, name, state[moment]):
                     part.copy_(_tensor(files, stored[f"{disk}.{moment}"]))
+                    if not part.isfinite().all():
+                        sick.append(f"{disk}.{moment}")
             taken = max(steps[disk] for disk, _ in split(names, name, parameter.data))
             state["step"] = torch.tensor(float(taken), device=parameter.device)
             optimizer.state[parameter] = state
+    if sick:
+        others = f" and {counted(len(sick) - 1, 'other')}" if len(sick) > 1 else ""
+        raise CheckFailed(
+            f"The optimizer state holds NaN or infinite values, in {sick[0]}{others}.",
+            where=found.path,
+            why="the first step would make weights of them that are no numbers either",
+            hint="an earlier state, or start fresh: without --optimizer-state",
+        )
 
 
 def _tensor(files: Files, stored: Stored) -> torch.Tensor:

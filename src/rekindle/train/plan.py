@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from rekindle.errors import RekindleError, together
+from rekindle.train.budget import number_problems
 from rekindle.train.config import TrainConfig
 from rekindle.train.model import check_ids
-from rekindle.train.schedule import Schedule, make_schedule
+from rekindle.train.schedule import Schedule, make_schedule, saved_schedule
 from rekindle.train.tokens import Corpus
 
 
@@ -37,12 +37,17 @@ class Plan:
         return self.schedule((step + 0.5) * self.batch_tokens)
 
 
-def make_plan(config: TrainConfig, ranks: int, saved_schedule: Mapping[str, Any] | None = None) -> Plan:
-    """Raises RekindleError with all that is wrong with the options; `tokens` is settled, see budget."""
+def make_plan(config: TrainConfig, ranks: int, source: Path | None = None) -> Plan:
+    """The plan of a run from the checkpoint in `source`; `tokens` is settled, see budget.
+
+    Raises RekindleError with all that is wrong with the options.
+    """
     problems = _problems(config, ranks)
     if problems:
         raise together(problems)
     assert config.tokens is not None
+    continues = source is not None and config.schedule == "continue"
+    saved = saved_schedule(source, config.optimizer_state) if continues else None
     steps = config.tokens // config.batch_tokens
 
     def interval(tokens: int | None) -> int:
@@ -54,7 +59,7 @@ def make_plan(config: TrainConfig, ranks: int, saved_schedule: Mapping[str, Any]
         seq_len=config.seq_len,
         eval_interval=interval(config.eval_every),
         save_interval=interval(config.save_every),
-        schedule=make_schedule(config, steps * config.batch_tokens, saved_schedule),
+        schedule=make_schedule(config, steps * config.batch_tokens, saved),
     )
 
 
@@ -70,16 +75,7 @@ def check_corpus(corpus: Corpus, seq_len: int, vocab_size: int) -> None:
 
 
 def _problems(config: TrainConfig, ranks: int) -> list[RekindleError]:
-    problems = []
-    positive = ("tokens", "batch_tokens", "seq_len", "lr", "eval_tokens", "eval_every", "save_every", "micro_batch")
-    not_negative = ("weight_decay", "clip", "aux_loss", "z_loss", "seed", "skip")
-    for name in positive + not_negative:
-        value = getattr(config, name)
-        if value is not None and not (value > 0 or (value == 0 and name in not_negative)):
-            what = "positive" if name in positive else "at least 0"
-            problems.append(RekindleError(f"{name} is {value}, but it must be {what}.", where=f"option {name}"))
-    if not 0 <= config.beta2 < 1:
-        problems.append(RekindleError(f"beta2 is {config.beta2}, but it must be in [0, 1).", where="option beta2"))
+    problems = number_problems(config)
     if problems:
         return problems
     sequences, rest = divmod(config.batch_tokens, config.seq_len)

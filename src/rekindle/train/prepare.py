@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,9 @@ from rekindle.train.config import TrainConfig
 from rekindle.train.device import make_accelerator, micro_batch_size
 from rekindle.train.losses import expert_grid
 from rekindle.train.model import cast_experts, check_lengths, check_vocabulary, load_tokenizer, model_sizes
-from rekindle.train.optimizer import DESCRIPTION, FOLDER, load_optimizer, make_optimizer, read_description
+from rekindle.train.optimizer import load_optimizer, make_optimizer
 from rekindle.train.plan import check_corpus, make_plan
-from rekindle.train.state import TRACKERS, Saved, describe_run, find_start, load_state, work_folder
+from rekindle.train.state import TRACKERS, Saved, describe_run, find_start, load_state, resumed, work_folder
 from rekindle.train.step import Stepper
 from rekindle.train.tokens import open_corpus
 
@@ -34,7 +33,7 @@ def prepare(
     Raises RekindleError for whatever does not fit.
     """
     vocab_size, context = model_sizes(source.config)
-    plan = make_plan(config, accelerator.num_processes, saved_schedule(source, config))
+    plan = make_plan(config, accelerator.num_processes, source.path)
     check_lengths(config.seq_len, context, config.micro_batch)
     tokenizer = load_tokenizer(source.path)
     check_vocabulary(tokenizer, vocab_size, source.path)
@@ -43,6 +42,10 @@ def prepare(
     check_corpus(corpus, plan.seq_len, vocab_size)
     run = describe_run(config, source.fingerprint, corpus)
     saved = find_start(out, run, resume=resume, overwrite=overwrite)
+    if saved:
+        run, different = resumed(saved, run)
+        if accelerator.is_main_process:
+            log.warning("%s: %s", out.name, "; ".join([f"goes on from step {saved.step} of {plan.steps}", *different]))
 
     model = load_model(source)
     wrapped = _wrapped(model, config, accelerator)
@@ -90,11 +93,3 @@ def _wrapped(model: Any, config: TrainConfig, accelerator: Accelerator) -> Any:
     if config.compile:
         model.compile()
     return accelerator.prepare_model(model)
-
-
-def saved_schedule(source: Folder, config: TrainConfig) -> Mapping[str, Any] | None:
-    """The schedule the source's run ended in, from the optimizer state at hand."""
-    if config.schedule != "continue":
-        return None
-    folder = Path(config.optimizer_state).expanduser() if config.optimizer_state else source.path / FOLDER
-    return read_description(folder).get("schedule") if (folder / DESCRIPTION).is_file() else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import torch
 
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
+from rekindle.ranks import number_of_ranks
 from rekindle.train.budget import with_tokens
 from rekindle.train.config import InitConfig, TrainConfig
 from rekindle.train.device import device_name, micro_batch_size
@@ -21,7 +21,6 @@ from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import read_rows
 from rekindle.train.model import check_lengths
 from rekindle.train.plan import make_plan
-from rekindle.train.prepare import saved_schedule
 from rekindle.train.tokenizer import bpe_size, make_tokenizer
 
 _FLOAT = 4  # bytes; weights, gradients and both moments are float32 while training
@@ -38,8 +37,8 @@ def price_training(parent: Checkpoint, config: TrainConfig) -> dict[str, Any]:
     if config.data.startswith((".", "/", "~")) and not data.exists():
         raise RekindleError("There is no such file or folder.", where=data)
     config = with_tokens(config, parent.folder)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    plan = make_plan(config, ranks, saved_schedule(parent.folder, config))
+    ranks = number_of_ranks()
+    plan = make_plan(config, ranks, parent.folder.path)
     check_lengths(plan.seq_len, parent.settings.max_position_embeddings, config.micro_batch)
     n, vocabulary = parent.parameters(), parent.settings.vocab_size
     micro = min(micro_batch_size(config.micro_batch, plan.seq_len, vocabulary), plan.batch // ranks)

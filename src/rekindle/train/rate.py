@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from rekindle.apply.state import DESCRIPTION
 from rekindle.config import Resolved
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
 from rekindle.store.manifest import Record, read_manifest
 from rekindle.train.config import TrainConfig
+from rekindle.train.schedule import saved_schedule
 
 UNTRAINED = 1e-3
 # Peak rates of pretraining by parameters: Brown et al. 2020, arXiv 2005.14165, table 2.1.
@@ -41,12 +42,8 @@ def _of_parent(parent: Checkpoint, optimizer_state: str | None) -> tuple[float, 
     for record in reversed(lineage):
         if lr := _peak(record):
             return lr, "parent's peak, in its rekindle.json"
-    folder = Path(optimizer_state).expanduser() if optimizer_state else parent.folder.path / "optimizer"
-    if (folder / "optimizer.json").is_file():
-        from rekindle.train.optimizer import read_description
-
-        if lr := _rate((read_description(folder).get("schedule") or {}).get("peak")):
-            return lr, "parent's peak, in its optimizer.json"
+    if lr := _rate((saved_schedule(parent.folder.path, optimizer_state) or {}).get("peak")):
+        return lr, f"parent's peak, in its {DESCRIPTION}"
     verbs = [record.verb for record in lineage]
     if verbs[:1] == ["init"] and "train" not in verbs:
         return UNTRAINED, "default of an untrained model"

@@ -14,6 +14,7 @@ from typing import Any
 from rekindle.config import to_dict
 from rekindle.errors import CheckFailed, Ended
 from rekindle.progress import Progress
+from rekindle.store.folder import Folder
 from rekindle.store.publish import explained
 from rekindle.train.archive import Archiver
 from rekindle.train.device import device_name, peak_memory
@@ -22,6 +23,7 @@ from rekindle.train.flops import count_parameters, training_flops
 from rekindle.train.interrupts import Interrupts
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import Metrics
+from rekindle.train.model import not_finite_weights
 from rekindle.train.state import Saved, find_state, save_state
 from rekindle.train.step import Diverged, Stats, Stepper
 
@@ -29,8 +31,10 @@ from rekindle.train.step import Diverged, Stats, Stepper
 class Session:
     """Drives `stepper`; `work` is the run's hidden folder, to which only the main rank writes."""
 
-    def __init__(self, stepper: Stepper, work: Path, run: dict[str, Any], archiver: Archiver | None = None):
-        self.stepper, self.work, self.run, self.archiver = stepper, work, run, archiver
+    def __init__(
+        self, stepper: Stepper, source: Folder, work: Path, run: dict[str, Any], archiver: Archiver | None = None
+    ):
+        self.stepper, self.source, self.work, self.run, self.archiver = stepper, source, work, run, archiver
         self.plan, self.config, self.accelerator = stepper.plan, stepper.config, stepper.accelerator
         self.main = stepper.accelerator.is_main_process
         self.parameters = count_parameters(stepper.model)
@@ -136,7 +140,10 @@ class Session:
         return {"step": step, "tokens": tokens, "flops": training_flops(self.parameters["active"], tokens)}
 
     def _save(self, step: int, position: int) -> None:
-        """The state after `step` updates, with metrics.jsonl cut at `position` when it resumes."""
+        """The state after `step` updates, with metrics.jsonl cut at `position` when it resumes; CheckFailed for NaN."""
+        if not self._sound():
+            what = f"Training diverged in step {step} of {self.plan.steps}: its update made weights NaN or infinite."
+            raise self._failed(what, updated=True)
         if self.main:
             self.metrics.sync()
             archived = self.archiver.steps() if self.archiver else {}  # all before this one, before their states go
@@ -154,16 +161,30 @@ class Session:
         """Keep the weights from before the bad step, if they are sound, and say what to type."""
         saved = find_state(self.work)
         there = saved is not None and saved.step == step
-        if step > 0 and not there and all(bool(p.isfinite().all()) for p in self.stepper.model.parameters()):
+        if step > 0 and not there and self._sound():
             self._save(step, boundary)
-            saved = find_state(self.work)
+        what = "Training diverged in" if step else "Training cannot begin with"
+        return self._failed(f"{what} step {step + 1} of {self.plan.steps}: {error}.", updated=step > 0)
+
+    def _sound(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(p.isfinite().all()) for p in self.stepper.model.parameters())
+
+    def _failed(self, what: str, *, updated: bool) -> CheckFailed:
+        """`what` is no number, and why: weights of the source, or, where they were `updated`, what can be lowered."""
+        sick = not_finite_weights(self.source)
+        inspect = "rekindle inspect SRC --nan lists them"
+        if not updated:
+            why = f"the source holds {sick}" if sick else "no weight was changed yet, so it is no matter of --lr"
+            hint = f"{inspect}; another source" if sick else "--precision fp32, or other --data"
+            return CheckFailed(what, where=self.source.path, why=why, hint=hint)
+        saved = find_state(self.work)
         resume = f"--resume (from step {saved.step}) " if saved else ""
         lr, clip = self.plan.schedule.peak, self.config.clip
-        return CheckFailed(
-            f"Training diverged in step {step + 1} of {self.plan.steps}: {error}.",
-            where=saved.path if saved else None,
-            hint=f"{resume}with a lower --lr (now {lr:g}) or a lower --clip (now {clip:g})",
-        )
+        lower = f"{resume}with a lower --lr (now {lr:g}) or a lower --clip (now {clip:g})"
+        why = f"the source itself holds {sick}" if sick else None
+        hint = f"{inspect}; or {lower}" if sick else lower
+        return CheckFailed(what, where=saved.path if saved else None, why=why, hint=hint)
 
     def _description(self) -> dict[str, Any]:
         """The run row of metrics.jsonl."""
@@ -177,6 +198,7 @@ class Session:
             "devices": self.accelerator.num_processes,
             "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             "data": self.config.data,
+            "text": self.stepper.corpus.digest,
             "val_set": hashlib.sha256(self.windows.tobytes()).hexdigest()[:16],
             "train_tokens": len(self.stepper.corpus.train),
             "train_losses": self.stepper.corpus.meta.train_losses,  # of those tokens, the ones that have a loss

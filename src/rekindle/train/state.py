@@ -27,10 +27,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from rekindle.config import to_dict
 from rekindle.errors import RekindleError
-from rekindle.store.publish import DiscFull, error_number, sync
+from rekindle.store.publish import DiscFull, check_free, error_number, sync
 from rekindle.train.config import TrainConfig
 from rekindle.train.metrics import NAME as METRICS
+from rekindle.train.metrics import last_step
 from rekindle.train.optimizer import MOMENTS
 from rekindle.train.tokens import Corpus
 
@@ -52,15 +54,37 @@ class Saved:
 TRACKERS = "trackers"
 CHECKSUMS = "checksums.json"
 
-# What a run cannot change when it is resumed. The rest it can: --lr after a NaN, --micro-batch for want of memory.
-_FIXED = ("data", "tokens", "batch_tokens", "seq_len", "seed", "skip")
+# What a run cannot change when it is resumed: where it began, what it reads and in which order, what it is measured on.
+# The rest it can, and says so: --lr after a NaN, --micro-batch for want of memory.
+_FIXED = ("tokens", "batch_tokens", "seq_len", "seed", "skip", "eval_tokens", "optimizer_state")
+_CHANGES = "changes"  # sentences on what was changed in the middle of the run
+_OPTIONS = "options"
+_MAY_DIFFER = (_OPTIONS, _CHANGES)
 
 
 def describe_run(config: TrainConfig, fingerprint: str, corpus: Corpus) -> dict[str, Any]:
-    """What a saved state must agree on with the run that resumes it."""
-    options = {name: getattr(config, name) for name in _FIXED}
+    """What a saved state must agree on with the run that resumes it, and under "options" what may differ."""
+    options = {name: list(x) if isinstance(x, tuple) else x for name, x in to_dict(config).items()}
+    fixed = {name: options.pop(name) for name in _FIXED}
     text = {"tokens of training text": len(corpus.train), "digest of all text": corpus.digest}
-    return {**options, "source": fingerprint, **text}
+    return {**fixed, "source": fingerprint, **text, _OPTIONS: options, _CHANGES: []}
+
+
+def check_start(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an OUT that is not free; to who would resume it, say that its run has ended, or how to replace it."""
+    if resume and not overwrite and out.is_dir() and any(out.iterdir()):
+        if saved := find_state(work_folder(out)):
+            raise RekindleError(
+                f"{out} is not empty, and an unfinished run that is to replace it stopped after step {saved.step}.",
+                hint="--resume --overwrite to continue that run, or another OUT",
+            )
+        if (out / METRICS).is_file():
+            step = last_step(out / METRICS)
+            raise RekindleError(
+                f"The run in {out} has ended{f', at step {step}' if step else ''}: there is nothing to resume.",
+                hint=f"rekindle train {out} OUT ... to train on from it, or --overwrite to start afresh",
+            )
+    check_free(out, overwrite)
 
 
 def find_start(out: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Saved | None:
@@ -74,9 +98,9 @@ def find_start(out: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bo
             raise _unreadable(states[0], "its state.json is not what was written")
         return None
     if resume:
-        different = [name for name, value in run.items() if name in saved.run and saved.run[name] != value]
+        different = _differences({name: value for name, value in run.items() if name not in _MAY_DIFFER}, saved.run)
         if different:
-            values = "; ".join(f"{name} was {saved.run[name]}, is {run[name]}" for name in different)
+            values = "; ".join([*different, *_differences(run[_OPTIONS], saved.run.get(_OPTIONS, {}))])
             raise RekindleError(
                 f"The interrupted run is another one: {values}.",
                 where=saved.path,
@@ -89,6 +113,18 @@ def find_start(out: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bo
         f"An unfinished run of {out} stopped after step {saved.step}.",
         hint="--resume to continue it, or --overwrite to start afresh",
     )
+
+
+def resumed(saved: Saved, run: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What describes the run from here on, and which of its options are others than they were."""
+    now = _differences(run[_OPTIONS], saved.run.get(_OPTIONS, {}))
+    before = saved.run.get(_CHANGES, [])
+    return {**run, _CHANGES: [*before, *[f"from step {saved.step} on {', '.join(now)}"] * bool(now)]}, now
+
+
+def _differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """Of what both say."""
+    return [f"{name} was {before[name]}, is {x}" for name, x in now.items() if name in before and before[name] != x]
 
 
 def work_folder(out: Path) -> Path:

@@ -29,7 +29,7 @@ from rekindle.store.publish import explained, sync
 from rekindle.train.encoder import CHUNK_CHARS, Encoder, chunks, short_hash, size_of
 from rekindle.train.order import sample_windows
 from rekindle.train.split import held_out_share, no_text, place
-from rekindle.train.text import Source, open_source
+from rekindle.train.text import Chat, Source, open_source
 
 FORMAT = 2  # raise it when the same text would give other files
 _DAY = 24 * 3600
@@ -147,6 +147,8 @@ def open_corpus(data: str, tokenizer: Any, column: str | None = None, *, mask_pr
         corpus = _open(folder, mask_prompt)
     if corpus is None:
         raise RekindleError("The tokens just written cannot be read back.", where=folder)
+    if mask_prompt and not (corpus.meta.train_losses or corpus.meta.validation_losses):
+        raise _no_answers(source)
     return corpus
 
 
@@ -184,6 +186,17 @@ def _make(source: Source, encoder: Encoder, folder: Path) -> None:
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _no_answers(source: Source) -> RekindleError:
+    """What to say of chats without an answer; they are read once more for their roles."""
+    roles = sorted({str(m["role"]) for d in source.documents() if isinstance(d, Chat) for m in d.messages})
+    return RekindleError(
+        f"mask_prompt asks for a loss on answers, but no chat has one: the roles are {', '.join(roles[:12])}.",
+        where=source.name,
+        why="an answer is a message of the role assistant, or gpt",
+        hint="other --data, or without --mask-prompt",
+    )
 
 
 def _sweep(cache: Path) -> None:

@@ -126,6 +126,8 @@ def identify(path: Path, column: str | None = None) -> Format:
             if method and kind != "arrow stream":
                 return Format(None, f"{MEANING[kind]} compressed with {method}, which is only read unpacked")
             return Format(kind)
+    if inner := compression(head):
+        return Format(None, f"compressed with {inner}{' twice' if inner == method else f', and then with {method}'}")
     if seems := _other(head):
         return Format(None, seems + (f", compressed with {method}" if method else ""))
     return _textual(path, head, column)
@@ -141,8 +143,6 @@ def _head(stream: IO[bytes]) -> bytes:
 
 def _other(head: bytes) -> str | None:
     """What a head that is not text seems to be."""
-    if inner := compression(head):
-        return f"compressed with {inner}"
     for magic, name in _OTHERS.items():
         if head.startswith(magic):
             return name
@@ -169,10 +169,10 @@ def _textual(path: Path, head: bytes, column: str | None) -> Format:
     if suffix in TABLE_SUFFIXES:
         return Format("csv")
     if suffix in (".parquet", ".arrow"):
-        return Format(None, f"no {suffix[1:].title()}, whatever its name: it begins with {head[:16]!r}")
+        return Format(None, f"no {suffix[1:].title()}, whatever its name: it begins with {_shown(head)}")
     if suffix == ".json":
         if start and not array and start[:1] != b"{":
-            return Format(None, f"no JSON of rows, whatever its name: it begins with {start[:16]!r}")
+            return Format(None, _values(start) or f"no JSON of rows, whatever its name: it begins with {_shown(start)}")
         return Format("json" if array else _lines_or_object(path))
     rows: Kind = "json" if array else "jsonl"
     if (array or start[:1] == b"{") and _share_a_text(path, rows):
@@ -182,6 +182,19 @@ def _textual(path: Path, head: bytes, column: str | None) -> Format:
     if column is not None and delimiter(next(lines_of(path), b""), column):
         return Format("csv")
     return Format("text")
+
+
+def _values(start: bytes) -> str | None:
+    """What JSON whose rows are no objects seems to be."""
+    found = re.match(rb'\[\s*(?:(")|(\[)|[-\d]|[tfn])', start)
+    if not found:
+        return None
+    what = "strings" if found[1] else "arrays" if found[2] else "plain values"
+    return f'a JSON array of {what}, where rows are objects such as {{"text": "..."}}'
+
+
+def _shown(head: bytes) -> str:
+    return repr(head[:16].decode("utf-8", "backslashreplace"))
 
 
 def lines_of(path: Path) -> Iterator[bytes]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 from rekindle.train.text.format import Format, delimiter, identify, opened, suffix_of
 from rekindle.train.text.row import FIELD, Document, Reading
 from rekindle.train.text.stream import LONGEST, blocks, json_values, lines
@@ -73,7 +74,7 @@ def _csv(stream: IO[bytes], path: Path, reading: Reading) -> Iterator[tuple[str,
     try:
         names = [name.strip() for name in next(table)]
         if reading.columns(names) is None:
-            raise reading.no_column(names, names, path)
+            raise _without_header(names, reading, path) or reading.no_column(names, names, path)
         if twice := [name for name in reading.columns(names) or [] if names.count(name) > 1]:
             raise RekindleError(f'The header names the column "{twice[0]}" more than once.', where=path)
         for row in table:
@@ -88,6 +89,17 @@ def _csv(stream: IO[bytes], path: Path, reading: Reading) -> Iterator[tuple[str,
                 yield where, dict(zip(names, row, strict=True))
     except csv.Error as error:
         raise RekindleError(f"This is not CSV: {error}.", where=f"{path}, line {table.line_num}") from None
+
+
+def _without_header(names: list[str], reading: Reading, path: Path) -> RekindleError | None:
+    """What to say of a table whose first line is a row itself, by the looks of it: of numbers, sentences, or empty."""
+    if not any(re.fullmatch(r"[-+.\d]*", name) or len(name.split()) > 3 for name in names):
+        return None
+    return RekindleError(
+        f'There is no column "{reading.column or FIELD}": the first line, which names the columns, looks like a row.',
+        where=f"{path}, line 1",
+        hint=f"a first line of {counted(len(names), 'name')} above it, such as id,{FIELD}",
+    )
 
 
 def _joined(first: str, rest: Iterator[str]) -> Iterator[str]:

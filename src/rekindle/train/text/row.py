@@ -18,6 +18,7 @@ MESSAGES = ("messages", "conversations", "conversation")
 ALPACA = ("instruction", "output")
 _BESIDE = ("input", "system", "tools")  # what changes a chat that stands in another column
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+_KINDS = {str: "a string", list: "an array", bool: "true or false", type(None): "null"}
 _SHOWN = 12  # names of columns in a sentence
 
 
@@ -58,7 +59,13 @@ class Reading:
 
     def document(self, row: Any, where: str) -> Document:
         """Raises RekindleError for a row without such a column, and for one that holds something else."""
-        row = row if isinstance(row, dict) else {}
+        if not isinstance(row, dict):
+            kind = _KINDS.get(type(row), "a number")
+            raise RekindleError(
+                f'There is no field "{self.column or FIELD}": the row is {kind}, no object.',
+                where=where,
+                hint=f'rows such as {{"{FIELD}": "..."}}; of plain lines of text a file whose name ends in .txt',
+            )
         if not self.chat and isinstance(text := row.get(self.column or FIELD), str):
             return text  # of nearly all rows, at once
         chosen = self.columns(row)
@@ -82,7 +89,8 @@ class Reading:
         if able:
             hint = f"--text-column {able[0]}" if len(able) == 1 else f"--text-column COLUMN: {_few(able)}"
             hint += f'; or rename the column to "{FIELD}"'
-        what = f'There is no field "{self.column or FIELD}", only {_few(names) or "nothing"}.'
+        what = f'There is no field "{self.column or FIELD}"'
+        what += f", only {known}." if (known := _few(names)) else ": the row is empty."
         return RekindleError(what, where=where, hint=hint)
 
 

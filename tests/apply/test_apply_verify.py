@@ -102,3 +102,12 @@ def test_block_by_block_needs_the_memory_of_a_block(tiny, tmp_path):
     assert found[True][1] == pytest.approx(found[False][1], abs=1e-5)
     assert weights > 5e8
     assert found[False][2] - found[True][2] > 0.6 * weights
+
+
+def test_a_model_is_not_verified_against_itself(tiny, tmp_path):
+    child = api.rewrite(tiny("llama")).save(tmp_path / "child")
+    (tmp_path / "link").symlink_to(child)
+    for same in (child, tmp_path / "link"):
+        with pytest.raises(RekindleError, match="compared with itself"):
+            api.verify(child, against=same)
+    assert not (child / "verify.json").exists()

@@ -100,9 +100,7 @@ class Model:
         out, mine = Path(out), parse_part(part) if part else None
         workers = check_workers(saving.default_workers() if workers is None else workers)
         options = resolve(SaveConfig, save_options)
-        read = files_read(options.config, *(step.options.config for step in self.steps))
-        check_spares(out, place(self.source), *read)
-        check_spares(out, self.checkpoint.folder.path)
+        self.check_apart(out, options.config)
         if not mine:
             check_free(out, overwrite)
         job = saving.prepare(self.checkpoint, options.config)
@@ -128,6 +126,19 @@ class Model:
                 saving.close_journal(folder)
         saving.check_finite(written, out, self.source)
         return out
+
+    def check_apart(self, out: Path, config: SaveConfig) -> None:
+        """Raise RekindleError where something that is read would be deleted with an OUT that is replaced.
+
+        The source may be replaced by what computes the same with the same sizes, and by nothing else.
+        """
+        made, origin = self.checkpoint, self.checkpoint.origin
+        same = made.promise.exact and (made.family, made.settings) == (origin.family, origin.settings)
+        read = files_read(config, *(step.options.config for step in self.steps))
+        check_spares(out, place(self.source), *read, in_place=same)
+        check_spares(out, made.folder.path, in_place=same)
+        if out.is_dir() and not out.samefile(made.folder.path):
+            check_spares(out, None, *made.folder.shards)  # which may be links
 
     def lost(self, out: Path, job: Job) -> list[str]:
         """What lies in OUT beside the weights and has no like in the result: gone when it is replaced."""

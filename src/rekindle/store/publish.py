@@ -62,8 +62,11 @@ def check_no_mount(out: Path) -> None:
         raise RekindleError(f"{out} is a mount point.", why=why, hint=str(out / "run"))
 
 
-def check_spares(out: Path, source: str | Path | None, *others: str | Path | None) -> None:
-    """Refuse an OUT that holds what is read to make it, and so would be deleted; `source` itself may be replaced."""
+def check_spares(out: Path, source: str | Path | None, *others: str | Path | None, in_place: bool = False) -> None:
+    """Refuse an OUT that holds what is read to make it, and so would be deleted; or that lies in `source`.
+
+    `in_place`: it may be the source itself, whose own model is what is written.
+    """
     with explained(out):
         target = out.resolve()
         for path in (source, *others):
@@ -71,9 +74,22 @@ def check_spares(out: Path, source: str | Path | None, *others: str | Path | Non
                 continue
             check_name(path)
             place = Path(os.path.expanduser(path)).resolve()
-            if place.is_relative_to(target) and place.exists() and not (path == source and place == target):
-                what = f"the source, {path}" if path == source else f"{path}, which is read"
-                raise RekindleError(f"{out} holds {what}.", hint="another OUT")
+            if path != source:
+                if place.is_relative_to(target) and place.exists():
+                    raise RekindleError(f"{out} holds {path}, which is read.", hint="another OUT")
+            elif place.exists() and not (in_place and place == target):
+                check_beside(out, target, place)
+
+
+def check_beside(out: Path, target: Path, source: Path) -> None:
+    """Refuse an OUT, at `target`, that is, holds or lies in the source."""
+    if target == source:
+        why = "it is what verify compares the result with, and would be gone"
+        raise RekindleError(f"{out} is the source, and would be replaced.", why=why, hint="another OUT")
+    if source.is_relative_to(target):
+        raise RekindleError(f"{out} holds the source, {source}.", hint="another OUT")
+    if target.is_relative_to(source):
+        raise RekindleError(f"{out} lies in the source, {source}.", hint="another OUT")
 
 
 def check_name(path: str | Path) -> None:

@@ -71,6 +71,7 @@ _NO_NULLS = {
     ("deepseek_v3", "head_dim"),
 }  # fmt: skip
 _RANGES = {("llama", "initializer_range"): (0.0, 1.0)}
+_SUB_CONFIGS = ("text_config", "decoder", "generator")  # where transformers looks for the config of a text model
 _BY_DEFAULT: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "str"}
 _EVERYWHERE = ("architectures", "head_dim", "id2label", "layer_types")
 
@@ -139,6 +140,13 @@ def misfits(family: Family, config: Mapping[str, Any]) -> Iterator[RekindleError
             )
         elif key in _ACTIVATION_KEYS and isinstance(value, str) and value not in ACTIVATIONS:
             yield RekindleError(f"{key} is {value!r}, which transformers does not know.", where="config.json")
+    for key in _SUB_CONFIGS if "causal" in family.classes else ():
+        if key in config:
+            yield RekindleError(
+                f"config.json of a {family.model_type} has a {key} too: transformers cannot read the two as one model.",
+                where="config.json",
+                hint="take it out, where the weights are those of the text model alone",
+            )
     for key in ("torch_dtype", "dtype"):
         said = config.get(key)
         if said is not None and (not isinstance(said, str) or said not in TORCH.values()):

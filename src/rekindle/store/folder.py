@@ -13,7 +13,7 @@ from rekindle.store import passengers
 from rekindle.store.index import read_json
 from rekindle.store.publish import retired_path
 from rekindle.store.stamps import Stamps, check_unchanged, stamps_in
-from rekindle.store.weights import INDEX, PICKLE, SINGLE, Tensors, read_weights
+from rekindle.store.weights import INDEX, PICKLE, SINGLE, Tensors, in_pieces, read_weights
 
 PARTS = "parts"  # in a folder whose parts are not joined yet
 ADAPTER = "adapter_config.json"
@@ -71,6 +71,8 @@ def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
         if (path / PARTS).is_dir() and not (path / "config.json").exists():
             raise RekindleError(f"{path} is unfinished: its parts are not joined.", hint=f"rekindle join {path}")
         _refuse_adapter(path)
+        if not (path / "config.json").exists() and (refusal := in_pieces(path)):
+            raise refusal
         config = read_json(path / "config.json", missing=f"{path} is not a checkpoint: it has no config.json.")
         weights = read_weights(path, config)
     except OSError as error:

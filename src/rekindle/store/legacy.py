@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import TORCH
-from rekindle.store.reading import opened, refuse_pointer, unreadable
+from rekindle.store.reading import TORCH as TORCH_SAVES
+from rekindle.store.reading import broken, likeness, opened, refuse_pointer, unreadable
 
 NAMES = {torch: ours for ours, torch in TORCH.items()}
 
@@ -37,9 +38,13 @@ def _load(path: Path) -> dict[str, Any]:
 
     try:
         with opened(path) as file:
-            refuse_pointer(path, file.read(64))
+            head = file.read(64)
     except OSError as error:
         raise unreadable(path, error) from None
+    refuse_pointer(path, head)
+    if (seems := likeness(head)) and not head.startswith(TORCH_SAVES):
+        hint = "model.safetensors is what transformers calls it" if "safetensors" in seems else None
+        raise broken(path, f"it is {seems}, not a file of torch's", hint)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
@@ -55,7 +60,21 @@ def _load(path: Path) -> dict[str, Any]:
         raise RekindleError(f"This pickle cannot be read: {reason}", where=path) from None
     if not isinstance(loaded, dict):
         raise RekindleError("This pickle is not a table of tensors.", where=path)
+    _refuse_around(path, loaded)
     return loaded
+
+
+def _refuse_around(path: Path, loaded: dict[str, Any]) -> None:
+    """A training's checkpoint has the weights in it, beside other things; transformers would not find them."""
+    import torch
+
+    for key, inner in loaded.items():
+        if isinstance(inner, dict) and inner and all(isinstance(value, torch.Tensor) for value in inner.values()):
+            raise RekindleError(
+                f"{key} is not a tensor but a table of {len(inner)}: this is a training's state around the weights.",
+                where=path,
+                hint=f"in Python: torch.save(torch.load({path.name!r})[{key!r}], {path.name!r})",
+            )
 
 
 def _held(path: Path, name: str, tensor: Any) -> Held:

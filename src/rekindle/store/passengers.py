@@ -14,7 +14,7 @@ from typing import Any
 
 from rekindle.errors import RekindleError
 from rekindle.store.links import check_links
-from rekindle.store.reading import opened, unreadable
+from rekindle.store.reading import LARGEST_POINTER, opened, refuse_pointer, unreadable
 from rekindle.store.weights import SUFFIXES as WEIGHTS
 
 SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab", ".codes"}
@@ -42,6 +42,9 @@ def passengers(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     below = [path for name in folders(parsed) for path in _files(_inside(folder, name))]
     found = [there[name] for name in sorted(chosen(there, parsed, config))] + below
     check_links(folder, found)
+    for path in found:
+        if path.stat().st_size <= LARGEST_POINTER:
+            refuse_pointer(path, _bytes(path))
     return found
 
 
@@ -88,6 +91,14 @@ def carry(folder: Path, config: Mapping[str, Any], out: Path) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
         with source, to.open("wb") as target:
             shutil.copyfileobj(source, target)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        with opened(path) as file:
+            return file.read(LARGEST_POINTER)
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def _inside(folder: Path, name: str) -> Path:

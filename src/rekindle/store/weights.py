@@ -47,6 +47,7 @@ def read_weights(folder: Path, config: Mapping[str, Any]) -> Weights | None:
     chosen = choice(names, config)
     if chosen is None:
         _refuse_dead_links(folder)
+        _refuse_folders(folder)
         return _without_index(folder, names)
     if not chosen.endswith(".index.json"):
         files = [chosen]
@@ -64,6 +65,32 @@ def _refuse_dead_links(folder: Path) -> None:
         if path.is_symlink() and not path.exists() and path.name.endswith(SUFFIXES):
             where = f"{path} -> {path.readlink()}"
             raise RekindleError("This is a link that leads nowhere.", where=where, hint="download the folder again")
+
+
+def _refuse_folders(folder: Path) -> None:
+    """Where files of weights should be, or beside: a folder of that name, or those that many processes write."""
+    if named := next((name for name in (SINGLE, INDEX, PICKLE, PICKLE_INDEX) if (folder / name).is_dir()), None):
+        inside = ", ".join(path.name for path in sorted((folder / named).iterdir())[:4]) or "nothing"
+        raise RekindleError(f"{named} is a folder, not a file.", where=folder / named, why=f"in it is {inside}")
+    if refusal := in_pieces(folder):
+        raise refusal
+
+
+def in_pieces(folder: Path) -> RekindleError | None:
+    """A folder that the processes of a training wrote together: what it is, and what makes weights of it."""
+    below = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
+    if place := next((path for path in below if next(path.glob("*.distcp"), None)), None):
+        hint = f"accelerate merge-weights {place} {folder}"
+        if not place.name.startswith("pytorch_model_fsdp"):
+            hint = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {place} FILE, and its weights"
+        return RekindleError(
+            f"{folder} has its weights in pieces, as many processes saved them.", where=place, hint=hint
+        )
+    if place := next((path for path in below if next(path.glob("*_model_states.pt"), None)), None):
+        run = folder if place != folder else folder.parent
+        hint = f"python zero_to_fp32.py {run} OUT, the script that DeepSpeed left there"
+        return RekindleError(f"{folder} has its weights in the pieces of a DeepSpeed training.", where=place, hint=hint)
+    return None
 
 
 def _without_index(folder: Path, names: list[str]) -> Weights | None:

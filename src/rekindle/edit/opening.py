@@ -17,7 +17,8 @@ from rekindle.store.files import Files
 from rekindle.store.folder import Folder, open_folder
 from rekindle.store.header import Stored
 from rekindle.store.legacy import Held
-from rekindle.store.weights import Tensors
+from rekindle.store.passengers import left_behind
+from rekindle.store.weights import Tensors, some
 
 WHOLE = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}  # dtypes of codes, ids and masks
 COMPARED = 1 << 22  # bytes of two tensors compared at once
@@ -58,6 +59,8 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
             problems.append(RekindleError(f"{family.model_type} has no tensor {name}.", where=folder.path))
     if problems:
         raise _cause(child, problems, names) or together(problems)
+    if left := [] if child.folder.bare else left_behind(child.folder.path, child.folder.config):
+        child.notes.append(f"not taken along, since nothing that is names it: {some(left, most=8)}")
     return child
 
 

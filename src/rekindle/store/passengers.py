@@ -7,6 +7,7 @@ all of it comes along, so that nothing in the result refers to what is not there
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -18,18 +19,22 @@ from rekindle.store.reading import LARGEST_POINTER, opened, refuse_pointer, unre
 from rekindle.store.weights import SUFFIXES as WEIGHTS
 
 SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab", ".codes"}
-NAMES = {"LICENSE", "NOTICE", "LICENSE.md", "USE_POLICY.md"}
+TERMS = re.compile(  # what says under which terms the model may be used, however it is spelt
+    r"(.*[-_. ])?(licen[cs]es?|copying|copyright|notices?|patents|use_policy|terms(_of_use)?)([-_. ](?!.*py$).*)?", re.I
+)
+VERSIONED = re.compile(r"tokenizer\..*model\.v\d+\w*")  # of mistral's: tokenizer.model.v3
 STAY_BEHIND = {"config.json", "rekindle.json", "verify.json", "trainer_state.json", "all_results.json",
                "train_results.json", "eval_results.json", "adapter_config.json"}  # fmt: skip
+OWN = {"README.md", "rekindle.yaml", "metrics.jsonl", "optimizer", "measurements", "original", "__pycache__"}
 MODULES = "modules.json"  # of sentence-transformers: folders, each a module behind the model
-TEMPLATES = "additional_chat_templates"
+TEMPLATES, LICENSES = "additional_chat_templates", "LICENSES"
 READ = 1 << 20  # bytes of a JSON file that is looked through for names; a vocabulary is larger, and names none
 
 
 def travels(name: str) -> bool:
     """Whether a file of this name, at the top of a folder, comes along for its name alone."""
-    path = PurePosixPath(name)
-    return (path.suffix in SUFFIXES or name in NAMES) and name not in STAY_BEHIND and not name.endswith(".index.json")
+    known = PurePosixPath(name).suffix in SUFFIXES or TERMS.fullmatch(name) or VERSIONED.fullmatch(name)
+    return bool(known) and name not in STAY_BEHIND and not name.endswith(".index.json")
 
 
 def passengers(folder: Path, config: Mapping[str, Any]) -> list[Path]:
@@ -48,6 +53,22 @@ def passengers(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     return found
 
 
+def left_behind(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """What lies in a folder and does not travel, but for weights, hidden files, and a run's or our own."""
+    there = {path.name: path.is_dir() for path in folder.iterdir()}
+    said = (*WEIGHTS, ".index.json")
+    others = {
+        name
+        for name, inside in there.items()
+        if (inside or not travels(name)) and name not in STAY_BEHIND | OWN and not name.startswith((".", "checkpoint-"))
+    }
+    others = {name for name in others if not name.endswith(said)}
+    if others:  # else no file need be looked into
+        parsed = parsed_below(folder)
+        others -= {PurePosixPath(name).parts[0] for name in (*chosen(there, parsed, config), *folders(parsed))}
+    return [f"{name}/" if there[name] else name for name in sorted(others)]
+
+
 def chosen(names: Iterable[str], parsed: Mapping[str, Any], config: Mapping[str, Any]) -> set[str]:
     """The files at the top of a folder that travel; `parsed`: its JSON files that may name some."""
     own = {name for name in names if name not in STAY_BEHIND and not name.endswith(WEIGHTS)}
@@ -60,7 +81,7 @@ def chosen(names: Iterable[str], parsed: Mapping[str, Any], config: Mapping[str,
 
 def folders(parsed: Mapping[str, Any]) -> list[str]:
     """The folders inside a folder that travel whole."""
-    return [TEMPLATES, *modules(parsed.get(MODULES))]
+    return [TEMPLATES, LICENSES, *modules(parsed.get(MODULES))]
 
 
 def parsed_below(folder: Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _without_index(folder: Path, names: list[str]) -> Weights | None:
     if not shards:
         if others := [name for name in names if name.endswith(SUFFIXES)]:
             raise RekindleError(
-                f"{folder} has no weights that transformers would read, only {_some(others)}.",
+                f"{folder} has no weights that transformers would read, only {some(others)}.",
                 where=f"{SINGLE}, {INDEX} or {PICKLE} in {folder}",
                 hint=f"if {others[0]} is the model in transformers' names, call it {SINGLE}; or convert it first"
                 if others[0].endswith(".safetensors")
@@ -113,7 +113,7 @@ def _without_index(folder: Path, names: list[str]) -> Weights | None:
     (stem, of, kind), first = next(iter(sets)), next(iter(shards))
     wanted = [f"{stem}-{number:05d}-of-{of}.{kind}" for number in range(1, int(of) + 1)]
     if missing := [name for name in wanted if name not in shards]:
-        what = f"There is no index, and of its {int(of)} shards {_some(missing)} {_are(missing)} missing."
+        what = f"There is no index, and of its {int(of)} shards {some(missing)} {_are(missing)} missing."
         raise RekindleError(what, where=folder / first, hint="download or copy the folder again")
     tensors: Tensors = {}
     for name in wanted:
@@ -173,14 +173,12 @@ def _beside(folder: Path, chosen: str, files: list[str], names: list[str]) -> li
     if not (stale or others):
         return []
     found = [*stale, *others]
-    return [f"{chosen} is read, as transformers does; {_some(found)} beside it {_are(found)} not, and stays behind"]
+    return [f"{chosen} is read, as transformers does; {some(found)} beside it {_are(found)} not, and stays behind"]
 
 
 def is_of_a_model(name: str) -> bool:
     """Whether a file of this name holds weights, or says where they are; a trainer's own state does not."""
-    return name.endswith((*SUFFIXES, ".index.json")) and not name.startswith(
-        ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
-    )
+    return name.endswith((*SUFFIXES, ".index.json")) and not name.startswith(_OF_A_TRAINER)
 
 
 def _pickle_note(folder: Path) -> str:
@@ -190,8 +188,9 @@ def _pickle_note(folder: Path) -> str:
     )
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def some(names: list[str], most: int = 4) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _are(names: list[str]) -> str:

@@ -14,15 +14,9 @@ import pytest
 from rekindle.errors import RekindleError
 from rekindle.store import publish
 from rekindle.store.folder import open_folder
-from rekindle.store.publish import (
-    alone,
-    check_free,
-    check_spares,
-    explained,
-    partial_path,
-    publishing,
-    retired_path,
-)
+from rekindle.store.lock import alone
+from rekindle.store.publish import check_free, check_spares, partial_path, publishing, retired_path
+from rekindle.store.system import explained
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from train_helpers import curve, write_corpus
 
 from rekindle import api
 from rekindle.errors import RekindleError
-from rekindle.store.publish import alone, lock_of
+from rekindle.store.lock import alone, lock_of
 from rekindle.train import session
 from rekindle.train.state import find_state, work_folder
 

@@ -21,18 +21,10 @@ from rekindle.apply.parts import Identity, Part, Record, clashes, missing_parts,
 from rekindle.apply.write import Written
 from rekindle.errors import RekindleError, together
 from rekindle.store.folder import PARTS
+from rekindle.store.lock import alone, check_not_trained, lock_of
 from rekindle.store.manifest import NAME, read_manifest
-from rekindle.store.publish import (
-    alone,
-    check_is_folder,
-    check_no_mount,
-    check_not_trained,
-    explained,
-    lock_of,
-    partial_path,
-    staged,
-    sync,
-)
+from rekindle.store.publish import check_is_folder, check_no_mount, partial_path, staged, sync
+from rekindle.store.system import explained
 
 RECORD = ".part"  # of a part, in the folder where it is written
 CONFIG = "config.json"  # comes last: what makes a folder a model

@@ -15,7 +15,7 @@ from rekindle.anatomy.settings import meaning
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.opening import checkpoint_at, open_checkpoint
 from rekindle.edit.plan import plan
-from rekindle.errors import CheckFailed, RekindleError
+from rekindle.errors import CheckFailed, RekindleError, first_line
 from rekindle.store.dtypes import TORCH
 from rekindle.store.files import Files
 from rekindle.store.folder import Folder
@@ -111,7 +111,7 @@ def _is_on_disk(folder: Folder) -> bool:
 
 def unloadable(error: Exception, folder: Folder, unaided: bool) -> RekindleError:
     """What transformers said, as a sentence; a failed check where it was left `unaided` with what only is read here."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     if unaided and not (folder.native and _is_on_disk(folder)):
         what, hint = f"transformers itself cannot load this model: {reason}.", f"rekindle rewrite {folder.path} MENDED"
         return CheckFailed(what, where=folder.path, why="here it is read with notes, see `inspect`", hint=hint)

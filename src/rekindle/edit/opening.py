@@ -12,7 +12,7 @@ from rekindle.edit.as_loaded import as_loaded, half_wrapped, refuse_adapters, re
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Leaf, joined
 from rekindle.errors import RekindleError, together
-from rekindle.store.dtypes import TORCH, nbytes
+from rekindle.store.dtypes import FROM_TORCH, nbytes
 from rekindle.store.files import Files
 from rekindle.store.folder import Folder, open_folder
 from rekindle.store.header import Stored
@@ -174,7 +174,7 @@ def _cause(child: Checkpoint, problems: list[RekindleError], unknown: Tensors) -
 def _as_configured(child: Checkpoint, packed: list[Packed]) -> Tensors:
     """The tensors that a config alone speaks of: no bytes, but names, shapes and one dtype for all."""
     configured = child.config.get("torch_dtype") or child.config.get("dtype")
-    dtype = {torch: name for name, torch in TORCH.items()}[configured or "float32"]
+    dtype = FROM_TORCH[configured or "float32"]
     in_packs = {role for pack in packed for role in pack.roles}
     shapes = {pack.name: pack.shape for pack in packed}
     shapes |= {name: shape for role, (name, shape, _) in child.rows.items() if role not in in_packs}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, first_line
 from rekindle.store.index import read_json, shard_names
 from rekindle.store.passengers import chosen, folders, parsed_below, travels
 from rekindle.store.weights import INDEX, PICKLE_INDEX, SHARD, choice
@@ -54,7 +54,7 @@ def _download(repo: str, revision: str | None) -> Path:
         raise RekindleError(f"{repo} does not exist, and cannot be a name on the hub.", hint="check the path") from None
     except (HfHubHTTPError, OSError) as error:
         raise RekindleError(
-            f"{repo} is not a folder here, and the hub refused it: {str(error).splitlines()[0]}",
+            f"{repo} is not a folder here, and the hub refused it: {first_line(error)}",
             hint=f"check the path, or `hf download {repo}`",
         ) from None
 

@@ -28,7 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rekindle.errors import RekindleError
-from rekindle.store.publish import DiscFull, error_number, sync
+from rekindle.store.publish import sync
+from rekindle.store.system import DiscFull, error_number
 from rekindle.train.config import TrainConfig
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.optimizer import MOMENTS

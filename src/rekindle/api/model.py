@@ -30,6 +30,7 @@ from rekindle.store.folder import PARTS, open_folder
 from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import check_free, check_spares, publishing
+from rekindle.store.system import explained
 from rekindle.store.weights import is_of_a_model
 
 MOMENTS = "optimizer"  # the folder that a training leaves in its OUT
@@ -137,8 +138,9 @@ class Model:
         read = files_read(config, *(step.options.config for step in self.steps))
         check_spares(out, place(self.source), *read, in_place=same)
         check_spares(out, made.folder.path, in_place=same)
-        if out.is_dir() and not out.samefile(made.folder.path):
-            check_spares(out, None, *made.folder.shards)  # which may be links
+        with explained(out):
+            if out.is_dir() and not out.samefile(made.folder.path):
+                check_spares(out, None, *made.folder.shards)  # which may be links
 
     def lost(self, out: Path, job: Job) -> list[str]:
         """What lies in OUT beside the weights and has no like in the result: gone when it is replaced."""
@@ -146,7 +148,8 @@ class Model:
         made |= {PurePath(shard.file).parts[0] for shard in job.share(None)}
         made |= {path.relative_to(self.checkpoint.folder.path).parts[0] for path in job.passengers}
         made |= {MEASURED} if job.measurements else set()
-        there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+        with explained(out):
+            there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
         return [name for name in there if name not in made and not is_of_a_model(name)]
 
     def recipe(self, options: Resolved[SaveConfig] | None = None) -> dict[str, Any]:

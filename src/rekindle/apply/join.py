@@ -114,10 +114,12 @@ def join(out: Path) -> dict[str, Written]:
 
     Raises RekindleError with everything that is missing or does not belong together, and changes nothing then.
     """
-    if not (out / PARTS).is_dir():
-        if (out / CONFIG).exists():
-            raise RekindleError(f"{out} is whole: there is nothing to join.")
-        raise RekindleError(f"{out} has no parts: there is nothing to join.", hint="a verb with --part 1/2 writes one")
+    with explained(out):
+        if not (out / PARTS).is_dir():
+            if (out / CONFIG).exists():
+                raise RekindleError(f"{out} is whole: there is nothing to join.")
+            hint = "a verb with --part 1/2 writes one"
+            raise RekindleError(f"{out} has no parts: there is nothing to join.", hint=hint)
     with alone(lock_of(Path(os.path.abspath(out))), f"writing {out}"), explained(out):
         check_not_trained(Path(os.path.abspath(out)))
         if (out / CONFIG).exists():  # an earlier attempt was cut short while it cleared up

@@ -48,7 +48,10 @@ class Folder:
 
     def passengers(self) -> list[Path]:
         """Files that travel unchanged into what is made from this folder."""
-        return passengers.passengers(self.path, self.config)
+        try:
+            return passengers.passengers(self.path, self.config)
+        except OSError as error:
+            raise RekindleError(f"The folder cannot be read: {error.strerror}.", where=self.path) from None
 
     def carry(self, out: Path) -> None:
         """Copy these files into `out`."""

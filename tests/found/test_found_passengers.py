@@ -163,3 +163,16 @@ def test_what_does_not_travel_is_named(parent, tmp_path):
         "rekindle.json",
         "rekindle.yaml",
     }
+
+
+def test_a_file_in_a_folder_travels_where_it_is_named(parent, tmp_path):
+    for name in ("sub/deep/vocab.json", "sub/other.json", "../outside.json"):
+        (parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (parent / name).write_text("{}")
+    named = {"vocab_file": "sub/deep/vocab.json", "a": "../outside.json", "b": "sub/none.json", "c": "/etc/hostname",
+             "d": "a/" * 200, "e": "sub/deep"}  # fmt: skip
+    (parent / "tokenizer_config.json").write_text(json.dumps(named))
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert (child / "sub" / "deep" / "vocab.json").read_text() == "{}"
+    assert not (child / "sub" / "other.json").exists()
+    assert not any("taken along" in note for note in api.inspect(parent)["notes"])

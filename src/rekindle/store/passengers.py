@@ -44,8 +44,9 @@ def passengers(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """
     there = {path.name: path for path in folder.iterdir() if path.is_file()}
     parsed = parsed_below(folder)
-    below = [path for name in folders(parsed) for path in _files(_inside(folder, name))]
-    found = [there[name] for name in sorted(chosen(there, parsed, config))] + below
+    below = {path for name in folders(parsed) for path in _files(_inside(folder, name))}
+    below |= {folder / name for name in named(parsed, config) if _is_below(folder, name)}
+    found = [*(there[name] for name in sorted(chosen(there, parsed, config))), *sorted(below)]
     check_links(folder, found)
     for path in found:
         if path.stat().st_size <= LARGEST_POINTER:
@@ -65,18 +66,25 @@ def left_behind(folder: Path, config: Mapping[str, Any]) -> list[str]:
     others = {name for name in others if not name.endswith(said)}
     if others:  # else no file need be looked into
         parsed = parsed_below(folder)
-        others -= {PurePosixPath(name).parts[0] for name in (*chosen(there, parsed, config), *folders(parsed))}
+        kept = (*chosen(there, parsed, config), *folders(parsed))
+        others -= {PurePosixPath(name).parts[0] for name in kept}
+        others -= {PurePosixPath(name).parts[0] for name in named(parsed, config) if _is_below(folder, name)}
     return [f"{name}/" if there[name] else name for name in sorted(others)]
 
 
 def chosen(names: Iterable[str], parsed: Mapping[str, Any], config: Mapping[str, Any]) -> set[str]:
     """The files at the top of a folder that travel; `parsed`: its JSON files that may name some."""
     own = {name for name in names if name not in STAY_BEHIND and not name.endswith(WEIGHTS)}
-    named = {*_names(config), *(name for value in parsed.values() for name in _names(value))}
-    found = {name for name in own if travels(name) or name in named}
-    if any(f"{word}.py" in own for word in named):  # modules import one another: all of them or none
+    words = named(parsed, config)
+    found = {name for name in own if travels(name) or name in words}
+    if any(f"{word}.py" in own for word in words):  # modules import one another: all of them or none
         found |= {name for name in own if name.endswith(".py")}
     return found
+
+
+def named(parsed: Mapping[str, Any], config: Mapping[str, Any]) -> set[str]:
+    """Every text in the config and in these JSON files: what is the name of a file among them, refers to it."""
+    return {*_names(config), *(name for value in parsed.values() for name in _names(value))}
 
 
 def folders(parsed: Mapping[str, Any]) -> list[str]:
@@ -126,6 +134,14 @@ def _inside(folder: Path, name: str) -> Path:
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise RekindleError(f"{MODULES} names {name!r}, which leads out of the folder.", where=folder / MODULES)
     return folder / name  # a module that needs no files may lack its folder: git keeps no empty ones
+
+
+def _is_below(folder: Path, name: str) -> bool:
+    """Whether this text is the name of a file in a folder of the folder."""
+    path = PurePosixPath(name)
+    if not 1 < len(path.parts) < 8 or len(name) > 255 or path.is_absolute() or ".." in path.parts or "\0" in name:
+        return False
+    return not name.endswith(WEIGHTS) and (folder / name).is_file()
 
 
 def _files(folder: Path) -> list[Path]:

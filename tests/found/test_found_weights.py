@@ -327,6 +327,22 @@ def test_names_of_two_kinds(tiny, tmp_path):
     assert "9 of 30 names begin with 'module.', and the others do not" in refused(parent)
 
 
+def test_a_model_inside_a_larger_one(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    rename_all(parent, lambda name: f"language_model.{name}")
+    tensors = load_file(parent / "model.safetensors") | {"vision_tower.a.weight": torch.ones(2, 2)}
+    save_file(tensors, parent / "model.safetensors", metadata={"format": "pt"})
+    assert "30 of 31 names begin with 'language_model.', and the others do not" in refused(parent)
+
+
+@pytest.mark.parametrize("file", ["model.Q4_K_M.gguf", "consolidated.00.pth"])
+def test_another_programs_weights_without_a_config(tiny, tmp_path, file):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    (parent / "model.safetensors").rename(parent / file)
+    (parent / "config.json").unlink()
+    assert f"it has no config.json, only {file}" in refused(parent)
+
+
 def test_a_folder_in_the_place_of_the_weights(tiny, tmp_path):
     parent = copied(tiny("llama"), tmp_path / "parent")
     (parent / "model.safetensors").unlink()

@@ -97,15 +97,11 @@ def unwrapped(names: Iterable[str], known: Mapping[str, Any]) -> tuple[dict[str,
     return None
 
 
-def half_wrapped(unknown: Iterable[str], wanted: Collection[str]) -> str | None:
-    """What stands before all of these names that the model does not have, where it has them without: else None."""
-    unknown = list(unknown)
-    parts = unknown[0].split(".") if unknown else []
-    for count in range(1, len(parts)):
-        before = ".".join(parts[:count]) + "."
-        if all(name.startswith(before) and name.removeprefix(before) in wanted for name in unknown):
-            return before
-    return None
+def half_wrapped(unknown: Collection[str], missing: Collection[str]) -> str | None:
+    """What stands before all the names that are missing, where they are there with that before them: else None."""
+    one = next(iter(missing), None)
+    befores = (name.removesuffix(one) for name in unknown if one and name.endswith(f".{one}"))
+    return next((before for before in befores if all(before + name in unknown for name in missing)), None)
 
 
 def _common(names: Iterable[str]) -> list[str]:

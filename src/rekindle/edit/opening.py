@@ -146,9 +146,9 @@ def _cause(child: Checkpoint, problems: list[RekindleError], unknown: Tensors) -
     refuse_codes(unknown, child.folder)
     missing = {name for role, (name, _, _) in child.rows.items() if role not in child.tensors}
     if before := half_wrapped(unknown, missing):
-        what = f"{len(unknown)} of {len(child.folder.tensors)} names begin with {before!r}, and the others do not."
-        why = f"without it they are those that the model lacks: {next(iter(unknown)).removeprefix(before)} for one"
-        raise RekindleError(what, where=child.folder.path, why=why, hint="one state dict, its names all of one kind")
+        what = f"{len(missing)} of {len(child.folder.tensors)} names begin with {before!r}, and the others do not."
+        why = f"without it they are those that the model lacks: {min(missing)} for one"
+        raise RekindleError(what, where=child.folder.path, why=why, hint="this model's tensors alone, by its own names")
     family, named = child.family, (child.config.get("architectures") or [None])[0]
     known = list(family.classes.values())
     headless = f"The {Role('head')} is missing."

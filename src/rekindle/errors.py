@@ -69,6 +69,11 @@ def together(problems: Sequence[RekindleError], shown: int = 8) -> RekindleError
     return RekindleError(f"{len(problems)} problems:\n" + "\n".join(_indent(part) for part in parts))
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line without its full stop; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known name closest to a misspelt one, or None if none is close."""
     from difflib import get_close_matches

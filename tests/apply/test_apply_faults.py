@@ -240,3 +240,80 @@ def test_the_other_workers_stop_where_one_fails(parent, tmp_path, monkeypatch):
     monkeypatch.setattr(crew, "ShardWriter", Counted)
     refused(parent, tmp_path / "out", "The disc is full", max_shard_size="1", workers=2)
     assert len(begun) < 20
+
+
+# -- a source that goes while it is used, and places that may not be entered -----------------------------------
+
+
+def test_a_source_that_disappears(tiny, tmp_path):
+    def source(name):
+        shutil.copytree(tiny("llama"), tmp_path / name)
+        (tmp_path / name / "tokenizer.json").write_text("{}")
+        return tmp_path / name, api.rewrite(tmp_path / name)
+
+    folder, model = source("folder")
+    shutil.rmtree(folder)
+    for way in (model.job, lambda: model.save(tmp_path / "out")):
+        with pytest.raises(RekindleError, match="The folder cannot be read: No such file"):
+            way()
+    for file in ("model.safetensors", "tokenizer.json", "config.json"):
+        folder, model = source(f"without-{file}")
+        (folder / file).unlink()
+        with pytest.raises(RekindleError, match="No such file") as gone:
+            model.save(tmp_path / "out")
+        assert file in str(gone.value)
+    folder, model = source("later")
+    with pytest.raises(RekindleError, match="No such file"):
+        model.save(tmp_path / "out", progress=lambda done: shutil.rmtree(folder, ignore_errors=True), workers=1)
+    assert not [path for path in tmp_path.iterdir() if path.name.strip(".").startswith("out")]
+
+
+AS_NOBODY = """
+import os, sys
+from rekindle import api
+from rekindle.errors import RekindleError
+base, nobody = sys.argv[1], 65534
+api.upcycle(f"{base}/parent", experts=2).save(f"{base}/warm")  # what is imported on the way cannot be, by nobody
+if os.geteuid() == 0:
+    os.seteuid(nobody)
+for verb in ("rewrite", "upcycle"):
+    for out in ("locked/out", "locked/a/b", "closed", "closed/out", "free/out"):
+        try:
+            options = {"experts": 2} if verb == "upcycle" else {}
+            api.apply(verb, f"{base}/parent", **options).save(f"{base}/{out}", overwrite=True)
+            print("done")
+        except RekindleError as error:
+            print(error.what)
+for verb in (api.join, api.open):
+    try:
+        verb(f"{base}/closed")
+    except RekindleError as error:
+        print(error.what)
+print(sorted(os.listdir(f"{base}/free")))
+"""
+
+
+def test_places_that_a_user_may_not_write_or_enter(tiny):
+    base = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
+    try:
+        base.chmod(0o755)
+        shutil.copytree(tiny("llama"), base / "parent")
+        for path in (base / "parent").iterdir():
+            path.chmod(0o444)
+        for name, mode in (("locked", 0o555), ("free", 0o777), ("closed", 0o000)):
+            (base / name).mkdir()
+            (base / name).chmod(mode)
+        (base / "parent").chmod(0o555)
+        command = [sys.executable, "-c", AS_NOBODY, str(base)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        no = ["No permission to write here."]
+        assert ran.stdout.splitlines() == [
+            *2 * [*4 * no, "done"],
+            *no,
+            "The folder cannot be read: Permission denied.",
+            "['out']",
+        ], ran.stderr
+    finally:
+        for path in (base / "parent", base / "locked", base / "closed"):
+            path.chmod(0o755)
+        shutil.rmtree(base)

@@ -97,9 +97,66 @@ def test_what_is_read_is_not_deleted_by_pages(out):
     )
 
 
-def test_a_source_may_be_replaced_by_what_is_made_of_it(parent, tmp_path):
-    whole = hashes(api.upcycle(parent, experts=2).save(tmp_path / "whole"))
-    assert hashes(api.upcycle(parent, experts=2).save(parent, overwrite=True)) == whole
+def test_a_source_may_be_replaced_by_the_same_model_alone(parent, tmp_path):
+    """`verify` compares with the source: a result that is another model, or a rounded one, must not be all there is."""
+    (tmp_path / "link").symlink_to(parent)
+    before = contents(parent)
+    for verb, *options in (
+        ("upcycle", "--experts", 2),
+        ("gqa", "--kv-heads", 1),
+        ("grow-depth", "--factor", 2),
+        ("rewrite", "--dtype", "float16"),
+    ):
+        for source in (parent, parent / ".." / parent.name, tmp_path / "link"):
+            for dry in ((), ("--dry-run",)):
+                code, text = said(verb, source, parent, *options, "--overwrite", *dry)
+                assert code, (verb, source)
+                assert "is the source, and would be replaced" in text
+                assert contents(parent) == before
+    whole = hashes(api.rewrite(parent).save(tmp_path / "whole"))
+    code, text = said("rewrite", parent, parent, "--overwrite")
+    assert code == 0
+    assert "next:" not in text, "there is nothing to verify it against"
+    assert hashes(parent) == whole
+
+
+def test_nothing_is_written_into_the_source(parent, tmp_path, monkeypatch):
+    (tmp_path / "recipe.yaml").write_text(f"source: {parent}\nsteps:\n- rewrite: {{}}\n")
+    before = contents(tmp_path)
+    monkeypatch.chdir(parent)
+    for command in (
+        ("rewrite", ".", "sub"),
+        ("upcycle", parent, parent / "sub" / "sub", "--experts", 2),
+        ("rewrite", parent, parent / "sub", "--part", "1/2"),
+        ("run", tmp_path / "recipe.yaml", "sub"),
+        ("train", ".", "sub", "--tokens", 100, "--lr", 1e-3),
+    ):
+        code, text = said(*command)
+        assert code
+        assert "lies in the source" in text
+        assert contents(tmp_path) == before
+
+
+def test_a_trained_parent_is_not_replaced_by_what_is_trained_of_it(parent, tmp_path):
+    before = contents(parent)
+    code, text = said("train", parent, parent, "--tokens", 100, "--lr", 1e-3, "--overwrite")
+    assert code
+    assert "is the source, and would be replaced" in text
+    assert contents(parent) == before
+
+
+def test_weights_that_are_links_into_out_are_not_deleted(parent, tmp_path):
+    out = api.rewrite(parent).save(tmp_path / "out")
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in out.iterdir():
+        if path.name.startswith("model"):
+            (source / path.name).symlink_to(path)
+    shutil.copy(out / "config.json", source)
+    before = contents(out)
+    with pytest.raises(RekindleError, match="which is read"):
+        api.rewrite(source).save(out, overwrite=True)
+    assert contents(out) == before
 
 
 # -- what goes -------------------------------------------------------------------------------------------------

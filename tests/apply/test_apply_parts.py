@@ -23,7 +23,7 @@ from rekindle.cli.verbs import rekindle
 from rekindle.edit.arithmetic import Fill, Normal
 from rekindle.edit.measure import Statistics
 from rekindle.errors import CheckFailed, RekindleError
-from rekindle.store.publish import alone
+from rekindle.store.lock import alone
 
 OUT = "out"  # the same name everywhere: what is written names it
 SMALL = {"max_shard_size": "20kB"}

@@ -10,6 +10,7 @@ import weakref
 
 import pytest
 import torch
+from found.folders import edit_config, rename_all
 from safetensors.torch import load_file, save_file
 from tiny_models import ENCODERS, FAMILIES, MASKED, PLAIN
 
@@ -131,3 +132,34 @@ def test_block_by_block_needs_the_memory_of_a_block(tiny, tmp_path):
     assert found[True][1] == pytest.approx(found[False][1], abs=1e-5)
     assert weights > 5e8
     assert found[False][2] - found[True][2] > 0.6 * weights
+
+
+def test_a_model_is_not_verified_against_itself(tiny, tmp_path):
+    child = api.rewrite(tiny("llama")).save(tmp_path / "child")
+    (tmp_path / "link").symlink_to(child)
+    for same in (child, tmp_path / "link"):
+        with pytest.raises(RekindleError, match="compared with itself"):
+            api.verify(child, against=same)
+    assert not (child / "verify.json").exists()
+
+
+@pytest.mark.parametrize("blockwise", [False, True])
+@pytest.mark.parametrize("spoilt", ["pad", "names"])
+def test_a_child_that_only_rekindle_can_read_is_not_held(tiny, tmp_path, spoilt, blockwise):
+    """What is read here with a note, transformers may not read at all: the promise is one about transformers."""
+    from transformers import AutoModelForCausalLM
+
+    child = api.rewrite(tiny("llama")).save(tmp_path / "child")
+    if spoilt == "pad":
+        edit_config(child, pad_token_id=99)
+        with pytest.raises(AssertionError, match="Padding_idx"):
+            AutoModelForCausalLM.from_pretrained(child)
+    else:
+        rename_all(child, lambda name: f"_orig_mod.{name}")
+    with pytest.raises(RekindleError) as failed:
+        api.verify(child, against=tiny("llama"), tokens=64, blockwise=blockwise)
+    assert failed.value.exit_code == 1
+    assert "transformers itself cannot load this model" in str(failed.value)
+    assert not (child / "verify.json").exists()
+    mended = api.rewrite(child).save(tmp_path / "mended")
+    assert api.verify(mended, against=child, tokens=64, blockwise=blockwise).held

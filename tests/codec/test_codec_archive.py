@@ -126,7 +126,7 @@ def test_what_was_read_cannot_be_written_into(packed):
 
 def test_a_link_to_an_archive_is_that_archive(tmp_path, packed):
     from rekindle.codec.pack import lock_of
-    from rekindle.store.publish import alone
+    from rekindle.store.lock import alone
 
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "link.rk").symlink_to(packed)
@@ -169,7 +169,7 @@ def test_of_two_runs_into_one_archive_the_second_is_refused(tmp_path, series, pa
 
 def test_an_archive_that_is_being_changed_is_not_replaced(tmp_path, series, packed):
     from rekindle.codec.pack import lock_of
-    from rekindle.store.publish import alone
+    from rekindle.store.lock import alone
 
     before = packed.read_bytes()
     with alone(lock_of(packed), "dropping"), pytest.raises(RekindleError, match="Another process is changing run.rk"):

@@ -26,7 +26,7 @@ from rekindle.codec.kernel import kernel
 from rekindle.codec.pack import add_step, lock_of
 from rekindle.codec.source import held_source
 from rekindle.errors import CheckFailed, RekindleError
-from rekindle.store.publish import alone
+from rekindle.store.lock import alone
 
 
 def small(folder, step):

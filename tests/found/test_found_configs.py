@@ -5,6 +5,7 @@ The table of kinds is held to transformers' own classes, and to what they do wit
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+import torch
 from found.folders import edit_config, logits
 from found.tokenizers_made import save_bytes_tokenizer
 from tiny_models import FAMILIES as NAMES
@@ -186,7 +188,6 @@ def test_a_tokenizer_with_ids_beyond_the_embeddings(tiny, tmp_path, added, words
 
 
 def test_whole_numbers_are_no_weights(tiny, tmp_path):
-    import torch
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(tiny("llama"), tmp_path / "source")
@@ -249,3 +250,46 @@ def test_verify_has_the_child_read_as_any_user_would(tiny, tmp_path, monkeypatch
     assert api.verify(child, against=tiny("llama"), tokens=64).held
     assert seen
     assert not any("config" in how for how in seen)
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_a_null_is_taken_where_transformers_runs_with_it(tiny, tmp_path, family):
+    """Key by key: a model that runs is opened and its child computes the same; one that cannot run is refused."""
+    import transformers
+
+    source, child = tmp_path / "source", tmp_path / "child"
+    shutil.copytree(tiny(family), source)
+    path = source / "config.json"
+    whole = json.loads(path.read_text())
+    ids = torch.arange(2, 22)[None]
+
+    def run(folder):
+        with quietly(), torch.no_grad():
+            cls, how = getattr(transformers, whole["architectures"][0]), {"dtype": torch.float32}
+            model, report = cls.from_pretrained(folder, output_loading_info=True, **how)
+            if report["missing_keys"]:
+                raise ValueError("a null that is another model")
+            return model.eval()(input_ids=ids, use_cache=False)[0]
+
+    for key in sorted({*FAMILIES[family].defaults, *whole} - {"model_type", "architectures"}):
+        if kinds.kind(FAMILIES[family], key) is None:
+            continue
+        path.write_text(json.dumps(whole | {key: None}))
+        try:
+            expected = run(source)
+        except Exception:
+            expected = None
+        with contextlib.suppress(RekindleError):
+            api.rewrite(source).save(child, overwrite=True)
+        found = run(child) if child.exists() else None
+        assert (found is None) == (expected is None), key
+        assert found is None or torch.equal(found, expected), key
+        shutil.rmtree(child, ignore_errors=True)
+
+
+def test_layers_with_a_window_that_is_not_given(tiny, tmp_path):
+    kinds_ = ["sliding_attention", "full_attention", "full_attention"]
+    said = refusal(tiny, tmp_path, "qwen2", layer_types=kinds_, use_sliding_window=False)
+    assert "layer_types has layers with a window, but" in said
+    with pytest.raises(ValueError, match="sliding_window"):
+        logits(tmp_path / "source")

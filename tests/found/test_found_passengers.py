@@ -126,3 +126,53 @@ def test_training_carries_the_same(parent, tmp_path):
     how = {"tokens": 1024, "seq_len": 32, "batch_tokens": 256, "lr": 1e-3, "eval_tokens": 256}
     api.train(parent, tmp_path / "out", data=str(tmp_path / "data.txt"), **how)
     assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == '{"a": 1}'
+
+
+TERMS = ("LICENSE", "license", "LICENCE.txt", "License.md", "COPYING", "COPYING.LESSER", "NOTICE.txt", "MODEL_LICENSE",
+         "LICENSE-MODEL", "LICENSE.pdf", "USE_POLICY.md", "Terms_of_Use.pdf", "LICENSES/Apache-2.0.txt")  # fmt: skip
+
+
+def test_what_says_the_terms_travels_however_it_is_spelt(parent, tmp_path):
+    for name in TERMS:
+        (parent / name).parent.mkdir(exist_ok=True)
+        (parent / name).write_text(f"the terms of {name}")
+    child = api.rewrite(parent).save(tmp_path / "child")
+    for name in TERMS:
+        assert (child / name).read_text() == f"the terms of {name}"
+
+
+def test_mistrals_tokenizers_travel(parent, tmp_path):
+    names = ("tokenizer.model.v3", "tokenizer.mm.model.v2", "tokenizer.model.v7m1", "tekken.json")
+    for name in names:
+        (parent / name).write_text("{}")
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert all((child / name).exists() for name in names)
+
+
+def test_what_does_not_travel_is_named(parent, tmp_path):
+    assert not any("taken along" in note for note in api.inspect(parent)["notes"])
+    for name in ("tool_parser.py", "custom_generate/generate.py", "tokenizer/tokenizer.json", "runs/1/events"):
+        (parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (parent / name).write_text("{}")
+    for name in ("README.md", "trainer_state.json", "optimizer.pt", ".gitattributes", "metrics.jsonl", "LICENSE"):
+        (parent / name).write_text("{}")
+    [note] = [note for note in api.inspect(parent)["notes"] if "taken along" in note]
+    assert note.endswith(": custom_generate/, runs/, tokenizer/, tool_parser.py")
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert {path.name for path in child.iterdir()} - {path.name for path in parent.iterdir()} == {
+        "rekindle.json",
+        "rekindle.yaml",
+    }
+
+
+def test_a_file_in_a_folder_travels_where_it_is_named(parent, tmp_path):
+    for name in ("sub/deep/vocab.json", "sub/other.json", "../outside.json"):
+        (parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (parent / name).write_text("{}")
+    named = {"vocab_file": "sub/deep/vocab.json", "a": "../outside.json", "b": "sub/none.json", "c": "/etc/hostname",
+             "d": "a/" * 200, "e": "sub/deep"}  # fmt: skip
+    (parent / "tokenizer_config.json").write_text(json.dumps(named))
+    child = api.rewrite(parent).save(tmp_path / "child")
+    assert (child / "sub" / "deep" / "vocab.json").read_text() == "{}"
+    assert not (child / "sub" / "other.json").exists()
+    assert not any("taken along" in note for note in api.inspect(parent)["notes"])

@@ -295,6 +295,162 @@ def test_a_file_of_another_kind_is_named(tiny, tmp_path, head, word):
     assert word in refused(parent)
 
 
+# -- the true cause, of folders that others would only call broken -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("layers.0.", "layers.0._checkpoint_wrapped_module."),
+        (".self_attn.", ".self_attn._orig_mod."),
+        ("model.", "_orig_mod.model."),
+    ],
+)
+def test_a_wrapper_of_some_of_the_modules_is_read_through(tiny, tmp_path, old, new):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    rename_all(parent, lambda name: name.replace(old, new, 1))
+    assert same(api.rewrite(parent).save(tmp_path / "child"), tiny("llama"))
+    assert any("the names of" in note for note in api.inspect(parent)["notes"])
+
+
+def test_a_tensor_that_is_there_with_a_wrappers_name_and_without(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    tensors = load_file(parent / "model.safetensors")
+    tensors["model._orig_mod.norm.weight"] = torch.ones(32)
+    save_file(tensors, parent / "model.safetensors", metadata={"format": "pt"})
+    assert "model.norm.weight is there twice" in refused(parent)
+
+
+def test_names_of_two_kinds(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    rename_all(parent, lambda name: f"module.{name}" if "layers.0" in name else name)
+    assert "9 of 30 names begin with 'module.', and the others do not" in refused(parent)
+
+
+def test_a_model_inside_a_larger_one(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    rename_all(parent, lambda name: f"language_model.{name}")
+    tensors = load_file(parent / "model.safetensors") | {"vision_tower.a.weight": torch.ones(2, 2)}
+    save_file(tensors, parent / "model.safetensors", metadata={"format": "pt"})
+    assert "30 of 31 names begin with 'language_model.', and the others do not" in refused(parent)
+
+
+@pytest.mark.parametrize("file", ["model.Q4_K_M.gguf", "consolidated.00.pth"])
+def test_another_programs_weights_without_a_config(tiny, tmp_path, file):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    (parent / "model.safetensors").rename(parent / file)
+    (parent / "config.json").unlink()
+    assert f"it has no config.json, only {file}" in refused(parent)
+
+
+def test_a_folder_in_the_place_of_the_weights(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    (parent / "model.safetensors").unlink()
+    (parent / "model.safetensors" / "inner").mkdir(parents=True)
+    said = refused(parent)
+    assert "model.safetensors is a folder, not a file" in said
+    assert "inner" in said
+
+
+@pytest.mark.parametrize("config", [True, False])
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("__0_0.distcp", "format_utils dcp_to_torch"),
+        ("pytorch_model_fsdp_0/__0_0.distcp", "accelerate merge-weights"),
+        ("global_step10/zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_to_fp32.py"),
+    ],
+)
+def test_weights_in_the_pieces_of_many_processes(tiny, tmp_path, file, words, config):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    (parent / "model.safetensors").unlink()
+    if not config:
+        (parent / "config.json").unlink()
+    (parent / file).parent.mkdir(exist_ok=True)
+    (parent / file).write_bytes(b"pieces")
+    said = refused(parent)
+    assert "pieces" in said
+    assert words in said
+
+
+def test_files_under_each_others_names(tiny, tmp_path):
+    parent, other = (copied(tiny("llama"), tmp_path / name) for name in ("parent", "other"))
+    (parent / "model.safetensors").rename(parent / "pytorch_model.bin")
+    said = refused(parent)
+    assert "it is a safetensors file, not a file of torch's" in said
+    assert "model.safetensors is what transformers calls it" in said
+    torch.save(load_file(other / "model.safetensors"), other / "weights")
+    (other / "weights").rename(other / "model.safetensors")
+    assert "pytorch_model.bin is what transformers calls it" in refused(other)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_a_trainings_state_around_the_weights(tiny, tmp_path, key, monkeypatch):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    tensors = load_file(parent / "model.safetensors")
+    torch.save({"epoch": 3, key: tensors, "loops": {}}, parent / "pytorch_model.bin")
+    (parent / "model.safetensors").unlink()
+    said = refused(parent)
+    assert f"{key} is not a tensor but a table of {len(tensors)}" in said
+    monkeypatch.chdir(parent)
+    exec(said.split("in Python: ")[1], {"torch": torch})
+    assert same(api.rewrite(parent).save(tmp_path / "child"), tiny("llama"))
+
+
+def test_codes_whose_config_does_not_say_so(tiny, tmp_path):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    tensors = load_file(parent / "model.safetensors")
+    for name in [name for name in tensors if "mlp" in name]:
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = torch.ones(1, 1)
+    save_file(tensors, parent / "model.safetensors", metadata={"format": "pt"})
+    said = refused(parent)
+    assert "quantised" in said
+    assert "no quantization_config" in said
+
+
+@pytest.mark.parametrize("rows", [60, 70])
+def test_a_tied_head_of_another_size(tiny, tmp_path, rows):
+    parent = copied(tiny("llama", tie_word_embeddings=True), tmp_path / "parent")
+    tensors = load_file(parent / "model.safetensors")
+    tensors["lm_head.weight"] = torch.ones(rows, 32)
+    save_file(tensors, parent / "model.safetensors", metadata={"format": "pt"})
+    assert f"lm_head.weight is [{rows}, 32], but the config says [64, 32]" in refused(parent)
+    with pytest.raises(RuntimeError):
+        logits(parent)
+
+
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123\n",
+        f"# xet version 0\nfilesize = 123\nhash = '{'0' * 64}'\n",
+    ],
+)
+def test_a_passenger_that_was_not_downloaded(tiny, tmp_path, pointer):
+    parent = copied(tiny("llama"), tmp_path / "parent")
+    (parent / "tokenizer.json").write_text(pointer)
+    with pytest.raises(RekindleError, match="pointer: the file itself was not downloaded") as error:
+        api.rewrite(parent).job()
+    assert "tokenizer.json" in str(error.value)
+    (parent / "tokenizer.json").unlink()
+    (parent / "model.safetensors").write_text(pointer)
+    assert "pointer" in refused(parent)
+
+
+@pytest.mark.parametrize("value", [{"hidden_size": 8}, {"model_type": "llama"}])
+@pytest.mark.parametrize("key", ["text_config", "decoder", "generator"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_config_in_the_config(tiny, tmp_path, family, key, value):
+    parent = copied(tiny(family), tmp_path / "parent")
+    edit_config(parent, vision_config={"hidden_size": 8})
+    assert same(api.rewrite(parent).save(tmp_path / "child"), parent)
+    edit_config(parent, **{key: value})
+    assert f"has a {key} too" in refused(parent)
+    with pytest.raises(AttributeError):
+        logits(parent)
+
+
 # -- where two readers meet --------------------------------------------------------------------------------
 
 

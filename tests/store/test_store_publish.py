@@ -14,15 +14,9 @@ import pytest
 from rekindle.errors import RekindleError
 from rekindle.store import publish
 from rekindle.store.folder import open_folder
-from rekindle.store.publish import (
-    alone,
-    check_free,
-    check_spares,
-    explained,
-    partial_path,
-    publishing,
-    retired_path,
-)
+from rekindle.store.lock import alone
+from rekindle.store.publish import check_free, check_spares, partial_path, publishing, retired_path
+from rekindle.store.system import explained
 
 
 @pytest.fixture
@@ -369,8 +363,21 @@ def test_out_must_not_hold_what_is_read(out, tmp_path):
             with pytest.raises(RekindleError, match="~.*which is read"):
                 check_spares(out, None, inside)
         check_spares(out, None, "~nobody-by-this-name/text")
-    check_spares(out, out)  # which may replace itself
-    check_spares(out, tmp_path, None, tmp_path / "elsewhere", out / "not-there", "stdlib")
+    check_spares(out, tmp_path / "source", None, tmp_path / "elsewhere", out / "not-there", "stdlib")
+
+
+def test_out_is_not_the_source_and_does_not_lie_in_it(out, tmp_path, monkeypatch):
+    (out / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(out)
+    monkeypatch.chdir(out.parent)
+    for same in (out, tmp_path / "link", "out", "out/sub/..", "../link", f"{tmp_path}/link/sub/../../out/."):
+        with pytest.raises(RekindleError, match="is the source, and would be replaced"):
+            check_spares(out, same)
+        check_spares(out, same, in_place=True)
+        for inside in (out / "new", out / "sub" / "new", tmp_path / "link" / "new", Path("out/sub/../new")):
+            with pytest.raises(RekindleError, match="lies in the source"):
+                check_spares(inside, same)
+    check_spares(out.with_name("outer"), out)
 
 
 def test_between_the_two_renames_of_a_replacement(out):

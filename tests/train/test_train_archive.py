@@ -19,7 +19,8 @@ from rekindle.cli.verbs import rekindle
 from rekindle.codec.container import create
 from rekindle.codec.pack import add_step
 from rekindle.errors import RekindleError
-from rekindle.store.publish import alone, explained
+from rekindle.store.lock import alone
+from rekindle.store.system import explained
 from rekindle.train import session
 
 SIZE = {"save_every": 512}  # two of the twelve steps

@@ -14,8 +14,8 @@ from train_helpers import curve, rows, write_corpus
 
 from rekindle import api
 from rekindle.errors import RekindleError
+from rekindle.store.lock import alone, lock_of
 from rekindle.store.manifest import read_manifest
-from rekindle.store.publish import alone, lock_of
 from rekindle.train import session
 from rekindle.train import step as step_module
 from rekindle.train.state import find_state, work_folder

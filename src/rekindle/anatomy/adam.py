@@ -62,6 +62,11 @@ def adam_of(tree: Any) -> Adam | None:
     return found if not names or len(names) == len(known) else Adam(numbers, found.state, {}, found.options)
 
 
+def adams_in(tree: Any) -> list[Adam]:
+    """The states of Adams in what a file holds: all of it, or entries beside others."""
+    return list(filter(None, map(adam_of, [tree, *(tree.values() if isinstance(tree, dict) else ())])))
+
+
 def deal(adam: Adam, parameters: Mapping[str, Shape]) -> dict[Key, str] | None:
     """Number -> name, of `parameters` in the model's order; None where that cannot be told for sure."""
     if adam.names:

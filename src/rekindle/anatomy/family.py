@@ -101,6 +101,8 @@ class Family:
         given["head_dim"] = given.get("head_dim") or config.get("head_dim") or given["hidden_size"] // heads
         if given["intermediate_size"] is None:  # gpt2
             given["intermediate_size"] = 4 * given["hidden_size"]
+        if given.get("norm_topk_prob", True) is None:  # no, to transformers
+            given["norm_topk_prob"] = False
         given["output"] = self._output(config)
         for spelling in self.spellings:
             given |= spelling.read(config, self, given)

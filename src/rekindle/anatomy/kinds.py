@@ -52,6 +52,7 @@ _OWN = {
     "final_logit_softcapping": "float?", "attn_logit_softcapping": "float?", "use_bidirectional_attention": "bool?",
     "first_k_dense_replace": "int?", "n_group": "int?", "topk_group": "int?", "v_head_dim": "int?",
     "q_lora_rank": "int?", "rope_interleave": "bool?", "architectures": "strs?", "id2label": "table?",
+    "num_nextn_predict_layers": "int?", "num_mtp_layers": "int",
 }  # fmt: skip
 _OF_FAMILY = {
     "llama": {"attention_dropout": "number?"},
@@ -64,7 +65,13 @@ _OF_FAMILY = {
     "gpt_neox": {"classifier_dropout": "number"},
     "deepseek_v3": {"attention_dropout": "number?", "norm_topk_prob": "bool?", "num_experts_per_tok": "int?"},
 }
+# What the class takes, and the model made of it cannot run on.
+_NO_NULLS = {
+    ("qwen2_moe", "num_key_value_heads"), ("qwen3_moe", "head_dim"), ("deepseek_v3", "first_k_dense_replace"),
+    ("deepseek_v3", "head_dim"),
+}  # fmt: skip
 _RANGES = {("llama", "initializer_range"): (0.0, 1.0)}
+_SUB_CONFIGS = ("text_config", "decoder", "generator")  # where transformers looks for the config of a text model
 _BY_DEFAULT: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "str"}
 _EVERYWHERE = ("architectures", "head_dim", "id2label", "layer_types")
 
@@ -79,11 +86,12 @@ _ACTIVATION_KEYS = ("hidden_act", "activation_function", "hidden_activation")
 
 def kind(family: Family, key: str) -> str | None:
     """The kind of a key: "int", "number?", ...; None for one that the family does not know."""
+    spelt = _OWN.get(key)
     if key not in family.defaults:
         key = next((own for own, others in SYNONYMS.items() if key in others and own in family.defaults), key)
     if key not in family.defaults and key not in _EVERYWHERE:
         return None
-    own = _OF_FAMILY.get(family.model_type, {}).get(key) or _OWN.get(key)
+    own = _OF_FAMILY.get(family.model_type, {}).get(key) or spelt or _OWN.get(key)
     default: Any = family.defaults.get(key)
     return own or _BY_DEFAULT.get(type(default))
 
@@ -92,7 +100,7 @@ def fits(family: Family, key: str, value: Any) -> bool:
     """Whether transformers takes this value for the key."""
     wanted = kind(family, key)
     if wanted is None or (value is None and wanted.endswith("?")):
-        return True
+        return value is not None or (family.model_type, key) not in _NO_NULLS
     name = wanted.removesuffix("?")
     types = _KINDS[name][1]
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
@@ -121,8 +129,8 @@ def misfits(family: Family, config: Mapping[str, Any]) -> Iterator[RekindleError
 
     for key, value in config.items():
         if not fits(family, key, value):
-            wanted = kind(family, key) or ""
-            null = ", or null" if wanted.endswith("?") else ""
+            wanted = kind(family, key) or "int"
+            null = ", or null" if wanted.endswith("?") and value is not None else ""
             shown = {None: "null", True: "true", False: "false"}.get(value) if _is_plain(value) else None
             yield RekindleError(
                 f"{key} is {shown or _short(value)}, but of {family.model_type} it is "
@@ -132,6 +140,13 @@ def misfits(family: Family, config: Mapping[str, Any]) -> Iterator[RekindleError
             )
         elif key in _ACTIVATION_KEYS and isinstance(value, str) and value not in ACTIVATIONS:
             yield RekindleError(f"{key} is {value!r}, which transformers does not know.", where="config.json")
+    for key in _SUB_CONFIGS if "causal" in family.classes else ():
+        if key in config:
+            yield RekindleError(
+                f"config.json of a {family.model_type} has a {key} too: transformers cannot read the two as one model.",
+                where="config.json",
+                hint="take it out, where the weights are those of the text model alone",
+            )
     for key in ("torch_dtype", "dtype"):
         said = config.get(key)
         if said is not None and (not isinstance(said, str) or said not in TORCH.values()):

@@ -100,6 +100,9 @@ def _by_kind(kinds: list[str], window: int | None, layers: int) -> Windows:
             if len(kinds) > layers
             else "an entry for each layer",
         )
+    if window is None and "sliding_attention" in kinds:
+        what = "layer_types has layers with a window, but sliding_window is null, or use_sliding_window false."
+        raise RekindleError(what, where="config.json", why="transformers cannot run such a model either")
     kinds = [{"attention": "full_attention"}.get(kind, kind) for kind in kinds]  # as transformers called it once
     if other := next((kind for kind in kinds if kind not in _KINDS), None):
         raise RekindleError(f"layer_types has {other!r}; known are {' and '.join(_KINDS)}.", where="config.json")

@@ -15,7 +15,7 @@ MAY_BE_ZERO = {
     "intermediate_size", "token_types", "shared_size", "num_experts", "top_k", "kv_rank", "q_rank", "value_dim",
     "expert_size",
 }  # fmt: skip
-NEEDED = {"num_experts", "top_k", "expert_size", "num_groups", "top_k_groups", "value_dim", "norm_topk_prob"}
+NEEDED = {"num_experts", "top_k", "expert_size", "num_groups", "top_k_groups", "value_dim"}
 AT_MOST = {"num_layers": 100_000, "num_experts": 1_000_000}  # longer tables than any model's would only take for ever
 
 

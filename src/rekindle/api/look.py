@@ -91,11 +91,14 @@ def verify(
     made, parent = open(child).checkpoint, open(against).checkpoint
     for side in (made, parent):
         side.folder.need_weights()
+    manifest = read_manifest(made.folder.path)
+    promise = (manifest.promise or {}).get("kind", "none") if manifest else "none"
+    if promise != "none" and made.folder.path.samefile(parent.folder.path):
+        what = f"{child} would be compared with itself, and agree whatever it is."
+        raise RekindleError(what, hint="--against the source that it was made of")
     ids, text = _some_tokens(parent, data, tokens, text_column)
     if blockwise is None:
         blockwise = not fit(made, parent)
-    manifest = read_manifest(made.folder.path)
-    promise = (manifest.promise or {}).get("kind", "none") if manifest else "none"
     bad = not_finite(made.folder)
     verdict = measure(made, parent, ids, text=text, promise=promise, bad=bad, blockwise=blockwise)
     _keep(made.folder.path, verdict.to_dict(), manifest, made.config)

@@ -30,6 +30,7 @@ from rekindle.store.folder import PARTS, open_folder
 from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import check_free, check_spares, publishing
+from rekindle.store.system import explained
 from rekindle.store.weights import is_of_a_model
 
 MOMENTS = "optimizer"  # the folder that a training leaves in its OUT
@@ -100,9 +101,7 @@ class Model:
         out, mine = Path(out), parse_part(part) if part else None
         workers = check_workers(saving.default_workers() if workers is None else workers)
         options = resolve(SaveConfig, save_options)
-        read = files_read(options.config, *(step.options.config for step in self.steps))
-        check_spares(out, place(self.source), *read)
-        check_spares(out, self.checkpoint.folder.path)
+        self.check_apart(out, options.config)
         if not mine:
             check_free(out, overwrite)
         job = saving.prepare(self.checkpoint, options.config)
@@ -129,13 +128,28 @@ class Model:
         saving.check_finite(written, out, self.source)
         return out
 
+    def check_apart(self, out: Path, config: SaveConfig) -> None:
+        """Raise RekindleError where something that is read would be deleted with an OUT that is replaced.
+
+        The source may be replaced by what computes the same with the same sizes, and by nothing else.
+        """
+        made, origin = self.checkpoint, self.checkpoint.origin
+        same = made.promise.exact and (made.family, made.settings) == (origin.family, origin.settings)
+        read = files_read(config, *(step.options.config for step in self.steps))
+        check_spares(out, place(self.source), *read, in_place=same)
+        check_spares(out, made.folder.path, in_place=same)
+        with explained(out):
+            if out.is_dir() and not out.samefile(made.folder.path):
+                check_spares(out, None, *made.folder.shards)  # which may be links
+
     def lost(self, out: Path, job: Job) -> list[str]:
         """What lies in OUT beside the weights and has no like in the result: gone when it is replaced."""
         made = {"config.json", MANIFEST, "rekindle.yaml", "README.md", "verify.json", PARTS}
         made |= {PurePath(shard.file).parts[0] for shard in job.share(None)}
         made |= {path.relative_to(self.checkpoint.folder.path).parts[0] for path in job.passengers}
         made |= {MEASURED} if job.measurements else set()
-        there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+        with explained(out):
+            there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
         return [name for name in there if name not in made and not is_of_a_model(name)]
 
     def recipe(self, options: Resolved[SaveConfig] | None = None) -> dict[str, Any]:

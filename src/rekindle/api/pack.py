@@ -45,7 +45,9 @@ def pack(
     """
     from rekindle.codec.container import create
     from rekindle.codec.pack import lock_of
-    from rekindle.store.publish import alone, explained, partial_path
+    from rekindle.store.lock import alone
+    from rekindle.store.publish import partial_path
+    from rekindle.store.system import explained
 
     archive, sources, mode = Path(archive), series(checkpoints, step, say), _mode(mode, error)
     if archive.is_dir():
@@ -87,7 +89,8 @@ def archive_add(
 ) -> dict[str, Any]:
     """Add checkpoints behind the last of an archive; a kill loses at most the one being added. Returns as `pack`."""
     from rekindle.codec.pack import check_name, check_whole, lock_of
-    from rekindle.store.publish import alone, explained
+    from rekindle.store.lock import alone
+    from rekindle.store.system import explained
 
     archive, sources, mode = Path(archive), series(checkpoints, step, say), _mode(mode, error)
     threads = workers_of(workers)

@@ -16,7 +16,8 @@ from rekindle.api.source import files_read, local, place
 from rekindle.config import Resolved, resolve, to_dict
 from rekindle.errors import RekindleError
 from rekindle.report.config import ReportConfig
-from rekindle.store.publish import check_spares, explained
+from rekindle.store.publish import check_spares
+from rekindle.store.system import explained
 from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
 
 if TYPE_CHECKING:

@@ -21,18 +21,10 @@ from rekindle.apply.parts import Identity, Part, Record, clashes, missing_parts,
 from rekindle.apply.write import Written
 from rekindle.errors import RekindleError, together
 from rekindle.store.folder import PARTS
+from rekindle.store.lock import alone, check_not_trained, lock_of
 from rekindle.store.manifest import NAME, read_manifest
-from rekindle.store.publish import (
-    alone,
-    check_is_folder,
-    check_no_mount,
-    check_not_trained,
-    explained,
-    lock_of,
-    partial_path,
-    staged,
-    sync,
-)
+from rekindle.store.publish import check_is_folder, check_no_mount, partial_path, staged, sync
+from rekindle.store.system import explained
 
 RECORD = ".part"  # of a part, in the folder where it is written
 CONFIG = "config.json"  # comes last: what makes a folder a model
@@ -122,10 +114,12 @@ def join(out: Path) -> dict[str, Written]:
 
     Raises RekindleError with everything that is missing or does not belong together, and changes nothing then.
     """
-    if not (out / PARTS).is_dir():
-        if (out / CONFIG).exists():
-            raise RekindleError(f"{out} is whole: there is nothing to join.")
-        raise RekindleError(f"{out} has no parts: there is nothing to join.", hint="a verb with --part 1/2 writes one")
+    with explained(out):
+        if not (out / PARTS).is_dir():
+            if (out / CONFIG).exists():
+                raise RekindleError(f"{out} is whole: there is nothing to join.")
+            hint = "a verb with --part 1/2 writes one"
+            raise RekindleError(f"{out} has no parts: there is nothing to join.", hint=hint)
     with alone(lock_of(Path(os.path.abspath(out))), f"writing {out}"), explained(out):
         check_not_trained(Path(os.path.abspath(out)))
         if (out / CONFIG).exists():  # an earlier attempt was cut short while it cleared up

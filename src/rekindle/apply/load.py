@@ -15,7 +15,7 @@ from rekindle.anatomy.settings import meaning
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.opening import checkpoint_at, open_checkpoint
 from rekindle.edit.plan import plan
-from rekindle.errors import RekindleError
+from rekindle.errors import CheckFailed, RekindleError, first_line
 from rekindle.store.dtypes import TORCH
 from rekindle.store.files import Files
 from rekindle.store.folder import Folder
@@ -46,19 +46,25 @@ def model_class(output: str) -> Any:
     return getattr(transformers, names[output])
 
 
-def config_of(folder: Folder) -> Any:
-    """transformers' config of an opened checkpoint. No code of the folder's own runs, and nothing asks for any."""
+def config_of(folder: Folder, *, unaided: bool = False) -> Any:
+    """transformers' config of an opened checkpoint; `unaided`: of the file alone, even where it is read otherwise here.
+
+    No code of the folder's own runs, and nothing asks for any.
+    """
     from transformers import AutoConfig
 
     with quietly():
+        if unaided:
+            return AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
         return AutoConfig.for_model(**folder.config)
 
 
-def load_model(source: Folder | Path, dtype: str = "float32", output: str = "causal") -> Any:
+def load_model(source: Folder | Path, dtype: str = "float32", output: str = "causal", *, unaided: bool = False) -> Any:
     """The model of an opened checkpoint's folder, or of a path, in `dtype`, on the CPU, with grouped expert kernels
     where its sizes allow them.
 
-    Raises RekindleError where its output is another, and where weights are missing, superfluous or misshaped.
+    `unaided`: as transformers has it of the folder alone, even where that is read otherwise here. Raises RekindleError
+    where its output is another, and where weights are missing, superfluous or misshaped.
     """
     import torch
     import transformers
@@ -74,10 +80,9 @@ def load_model(source: Folder | Path, dtype: str = "float32", output: str = "cau
     try:
         with quietly(), Files() as files:
             how = {"dtype": getattr(torch, dtype), "output_loading_info": True}
-            on_disk = read_json(folder.path / "config.json", missing="")
-            if json.dumps(folder.config, sort_keys=True) != json.dumps(on_disk, sort_keys=True):
+            if not unaided and not _is_on_disk(folder):
                 how["config"] = config_of(folder)  # else transformers reads it as any user has it read
-            if folder.native:
+            if unaided or folder.native:
                 model, report = model_class(output).from_pretrained(folder.path, trust_remote_code=False, **how)
             else:
                 own = getattr(transformers, family_of(folder.config).classes[output])
@@ -86,17 +91,31 @@ def load_model(source: Folder | Path, dtype: str = "float32", output: str = "cau
     except RekindleError:
         raise
     except Exception as error:  # of configs, files and shapes, down to assertions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RekindleError(f"transformers cannot load this model: {reason}.", where=folder.path) from None
+        raise unloadable(error, folder, unaided) from None
     folder.check_unchanged()
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, report[kind])):
-            raise RekindleError(
-                f"The weights do not fit the config: {len(names)} {kind.replace('_', ' ')}, such as {names[0]}.",
-                where=folder.path,
-            )
+            found = f"{len(names)} {kind.replace('_', ' ')}, such as {names[0]}"
+            if unaided and not folder.native:
+                raise unloadable(ValueError(found), folder, unaided)
+            raise RekindleError(f"The weights do not fit the config: {found}.", where=folder.path)
     fit_experts(model)
     return model
+
+
+def _is_on_disk(folder: Folder) -> bool:
+    """Whether its config is, to the letter, the file's."""
+    on_disk = read_json(folder.path / "config.json", missing="")
+    return json.dumps(folder.config, sort_keys=True) == json.dumps(on_disk, sort_keys=True)
+
+
+def unloadable(error: Exception, folder: Folder, unaided: bool) -> RekindleError:
+    """What transformers said, as a sentence; a failed check where it was left `unaided` with what only is read here."""
+    reason = first_line(error)
+    if unaided and not (folder.native and _is_on_disk(folder)):
+        what, hint = f"transformers itself cannot load this model: {reason}.", f"rekindle rewrite {folder.path} MENDED"
+        return CheckFailed(what, where=folder.path, why="here it is read with notes, see `inspect`", hint=hint)
+    return RekindleError(f"transformers cannot load this model: {reason}.", where=folder.path)
 
 
 def fit_experts(model: Any, itemsize: int | None = None) -> bool:

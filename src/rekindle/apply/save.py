@@ -26,6 +26,7 @@ from rekindle.edit.expressions import Expr
 from rekindle.edit.measure import Measurement, measurements
 from rekindle.edit.plan import Plan, plan
 from rekindle.errors import CheckFailed, RekindleError
+from rekindle.store.passengers import travels
 from rekindle.store.stamps import Stamps, check_unchanged, stamp, stamps, stamps_in
 
 MOMENTS = "optimizer/optimizer"  # of the files that hold Adam's moments
@@ -110,7 +111,8 @@ class Job:
     def check_unchanged(self) -> None:
         """Raise RekindleError where a file that is read is not what it was when it was opened."""
         tables = [path for path in self.seen if Path(path).name in TABLES or path.endswith(".index.json")]
-        check_unchanged(self.seen, {*self.sources, *tables, *map(str, self.passengers)})
+        there = [path for path in self.checkpoint.folder.seen if travels(Path(path).name)]  # or was, when it was opened
+        check_unchanged(self.seen, {*self.sources, *tables, *there, *map(str, self.passengers)})
 
     @property
     def nbytes_measured(self) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.anatomy import runtime_names
-from rekindle.anatomy.adam import MOMENTS, Adam, Shape, adam_of, deal, parameters_of
+from rekindle.anatomy.adam import MOMENTS, Adam, Shape, adams_in, deal, parameters_of
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS
 from rekindle.store.header import Stored, read_header
@@ -52,8 +52,7 @@ def read_state(place: Path, config: Mapping[str, Any], parameters: Mapping[str, 
     if not found:
         raise _none(place)
     content = read_torch(found[0])
-    entries = list(content.tree.values()) if content and isinstance(content.tree, dict) else []
-    states = list(filter(None, map(adam_of, [content.tree, *entries]))) if content else []
+    states = adams_in(content.tree) if content else []
     if content is None or len(states) != 1:
         why = "nothing in it, or too much, has the two moments of an Adam for each parameter"
         if content is None:

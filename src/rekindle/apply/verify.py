@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rekindle.anatomy.settings import meaning
-from rekindle.apply.load import config_of, fit_experts, load_model, model_class, quietly
+from rekindle.apply.load import config_of, fit_experts, load_model, model_class, quietly, unloadable
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.plan import plan
@@ -113,29 +113,35 @@ def compare(
         causal = parent.settings.output == "causal"
         losses = [_loss(x, b) for x, b in zip(before, batches, strict=True)] if causal else []
         worst, losses_child = 0.0, []
-        for logits, reference, batch in zip(run(child, batches, dtype, blockwise), before, batches, strict=True):
+        made = run(child, batches, dtype, blockwise, unaided=True)
+        for logits, reference, batch in zip(made, before, batches, strict=True):
             difference = float((logits - reference).abs().max())
             worst = max(worst, difference) if difference == difference else float("nan")
             losses_child += [_loss(logits, batch)] if causal else []
     return worst / largest if largest else float("inf"), _mean(losses), _mean(losses_child)
 
 
-def run(checkpoint: Checkpoint, batches: list[Any], dtype: str, blockwise: bool) -> Iterator[Any]:
+def run(
+    checkpoint: Checkpoint, batches: list[Any], dtype: str, blockwise: bool, *, unaided: bool = False
+) -> Iterator[Any]:
     """The output [N, T, ...] in float32 for each batch [N, T], from a model that is gone afterwards."""
-    with loaded(checkpoint, dtype, blockwise) as model:
+    with loaded(checkpoint, dtype, blockwise, unaided=unaided) as model:
         for batch in batches:
             out = model(input_ids=batch, use_cache=False)
             yield (_hidden(out) if checkpoint.settings.output == "none" else out.logits).float()
 
 
 @contextmanager
-def loaded(checkpoint: Checkpoint, dtype: str, blockwise: bool) -> Iterator[Any]:
-    """The model of a folder, whole or a block at a time; no cycle holds it, so it is gone when its caller lets go."""
+def loaded(checkpoint: Checkpoint, dtype: str, blockwise: bool, *, unaided: bool = False) -> Iterator[Any]:
+    """The model of a folder, whole or a block at a time; no cycle holds it, so it is gone when its caller lets go.
+
+    `unaided`: see `load_model`.
+    """
     with Files() as files:
         if blockwise:
-            yield _blockwise(checkpoint, dtype, files)
+            yield _blockwise(checkpoint, dtype, files, unaided)
         else:
-            yield load_model(checkpoint.folder, dtype, checkpoint.settings.output).eval()
+            yield load_model(checkpoint.folder, dtype, checkpoint.settings.output, unaided=unaided).eval()
 
 
 def _hidden(out: Any) -> torch.Tensor:
@@ -155,15 +161,20 @@ def _mean(losses: list[float]) -> float | None:
     return float(np.mean(losses)) if losses else None
 
 
-def _blockwise(checkpoint: Checkpoint, dtype: str, files: Files) -> Any:
+def _blockwise(checkpoint: Checkpoint, dtype: str, files: Files, unaided: bool) -> Any:
     import torch
     from accelerate import init_empty_weights
     from accelerate.hooks import attach_align_device_hook
 
-    config = config_of(checkpoint.folder)
-    with quietly(), init_empty_weights(include_buffers=False):
-        made = model_class(checkpoint.settings.output)
-        model = made.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    try:
+        if unaided and not checkpoint.folder.native:
+            raise ValueError("it does not read these weights")
+        config = config_of(checkpoint.folder, unaided=unaided)
+        with quietly(), init_empty_weights(include_buffers=False):
+            made = model_class(checkpoint.settings.output)
+            model = made.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    except Exception as error:  # of configs, down to assertions
+        raise unloadable(error, checkpoint.folder, unaided) from None
     fit_experts(model)
     weights = Weights(checkpoint, dtype, files)
     attach_align_device_hook(model, execution_device=torch.device("cpu"), offload=True, weights_map=weights)

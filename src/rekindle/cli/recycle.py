@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from rekindle import api
-from rekindle.api.source import place
 from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
 from rekindle.apply.save import Job, SaveConfig, default_workers, nbytes_read
 from rekindle.apply.threads import check_workers
@@ -41,7 +40,7 @@ def _verb(method: Method) -> click.Command:
         gc.disable()  # a plan is hundreds of thousands of objects that live to the end: a third of its time saved
         options = resolved(method.config, given, config_file)
         save = resolved(SaveConfig, given)
-        check_spares(Path(out), place(src), config_file)
+        check_spares(Path(out), None, config_file)
         model = api.open(src).then(method.verb, options)
         if print_config:
             click.echo(dump_yaml(model.recipe(save)), nl=False)
@@ -121,6 +120,7 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
     for note in model.checkpoint.notes:
         say(f"note: {note}")
     given_save = {name: value["value"] for name, value in save.options().items() if value["origin"] != "default"}
+    model.check_apart(Path(out), save.config)
     workers = check_workers(default_workers() if given["workers"] is None else given["workers"])
     part = parse_part(given["part"]) if given["part"] else None
     job = model.job(**given_save)
@@ -172,7 +172,7 @@ def _tell(model: api.Model, job: Job, part: Part | None, path: Path, format_: st
 
 
 def _say_verify(path: Path, source: str) -> None:
-    if os.path.isdir(source):
+    if os.path.isdir(source) and not path.samefile(source):
         say(f"next:  {shlex.join(['rekindle', 'verify', str(path), '--against', source])}")
 
 

@@ -11,7 +11,8 @@ from rekindle.codec.compact import moved, rewrite
 from rekindle.codec.container import StepEntry
 from rekindle.codec.pack import ELSEWHERE, check_whole, lock_of, write_step
 from rekindle.codec.shrunk import Errors, Shrunk
-from rekindle.store.publish import alone, explained
+from rekindle.store.lock import alone
+from rekindle.store.system import explained
 
 
 def drop(path: Path, name: int, *, workers: int = 1) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from rekindle.anatomy.adam import Adam, Key, Shape, adam_of, deal, parameters_of
+from rekindle.anatomy.adam import Adam, Key, Shape, adams_in, deal, parameters_of
 from rekindle.codec.layout import FIRST, pairs
 from rekindle.codec.source import Source, Torch
 from rekindle.store.torch_file import View, named
@@ -41,7 +41,7 @@ def _dealt(source: Source, torch: Torch, at: Mapping[str, int]) -> Iterator[tupl
     """First moment and weight of the optimizer in a file of torch's: all of it, or one entry beside the model."""
     tree = torch.content.tree
     entries = list(tree.values()) if isinstance(tree, dict) else []
-    for adam in filter(None, map(adam_of, [tree, *entries])):
+    for adam in adams_in(tree):
         for weights in _weights(source, torch, entries, adam, at):
             for number, weight in weights.items():
                 first = torch.tensor(adam.moment(number, 0))

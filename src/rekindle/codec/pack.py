@@ -24,9 +24,10 @@ from rekindle.codec.shrunk import LOSSLESS, Shrunk
 from rekindle.codec.source import Source
 from rekindle.codec.workers import in_order
 from rekindle.errors import CheckFailed, RekindleError
-from rekindle.store import publish
-from rekindle.store.publish import alone, explained
+from rekindle.store import lock as locks
+from rekindle.store.lock import alone
 from rekindle.store.stamps import check_unchanged
+from rekindle.store.system import explained
 
 KEYFRAME_EVERY = 10
 ELSEWHERE = "an archive elsewhere"  # where this one cannot be written
@@ -99,7 +100,7 @@ def lock_of(path: Path, *, long: bool = False) -> Path:
     The long one is of those whose changes belong together, `pack`, `archive add` and a training. Each of their changes
     takes the other one too, and so does whoever makes only one.
     """
-    return (publish.long_lock_of if long else publish.lock_of)(path.resolve())
+    return (locks.long_lock_of if long else locks.lock_of)(path.resolve())
 
 
 def check_whole(path: Path, directory: Directory) -> None:

@@ -6,7 +6,7 @@ for any.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -80,20 +80,28 @@ def _are_floats(tensors: Tensors) -> bool:
 
 
 def unwrapped(names: Iterable[str], known: Mapping[str, Any]) -> tuple[dict[str, str], str] | None:
-    """{name: name without the wrapper's part}, and that part, where all names carry one; else None.
+    """{name: name without the wrapper's part}, and that part, where most names are known then; else None.
 
-    torch.compile, FSDP, DDP and trainers put the name of an attribute before, or between, a model's own names.
-    `known` are names that a model may have: those without the part must be among them.
+    torch.compile, FSDP and checkpointing put a word of their own between a model's names, of some layers or of all; DDP
+    and trainers put the name of an attribute before all. `known` are names that a model may have.
     """
     names = list(names)
     plain = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names}
     parts = {part for name in names for part in name.split(".") if part in WRAPPERS}
-    first = _common(plain.values())
+    some_known = any(name in known for name in plain.values())
+    first = [] if some_known else _common(plain.values())
     for count in range(len(first) + 1):
         cut = {name: ".".join(text.split(".")[count:]) for name, text in plain.items()}
         if (count or parts) and sum(name in known for name in cut.values()) * 2 > len(names):
             return cut, ".".join([*first[:count], *sorted(parts)])
     return None
+
+
+def half_wrapped(unknown: Collection[str], missing: Collection[str]) -> str | None:
+    """What stands before all the names that are missing, where they are there with that before them: else None."""
+    one = next(iter(missing), None)
+    befores = (name.removesuffix(one) for name in unknown if one and name.endswith(f".{one}"))
+    return next((before for before in befores if all(before + name in unknown for name in missing)), None)
 
 
 def _common(names: Iterable[str]) -> list[str]:
@@ -105,6 +113,17 @@ def _common(names: Iterable[str]) -> list[str]:
             break
         common.append(parts[0])
     return common
+
+
+def refuse_codes(names: Iterable[str], folder: Folder) -> None:
+    """Raise RekindleError where a scale or the like lies among tensors that no model has: others are codes."""
+    if found := next((name for name in names if name.endswith(OF_CODES)), None):
+        raise RekindleError(
+            f"These weights are quantised ({found}), but config.json has no quantization_config.",
+            where=folder.path,
+            why="transformers would take the codes for the weights",
+            hint="the checkpoint this one was quantised from",
+        )
 
 
 def refuse_adapters(names: Iterable[str], folder: Folder) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from rekindle.anatomy import Family, Packed, Role, Settings, family_of, packs, stacks
-from rekindle.edit.as_loaded import as_loaded, refuse_adapters, unwrapped
+from rekindle.edit.as_loaded import as_loaded, half_wrapped, refuse_adapters, refuse_codes, unwrapped
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Leaf, joined
 from rekindle.errors import RekindleError, together
-from rekindle.store.dtypes import TORCH, nbytes
+from rekindle.store.dtypes import FROM_TORCH, nbytes
 from rekindle.store.files import Files
 from rekindle.store.folder import Folder, open_folder
 from rekindle.store.header import Stored
 from rekindle.store.legacy import Held
-from rekindle.store.weights import Tensors
+from rekindle.store.passengers import left_behind
+from rekindle.store.weights import Tensors, some
 
 WHOLE = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}  # dtypes of codes, ids and masks
 COMPARED = 1 << 22  # bytes of two tensors compared at once
@@ -56,7 +58,9 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
         else:
             problems.append(RekindleError(f"{family.model_type} has no tensor {name}.", where=folder.path))
     if problems:
-        raise _cause(child, problems) or together(problems)
+        raise _cause(child, problems, names) or together(problems)
+    if left := [] if child.folder.bare else left_behind(child.folder.path, child.folder.config):
+        child.notes.append(f"not taken along, since nothing that is names it: {some(left, most=8)}")
     return child
 
 
@@ -110,7 +114,9 @@ def _tied_as_stored(child: Checkpoint, names: Tensors) -> Checkpoint:
     if embed not in names:
         names[embed] = names.pop(head)
         return child
-    if names[head].shape != names[embed].shape or _same(names[head], names[embed]):
+    if names[head].shape != names[embed].shape:
+        raise _misshapen(head, names[head].shape, names[embed].shape)
+    if _same(names[head], names[embed]):
         return child
     config = child.folder.config | {"tie_word_embeddings": False}
     note = (
@@ -135,8 +141,14 @@ def _same(one: Stored | Held, other: Stored | Held) -> bool:
         )
 
 
-def _cause(child: Checkpoint, problems: list[RekindleError]) -> RekindleError | None:
-    """What lies behind tensors that are missing or unknown, where that is clear: no head, or another class."""
+def _cause(child: Checkpoint, problems: list[RekindleError], unknown: Tensors) -> RekindleError | None:
+    """What lies behind tensors that are missing or unknown, where that is clear: no head, another class, codes."""
+    refuse_codes(unknown, child.folder)
+    missing = {name for role, (name, _, _) in child.rows.items() if role not in child.tensors}
+    if before := half_wrapped(unknown, missing):
+        what = f"{len(missing)} of {len(child.folder.tensors)} names begin with {before!r}, and the others do not."
+        why = f"without it they are those that the model lacks: {min(missing)} for one"
+        raise RekindleError(what, where=child.folder.path, why=why, hint="this model's tensors alone, by its own names")
     family, named = child.family, (child.config.get("architectures") or [None])[0]
     known = list(family.classes.values())
     headless = f"The {Role('head')} is missing."
@@ -162,7 +174,7 @@ def _cause(child: Checkpoint, problems: list[RekindleError]) -> RekindleError | 
 def _as_configured(child: Checkpoint, packed: list[Packed]) -> Tensors:
     """The tensors that a config alone speaks of: no bytes, but names, shapes and one dtype for all."""
     configured = child.config.get("torch_dtype") or child.config.get("dtype")
-    dtype = {torch: name for name, torch in TORCH.items()}[configured or "float32"]
+    dtype = FROM_TORCH[configured or "float32"]
     in_packs = {role for pack in packed for role in pack.roles}
     shapes = {pack.name: pack.shape for pack in packed}
     shapes |= {name: shape for role, (name, shape, _) in child.rows.items() if role not in in_packs}
@@ -219,10 +231,17 @@ def _by_known_names(child: Checkpoint, tensors: Tensors, known: set[str], proble
         if child.settings.output == "none":
             aliases[family.prefix + name] = name
     aliases |= {name: name for name in known}
-    if not any(name in aliases for name in tensors) and (found := unwrapped(tensors, aliases)):
+    if found := unwrapped(tensors, aliases):
         without, part = found
+        changed = sum(name != own for name, own in without.items())
+        whose = "every tensor's name carries" if changed == len(tensors) else f"the names of {changed} tensors carry"
+        if len(set(without.values())) < len(without):
+            twice = next(name for name, n in Counter(without.values()).items() if n > 1)
+            raise RekindleError(
+                f"{twice} is there twice, with {part!r} in its name and without.", where=child.folder.path
+            )
         tensors = {without[name]: tensor for name, tensor in tensors.items()}
-        child.notes.append(f"every tensor's name carries {part!r}, of a wrapper: they are read without it")
+        child.notes.append(f"{whose} {part!r}, of a wrapper: they are read without it")
         child.folder = replace(child.folder, native=False)
     names: dict[str, str] = {}
     for name in tensors:

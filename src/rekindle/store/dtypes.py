@@ -23,6 +23,7 @@ TORCH = {
     "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
+FROM_TORCH = {torch: ours for ours, torch in TORCH.items()}
 
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:

@@ -13,7 +13,7 @@ from rekindle.store import passengers
 from rekindle.store.index import read_json
 from rekindle.store.publish import retired_path
 from rekindle.store.stamps import Stamps, check_unchanged, stamps_in
-from rekindle.store.weights import INDEX, PICKLE, SINGLE, Tensors, read_weights
+from rekindle.store.weights import INDEX, PICKLE, SINGLE, SUFFIXES, Tensors, in_pieces, read_weights, some
 
 PARTS = "parts"  # in a folder whose parts are not joined yet
 ADAPTER = "adapter_config.json"
@@ -48,7 +48,10 @@ class Folder:
 
     def passengers(self) -> list[Path]:
         """Files that travel unchanged into what is made from this folder."""
-        return passengers.passengers(self.path, self.config)
+        try:
+            return passengers.passengers(self.path, self.config)
+        except OSError as error:
+            raise RekindleError(f"The folder cannot be read: {error.strerror}.", where=self.path) from None
 
     def carry(self, out: Path) -> None:
         """Copy these files into `out`."""
@@ -71,7 +74,9 @@ def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
         if (path / PARTS).is_dir() and not (path / "config.json").exists():
             raise RekindleError(f"{path} is unfinished: its parts are not joined.", hint=f"rekindle join {path}")
         _refuse_adapter(path)
-        config = read_json(path / "config.json", missing=f"{path} is not a checkpoint: it has no config.json.")
+        if not (path / "config.json").exists():
+            raise in_pieces(path) or _no_checkpoint(path)
+        config = read_json(path / "config.json", missing="")
         weights = read_weights(path, config)
     except OSError as error:
         raise RekindleError(f"The folder cannot be read: {error.strerror}.", where=path) from None
@@ -101,8 +106,15 @@ def _refuse_adapter(path: Path) -> None:
     )
 
 
+def _no_checkpoint(path: Path) -> RekindleError:
+    """There is no config; named are weights of another program's."""
+    held = sorted(file.name for file in path.iterdir() if file.name.endswith(SUFFIXES))
+    only = f", only {some(held)}" if held else ""
+    return RekindleError(f"{path} is not a checkpoint: it has no config.json{only}.", where=path / "config.json")
+
+
 def _only_config(path: Path, file: Path) -> Folder:
-    config = read_json(file, missing=f"{path} is not a checkpoint: it has no config.json.")
+    config = read_json(file, missing="")
     note = "this is only a config.json: a plan can be priced, and nothing can be written"
     return Folder(path, config, {}, _fingerprint(config, {}), (note,), bare=True)
 

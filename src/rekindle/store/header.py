@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rekindle.store.dtypes import BITS, nbytes
-from rekindle.store.reading import broken, likeness, opened, refuse_pointer, unreadable
+from rekindle.store.reading import TORCH, broken, likeness, opened, refuse_pointer, unreadable
 
 PAGE = 4096  # headers are padded to it, so that copies between our files lie alike on their pages
 MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
@@ -40,7 +40,8 @@ def read_header(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:
             prefix = head[:8]
             length = int.from_bytes(prefix, "little")
             if (seems := likeness(head)) and head[8:9] != b"{":
-                raise broken(path, f"it is {seems}, not a safetensors file")
+                hint = "pytorch_model.bin is what transformers calls it" if head.startswith(TORCH) else None
+                raise broken(path, f"it is {seems}, not a safetensors file", hint)
             if len(prefix) < 8:
                 raise broken(path, f"it is {size} bytes long, too short to be a safetensors file")
             if length > MAX_HEADER:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, first_line
 from rekindle.store.index import read_json, shard_names
-from rekindle.store.passengers import chosen, folders, parsed_below, travels
+from rekindle.store.passengers import chosen, folders, named, parsed_below, travels
 from rekindle.store.weights import INDEX, PICKLE_INDEX, SHARD, choice
 
 FIRST = {"config.json", "README.md", "rekindle.json", "adapter_config.json", INDEX, PICKLE_INDEX}
@@ -54,7 +54,7 @@ def _download(repo: str, revision: str | None) -> Path:
         raise RekindleError(f"{repo} does not exist, and cannot be a name on the hub.", hint="check the path") from None
     except (HfHubHTTPError, OSError) as error:
         raise RekindleError(
-            f"{repo} is not a folder here, and the hub refused it: {str(error).splitlines()[0]}",
+            f"{repo} is not a folder here, and the hub refused it: {first_line(error)}",
             hint=f"check the path, or `hf download {repo}`",
         ) from None
 
@@ -67,8 +67,8 @@ def _behind(folder: Path, names: list[str]) -> Iterator[str]:
     config = read_json(folder / "config.json", missing=f"{folder} has no config.json.")
     parsed = parsed_below(folder)
     yield from chosen(top, parsed, config)
-    inside = tuple(f"{name}/" for name in folders(parsed))
-    yield from (name for name in names if name.startswith(inside))
+    inside, words = tuple(f"{name}/" for name in folders(parsed)), named(parsed, config)
+    yield from (name for name in names if name.startswith(inside) or ("/" in name and name in words))
     weights = choice(top, config)
     if weights is None:
         yield from (name for name in top if SHARD.fullmatch(name))

@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.errors import RekindleError
-from rekindle.store.dtypes import TORCH
-from rekindle.store.reading import opened, refuse_pointer, unreadable
-
-NAMES = {torch: ours for ours, torch in TORCH.items()}
+from rekindle.errors import RekindleError, first_line
+from rekindle.store.dtypes import FROM_TORCH
+from rekindle.store.reading import TORCH, broken, likeness, opened, refuse_pointer, unreadable
 
 
 class Held(NamedTuple):
@@ -37,9 +35,13 @@ def _load(path: Path) -> dict[str, Any]:
 
     try:
         with opened(path) as file:
-            refuse_pointer(path, file.read(64))
+            head = file.read(64)
     except OSError as error:
         raise unreadable(path, error) from None
+    refuse_pointer(path, head)
+    if (seems := likeness(head)) and not head.startswith(TORCH):
+        hint = "model.safetensors is what transformers calls it" if "safetensors" in seems else None
+        raise broken(path, f"it is {seems}, not a file of torch's", hint)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
@@ -51,11 +53,24 @@ def _load(path: Path) -> dict[str, Any]:
     except Exception as error:  # a torn pickle may run the unpickler into anything
         if "mmap can only be used" in str(error):
             error = ValueError("it is torn, or of the format that torch wrote before 1.6")
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise RekindleError(f"This pickle cannot be read: {reason}", where=path) from None
+        raise RekindleError(f"This pickle cannot be read: {first_line(error)}.", where=path) from None
     if not isinstance(loaded, dict):
         raise RekindleError("This pickle is not a table of tensors.", where=path)
+    _refuse_around(path, loaded)
     return loaded
+
+
+def _refuse_around(path: Path, loaded: dict[str, Any]) -> None:
+    """A training's checkpoint has the weights in it, beside other things; transformers would not find them."""
+    import torch
+
+    for key, inner in loaded.items():
+        if isinstance(inner, dict) and inner and all(isinstance(value, torch.Tensor) for value in inner.values()):
+            raise RekindleError(
+                f"{key} is not a tensor but a table of {len(inner)}: this is a training's state around the weights.",
+                where=path,
+                hint=f"in Python: torch.save(torch.load({path.name!r})[{key!r}], {path.name!r})",
+            )
 
 
 def _held(path: Path, name: str, tensor: Any) -> Held:
@@ -65,7 +80,7 @@ def _held(path: Path, name: str, tensor: Any) -> Held:
         raise RekindleError(f"{name} is not a tensor.", where=path)
     if not isinstance(name, str) or tensor.layout != torch.strided or tensor.is_meta:
         raise RekindleError(f"{name!r} is a tensor without a name, sparse, or without values.", where=path)
-    dtype = NAMES.get(str(tensor.dtype).removeprefix("torch."))
+    dtype = FROM_TORCH.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None:
         raise RekindleError(f"{name} has the dtype {tensor.dtype}, which safetensors lacks.", where=path)
     tensor = tensor.detach().contiguous()

@@ -7,6 +7,7 @@ all of it comes along, so that nothing in the result refers to what is not there
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -14,22 +15,26 @@ from typing import Any
 
 from rekindle.errors import RekindleError
 from rekindle.store.links import check_links
-from rekindle.store.reading import opened, unreadable
+from rekindle.store.reading import LARGEST_POINTER, opened, refuse_pointer, unreadable
 from rekindle.store.weights import SUFFIXES as WEIGHTS
 
 SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab", ".codes"}
-NAMES = {"LICENSE", "NOTICE", "LICENSE.md", "USE_POLICY.md"}
+TERMS = re.compile(  # what says under which terms the model may be used, however it is spelt
+    r"(.*[-_. ])?(licen[cs]es?|copying|copyright|notices?|patents|use_policy|terms(_of_use)?)([-_. ](?!.*py$).*)?", re.I
+)
+VERSIONED = re.compile(r"tokenizer\..*model\.v\d+\w*")  # of mistral's: tokenizer.model.v3
 STAY_BEHIND = {"config.json", "rekindle.json", "verify.json", "trainer_state.json", "all_results.json",
                "train_results.json", "eval_results.json", "adapter_config.json"}  # fmt: skip
+OWN = {"README.md", "rekindle.yaml", "metrics.jsonl", "optimizer", "measurements", "original", "__pycache__"}
 MODULES = "modules.json"  # of sentence-transformers: folders, each a module behind the model
-TEMPLATES = "additional_chat_templates"
+TEMPLATES, LICENSES = "additional_chat_templates", "LICENSES"
 READ = 1 << 20  # bytes of a JSON file that is looked through for names; a vocabulary is larger, and names none
 
 
 def travels(name: str) -> bool:
     """Whether a file of this name, at the top of a folder, comes along for its name alone."""
-    path = PurePosixPath(name)
-    return (path.suffix in SUFFIXES or name in NAMES) and name not in STAY_BEHIND and not name.endswith(".index.json")
+    known = PurePosixPath(name).suffix in SUFFIXES or TERMS.fullmatch(name) or VERSIONED.fullmatch(name)
+    return bool(known) and name not in STAY_BEHIND and not name.endswith(".index.json")
 
 
 def passengers(folder: Path, config: Mapping[str, Any]) -> list[Path]:
@@ -39,25 +44,52 @@ def passengers(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """
     there = {path.name: path for path in folder.iterdir() if path.is_file()}
     parsed = parsed_below(folder)
-    below = [path for name in folders(parsed) for path in _files(_inside(folder, name))]
-    found = [there[name] for name in sorted(chosen(there, parsed, config))] + below
+    below = {path for name in folders(parsed) for path in _files(_inside(folder, name))}
+    below |= {folder / name for name in named(parsed, config) if _is_below(folder, name)}
+    found = [*(there[name] for name in sorted(chosen(there, parsed, config))), *sorted(below)]
     check_links(folder, found)
+    for path in found:
+        if path.stat().st_size <= LARGEST_POINTER:
+            refuse_pointer(path, _bytes(path))
     return found
+
+
+def left_behind(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """What lies in a folder and does not travel, but for weights, hidden files, and a run's or our own."""
+    there = {path.name: path.is_dir() for path in folder.iterdir()}
+    said = (*WEIGHTS, ".index.json")
+    others = {
+        name
+        for name, inside in there.items()
+        if (inside or not travels(name)) and name not in STAY_BEHIND | OWN and not name.startswith((".", "checkpoint-"))
+    }
+    others = {name for name in others if not name.endswith(said)}
+    if others:  # else no file need be looked into
+        parsed = parsed_below(folder)
+        kept = (*chosen(there, parsed, config), *folders(parsed))
+        others -= {PurePosixPath(name).parts[0] for name in kept}
+        others -= {PurePosixPath(name).parts[0] for name in named(parsed, config) if _is_below(folder, name)}
+    return [f"{name}/" if there[name] else name for name in sorted(others)]
 
 
 def chosen(names: Iterable[str], parsed: Mapping[str, Any], config: Mapping[str, Any]) -> set[str]:
     """The files at the top of a folder that travel; `parsed`: its JSON files that may name some."""
     own = {name for name in names if name not in STAY_BEHIND and not name.endswith(WEIGHTS)}
-    named = {*_names(config), *(name for value in parsed.values() for name in _names(value))}
-    found = {name for name in own if travels(name) or name in named}
-    if any(f"{word}.py" in own for word in named):  # modules import one another: all of them or none
+    words = named(parsed, config)
+    found = {name for name in own if travels(name) or name in words}
+    if any(f"{word}.py" in own for word in words):  # modules import one another: all of them or none
         found |= {name for name in own if name.endswith(".py")}
     return found
 
 
+def named(parsed: Mapping[str, Any], config: Mapping[str, Any]) -> set[str]:
+    """Every text in the config and in these JSON files: what is the name of a file among them, refers to it."""
+    return {*_names(config), *(name for value in parsed.values() for name in _names(value))}
+
+
 def folders(parsed: Mapping[str, Any]) -> list[str]:
     """The folders inside a folder that travel whole."""
-    return [TEMPLATES, *modules(parsed.get(MODULES))]
+    return [TEMPLATES, LICENSES, *modules(parsed.get(MODULES))]
 
 
 def parsed_below(folder: Path) -> dict[str, Any]:
@@ -90,10 +122,26 @@ def carry(folder: Path, config: Mapping[str, Any], out: Path) -> None:
             shutil.copyfileobj(source, target)
 
 
+def _bytes(path: Path) -> bytes:
+    try:
+        with opened(path) as file:
+            return file.read(LARGEST_POINTER)
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
 def _inside(folder: Path, name: str) -> Path:
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise RekindleError(f"{MODULES} names {name!r}, which leads out of the folder.", where=folder / MODULES)
     return folder / name  # a module that needs no files may lack its folder: git keeps no empty ones
+
+
+def _is_below(folder: Path, name: str) -> bool:
+    """Whether this text is the name of a file in a folder of the folder."""
+    path = PurePosixPath(name)
+    if not 1 < len(path.parts) < 8 or len(name) > 255 or path.is_absolute() or ".." in path.parts or "\0" in name:
+        return False
+    return not name.endswith(WEIGHTS) and (folder / name).is_file()
 
 
 def _files(folder: Path) -> list[Path]:

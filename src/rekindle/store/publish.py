@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rekindle.errors import RekindleError
+from rekindle.store.lock import alone, check_not_trained, lock_of
+from rekindle.store.system import explained
 
 
 def partial_path(out: Path, part: str = "") -> Path:
@@ -62,8 +61,11 @@ def check_no_mount(out: Path) -> None:
         raise RekindleError(f"{out} is a mount point.", why=why, hint=str(out / "run"))
 
 
-def check_spares(out: Path, source: str | Path | None, *others: str | Path | None) -> None:
-    """Refuse an OUT that holds what is read to make it, and so would be deleted; `source` itself may be replaced."""
+def check_spares(out: Path, source: str | Path | None, *others: str | Path | None, in_place: bool = False) -> None:
+    """Refuse an OUT that holds what is read to make it, and so would be deleted; or that lies in `source`.
+
+    `in_place`: it may be the source itself, whose own model is what is written.
+    """
     with explained(out):
         target = out.resolve()
         for path in (source, *others):
@@ -71,9 +73,22 @@ def check_spares(out: Path, source: str | Path | None, *others: str | Path | Non
                 continue
             check_name(path)
             place = Path(os.path.expanduser(path)).resolve()
-            if place.is_relative_to(target) and place.exists() and not (path == source and place == target):
-                what = f"the source, {path}" if path == source else f"{path}, which is read"
-                raise RekindleError(f"{out} holds {what}.", hint="another OUT")
+            if path != source:
+                if place.is_relative_to(target) and place.exists():
+                    raise RekindleError(f"{out} holds {path}, which is read.", hint="another OUT")
+            elif place.exists() and not (in_place and place == target):
+                check_beside(out, target, place)
+
+
+def check_beside(out: Path, target: Path, source: Path) -> None:
+    """Refuse an OUT, at `target`, that is, holds or lies in the source."""
+    if target == source:
+        why = "it is what verify compares the result with, and would be gone"
+        raise RekindleError(f"{out} is the source, and would be replaced.", why=why, hint="another OUT")
+    if source.is_relative_to(target):
+        raise RekindleError(f"{out} holds the source, {source}.", hint="another OUT")
+    if target.is_relative_to(source):
+        raise RekindleError(f"{out} lies in the source, {source}.", hint="another OUT")
 
 
 def check_name(path: str | Path) -> None:
@@ -158,90 +173,6 @@ def staged(
         raise
 
 
-def lock_of(out: Path) -> Path:
-    """The lock of whoever writes OUT."""
-    return out.parent / f".{out.name}.lock"
-
-
-def long_lock_of(out: Path) -> Path:
-    """The lock of a run that will end in OUT, or writes to it now and then: held for as long as the run takes."""
-    return out.parent / f".{out.name}.training.lock"
-
-
-@contextmanager
-def training_into(out: Path) -> Iterator[None]:
-    """Hold the long lock of OUT; raises RekindleError where another process trains into OUT, or writes it just now."""
-    with alone(long_lock_of(out), f"training into {out.name}"):
-        with alone(lock_of(out), f"writing {out}"):
-            pass
-        yield
-
-
-def check_not_trained(out: Path) -> None:
-    """Refuse an OUT that another process trains into; asked under the lock of OUT, with which none begins to."""
-    with alone(long_lock_of(out), f"training into {out.name}", shared=True):
-        pass
-
-
-@contextmanager
-def alone(lock: Path, doing: str, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock file; raises RekindleError where a process on any machine that shares the disc holds it.
-
-    `shared`: others may hold it too, who share it. The lock goes with its process, so a kill leaves nothing to clear
-    away. Where a file system knows no locks there is none.
-    """
-    with explained(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        fd = _locked(lock, shared)
-        for _ in range(PATIENCE if shared else 0):  # whoever ends takes it alone for a moment
-            if fd is None:
-                time.sleep(0.05)
-                fd = _locked(lock, shared)
-    if fd is None:
-        raise RekindleError(f"Another process is {doing}.", where=lock, hint="wait for it, or end it")
-    try:
-        yield
-    finally:
-        if not shared or _is_last(fd):
-            lock.unlink(missing_ok=True)
-        os.close(fd)
-
-
-PATIENCE = 20  # times that a lock is tried which others share
-
-
-def _locked(lock: Path, shared: bool) -> int | None:
-    """The lock file, open and locked; None where another process has it, or has just come to its end."""
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    except OSError:
-        pass
-    if not _is_still(lock, fd):
-        os.close(fd)
-        return None
-    return fd
-
-
-def _is_last(fd: int) -> bool:
-    """Whether nobody else holds a lock that was shared; of those who ask at once the last is told so."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _is_still(path: Path, fd: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(fd))
-    except FileNotFoundError:
-        return False
-
-
 def _publish(partial: Path, out: Path) -> None:
     for path in partial.rglob("*"):
         sync(path)
@@ -268,53 +199,3 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-class DiscFull(RekindleError):
-    """There is no space left where something is written."""
-
-
-@contextmanager
-def explained(out: Path, other: str = "another OUT") -> Iterator[None]:
-    """The operating system's refusals as sentences: disc full, no permission, not a folder. `other`: a way around."""
-    try:
-        yield
-    except Exception as error:
-        number = error_number(error)
-        where = getattr(error, "filename", None) or out
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            raise DiscFull(
-                f"The disc is full: {out} could not be finished.", hint=f"free some space, or {other}"
-            ) from None
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise RekindleError("No permission to write here.", where=where, hint=other) from None
-        if number in (errno.ENOTDIR, errno.EEXIST):
-            raise RekindleError("This is a file, not a folder.", where=where) from None
-        if number == errno.EFBIG:
-            raise RekindleError(
-                "The file system takes no file this large.", where=out, hint="a smaller --max-shard-size"
-            ) from None
-        if number in _TOLD:
-            raise RekindleError(f"{os.strerror(number)}.", where=where, hint=other) from None
-        raise
-
-
-_TOLD = {
-    errno.EIO,
-    errno.ENOENT,
-    errno.EINVAL,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.ESTALE,
-    errno.EBUSY,
-    errno.EXDEV,
-    errno.ENOTEMPTY,
-}
-
-
-def error_number(error: Exception) -> int | None:
-    """The system's number of an error, also where a library in another language gives it in words."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None

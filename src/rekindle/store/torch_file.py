@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rekindle.store.dtypes import BITS, TORCH
+from rekindle.store.dtypes import BITS, FROM_TORCH
 from rekindle.store.header import Stored
 
 LARGEST_PICKLE = 1 << 26  # bytes; a tensor takes about 200
@@ -26,7 +26,6 @@ _STORAGES = {
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
     "BoolStorage": "BOOL",
 }  # fmt: skip
-_DTYPES = {torch: ours for ours, torch in TORCH.items()}
 
 
 class Storage(NamedTuple):
@@ -206,8 +205,8 @@ class _Reader(pickle._Unpickler):
             return _MADE[name]
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
+        if module == "torch" and name in FROM_TORCH:
+            return FROM_TORCH[name]
         return "U8" if (module, name) == ("torch.storage", "UntypedStorage") else _Nothing
 
     def persistent_load(self, pid: Any) -> tuple[str, str]:

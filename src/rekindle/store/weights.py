@@ -47,6 +47,7 @@ def read_weights(folder: Path, config: Mapping[str, Any]) -> Weights | None:
     chosen = choice(names, config)
     if chosen is None:
         _refuse_dead_links(folder)
+        _refuse_folders(folder)
         return _without_index(folder, names)
     if not chosen.endswith(".index.json"):
         files = [chosen]
@@ -66,6 +67,32 @@ def _refuse_dead_links(folder: Path) -> None:
             raise RekindleError("This is a link that leads nowhere.", where=where, hint="download the folder again")
 
 
+def _refuse_folders(folder: Path) -> None:
+    """Where files of weights should be, or beside: a folder of that name, or those that many processes write."""
+    if named := next((name for name in (SINGLE, INDEX, PICKLE, PICKLE_INDEX) if (folder / name).is_dir()), None):
+        inside = ", ".join(path.name for path in sorted((folder / named).iterdir())[:4]) or "nothing"
+        raise RekindleError(f"{named} is a folder, not a file.", where=folder / named, why=f"in it is {inside}")
+    if refusal := in_pieces(folder):
+        raise refusal
+
+
+def in_pieces(folder: Path) -> RekindleError | None:
+    """A folder that the processes of a training wrote together: what it is, and what makes weights of it."""
+    below = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
+    if place := next((path for path in below if next(path.glob("*.distcp"), None)), None):
+        hint = f"accelerate merge-weights {place} {folder}"
+        if not place.name.startswith("pytorch_model_fsdp"):
+            hint = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {place} FILE, and its weights"
+        return RekindleError(
+            f"{folder} has its weights in pieces, as many processes saved them.", where=place, hint=hint
+        )
+    if place := next((path for path in below if next(path.glob("*_model_states.pt"), None)), None):
+        run = folder if place != folder else folder.parent
+        hint = f"python zero_to_fp32.py {run} OUT, the script that DeepSpeed left there"
+        return RekindleError(f"{folder} has its weights in the pieces of a DeepSpeed training.", where=place, hint=hint)
+    return None
+
+
 def _without_index(folder: Path, names: list[str]) -> Weights | None:
     """Numbered shards whose index is missing: read where they are one whole set."""
     shards = {name: match for name in names if (match := SHARD.fullmatch(name))}
@@ -73,7 +100,7 @@ def _without_index(folder: Path, names: list[str]) -> Weights | None:
     if not shards:
         if others := [name for name in names if name.endswith(SUFFIXES)]:
             raise RekindleError(
-                f"{folder} has no weights that transformers would read, only {_some(others)}.",
+                f"{folder} has no weights that transformers would read, only {some(others)}.",
                 where=f"{SINGLE}, {INDEX} or {PICKLE} in {folder}",
                 hint=f"if {others[0]} is the model in transformers' names, call it {SINGLE}; or convert it first"
                 if others[0].endswith(".safetensors")
@@ -86,7 +113,7 @@ def _without_index(folder: Path, names: list[str]) -> Weights | None:
     (stem, of, kind), first = next(iter(sets)), next(iter(shards))
     wanted = [f"{stem}-{number:05d}-of-{of}.{kind}" for number in range(1, int(of) + 1)]
     if missing := [name for name in wanted if name not in shards]:
-        what = f"There is no index, and of its {int(of)} shards {_some(missing)} {_are(missing)} missing."
+        what = f"There is no index, and of its {int(of)} shards {some(missing)} {_are(missing)} missing."
         raise RekindleError(what, where=folder / first, hint="download or copy the folder again")
     tensors: Tensors = {}
     for name in wanted:
@@ -146,14 +173,12 @@ def _beside(folder: Path, chosen: str, files: list[str], names: list[str]) -> li
     if not (stale or others):
         return []
     found = [*stale, *others]
-    return [f"{chosen} is read, as transformers does; {_some(found)} beside it {_are(found)} not, and stays behind"]
+    return [f"{chosen} is read, as transformers does; {some(found)} beside it {_are(found)} not, and stays behind"]
 
 
 def is_of_a_model(name: str) -> bool:
     """Whether a file of this name holds weights, or says where they are; a trainer's own state does not."""
-    return name.endswith((*SUFFIXES, ".index.json")) and not name.startswith(
-        ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
-    )
+    return name.endswith((*SUFFIXES, ".index.json")) and not name.startswith(_OF_A_TRAINER)
 
 
 def _pickle_note(folder: Path) -> str:
@@ -163,8 +188,9 @@ def _pickle_note(folder: Path) -> str:
     )
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def some(names: list[str], most: int = 4) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _are(names: list[str]) -> str:

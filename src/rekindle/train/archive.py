@@ -26,7 +26,8 @@ from rekindle.codec.source import Held, Source, held_source
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import TORCH
 from rekindle.store.folder import Folder
-from rekindle.store.publish import alone, explained
+from rekindle.store.lock import alone
+from rekindle.store.system import explained
 from rekindle.train.model import stored_dtypes
 from rekindle.train.optimizer import MOMENTS, description, split
 from rekindle.train.state import Saved

@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, first_line
 from rekindle.train.text import Chat
-from rekindle.train.text.read import first_line
 from rekindle.train.text.source import characters
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")

@@ -14,8 +14,8 @@ import torch
 from rekindle.edit import checkpoint_at
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
+from rekindle.store.lock import training_into
 from rekindle.store.manifest import Record
-from rekindle.store.publish import training_into
 from rekindle.train.archive import Archiver
 from rekindle.train.budget import with_tokens
 from rekindle.train.config import TrainConfig

@@ -18,7 +18,7 @@ from rekindle.anatomy import family_of, runtime_names, serving_spelling
 from rekindle.apply.load import fit_experts, quietly
 from rekindle.apply.scan import not_finite
 from rekindle.edit import open_checkpoint, plan
-from rekindle.errors import RekindleError, counted
+from rekindle.errors import RekindleError, counted, first_line
 from rekindle.store.folder import Folder
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -221,4 +221,4 @@ def _autocast_experts(
 
 def _first_line(error: BaseException) -> str:
     logging.getLogger(__name__).debug("from transformers", exc_info=error)
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return first_line(error)

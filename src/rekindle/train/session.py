@@ -15,7 +15,7 @@ from rekindle.config import to_dict
 from rekindle.errors import CheckFailed, Ended
 from rekindle.progress import Progress
 from rekindle.store.folder import Folder
-from rekindle.store.publish import explained
+from rekindle.store.system import explained
 from rekindle.train.archive import Archiver
 from rekindle.train.device import device_name, peak_memory
 from rekindle.train.evaluate import validation_loss

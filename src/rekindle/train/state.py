@@ -29,7 +29,8 @@ from safetensors.torch import load_file, save_file
 
 from rekindle.config import to_dict
 from rekindle.errors import RekindleError
-from rekindle.store.publish import DiscFull, check_free, error_number, sync
+from rekindle.store.publish import check_free, sync
+from rekindle.store.system import DiscFull, error_number
 from rekindle.train.config import TrainConfig
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import last_step

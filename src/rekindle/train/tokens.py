@@ -25,7 +25,8 @@ import numpy as np
 
 from rekindle.errors import RekindleError
 from rekindle.progress import Progress
-from rekindle.store.publish import explained, sync
+from rekindle.store.publish import sync
+from rekindle.store.system import explained
 from rekindle.train.encoder import CHUNK_CHARS, Encoder, chunks, short_hash, size_of
 from rekindle.train.order import sample_windows
 from rekindle.train.split import held_out_share, no_text, place

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from rekindle.errors import RekindleError
+from rekindle.store.reading import binary, compression
 from rekindle.train.text.stream import json_values, lines
 
 Kind = Literal["jsonl", "json", "object", "csv", "parquet", "arrow file", "arrow stream", "text"]
@@ -40,31 +41,7 @@ COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 _HEAD = 1 << 16
 _LOOKED_AT = 100  # rows of a file that is not named as rows
 
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 _TABLES: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1\x00\x00": "arrow file", b"\xff\xff\xff\xff": "arrow stream"}
-_OTHERS = {
-    b"PK\x03\x04": "a zip archive (as torch's .pt and numpy's .npz are)",
-    b"%PDF": "a PDF",
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"GIF8": "a GIF picture",
-    b"RIFF": "a RIFF file (sound, video or a picture)",
-    b"\x93NUMPY": "a numpy array",
-    b"\x89HDF": "an HDF5 file",
-    b"GGUF": "a GGUF model",
-    b"REKINDLE": "an archive of checkpoints",
-    b"SQLite format 3\x00": "an SQLite database",
-    b"\x7fELF": "a program",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"Rar!": "a RAR archive",
-    b"\x04\x22\x4d\x18": "compressed with lz4",
-    b"Obj\x01": "an Avro file",
-    b"ORC": "an ORC file",
-    b"FEA1": "a Feather file of version 1",
-    b"\xff\xfe": "UTF-16 text, where UTF-8 is read",
-    b"\xfe\xff": "UTF-16 text, where UTF-8 is read",
-    b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS, in place of the file (git lfs pull)",
-}
 
 
 @dataclass(frozen=True)
@@ -85,10 +62,6 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             yield _decompressed(file, method)
         except (EOFError, lzma.LZMAError, zlib.error) as error:
             raise OSError(f"the {method} stream is damaged: {error}") from None
-
-
-def compression(head: bytes) -> str | None:
-    return next((name for magic, name in _COMPRESSIONS.items() if head.startswith(magic)), None)
 
 
 def _decompressed(file: IO[bytes], method: str | None) -> Any:
@@ -143,15 +116,8 @@ def _head(stream: IO[bytes]) -> bytes:
 
 def _other(head: bytes) -> str | None:
     """What a head that is not text seems to be."""
-    for magic, name in _OTHERS.items():
-        if head.startswith(magic):
-            return name
-    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
-        return "a Python pickle"
-    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 1 << 30:
-        return "a safetensors file"
-    if head[257:262] == b"ustar":
-        return "a tar archive"
+    if seems := binary(head):
+        return seems
     zeros = head.count(0)
     if not zeros:
         return None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from rekindle.errors import RekindleError, counted
+from rekindle.errors import RekindleError, counted, first_line
 from rekindle.train.text.format import Format, delimiter, identify, opened, suffix_of
 from rekindle.train.text.row import FIELD, Document, Reading
 from rekindle.train.text.stream import LONGEST, blocks, json_values, lines
@@ -189,7 +189,3 @@ def cut(text: str, longest: int) -> int:
         if found >= 0:
             return found + len(mark)
     return longest
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

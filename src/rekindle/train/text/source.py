@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, first_line
 from rekindle.train.text.folder import files_of
 from rekindle.train.text.format import MEANING, ROW_SUFFIXES, SUFFIXES, TEXT_SUFFIXES, identify, suffix_of
-from rekindle.train.text.read import documents_of, first_line, unreadable
+from rekindle.train.text.read import documents_of, unreadable
 from rekindle.train.text.row import Chat, Document, Reading
 from rekindle.train.text.stream import LONGEST, too_long
 

@@ -72,20 +72,13 @@ __all__ = [
 ]
 
 
-_verbs: dict[str, Any] = {}
-
-
 def __getattr__(name: str) -> Any:
     """The verbs, loaded when first used: `import rekindle` alone costs nothing."""
     if name not in __all__:
         raise AttributeError(f"module 'rekindle' has no attribute {name!r}")
     from rekindle import api
-    from rekindle.api.face import in_python
 
-    if name not in _verbs:
-        verb = getattr(api, name)
-        _verbs[name] = verb if isinstance(verb, type) else in_python(verb)
-    verb = _verbs[name]
+    verb = getattr(api, name)
     if room := sys.modules.get(f"rekindle.{name}"):  # its modules are found through the verb of its name
         vars(room).update(vars(verb))
         verb.__dict__ = vars(room)

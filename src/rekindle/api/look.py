@@ -16,7 +16,7 @@ from rekindle.api.model import Model, open, papers, summary
 from rekindle.api.source import local
 from rekindle.apply.threads import cores
 from rekindle.codec.kernel import kernel
-from rekindle.config import resolve
+from rekindle.config import Count, parse, resolve
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, method_named
@@ -74,12 +74,12 @@ def verify(
     child: str | Path,
     against: str | Path,
     *,
-    tokens: int = 1024,
+    tokens: int | str = 1024,
     data: str = "stdlib",
     text_column: str | None = None,
     blockwise: bool | None = None,
 ) -> Verdict:
-    """Reload both in transformers and hold the child to its promise, on `tokens` tokens of `data`.
+    """Reload both in transformers and hold the child to its promise, on `tokens` tokens (or "4k") of `data`.
 
     `text_column`: that of the rows of `data`, where it is not `text`. `blockwise`: one module in memory at a time;
     None: where both models do not fit. The verdict is kept beside the child as verify.json and goes into its card.
@@ -96,13 +96,20 @@ def verify(
     if promise != "none" and made.folder.path.samefile(parent.folder.path):
         what = f"{child} would be compared with itself, and agree whatever it is."
         raise RekindleError(what, hint="--against the source that it was made of")
-    ids, text = _some_tokens(parent, data, tokens, text_column)
+    ids, text = _some_tokens(parent, data, _count(tokens), text_column)
     if blockwise is None:
         blockwise = not fit(made, parent)
     bad = not_finite(made.folder)
     verdict = measure(made, parent, ids, text=text, promise=promise, bad=bad, blockwise=blockwise)
     _keep(made.folder.path, verdict.to_dict(), manifest, made.config)
     return verdict
+
+
+def _count(tokens: int | str) -> int:
+    try:
+        return parse(tokens, Count)
+    except ValueError as error:
+        raise RekindleError(f"--tokens is {tokens!r}, but {error}.") from None
 
 
 def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None) -> tuple[np.ndarray, str]:

@@ -74,13 +74,8 @@ def verify(
     rekindle verify OUT --against SRC --tokens 4096 --blockwise
     """
     from rekindle.apply.verify import EXACT
-    from rekindle.config import Count, parse
 
-    try:
-        number = parse(tokens, Count)
-    except ValueError as error:
-        raise click.UsageError(f"--tokens is {tokens!r}, but {error}.") from None
-    verdict = api.verify(out, against, tokens=number, data=data, text_column=text_column, blockwise=blockwise)
+    verdict = api.verify(out, against, tokens=tokens, data=data, text_column=text_column, blockwise=blockwise)
     rows = []
     if verdict.loss_parent is not None:
         rows.append(("loss", f"{verdict.loss_parent:.6f} before, {verdict.loss_child:.6f} after (nats per token)"))

@@ -145,6 +145,8 @@ def test_a_place_that_cannot_be_entered(as_nobody):
     refused(parent, closed / "out", "No permission to write here")
     with pytest.raises(RekindleError, match="cannot be read: Permission denied"):
         api.open(closed / "model")
+    with pytest.raises(RekindleError, match="cannot be read: Permission denied"):
+        api.pack([closed], as_nobody / "run.rk")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])

@@ -13,7 +13,8 @@ from rekindle.api.options import takes
 from rekindle.config import Resolved, resolve
 from rekindle.errors import RekindleError, counted
 from rekindle.laws.config import FitConfig, PlanConfig
-from rekindle.store.publish import check_free, check_spares, explained
+from rekindle.store.publish import check_free, check_spares
+from rekindle.store.system import explained
 
 if TYPE_CHECKING:
     from rekindle.laws.fitted import Asked, Fitted

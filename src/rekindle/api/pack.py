@@ -179,12 +179,8 @@ def _check(sources: list[tuple[Path, int | None]], archive: Path, tier: Tier, ke
         with Files() as files:
             source = open_source(folder, files)
         base = folder.parent if folder.is_file() else folder
-        for file in source.files:
-            if not is_archive(base / file.path):
-                continue
-            notes.append(
-                f"{file.path} in {folder} is an archive itself: it is kept as any file is, and made no smaller"
-            )
+        inner = [file.path for file in source.files if is_archive(base / file.path)]
+        notes += [f"{path} in {folder} is an archive itself: it is kept as any file is, no smaller" for path in inner]
     return notes
 
 

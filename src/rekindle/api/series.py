@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rekindle.api.source import local
 from rekindle.errors import RekindleError
+from rekindle.store.reading import unreadable
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
 _NUMBERED = re.compile(r"(?:^|[-_.])(?:global_)?(?:step|checkpoint|ckpt|iter|state|epoch)[-_]?(\d{1,18})$")
@@ -22,7 +23,10 @@ def series(
     given = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
     if not given:
         raise RekindleError("There is no checkpoint to pack.", hint="rekindle pack CKPT... ARCHIVE")
-    paths = [path for each in given for path in _within(local(each), say)]
+    try:
+        paths = [path for each in given for path in _within(local(each), say)]
+    except PermissionError as error:
+        raise unreadable(error.filename, error) from None
     if step is not None and len(paths) > 1:
         raise RekindleError(f"--step {step} names one checkpoint, not {len(paths)}.", hint="one at a time")
     found = list(zip(paths, _numbers(paths) if step is None else [step], strict=True))

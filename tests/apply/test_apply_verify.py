@@ -48,8 +48,8 @@ def test_a_model_is_gone_when_its_outputs_are_there(tiny, family, blockwise, mon
     made = []
 
     def watched(make):
-        def call(*given):
-            model = make(*given)
+        def call(*given, **how):
+            model = make(*given, **how)
             made.append(weakref.ref(model))
             return model
 

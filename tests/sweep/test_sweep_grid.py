@@ -92,7 +92,7 @@ def test_the_next_run_is_told_where_the_table_carries_a_law(tmp_path):
     ]  # fmt: skip
     said, lawless = next_of(rows, "runs.csv")
     before, after = map(float, re.findall(r"\d\.\d{4}", said))
-    assert said.startswith("next: ")
+    assert said.startswith("A next run: ")
     assert not lawless
     assert 0 < after < before
 
@@ -189,7 +189,7 @@ def test_a_grid_ends_in_a_table_that_fit_reads(tmp_path, monkeypatch):
     assert sum(longest) < sum(shortest)
     again = sweep(path, "out", said.append, workers=2)
     assert again.rows == found.rows
-    assert again.next.startswith("next: 12 cells carry no law yet")
+    assert again.next.startswith("12 cells carry no law yet")
     assert "are there already" in said[-1]
     with pytest.raises(RekindleError, match="4 points of dense cannot tell"):
         api.fit(found.table, bootstrap=100)

@@ -218,7 +218,7 @@ def _fitted(found: dict[str, Any]) -> str:
     if found["interaction"]:
         lines += ["", found["interaction"]["sentence"]]
     if found["next"]:
-        lines += ["", found["next"]["sentence"].removeprefix("next: ")]
+        lines += ["", found["next"]["sentence"]]
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ def sweep(
     ]
     if found.table:
         lines += [f"{len(found.rows)} of {counted(cost.cells, 'cell')} in {found.table}"]
-        lines += [found.next.removeprefix("next: ")] if found.next else []
+        lines += [found.next] if found.next else []
     else:
         lines += _foreseen(found, out, workers or 1, f"{speed or SPEED:.1g} FLOP/s each")
     result(found.to_dict(), "\n".join(lines), format_)

@@ -30,7 +30,7 @@ def ends_of(rows: Sequence[Row], where: str) -> tuple[dict[int, Row], list[str]]
            if found]  # fmt: skip
     ended = {i: row for i, row in kept if i not in stopped and i not in lossless}
     if not ended:
-        raise RekindleError(f"None of {counted(len(kept), 'run')} ended with a loss.", where=where, why="; ".join(why))
+        raise RekindleError(f"None of {len(kept)} runs ended with a loss.", where=where, why="; ".join(why))
     if why:
         notes.append(f"{len(kept) - len(ended)} of {len(kept)} runs left out: {'; '.join(why)}")
     return ended, notes

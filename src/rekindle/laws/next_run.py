@@ -41,8 +41,8 @@ class Next:
     def sentence(self) -> str:
         sunk = f"D1 {self.sunk:.3g}, " if self.sunk else ""
         return (
-            f"next: {self.way} at N {self.params:.3g}, {sunk}{self.tokens:.3g} tokens would narrow the difference that "
-            f"decides from {self.before:.4f} to {self.after:.4f} nats (standard error)"
+            f"A next run: {self.way} at N {self.params:.3g}, {sunk}{self.tokens:.3g} tokens would narrow the "
+            f"difference that decides from {self.before:.4f} to {self.after:.4f} nats (standard error)"
         )
 
 

@@ -102,7 +102,7 @@ def next_of(rows: list[dict[str, Any]], where: str) -> tuple[str, str]:
     """The run that most narrows the verdict a factor beyond the grid's far corner; and why where none can be told."""
     found, lawless = carried(rows, where)
     if found is None:
-        return f"next: {counted(len(rows), 'cell')} carry no law yet: {lawless.rstrip('.')}; {ENOUGH}", lawless
+        return f"{counted(len(rows), 'cell')} carry no law yet: {lawless.rstrip('.')}; {ENOUGH}", lawless
     params, sunk, tokens = (BEYOND * max(row[v] for row in rows) for v in ("params", "sunk", "tokens"))
     asked = f"(N {params:.3g}, D1 {sunk:.3g}, D2 {tokens:.3g})"
     return f"{next_run(found, Question(params, sunk or tokens, tokens)).sentence} {asked}", ""

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from rekindle.errors import RekindleError, counted
+from rekindle.errors import RekindleError
 from rekindle.store.index import read_json
 
 Say = Callable[[str], object]
@@ -72,7 +72,7 @@ def perform(
     same_steps(by_name, out)
     done = {name for name in by_name if (out / name).is_dir()}
     if done:
-        say(f"{len(done)} of {counted(len(steps), 'step')} there already")
+        say(f"{len(done)} of {len(steps)} steps are there already")
     work = _Work(by_name, out, engine, done)
     try:
         while work.start():

@@ -184,7 +184,8 @@ def test_a_bug_says_so_and_debug_shows_it(tiny, tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_exits_130_and_leaves_nothing_that_looks_finished(tiny, tmp_path):
     code = (
-        "import sys, time; from rekindle.apply import write; from rekindle.cli import main\n"
+        "import signal, sys, time; from rekindle.apply import write; from rekindle.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell has what it starts with & ignore it
         "slow = write._write_tensor\n"
         "def waiting(*a):\n    time.sleep(0.2); yield from slow(*a)\n"
         "write._write_tensor = waiting; main(sys.argv[1:])"

@@ -10,7 +10,7 @@ import click
 
 from rekindle import api
 from rekindle.cli.out import FORMAT, nbytes, plain, result, say, table
-from rekindle.cli.training import DEBUG, OVERWRITE
+from rekindle.cli.training import OVERWRITE
 from rekindle.codec.pack import KEYFRAME_EVERY
 from rekindle.errors import CheckFailed
 
@@ -48,8 +48,7 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="say what would be writte
 @OVERWRITE
 @DRY_RUN
 @FORMAT
-@DEBUG
-def pack(ckpt: tuple[str, ...], archive: str, format_: str, debug: bool, **given: Any) -> None:
+def pack(ckpt: tuple[str, ...], archive: str, format_: str, **given: Any) -> None:
     """A series of checkpoints in one file, each coded against the one before; every bit comes back.
 
     CKPT is a folder, with moments, tokenizer and all else in it; or a file, such as ckpt_1200.pt; or a folder of
@@ -72,8 +71,7 @@ def pack(ckpt: tuple[str, ...], archive: str, format_: str, debug: bool, **given
 @OVERWRITE
 @DRY_RUN
 @FORMAT
-@DEBUG
-def unpack(archive: str, out: str, format_: str, debug: bool, **given: Any) -> None:
+def unpack(archive: str, out: str, format_: str, **given: Any) -> None:
     """A checkpoint out of an archive, every file as it was, to the byte; without @STEP the last.
 
     \b
@@ -103,8 +101,7 @@ def archive() -> None:
 @archive.command("ls")
 @click.argument("archive_", metavar="ARCHIVE")
 @FORMAT
-@DEBUG
-def ls(archive_: str, format_: str, debug: bool) -> None:
+def ls(archive_: str, format_: str) -> None:
     """Steps, and what each takes.
 
     \b
@@ -119,8 +116,7 @@ def ls(archive_: str, format_: str, debug: bool) -> None:
 @archive.command("info")
 @click.argument("archive_", metavar="ARCHIVE[@STEP]")
 @FORMAT
-@DEBUG
-def info(archive_: str, format_: str, debug: bool) -> None:
+def info(archive_: str, format_: str) -> None:
     """Files and tensors of a step, and what each takes; without @STEP of the last.
 
     \b
@@ -150,8 +146,7 @@ def info(archive_: str, format_: str, debug: bool) -> None:
 @click.argument("archive_", metavar="ARCHIVE")
 @WORKERS
 @FORMAT
-@DEBUG
-def verify(archive_: str, format_: str, debug: bool, **given: Any) -> None:
+def verify(archive_: str, format_: str, **given: Any) -> None:
     """Is every byte of it whole? Decodes all steps; exit code 1 where anything is damaged.
 
     \b
@@ -172,8 +167,7 @@ def verify(archive_: str, format_: str, debug: bool, **given: Any) -> None:
 @click.argument("first", type=int)
 @click.argument("second", type=int)
 @FORMAT
-@DEBUG
-def diff(archive_: str, first: int, second: int, format_: str, debug: bool) -> None:
+def diff(archive_: str, first: int, second: int, format_: str) -> None:
     """How the tensors of two steps differ.
 
     \b
@@ -200,8 +194,7 @@ def diff(archive_: str, first: int, second: int, format_: str, debug: bool) -> N
 @WORKERS
 @DRY_RUN
 @FORMAT
-@DEBUG
-def add(ckpt: tuple[str, ...], archive_: str, format_: str, debug: bool, **given: Any) -> None:
+def add(ckpt: tuple[str, ...], archive_: str, format_: str, **given: Any) -> None:
     """Add checkpoints behind the last. A kill leaves the archive without the one that was being added.
 
     \b
@@ -215,8 +208,7 @@ def add(ckpt: tuple[str, ...], archive_: str, format_: str, debug: bool, **given
 @click.argument("archive_", metavar="ARCHIVE@STEP")
 @WORKERS
 @FORMAT
-@DEBUG
-def drop(archive_: str, format_: str, debug: bool, **given: Any) -> None:
+def drop(archive_: str, format_: str, **given: Any) -> None:
     """Remove a step. What was coded against it is coded anew; the others keep their numbers.
 
     \b

@@ -19,8 +19,7 @@ _TEXT = "\n".join(f"{name:<18} {what}" for name, what in STUDIES.items())
 @click.option("--overwrite", is_flag=True, help="replace the results of an earlier demo in OUT")
 @click.option("--scale", type=float, default=1.0, metavar="X", help="length of both training stages  [1.0]")
 @VOICE
-@click.option("--debug", is_flag=True, hidden=True)
-def demo(out: str, overwrite: bool, scale: float, debug: bool) -> None:
+def demo(out: str, overwrite: bool, scale: float) -> None:
     """Train a small model, upcycle it, verify, train on, compare, report. About 6 minutes on 2 cores.
 
     One that was cut off goes on where it stopped.
@@ -46,8 +45,7 @@ def demo(out: str, overwrite: bool, scale: float, debug: bool) -> None:
 @click.option("--seeds", type=int, metavar="N", help="parents to start from  [3, with --quick 1]")
 @click.option("--quick", is_flag=True, help="a small part of the tokens: about 5 minutes on 2 cores")
 @VOICE
-@click.option("--debug", is_flag=True, hidden=True)
-def lab(name: str, out: str | None, seeds: int | None, quick: bool, debug: bool) -> None:
+def lab(name: str, out: str | None, seeds: int | None, quick: bool) -> None:
     if name not in STUDIES:
         raise RekindleError(f"There is no study {name!r}.", hint=nearest(name, STUDIES) or ", ".join(STUDIES))
     seeds = seeds if seeds is not None else 1 if quick else 3

@@ -11,15 +11,14 @@ from rekindle import api
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, narrator, nbytes, result, say, table
 from rekindle.cli.sweep import COMMANDS as SWEEP
-from rekindle.cli.training import CONFIG, DEBUG
+from rekindle.cli.training import CONFIG
 from rekindle.errors import counted
 from rekindle.laws.config import FitConfig, PlanConfig
 
 
 @click.command("laws")
 @FORMAT
-@DEBUG
-def laws(format_: str, debug: bool) -> None:
+def laws(format_: str) -> None:
     """Published scaling laws: forms, numbers, where they were fitted, and how sure we are of them.
 
     \b
@@ -45,14 +44,12 @@ def _law(name: str, law: dict[str, Any]) -> str:
 @click.option("--overwrite", is_flag=True, help="replace DIR and FILE")
 @CONFIG
 @FORMAT
-@DEBUG
 def plan(
     out: str | None,
     html: str | None,
     overwrite: bool,
     config_file: str | None,
     format_: str,
-    debug: bool,
     **given: Any,
 ) -> None:
     """Upcycle, continue, or start over? What scaling laws say, with intervals.
@@ -144,7 +141,6 @@ def _hours(cost: dict[str, Any]) -> str:
 @click.option("--dry-run", is_flag=True, help="which runs and columns are read, and what would be written")
 @CONFIG
 @FORMAT
-@DEBUG
 def fit(
     runs: tuple[str, ...],
     out: str | None,
@@ -153,7 +149,6 @@ def fit(
     dry_run: bool,
     config_file: str | None,
     format_: str,
-    debug: bool,
     **given: Any,
 ) -> None:
     """A law of your own runs: numbers with intervals, and what the runs cannot tell.

@@ -11,7 +11,6 @@ from rekindle.cli.out import FORMAT, plain, result, say, table
 from rekindle.errors import CheckFailed
 from rekindle.report.text import inspected
 
-DEBUG = click.option("--debug", is_flag=True, hidden=True)
 PROMISED = {  # promise, held -> what is said of it
     ("exact", True): "exact, held",
     ("lossy", True): "lossy: measured, nothing promised to hold",
@@ -24,8 +23,7 @@ PROMISED = {  # promise, held -> what is said of it
 @click.option("--checksum", is_flag=True, help="compare each shard with its recorded SHA-256")
 @click.option("--nan", is_flag=True, help="look for NaN and infinite values")
 @FORMAT
-@DEBUG
-def inspect(src: str, checksum: bool, nan: bool, format_: str, debug: bool) -> None:
+def inspect(src: str, checksum: bool, nan: bool, format_: str) -> None:
     """What a checkpoint is, and what can be done with it. Reads headers only.
 
     \b
@@ -53,7 +51,6 @@ def inspect(src: str, checksum: bool, nan: bool, format_: str, debug: bool) -> N
     "--blockwise/--whole", default=None, help="one module in memory at a time  [where both models do not fit]"
 )
 @FORMAT
-@DEBUG
 def verify(
     out: str,
     against: str,
@@ -62,7 +59,6 @@ def verify(
     text_column: str | None,
     blockwise: bool | None,
     format_: str,
-    debug: bool,
 ) -> None:
     """Does a result still compute what it promised to? Exit code 1 where it does not.
 
@@ -107,8 +103,7 @@ def verify(
 
 @click.command("env")
 @FORMAT
-@DEBUG
-def env(format_: str, debug: bool) -> None:
+def env(format_: str) -> None:
     """Versions and device, ready to paste into an issue."""
     found = api.env()
     result(found, table(list(found.items())), format_)

@@ -38,19 +38,20 @@ def _forget() -> None:
 
 
 def VOICE(function: F) -> F:
-    """--progress and --quiet: the flags of every verb."""
+    """--progress, --quiet and --debug (which `main` reads): the flags of every verb."""
     modes = click.Choice(["auto", "bar", "lines", "off"])
     text = "of long work; auto: a bar on a terminal, else a line a minute  [auto]"
     function = click.option(
         "-q", "--quiet", is_flag=True, expose_value=False, callback=_heard, help="say only the result, notes and errors"
     )(function)
+    function = click.option("--debug", is_flag=True, hidden=True, expose_value=False)(function)
     return click.option("--progress", type=modes, default="auto", expose_value=False, callback=_heard, help=text)(
         function
     )
 
 
 def FORMAT(function: F) -> F:
-    """--format, --progress and --quiet: the flags of every verb that has a result."""
+    """--format and those of every verb: the flags of a verb that has a result."""
     formats = click.Choice(["human", "json"])
     return click.option("--format", "format_", type=formats, default="human", help="of the result")(VOICE(function))
 

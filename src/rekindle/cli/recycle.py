@@ -54,7 +54,6 @@ def _verb(method: Method) -> click.Command:
 def _writing(function: Any) -> Any:
     """The flags of every verb that writes a checkpoint."""
     for option in (
-        click.option("--debug", is_flag=True, hidden=True),
         FORMAT,
         click.option("--workers", type=int, metavar="N", help="threads that write  [cores, at most 4]"),
         click.option("--part", metavar="I/N", help="write the I-th N-th of the shards; `rekindle join OUT` ends it"),
@@ -98,8 +97,7 @@ def run(recipe: str, out: str, **given: Any) -> None:
 @click.command("join")
 @click.argument("out")
 @FORMAT
-@click.option("--debug", is_flag=True, hidden=True)
-def join(out: str, format_: str, debug: bool) -> None:
+def join(out: str, format_: str) -> None:
     """Make one model of the parts that `--part` wrote: the same files as a single write.
 
     Every part must be in OUT, written there or copied there. What is missing or does not belong is named.

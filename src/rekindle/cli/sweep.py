@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="cells, tokens, FLOPs, hours, and whether they carry a law")
 @click.option("--speed", type=float, metavar="X", help="FLOP/s of a worker, for the hours  [as measured in OUT; 4e10]")
 @FORMAT
-@click.option("--debug", is_flag=True, hidden=True)
 def sweep(
-    grid: str, out: str, engine: str, workers: int | None, dry_run: bool, speed: float | None, format_: str, debug: bool
+    grid: str, out: str, engine: str, workers: int | None, dry_run: bool, speed: float | None, format_: str
 ) -> None:
     """A grid of runs for a scaling law: trunks shared, resumed after a kill, one table.
 

@@ -19,7 +19,6 @@ from rekindle.report.config import ReportConfig
 from rekindle.store.publish import check_spares
 from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
 
-DEBUG = click.option("--debug", is_flag=True, hidden=True)
 CONFIG = click.option("--config", "config_file", metavar="FILE", help="YAML with values for these options")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="say what would be done and what it costs; write nothing")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="replace OUT")
@@ -32,10 +31,7 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="replace OUT")
 @DRY_RUN
 @OVERWRITE
 @FORMAT
-@DEBUG
-def init(
-    out: str, config_file: str | None, dry_run: bool, overwrite: bool, format_: str, debug: bool, **given: Any
-) -> None:
+def init(out: str, config_file: str | None, dry_run: bool, overwrite: bool, format_: str, **given: Any) -> None:
     """Make a model from scratch, with a tokenizer trained on its data.
 
     \b
@@ -69,7 +65,6 @@ def init(
     "--resume", is_flag=True, help="go on where an interrupted run stopped; starts afresh where there is none"
 )
 @FORMAT
-@DEBUG
 def train(
     ckpt: str,
     out: str,
@@ -78,7 +73,6 @@ def train(
     overwrite: bool,
     resume: bool,
     format_: str,
-    debug: bool,
     **given: Any,
 ) -> None:
     """Continue the training of a checkpoint.
@@ -109,8 +103,7 @@ def train(
 @options_of(EvaluateConfig)
 @CONFIG
 @FORMAT
-@DEBUG
-def evaluate(ckpt: str, config_file: str | None, format_: str, debug: bool, **given: Any) -> None:
+def evaluate(ckpt: str, config_file: str | None, format_: str, **given: Any) -> None:
     """Loss and perplexity on text, with a standard error.
 
     \b
@@ -131,10 +124,7 @@ def evaluate(ckpt: str, config_file: str | None, format_: str, debug: bool, **gi
 @click.option("--overwrite", is_flag=True, help="replace FILE")
 @CONFIG
 @FORMAT
-@DEBUG
-def utility(
-    ckpt: str, out: str | None, overwrite: bool, config_file: str | None, format_: str, debug: bool, **given: Any
-) -> None:
+def utility(ckpt: str, out: str | None, overwrite: bool, config_file: str | None, format_: str, **given: Any) -> None:
     """How much the loss leans on each expert: scores for grow-experts.
 
     Dwivedi et al. 2026, Expert Upcycling (arXiv 2604.19835)
@@ -168,10 +158,7 @@ def _spread(scores: list[float]) -> tuple[str, str, str, str]:
 @OVERWRITE
 @click.option("--dry-run", is_flag=True, help="what the runs are; nothing is written")
 @FORMAT
-@DEBUG
-def report(
-    runs: tuple[str, ...], out: str, overwrite: bool, dry_run: bool, format_: str, debug: bool, **given: Any
-) -> None:
+def report(runs: tuple[str, ...], out: str, overwrite: bool, dry_run: bool, format_: str, **given: Any) -> None:
     """Curves, costs and a verdict of several runs: one HTML page, with PNG, SVG and CSV of every figure.
 
     \b

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rekindle.config import resolve
 from rekindle.edit import Checkpoint, open_checkpoint
 from rekindle.errors import RekindleError, together
 from rekindle.methods import method_named
-from rekindle.store.folder import open_folder
+from rekindle.store.folder import Folder
 from rekindle.sweep.grid import Grid, steps_of
 from rekindle.sweep.steps import Step
 from rekindle.train.config import InitConfig, TrainConfig
@@ -55,7 +53,4 @@ def _begun(config: InitConfig) -> Checkpoint:
 
     check_sizes(config)
     settings = {"model_type": config.family, **model_settings(config, tokenizer_to_be(config))}
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "config.json")
-        path.write_text(json.dumps(settings), encoding="utf-8")
-        return open_checkpoint(open_folder(path, bare=True))
+    return open_checkpoint(Folder(Path(config.family), settings, {}, "", bare=True))

@@ -233,3 +233,27 @@ def test_names_that_are_not_utf_8(parent, tmp_path):
     with pytest.raises(RekindleError, match="is not UTF-8"):
         api.init(tmp_path / f"{name}2", hidden=32, layers=1, heads=2)
     assert {path.name for path in tmp_path.iterdir()} == {"parent", name}
+
+
+def test_a_file_that_is_written_is_none_that_is_read(tiny, tmp_path, monkeypatch):
+    """Scores, pages and laws are files: none goes over a weight, a config, the text or the options it is made of."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny("mixtral"), "moe")
+    Path("text.txt").write_text("One line of text.\n" * 400)
+    Path("options.yaml").write_text("batches: 1\n")
+    Path("fit.yaml").write_text("bootstrap: 200\n")
+    Path("runs.csv").write_text("params,tokens,loss\n1e6,1e7,3.0\n2e6,1e7,2.9\n1e6,2e7,2.8\n2e6,2e7,2.7\n4e6,2e7,2.6\n")
+    before = contents(tmp_path)
+    score = ["utility", "moe", "--data", "text.txt", "--batch-tokens", "64", "--seq-len", "16"]
+    for words in (
+        [*score, "--out", "text.txt"],
+        [*score, "--out", "moe/model.safetensors"],
+        [*score, "--out", "moe/config.json"],
+        [*score, "--config", "options.yaml", "--out", "options.yaml"],
+        ["plan", "--ckpt", "moe", "--sunk", "1M", "--tokens", "1M", "--html", "moe/model.safetensors"],
+        ["plan", "--config", "fit.yaml", "--html", "fit.yaml"],
+        ["fit", "runs.csv", "--config", "fit.yaml", "--out", "fit.yaml"],
+    ):
+        ran = CliRunner().invoke(rekindle, [*words, "--overwrite"], standalone_mode=False)
+        assert isinstance(ran.exception, RekindleError), (words, ran.output)
+        assert contents(tmp_path) == before, words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import subprocess
 import sys
 import weakref
@@ -163,3 +164,35 @@ def test_a_child_that_only_rekindle_can_read_is_not_held(tiny, tmp_path, spoilt,
     assert not (child / "verify.json").exists()
     mended = api.rewrite(child).save(tmp_path / "mended")
     assert api.verify(mended, against=child, tokens=64, blockwise=blockwise).held
+
+
+def test_outputs_that_are_all_zero_are_equal(tiny, tmp_path):
+    parent = tmp_path / "zero"
+    shutil.copytree(tiny("llama"), parent)
+    tensors = load_file(parent / "model.safetensors")
+    tensors["lm_head.weight"].zero_()
+    save_file(tensors, parent / "model.safetensors", {"format": "pt"})
+    out = api.upcycle(parent, experts=2).save(tmp_path / "out")
+    assert api.verify(out, against=parent, tokens=64).held
+    verdict = api.verify(tiny("llama"), against=parent, tokens=64)
+    assert verdict.relative_difference == float("inf")
+
+
+def test_many_tokens_are_long_sequences(tiny, tmp_path):
+    """What only tokens far apart see is compared too: a window that is new, and wider than 128."""
+    parent = tiny("mistral", max_position_embeddings=2048)
+    out = api.rewrite(parent).save(tmp_path / "out")
+    edit_config(out, sliding_window=130)
+    assert api.verify(out, against=parent, tokens=1024).held
+    verdict = api.verify(out, against=parent, tokens="8k")
+    assert not verdict.held
+    assert "in sequences of 1000" in verdict.text
+
+
+def test_a_config_that_asks_for_tuples(tiny, tmp_path):
+    parent = tmp_path / "parent"
+    shutil.copytree(tiny("llama"), parent)
+    edit_config(parent, return_dict=False)
+    out = api.upcycle(parent, experts=2).save(tmp_path / "out")
+    assert api.verify(out, against=parent, tokens=64).held
+    assert "return_dict" not in json.loads((out / "config.json").read_text())

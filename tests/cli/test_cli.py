@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from rekindle import api
 from rekindle.cli.verbs import rekindle as verbs
@@ -205,8 +207,6 @@ def test_ctrl_c_exits_130_and_leaves_nothing_that_looks_finished(tiny, tmp_path)
 
 
 def test_overwriting_the_folder_around_the_source_is_refused(tiny, tmp_path):
-    import shutil
-
     shutil.copytree(tiny("llama"), tmp_path / "models" / "a")
     (tmp_path / "models" / "b.txt").write_text("precious")
     said = refused("rewrite", tmp_path / "models" / "a", tmp_path / "models", "--overwrite")
@@ -232,3 +232,17 @@ def test_interruption_says_how_to_go_on(words, way_on):
 
     assert way_on in _way_on(words)
     assert bool(way_on) == bool(_way_on(words))
+
+
+def test_json_has_no_nan(tiny, tmp_path):
+    """RFC 8259 knows no NaN and no Infinity; null stands for both."""
+    shutil.copytree(tiny("llama"), tmp_path / "zero")
+    tensors = load_file(tmp_path / "zero" / "model.safetensors")
+    tensors["lm_head.weight"].zero_()
+    save_file(tensors, tmp_path / "zero" / "model.safetensors", {"format": "pt"})
+    ran = rekindle("verify", tiny("llama"), "--against", tmp_path / "zero", "--tokens", 64, "--format", "json")
+
+    def never(word):
+        raise AssertionError(word)
+
+    assert json.loads(ran.stdout, parse_constant=never)["relative_difference"] is None

@@ -55,6 +55,12 @@ NEOX = {
     "old": {"rotary_emb_base": 500, "rotary_pct": 0.5},
     "inside": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
     "linear": {"rotary_emb_base": 500, "rotary_pct": 1.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    "linear, and a length on top": {
+        "rotary_emb_base": 500,
+        "rotary_pct": 0.5,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "original_max_position_embeddings": 16,
+    },
 }
 GEMMA3 = {
     "old": {"rope_theta": 500.0, "rope_local_base_freq": 50.0},

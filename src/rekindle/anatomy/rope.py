@@ -137,7 +137,7 @@ def _partial(theta_key: str, factor_key: str, default: float, kind_key: str) -> 
         scaling = _scaling(settings)
         if scaling:
             scaling = {kind_key: scaling.pop("rope_type"), **scaling}
-            if _TRAINED in config:  # phi3 says it beside, and v4 refuses it here
+            if _TRAINED in config and _TRAINED in scaling:  # phi3 says it beside, and v4 refuses it here
                 config[_TRAINED] = scaling.pop(_TRAINED)
         config |= {theta_key: settings.rope_theta, factor_key: factor, "rope_scaling": scaling}
         return None if settings.rotary_dim else "turns queries and keys by RoPE; the parent does not"

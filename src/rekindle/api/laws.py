@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rekindle.api.model import command
 from rekindle.api.options import takes
+from rekindle.api.source import place
 from rekindle.config import Resolved, resolve
 from rekindle.errors import RekindleError, counted
 from rekindle.laws.config import FitConfig, PlanConfig
@@ -74,7 +75,7 @@ def plan(
     if out is not None:
         check_spares(Path(out), None, config.ckpt, config.law, html)
     if html is not None:
-        check_spares(Path(html), None, config.ckpt, config.law)
+        check_spares(Path(html), None if config.ckpt is None else place(config.ckpt), config.law)
         _writable(html, "html", overwrite)
     known = _checkpoint(config.ckpt) if config.ckpt is not None else Checkpoint()
     found = answer(law_named(config.law), config, known)

@@ -81,6 +81,7 @@ def verify(
 ) -> Verdict:
     """Reload both in transformers and hold the child to its promise, on `tokens` tokens (or "4k") of `data`.
 
+    They are eight sequences, or more of 128 tokens: with many, what only distant tokens see is compared too.
     `text_column`: that of the rows of `data`, where it is not `text`. `blockwise`: one module in memory at a time;
     None: where both models do not fit. The verdict is kept beside the child as verify.json and goes into its card.
     """
@@ -119,13 +120,13 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
     from rekindle.train.model import check_ids, check_vocabulary, load_tokenizer
     from rekindle.train.tokens import open_corpus
 
-    length = min(128, parent.settings.max_position_embeddings, tokens)
+    length = min(max(128, tokens // 8), parent.settings.max_position_embeddings, tokens)  # what is far apart counts too
     rows = max(1, tokens // length)
     folder, vocab_size = parent.folder.path, parent.settings.vocab_size
 
     def random(reason: RekindleError) -> tuple[np.ndarray, str]:
         ids = np.random.default_rng(0).integers(0, vocab_size, (rows, length))
-        return ids, f"random tokens ({reason.what.rstrip('.')})"
+        return ids, f"random tokens ({reason.what.rstrip('.')}), in sequences of {length}"
 
     try:
         tokenizer = load_tokenizer(folder)
@@ -138,7 +139,7 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
     except RekindleError as error:
         return random(error)
     name = "this Python's standard library (no --data)" if data == "stdlib" else data
-    return ids, f"validation text of {name}"
+    return ids, f"validation text of {name}, in sequences of {length}"
 
 
 def _keep(folder: Path, verdict: dict[str, Any], manifest: Manifest | None, config: dict[str, Any]) -> None:

@@ -130,9 +130,12 @@ def utility(
     """A score of every expert, as JSON in the file `out` for `grow-experts`."""
     from rekindle.train.utility import utility as measure
 
-    if out is not None and Path(out).exists() and not overwrite:
-        raise RekindleError("The file exists already.", where=out, hint="--overwrite replaces it")
-    scores = measure(local(source), (options or resolve(UtilityConfig, given)).config)
+    config = (options or resolve(UtilityConfig, given)).config
+    if out is not None:
+        check_spares(Path(out), place(source), *files_read(config))
+        if Path(out).exists() and not overwrite:
+            raise RekindleError("The file exists already.", where=out, hint="--overwrite replaces it")
+    scores = measure(local(source), config)
     if out is not None:
         with explained(Path(out)):
             Path(out).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")

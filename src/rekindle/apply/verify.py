@@ -118,7 +118,12 @@ def compare(
             difference = float((logits - reference).abs().max())
             worst = max(worst, difference) if difference == difference else float("nan")
             losses_child += [_loss(logits, batch)] if causal else []
-    return worst / largest if largest else float("inf"), _mean(losses), _mean(losses_child)
+    return _relative(worst, largest), _mean(losses), _mean(losses_child)
+
+
+def _relative(difference: float, largest: float) -> float:
+    """Of outputs that are all zero, as a head that was zeroed makes them, any difference is infinitely large."""
+    return difference / largest if largest else float("inf") if difference else 0.0
 
 
 def run(

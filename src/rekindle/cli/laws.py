@@ -64,7 +64,7 @@ def plan(
     rekindle plan --params 1B --sunk 100B --gpus 64 --gpu h200 --days 3 --price 2.5
     rekindle plan --ckpt SRC --sunk 100M --tokens 20M --html page.html
     """
-    options = resolved(PlanConfig, given, config_file)
+    options = resolved(PlanConfig, given, config_file, out, html)
     echo("rekindle plan", options)
     found = api.plan(options, out=out, html=html, overwrite=overwrite).to_dict()
     result(found, _answer(found), format_)
@@ -161,7 +161,7 @@ def fit(
     rekindle fit runs.csv --out law.yaml
     rekindle fit runs.csv --form chinchilla --objective squares
     """
-    options = resolved(FitConfig, given, config_file)
+    options = resolved(FitConfig, given, config_file, out, report)
     echo(f"rekindle fit: {' '.join(runs)}", options)
     if dry_run:
         _fit_dry(runs, options.config, out, report, overwrite, format_)

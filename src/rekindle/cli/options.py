@@ -6,11 +6,13 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
 from rekindle.config import Count, Resolved, Size, read_yaml, resolve
+from rekindle.store.publish import check_spares
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,8 +30,11 @@ def options_of(*configs: type) -> Callable[[F], F]:
     return decorate
 
 
-def resolved(cls: type, given: dict[str, Any], file: str | None = None) -> Resolved[Any]:
-    """The Config out of the flags that were given and a YAML file's values."""
+def resolved(cls: type, given: dict[str, Any], file: str | None = None, *written: str | None) -> Resolved[Any]:
+    """The Config out of the flags that were given and a YAML file's values; that file must not be what is `written`."""
+    for out in written:
+        if out is not None:
+            check_spares(Path(out), None, file)
     names = {f.name for f in fields(cls)}
     flags = {name: value for name, value in given.items() if name in names and value is not None}
     return resolve(cls, flags, read_yaml(file) if file else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -65,7 +66,16 @@ def say(text: str) -> None:
 def result(data: dict[str, Any], human: str, format_: str) -> None:
     """The answer: stdout."""
     if is_main_rank():
-        click.echo(json.dumps(data, indent=2, default=str) if format_ == "json" else human)
+        click.echo(json.dumps(_finite(data), indent=2, default=str) if format_ == "json" else human)
+
+
+def _finite(data: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for both."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def echo(title: str, *options: Resolved[Any]) -> None:

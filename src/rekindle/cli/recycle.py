@@ -38,9 +38,8 @@ def _verb(method: Method) -> click.Command:
     @click.option("--print-config", is_flag=True, help="print the resolved recipe as YAML and stop")
     def verb(src: str, out: str, config_file: str | None, print_config: bool, **given: Any) -> None:
         gc.disable()  # a plan is hundreds of thousands of objects that live to the end: a third of its time saved
-        options = resolved(method.config, given, config_file)
+        options = resolved(method.config, given, config_file, out)
         save = resolved(SaveConfig, given)
-        check_spares(Path(out), None, config_file)
         model = api.open(src).then(method.verb, options)
         if print_config:
             click.echo(dump_yaml(model.recipe(save)), nl=False)

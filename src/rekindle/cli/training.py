@@ -16,7 +16,6 @@ from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, note_default_data, result, say, table
 from rekindle.errors import counted
 from rekindle.report.config import ReportConfig
-from rekindle.store.publish import check_spares
 from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
 
 CONFIG = click.option("--config", "config_file", metavar="FILE", help="YAML with values for these options")
@@ -38,8 +37,7 @@ def init(out: str, config_file: str | None, dry_run: bool, overwrite: bool, form
     rekindle init OUT --hidden 64 --layers 2 --heads 4 --tokenizer bpe:1024
     rekindle init OUT --family mixtral --hidden 64 --layers 2 --heads 4 --experts 8
     """
-    options = resolved(InitConfig, given, config_file)
-    check_spares(Path(out), None, config_file)
+    options = resolved(InitConfig, given, config_file, out)
     echo(f"rekindle init: {out}", options)
     if options.config.tokenizer.startswith("bpe:"):
         note_default_data(options, "the tokenizer is trained on")
@@ -133,7 +131,7 @@ def utility(ckpt: str, out: str | None, overwrite: bool, config_file: str | None
     rekindle utility MOE --out scores.json
     rekindle utility MOE --batches 4 --batch-tokens 2048 --score weight-gradient --format json
     """
-    options = resolved(UtilityConfig, given, config_file)
+    options = resolved(UtilityConfig, given, config_file, out)
     echo(f"rekindle utility: {ckpt}", options)
     note_default_data(options, "scores on")
     found = api.utility(ckpt, out, options, overwrite=overwrite)

@@ -22,7 +22,7 @@ OF_CODES = (
 )  # fmt: skip
 # What a config may say of how to run it, and of files that it would be run from; no part of a checkpoint.
 TO_RUN = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
-          "transformers_weights", "custom_pipelines")  # fmt: skip
+          "transformers_weights", "custom_pipelines", "return_dict")  # fmt: skip
 NO_MODELS = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor", "AutoVideoProcessor")
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # torch.compile, FSDP
 

@@ -80,7 +80,7 @@ def run(recipe: str, out: str, **given: Any) -> None:
         if given["part"]:
             raise RekindleError("A recipe that trains has no parts.", where=recipe)
         if given["dry_run"]:
-            cost = api.run_cost(recipe)
+            cost = api.run_cost(recipe, out, resume=given["resume"], overwrite=given["overwrite"])
             result(cost, cost_text(cost), given["format_"])
             return
         path = api.run(recipe, out, overwrite=given["overwrite"], resume=given["resume"])

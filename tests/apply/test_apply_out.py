@@ -194,6 +194,36 @@ def test_what_goes_with_an_out_that_is_replaced_is_said_before(parent, tmp_path)
     assert "note: goes with" not in again, "nothing of a model that was made alike"
 
 
+def test_all_that_goes_in_place_is_said_and_by_a_dry_run_too(parent):
+    """What is read is what goes on; beside it lie other weights, and none of them is read or kept."""
+    (parent / "checkpoint-5").mkdir()
+    for name in ("best.safetensors", "consolidated.00.pth"):
+        shutil.copy(next(parent.glob("model-*.safetensors")), parent / name)
+    goes = f"note: goes with the {parent} that is replaced, and is not in the new one: "
+    for dry in (["--dry-run"], []):
+        code, text = said("rewrite", parent, parent, "--overwrite", "--dtype", "float32", *dry)
+        assert code == 0
+        assert f"{goes}best.safetensors, checkpoint-5, consolidated.00.pth\n" in text
+        assert "stays behind" not in text
+        assert (parent / "best.safetensors").exists() == bool(dry)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["optimizer.pt", "checkpoint-5/optimizer.pt", "checkpoint-5/global_step5/bf16_zero_pp_rank_0_optim_states.pt",
+     "global_step7/zero_pp_rank_0_mp_rank_00_optim_states.pt", "optimizer_0/__0_0.distcp", "optimizer/optimizer.json"],
+)  # fmt: skip
+def test_optimizer_state_goes_with_no_rewrite_in_place_wherever_it_lies(parent, tmp_path, name):
+    (parent / name).parent.mkdir(parents=True, exist_ok=True)
+    (parent / name).write_bytes(b"moments")
+    for dry in (["--dry-run"], []):
+        code, text = said("rewrite", parent, parent, "--overwrite", "--dtype", "float32", *dry)
+        assert code
+        assert "would lose its optimizer state" in text
+    assert (parent / name).exists()
+    assert said("rewrite", parent, tmp_path / "out", "--dtype", "float32")[0] == 0
+
+
 # -- files that travel -----------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -412,6 +413,23 @@ def test_a_wrong_request_is_refused_in_a_sentence(tmp_path, packed, make, said):
         make(tmp_path)
     assert packed.read_bytes() == before
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["a\\b.txt", "sub/a\\b.txt", "a\\b.safetensors"])
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_name_that_is_another_elsewhere_is_refused_before_anything_is_written(tmp_path, series, packed, name, dry):
+    folder, before = tmp_path / "odd", packed.read_bytes()
+    shutil.copytree(tmp_path / "step-100", folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    shutil.copy(next(folder.glob("*.safetensors")), folder / name)
+    for path in (folder, folder / name):
+        with pytest.raises(RekindleError, match="it has a backslash in its name") as caught:
+            api.pack(path, tmp_path / "x.rk", dry_run=dry)
+        assert caught.value.where == folder / name
+        with pytest.raises(RekindleError, match="it has a backslash in its name"):
+            api.archive_add(path, packed, step=900, dry_run=dry)
+    assert not (tmp_path / "x.rk").exists()
+    assert packed.read_bytes() == before
 
 
 def test_an_archive_is_replaced_when_the_new_one_is_whole(tmp_path, series, packed, monkeypatch):

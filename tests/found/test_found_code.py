@@ -82,7 +82,8 @@ def test_no_verb_runs_code_or_asks(planted, tmp_path):
 
 
 def test_code_is_no_part_of_the_child_and_is_told(planted, tmp_path):
-    assert any("modeling_own" in n or "configuration_own" in n for n in api.inspect(planted)["notes"])
+    told = next(n for n in api.inspect(planted)["notes"] if "modeling_own" in n or "configuration_own" in n)
+    assert told.endswith("what is made names no such code"), "where a tokenizer's code travels, all .py files do"
     for child in (api.rewrite(planted).save(tmp_path / "same"), api.upcycle(planted, experts=4).save(tmp_path / "moe")):
         config = json.loads((child / "config.json").read_text())
         assert config["auto_map"].keys() == {"AutoTokenizer", "AutoProcessor"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,6 +192,16 @@ def test_an_archive_is_the_run_s_alone_while_it_trains(small: Callable, run: Cal
     assert tried
     assert list(steps_of(tmp_path / "run.rk")) == [2]
     assert (tmp_path / "link.rk").is_symlink()
+
+
+def test_a_name_that_no_archive_keeps_is_refused_before_the_first_step(small: Callable, run: Callable, tmp_path: Path):
+    source = tmp_path / "source"
+    shutil.copytree(small(), source)
+    (source / "a\\b.txt").write_text("travels")
+    with pytest.raises(RekindleError, match="it has a backslash in its name"):
+        run(source, archive=str(tmp_path / "run.rk"))
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+    run(source)
 
 
 def test_what_is_read_is_not_written_over_by_the_archive(

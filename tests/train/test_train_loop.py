@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -237,6 +238,34 @@ def test_a_loss_that_is_no_number_stops_the_run(small: Small, run: Run, monkeypa
     assert "--resume (from step 6) with a lower --lr (now 0.01)" in str(caught.value)
     out, _ = run(small(), "out", resume=True)  # the sickness was the test's own, so the curve is the healthy one
     assert curve(out) == curve(reference)
+
+
+def test_a_saved_state_that_is_itself_sick_is_not_to_be_resumed_again(
+    small: Small, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Finite, and still too large for any loss: no lower rate from there on helps."""
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "cross_entropy", fails_at(7, math.nan))
+        with pytest.raises(CheckFailed, match=r"--resume \(from step 6\) with a lower --lr"):
+            run(small(), "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "cross_entropy", fails_at(1, math.nan))
+        with pytest.raises(CheckFailed, match="diverged in step 7 of 12") as caught:
+            run(small(), "out", resume=True, lr=1e-4)
+    assert "start afresh (--overwrite, without --resume) with a lower --lr (now 0.0001)" in str(caught.value)
+    assert "--resume (from" not in str(caught.value)
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "cross_entropy", fails_at(3, math.nan))
+        with pytest.raises(CheckFailed, match=r"--resume \(from step 8\) with a lower --lr"):
+            run(small(), "out", resume=True)
+    out, _ = run(small(), "out", overwrite=True)
+    assert curve(out) == curve(run(small(), "reference")[0])
+
+
+def fails_at(number: int, factor: float) -> Callable[..., torch.Tensor]:
+    """The loss, times `factor` when it is computed for that time."""
+    calls = itertools.count(1)
+    return lambda *args: cross_entropy(*args) * (factor if next(calls) == number else 1.0)
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_before_anything_is_saved(

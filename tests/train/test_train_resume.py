@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import curve, rows, write_corpus
+from click.testing import CliRunner
+from train_helpers import curve, defaults, rows, write_corpus
 
 from rekindle import api
+from rekindle.cli.verbs import rekindle
 from rekindle.errors import RekindleError
 from rekindle.store.lock import alone, lock_of
 from rekindle.store.manifest import read_manifest
@@ -228,6 +230,48 @@ def test_what_would_be_another_run_is_refused(
     killed_at(run, small(), monkeypatch, 7)
     with pytest.raises(RekindleError, match=f"interrupted run is another one: {said}"):
         run(small(), resume=True, **changes)
+
+
+def test_only_what_makes_it_another_run_is_named(small: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch):
+    killed_at(run, small(), monkeypatch, 7)
+    with pytest.raises(RekindleError) as caught:
+        run(small(), resume=True, seed=1, save_every=256, lr=1e-3)
+    assert caught.value.what == "The interrupted run is another one: seed was 0, is 1."
+
+
+@pytest.mark.parametrize("call", [5, 7])
+def test_a_dry_run_says_where_a_run_goes_on_and_what_is_left(
+    small: Callable, run: Callable, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+):
+    killed_at(run, small(), monkeypatch, call, save_every=512)
+    state = find_state(work_folder(tmp_path / "out"))
+    assert state is not None
+    text = lambda: {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}  # noqa: E731
+    before, how = text(), {"out": tmp_path / "out"}
+    for refused, said in (
+        ({}, f"unfinished run of .* stopped after step {state.step}"),
+        ({"resume": True, "seed": 1, "save_every": 256}, "another one: seed was 0, is 1[.]"),
+        ({"resume": True, "tokens": 24 * 256}, "another one: tokens was 3072, is 6144"),
+    ):
+        with pytest.raises(RekindleError, match=said):
+            api.train_cost(small(), **(defaults(corpus) | {"save_every": 512} | refused), **how)
+    options = defaults(corpus) | {"save_every": 512, "lr": 5e-3}
+    cost = api.train_cost(small(), **options, **how, resume=True)
+    assert (cost["steps"], cost["from_step"], cost["changes"]) == (12, state.step, ["lr was 0.01, is 0.005"])
+    assert api.train_cost(small(), **options, **how, overwrite=True)["from_step"] == 0
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    typed = ["train", str(small()), str(tmp_path / "out"), "--resume", "--dry-run", *words]
+    assert f"from step {state.step}: what follows is of the rest; lr was" in CliRunner().invoke(rekindle, typed).stdout
+    assert text() == before
+    saves: list[int] = []
+    real = session.save_state
+    monkeypatch.setattr(session, "save_state", lambda *a, **k: (saves.append(1), real(*a, **k)))
+    out, summary = run(small(), resume=True, save_every=512, lr=5e-3)
+    assert cost["saves"] == len(saves)
+    assert cost["evaluations"] == len([row for row in rows(out, "eval") if row["step"] >= state.step])
+    assert cost["flops"] == pytest.approx(summary["flops"] * (12 - state.step) / 12)
+    with pytest.raises(RekindleError, match="has ended, at step 12"):
+        api.train_cost(small(), **options, **how, resume=True)
 
 
 def test_a_run_that_has_ended_is_not_resumed(small: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -17,7 +18,7 @@ from rekindle.apply.join import is_there, publishing_part
 from rekindle.apply.measure import FOLDER as MEASURED
 from rekindle.apply.parts import parse_part
 from rekindle.apply.save import Job, SaveConfig
-from rekindle.apply.state import TORCH_FILES
+from rekindle.apply.state import states_in
 from rekindle.apply.threads import check_workers
 from rekindle.config import Resolved, dump_yaml, resolve, to_dict
 from rekindle.edit import Checkpoint, open_checkpoint
@@ -31,9 +32,7 @@ from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import check_free, check_spares, publishing
 from rekindle.store.system import explained
-from rekindle.store.weights import is_of_a_model
 
-MOMENTS = "optimizer"  # the folder that a training leaves in its OUT
 Progress = Callable[[int], object]
 
 
@@ -105,13 +104,8 @@ class Model:
         if not mine:
             check_free(out, overwrite)
         job = saving.prepare(self.checkpoint, options.config)
-        if (
-            not mine
-            and {MOMENTS, *TORCH_FILES} & set(self.lost(out, job))
-            and out.resolve() == self.checkpoint.folder.path.resolve()
-        ):
-            what = f"{out} would lose its optimizer state: it is the source, and the result has none."
-            raise RekindleError(what, hint="another OUT")
+        if not mine:
+            self.check_keeps_state(out, job)
         if mine and is_there(out, mine, job.identity, overwrite=overwrite, resume=resume):
             return out
         with (
@@ -142,15 +136,26 @@ class Model:
             if out.is_dir() and not out.samefile(made.folder.path):
                 check_spares(out, None, *made.folder.shards)  # which may be links
 
+    def check_keeps_state(self, out: Path, job: Job) -> None:
+        """Raise RekindleError where OUT is the source, and optimizer state in it would be gone when it is replaced."""
+        if out.resolve() != self.checkpoint.folder.path.resolve():
+            return
+        lost = self.lost(out, job)
+        if state := next((path for path in states_in(out) if path.relative_to(out).parts[0] in lost), None):
+            what = f"{out} would lose its optimizer state: it is the source, and the result has none."
+            raise RekindleError(what, where=state, hint="another OUT")
+
     def lost(self, out: Path, job: Job) -> list[str]:
-        """What lies in OUT beside the weights and has no like in the result: gone when it is replaced."""
+        """What lies in OUT beside the model that is read from there, and has no like in the result: gone with OUT."""
         made = {"config.json", MANIFEST, "rekindle.yaml", "README.md", "verify.json", PARTS}
         made |= {PurePath(shard.file).parts[0] for shard in job.share(None)}
         made |= {path.relative_to(self.checkpoint.folder.path).parts[0] for path in job.passengers}
         made |= {MEASURED} if job.measurements else set()
         with explained(out):
             there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-        return [name for name in there if name not in made and not is_of_a_model(name)]
+        with suppress(OSError, RekindleError):  # no model that can be read: none of it is
+            made |= open_folder(out).weight_files()
+        return [name for name in there if name not in made]
 
     def recipe(self, options: Resolved[SaveConfig] | None = None) -> dict[str, Any]:
         """What OUT/rekindle.yaml holds: `rekindle run` repeats it."""

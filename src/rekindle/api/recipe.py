@@ -50,7 +50,9 @@ def run(path: str | Path, out: str | Path, *, overwrite: bool = False, resume: b
     return model.save(out, overwrite=overwrite, resume=resume, **how, **save_options)
 
 
-def run_cost(path: str | Path) -> dict[str, Any]:
+def run_cost(
+    path: str | Path, out: str | Path | None = None, *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
     """What a recipe of one `init` or `train` would take; a recipe of methods has a plan, see load_recipe."""
     recipe = _read_recipe(path)
     [(verb, given)] = recipe["steps"]
@@ -58,7 +60,8 @@ def run_cost(path: str | Path) -> dict[str, Any]:
 
     if verb == "init":
         return init_cost(resolve(InitConfig, {}, given))
-    return train_cost(recipe["source"], resolve(TrainConfig, {}, given))
+    options = resolve(TrainConfig, {}, given)
+    return train_cost(recipe["source"], options, out=out, resume=resume, overwrite=overwrite)
 
 
 def is_training(path: str | Path) -> bool:

@@ -93,13 +93,24 @@ def settled(source: str | Path, options: Resolved[TrainConfig]) -> Resolved[Trai
     return options if options.config.lr is not None else with_rate(options, open(source).checkpoint)
 
 
-def train_cost(source: str | Path, options: Resolved[TrainConfig] | None = None, **given: Any) -> dict[str, Any]:
-    """What `train` would do and take: parameters, steps, tokens, FLOPs, memory, bytes. Nothing is read but headers."""
+def train_cost(
+    source: str | Path,
+    options: Resolved[TrainConfig] | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **given: Any,
+) -> dict[str, Any]:
+    """What `train` would do and take: parameters, steps, tokens, FLOPs, memory, bytes. Nothing is read but headers.
+
+    With an `out` of what is left to do there; raises RekindleError where `train` would refuse it.
+    """
     from rekindle.train.config import TrainConfig
     from rekindle.train.price import price_training
 
-    options = settled(source, options or resolve(TrainConfig, given))
-    return price_training(open(source).checkpoint, options.config)
+    options, place = settled(source, options or resolve(TrainConfig, given)), Path(out) if out is not None else None
+    return price_training(open(source).checkpoint, options.config, place, resume=resume, overwrite=overwrite)
 
 
 def init_cost(options: Resolved[InitConfig] | None = None, **given: Any) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from rekindle.store.torch_file import TorchFile, View, read_torch
 
 FOLDER, DESCRIPTION, WEIGHTS = "optimizer", "optimizer.json", "optimizer.safetensors"
 TORCH_FILES = ("optimizer.pt", "optimizer.bin")  # Trainer's name, and accelerate's
+# Beside the weights or in a Trainer's checkpoint: ours, torch's, one of FSDP's, those of DeepSpeed's ranks.
+_PLACES = (FOLDER, *TORCH_FILES, "optimizer_[0-9]*", "global_step*/*optim_states*")
 
 Disk = str | tuple[tuple[str, ...], ...]
 
@@ -59,6 +61,12 @@ def read_state(place: Path, config: Mapping[str, Any], parameters: Mapping[str, 
             why = "it is no file of torch's, is torn, or was written before torch 1.6"
         raise RekindleError(f"{found[0]} holds no optimizer state.", why=why, hint="the optimizer.pt of an AdamW")
     return _of_torch(content, states[0], config, parameters, found[0])
+
+
+def states_in(folder: Path) -> list[Path]:
+    """Where optimizer state lies in the folder of a training, by its name alone."""
+    folders = (folder, *sorted(folder.glob("checkpoint-*")))
+    return [path for place in folders for pattern in _PLACES for path in sorted(place.glob(pattern))]
 
 
 def checked(info: dict[str, Any], path: Path) -> dict[str, Any]:

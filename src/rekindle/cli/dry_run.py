@@ -75,8 +75,10 @@ def cost_text(cost: dict[str, Any]) -> str:
     time = "unknown: no run of this model on this device has left its speed beside it"
     if cost["hours"]:
         time = f"{cost['hours']:.3g} hours at the {count(cost['tokens_per_s'])} tokens/s that the parent's own run had"
+    goes_on = "; ".join([f"from step {cost['from_step']}: what follows is of the rest", *cost["changes"]])
     rows = [
         ("steps", f"{cost['steps']:,}, {cost['tokens']:,} tokens of {cost['data']} (not read)"),
+        *([("goes on", goes_on)] if cost["from_step"] else []),
         ("rate", f"{cost['lr']:g} at its peak, {cost['schedule']}"),
         ("FLOPs", f"{cost['flops']:.3g}"),
         ("memory", f"at least {nbytes(cost['memory'])}: weights, gradients, moments, logits; activations on top"),

@@ -79,7 +79,7 @@ def run(recipe: str, out: str, **given: Any) -> None:
         if given["part"]:
             raise RekindleError("A recipe that trains has no parts.", where=recipe)
         if given["dry_run"]:
-            cost = api.run_cost(recipe)
+            cost = api.run_cost(recipe, out, resume=given["resume"], overwrite=given["overwrite"])
             result(cost, cost_text(cost), given["format_"])
             return
         path = api.run(recipe, out, overwrite=given["overwrite"], resume=given["resume"])
@@ -121,6 +121,11 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
     workers = check_workers(default_workers() if given["workers"] is None else given["workers"])
     part = parse_part(given["part"]) if given["part"] else None
     job = model.job(**given_save)
+    if given["overwrite"] and not part:
+        check_free(Path(out), overwrite=True)
+        model.check_keeps_state(Path(out), job)
+        if lost := model.lost(Path(out), job):
+            say(f"note: goes with the {out} that is replaced, and is not in the new one: {', '.join(lost)}")
     if given["dry_run"]:
         result(dry_data(job, part, workers), dry_text(job, part, workers), given["format_"])
         return
@@ -128,8 +133,6 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
         _say_nothing_to_write(job, part)
     else:
         check_free(Path(out), given["overwrite"])
-        if lost := model.lost(Path(out), job):
-            say(f"note: goes with the {out} that is replaced, and is not in the new one: {', '.join(lost)}")
     total = sum(shard.nbytes for shard in job.share(part)) + nbytes_read(job.needed(part))
     with Progress("write", total, "B") as bar:
         how = {name: given[name] for name in ("overwrite", "resume", "part")}

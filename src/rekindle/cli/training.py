@@ -86,7 +86,7 @@ def train(
     echo(f"rekindle train: {ckpt} -> {out}", options)
     note_default_data(options, "trains on")
     if dry_run:
-        cost = api.train_cost(ckpt, options)
+        cost = api.train_cost(ckpt, options, out=out, resume=resume, overwrite=overwrite)
         result(cost, cost_text(cost), format_)
         return
     summary = api.train(ckpt, out, options, overwrite=overwrite, resume=resume)

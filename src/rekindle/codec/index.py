@@ -8,11 +8,10 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from rekindle.codec.bits import Broken
-from rekindle.codec.source import File, Tensor
+from rekindle.codec.source import File, Tensor, is_path
 from rekindle.store.dtypes import BITS, nbytes
 
 LARGEST_BLOCK = 1 << 24  # bytes decoded
@@ -160,8 +159,7 @@ def _hash(text: Any) -> str:
 
 def _path(path: Any) -> str:
     """A plain relative path, as it is unpacked below a folder."""
-    parts = PurePosixPath(path).parts if isinstance(path, str) else ()
-    if not parts or ".." in parts or path.startswith("/") or "\\" in path or "\0" in path or path != "/".join(parts):
+    if not isinstance(path, str) or not is_path(path):
         raise Broken(f"its index has {path!r} for a file")
     return path
 

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS
@@ -88,13 +88,29 @@ def file_key(path: str) -> str:
     return f"{path}:"  # no safetensors tensor is called so: its own keys come after a colon
 
 
+def is_path(path: str) -> bool:
+    """Whether an archive can call a file so: a plain relative path, the same below a folder on every system."""
+    parts = PurePosixPath(path).parts
+    odd = ".." in parts or path.startswith("/") or "\\" in path or "\0" in path
+    return bool(parts) and not odd and path == "/".join(parts)
+
+
+def check_names(base: Path, files: Iterable[Path]) -> None:
+    """Refuse files below `base` whose names an archive cannot have."""
+    if odd := next((path for path in files if not is_path(path.relative_to(base).as_posix())), None):
+        what = "This file cannot be kept in an archive: it has a backslash in its name."
+        why = "where another system unpacks it, that is a folder and a file in it"
+        raise RekindleError(what, where=odd, why=why, hint="rename it, or pack a copy without it")
+
+
 def open_source(folder: Path, reader: Files) -> Source:
     """Read the headers of a checkpoint folder, or of one file. Raises RekindleError where there is nothing to pack."""
     paths, around = ([folder], {}) if folder.is_file() else _walk(folder)
     if not paths:
         raise RekindleError(f"{folder} has no files.", hint="a checkpoint folder")
-    seen = stamps(paths)
     base = folder.parent if folder.is_file() else folder
+    check_names(base, paths)
+    seen = stamps(paths)
     # of a single file the name may count its steps: what stands around its tensors is known by the suffix alone
     cut = [_cut(path, folder.suffix if folder.is_file() else path.relative_to(base).as_posix()) for path in paths]
     named = Counter(piece.tensor.key for pieces, _ in cut for piece in pieces)

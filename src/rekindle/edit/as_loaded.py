@@ -48,7 +48,8 @@ def _without_code(config: dict[str, Any]) -> list[str]:
     if kept == named:
         return []
     code = next(where for name, where in named.items() if name not in kept)
-    return [f"the config names code of its own ({code}): the library's class is used, and the code is not taken along"]
+    used = "the library's class is used, and what is made names no such code"
+    return [f"the config names code of its own ({code}): {used}"]
 
 
 def _without_left_over(config: dict[str, Any], folder: Folder) -> list[str]:

@@ -13,7 +13,7 @@ from rekindle.store import passengers
 from rekindle.store.index import read_json
 from rekindle.store.publish import retired_path
 from rekindle.store.stamps import Stamps, check_unchanged, stamps_in
-from rekindle.store.weights import INDEX, PICKLE, SINGLE, SUFFIXES, Tensors, in_pieces, read_weights, some
+from rekindle.store.weights import INDEX, PICKLE, SINGLE, SUFFIXES, Tensors, choice, in_pieces, read_weights, some
 
 PARTS = "parts"  # in a folder whose parts are not joined yet
 ADAPTER = "adapter_config.json"
@@ -35,6 +35,12 @@ class Folder:
     @property
     def shards(self) -> list[Path]:
         return [] if self.bare else sorted({Path(t.path) for t in self.tensors.values()})
+
+    def weight_files(self) -> set[str]:
+        """The names of the files that are read of it beside its config: weights, and the index that lists them."""
+        names = [path.name for path in self.path.iterdir()]
+        index = choice(names, read_json(self.path / "config.json", missing=""))
+        return {path.name for path in self.shards} | ({index} if index else set())
 
     def need_weights(self) -> None:
         """Raise RekindleError where there is only a config."""

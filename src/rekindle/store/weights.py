@@ -173,7 +173,7 @@ def _beside(folder: Path, chosen: str, files: list[str], names: list[str]) -> li
     if not (stale or others):
         return []
     found = [*stale, *others]
-    return [f"{chosen} is read, as transformers does; {some(found)} beside it {_are(found)} not, and stays behind"]
+    return [f"{chosen} is read, as transformers does; {some(found)} beside it {_are(found)} not"]
 
 
 def is_of_a_model(name: str) -> bool:

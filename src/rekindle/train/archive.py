@@ -22,7 +22,7 @@ from rekindle.apply.state import DESCRIPTION, FOLDER, WEIGHTS
 from rekindle.codec.archive import Archive, Step
 from rekindle.codec.container import create
 from rekindle.codec.pack import add_step, lock_of
-from rekindle.codec.source import Held, Source, held_source
+from rekindle.codec.source import Held, Source, check_names, held_source
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import TORCH
 from rekindle.store.folder import Folder
@@ -86,6 +86,7 @@ class Archiver:
 
     def _begin(self) -> None:
         """Make the archive where there is none, and hold the steps of one that is there to what the state knows."""
+        check_names(self.source.path, self.source.passengers())
         there = self.steps() if self.path.exists() else None  # nothing but an archive is ever overwritten
         known = self.saved.archived if self.saved else {}
         if self.saved is None and there and not self.overwrite:

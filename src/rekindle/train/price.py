@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -21,14 +23,19 @@ from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import read_rows
 from rekindle.train.model import check_lengths
 from rekindle.train.plan import make_plan
+from rekindle.train.state import Saved, check_start, describe_run, find_start, resumed
 from rekindle.train.tokenizer import bpe_size, make_tokenizer
 
 _FLOAT = 4  # bytes; weights, gradients and both moments are float32 while training
 
 
-def price_training(parent: Checkpoint, config: TrainConfig) -> dict[str, Any]:
+def price_training(
+    parent: Checkpoint, config: TrainConfig, out: Path | None = None, *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
     """{"parameters", "steps", "tokens", "flops", "evaluations", "saves", "memory", "bytes", "lr", ...}; sizes in bytes.
 
+    With an `out`: as it lies there. "from_step" is where an interrupted run goes on, with "changes" of its options;
+    FLOPs, evaluations, saves and hours are of what is left then.
     `memory` is a lower bound: weights, gradients, moments, and the logits of a forward pass; activations come on top.
     `hours` is None but where the parent was itself trained, on a device of this name: at the speed it had then. Raises
     RekindleError for what `train` would refuse without reading the data.
@@ -39,29 +46,41 @@ def price_training(parent: Checkpoint, config: TrainConfig) -> dict[str, Any]:
     config = with_tokens(config, parent.folder)
     ranks = number_of_ranks()
     plan = make_plan(config, ranks, parent.folder.path)
+    run = describe_run(config, parent.folder.fingerprint, None)
+    saved = _start(out, run, resume=resume, overwrite=overwrite) if out else None
+    done = saved.step if saved else 0
     check_lengths(plan.seq_len, parent.settings.max_position_embeddings, config.micro_batch)
     n, vocabulary = parent.parameters(), parent.settings.vocab_size
     micro = min(micro_batch_size(config.micro_batch, plan.seq_len, vocabulary), plan.batch // ranks)
     state = 3 * _FLOAT * n["total"]
-    speed = _speed(parent.folder.path, n, ranks)
+    speed, left = _speed(parent.folder.path, n, ranks), (plan.steps - done) * plan.batch_tokens
     return {
         "parameters": n,
         "steps": plan.steps,
         "tokens": plan.tokens,
-        "flops": training_flops(n["active"], plan.tokens),
+        "from_step": done,
+        "changes": resumed(saved, run)[1] if saved else [],
+        "flops": training_flops(n["active"], left),
         "lr": plan.schedule.peak,
         "schedule": plan.schedule.name,
         "data": config.data,
-        "evaluations": -(-plan.steps // plan.eval_interval) + 1,
-        "saves": -(-plan.steps // plan.save_interval),
+        "evaluations": -(-plan.steps // plan.eval_interval) - -(-done // plan.eval_interval) + 1,
+        "saves": (plan.steps - 1) // plan.save_interval - done // plan.save_interval + 1 if left else 0,
         "memory": state + _FLOAT * n["total"] + _FLOAT * micro * plan.seq_len * vocabulary,
         "bytes": {
             "out": sum(tensor.nbytes for tensor in parent.folder.tensors.values()) + 2 * _FLOAT * n["total"],
             "state": state,
         },
         "tokens_per_s": speed,
-        "hours": speed and plan.tokens / speed / 3600,
+        "hours": speed and left / speed / 3600,
     }
+
+
+def _start(out: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Saved | None:
+    """The state that `train` would go on from; raises RekindleError for what it would refuse in OUT."""
+    out = Path(os.path.abspath(out))
+    check_start(out, resume=resume, overwrite=overwrite)
+    return find_start(out, run, resume=resume, overwrite=overwrite)
 
 
 def price_init(config: InitConfig) -> dict[str, Any]:

@@ -39,11 +39,13 @@ class Session:
         self.main = stepper.accelerator.is_main_process
         self.parameters = count_parameters(stepper.model)
         self.last = "not yet evaluated"  # here, where a run was resumed
+        self.resumed_at: int | None = None
         self.windows = stepper.corpus.sample("validation", self.config.eval_tokens, self.plan.seq_len)
 
     def go(self, saved: Saved | None) -> None:
         """All steps from `saved`, or from the first, to the last, and the evaluations between."""
         start = saved.step if saved else 0
+        self.resumed_at = saved.step if saved else None
         with self._opened(saved), Interrupts() as interrupts:
             if saved and self.archiver:  # the run may have been cut off before the archive had this state
                 self._archive(start)
@@ -164,14 +166,18 @@ class Session:
         if step > 0 and not there and self._sound():
             self._save(step, boundary)
         what = "Training diverged in" if step else "Training cannot begin with"
-        return self._failed(f"{what} step {step + 1} of {self.plan.steps}: {error}.", updated=step > 0)
+        what = f"{what} step {step + 1} of {self.plan.steps}: {error}."
+        return self._failed(what, updated=step > 0, again=step == self.resumed_at)
 
     def _sound(self) -> bool:
         """Whether all weights are numbers."""
         return all(bool(p.isfinite().all()) for p in self.stepper.model.parameters())
 
-    def _failed(self, what: str, *, updated: bool) -> CheckFailed:
-        """`what` is no number, and why: weights of the source, or, where they were `updated`, what can be lowered."""
+    def _failed(self, what: str, *, updated: bool, again: bool = False) -> CheckFailed:
+        """`what` is no number, and why: weights of the source, or, where they were `updated`, what can be lowered.
+
+        `again`: so it was with the weights as they were saved, and no rate from there on changes that.
+        """
         sick = not_finite_weights(self.source)
         inspect = "rekindle inspect SRC --nan lists them"
         if not updated:
@@ -180,9 +186,11 @@ class Session:
             return CheckFailed(what, where=self.source.path, why=why, hint=hint)
         saved = find_state(self.work)
         resume = f"--resume (from step {saved.step}) " if saved else ""
+        resume = "start afresh (--overwrite, without --resume) " if again else resume
         lr, clip = self.plan.schedule.peak, self.config.clip
         lower = f"{resume}with a lower --lr (now {lr:g}) or a lower --clip (now {clip:g})"
-        why = f"the source itself holds {sick}" if sick else None
+        why = "the saved weights themselves lead to it, before any rate is applied" if again else None
+        why = f"the source itself holds {sick}" if sick else why
         hint = f"{inspect}; or {lower}" if sick else lower
         return CheckFailed(what, where=saved.path if saved else None, why=why, hint=hint)
 

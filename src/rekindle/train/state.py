@@ -63,11 +63,14 @@ _OPTIONS = "options"
 _MAY_DIFFER = (_OPTIONS, _CHANGES)
 
 
-def describe_run(config: TrainConfig, fingerprint: str, corpus: Corpus) -> dict[str, Any]:
-    """What a saved state must agree on with the run that resumes it, and under "options" what may differ."""
+def describe_run(config: TrainConfig, fingerprint: str, corpus: Corpus | None) -> dict[str, Any]:
+    """What a saved state must agree on with the run that resumes it, and under "options" what may differ.
+
+    Without a corpus nothing is said of the text.
+    """
     options = {name: list(x) if isinstance(x, tuple) else x for name, x in to_dict(config).items()}
     fixed = {name: options.pop(name) for name in _FIXED}
-    text = {"tokens of training text": len(corpus.train), "digest of all text": corpus.digest}
+    text = {"tokens of training text": len(corpus.train), "digest of all text": corpus.digest} if corpus else {}
     return {**fixed, "source": fingerprint, **text, _OPTIONS: options, _CHANGES: []}
 
 
@@ -101,9 +104,8 @@ def find_start(out: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bo
     if resume:
         different = _differences({name: value for name, value in run.items() if name not in _MAY_DIFFER}, saved.run)
         if different:
-            values = "; ".join([*different, *_differences(run[_OPTIONS], saved.run.get(_OPTIONS, {}))])
             raise RekindleError(
-                f"The interrupted run is another one: {values}.",
+                f"The interrupted run is another one: {'; '.join(different)}.",
                 where=saved.path,
                 hint="the same options, or --overwrite to start afresh",
             )

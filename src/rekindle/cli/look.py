@@ -44,7 +44,13 @@ def inspect(src: str, checksum: bool, nan: bool, format_: str) -> None:
 @click.command("verify")
 @click.argument("out")
 @click.option("--against", required=True, metavar="SRC", help="what it was made from")
-@click.option("--tokens", type=str, default="1024", metavar="COUNT", help="tokens to compare on: eight sequences, or more of 128  [1024]")
+@click.option(
+    "--tokens",
+    type=str,
+    default="1024",
+    metavar="COUNT",
+    help="tokens to compare on: eight sequences, or more of 128  [1024]",
+)
 @click.option("--data", default="stdlib", metavar="TEXT", help="text to compare on, as for train  [stdlib]")
 @click.option("--text-column", metavar="TEXT", help="column of its rows that holds the text, as for train")
 @click.option(

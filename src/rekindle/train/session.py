@@ -185,13 +185,14 @@ class Session:
             hint = f"{inspect}; another source" if sick else "--precision fp32, or other --data"
             return CheckFailed(what, where=self.source.path, why=why, hint=hint)
         saved = find_state(self.work)
-        resume = f"--resume (from step {saved.step}) " if saved else ""
-        resume = "start afresh (--overwrite, without --resume) " if again else resume
+        why, begin = None, f"--resume (from step {saved.step}) " if saved else ""
+        if again:
+            why = "the saved weights themselves lead to it, before any rate is applied"
+            begin = "start afresh (--overwrite, without --resume) "
         lr, clip = self.plan.schedule.peak, self.config.clip
-        lower = f"{resume}with a lower --lr (now {lr:g}) or a lower --clip (now {clip:g})"
-        why = "the saved weights themselves lead to it, before any rate is applied" if again else None
-        why = f"the source itself holds {sick}" if sick else why
-        hint = f"{inspect}; or {lower}" if sick else lower
+        hint = f"{begin}with a lower --lr (now {lr:g}) or a lower --clip (now {clip:g})"
+        if sick:
+            why, hint = f"the source itself holds {sick}", f"{inspect}; or {hint}"
         return CheckFailed(what, where=saved.path if saved else None, why=why, hint=hint)
 
     def _description(self) -> dict[str, Any]:

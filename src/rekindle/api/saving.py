@@ -18,7 +18,7 @@ from rekindle.apply.measure import FOLDER as MEASURED
 from rekindle.apply.parts import Part
 from rekindle.apply.save import Job, SaveConfig
 from rekindle.apply.state import states_in
-from rekindle.config import Resolved, dump_yaml, to_dict
+from rekindle.config import Resolved, dump_yaml, option_name, to_dict
 from rekindle.edit.measure import Activations
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS
@@ -167,10 +167,11 @@ def command(verb: str, arguments: list[str], *options: Resolved[Any]) -> str:
     for resolved in options:
         values = to_dict(resolved.config)
         for f in fields(resolved.config):
-            value = values[f.name]
-            if value == f.default or resolved.origins[f.name] == "default":
+            name = option_name(f)
+            value = values[name]
+            if value == f.default or resolved.origins[name] == "default" or isinstance(value, dict):
                 continue
-            flag = f"--{f.name.replace('_', '-')}"
+            flag = f"--{name.replace('_', '-')}"
             if isinstance(value, bool):
                 words += [flag if value else f"--no-{flag[2:]}"]
             else:

@@ -14,14 +14,12 @@ from rekindle.store.lineage import (
     ancestors,
     before,
     extended,
+    last_sources,
     origins,
     parents,
     stem,
     sunk,
     united,
-)
-from rekindle.store.lineage import (
-    given as sources_given,
 )
 from rekindle.store.manifest import NAME, PREVIOUS, Manifest, Record, Source, read_manifest
 
@@ -77,7 +75,7 @@ def test_what_two_children_share_counts_once():
     assert before(child, 3) == [INIT, TRUNK]
     assert before(child, 4) == child[:4]
     assert ancestors(child, 3) == [0, 1]
-    assert sources_given(child) == ["src0", "src1"]
+    assert last_sources(child) == ["src0", "src1"]
 
 
 def test_strangers_count_in_full_and_say_where_they_begin(tmp_path):
@@ -127,8 +125,8 @@ def test_the_stem_ends_where_lives_met():
     assert stem([INIT, TRUNK]) == [0, 1]
     assert stem([]) == []
     assert stem([INIT, replace(TRUNK, after=None)]) == [1]
-    assert sources_given([INIT]) == []
-    assert sources_given([INIT, replace(TRUNK, source="b"), MERGE]) == ["b"]  # the second step of a recipe names none
+    assert last_sources([INIT]) == []
+    assert last_sources([INIT, replace(TRUNK, source="b"), MERGE]) == ["b"]  # the second step of a recipe names none
 
 
 steps = st.sampled_from([trained(name, tokens) for name in "abc" for tokens in (1, 2, 30)])

@@ -178,8 +178,8 @@ class Model:
         )
         manifest.write(folder)
         (folder / "rekindle.yaml").write_text(dump_yaml(self.recipe(options)), encoding="utf-8")
-        made_by, parent = papers(step.verb for step in self.steps), self.checkpoint.folder.path
-        write_card(folder, manifest, self.checkpoint.config, None, made_by, parent)
+        made_by, made_of = papers(step.verb for step in self.steps), {"": self.checkpoint.folder.path}
+        write_card(folder, manifest, self.checkpoint.config, None, made_by, made_of)
 
     def _record(self, step: Step, out: Path, options: Resolved[SaveConfig]) -> Record:
         first = step is self.steps[0]

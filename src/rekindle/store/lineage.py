@@ -64,23 +64,30 @@ def stem(lineage: Sequence[Record]) -> list[int]:
     return found[::-1]
 
 
-def given(lineage: Sequence[Record]) -> list[str]:
+def sources(lineage: Sequence[Record], place: int) -> dict[str, Source]:
+    """What the step at `place` was made of, by key, one source under the empty key; none where it names none.
+
+    A step behind the first of a recipe names none, and neither does what began from nothing.
+    """
+    record = lineage[place]
+    if record.sources or record.source is None:
+        return record.sources
+    after = next(iter(parents(lineage)[place]), None)
+    return {"": Source(source=record.source, fingerprint=record.source_fingerprint, after=after)}
+
+
+def last_sources(lineage: Sequence[Record]) -> list[str]:
     """The SRC, or all of them in order, that the last command was given; none for what began from nothing."""
     for place in reversed(stem(lineage)):
-        if named := _named(lineage[place]):
-            return named
+        if named := sources(lineage, place):
+            return [source.source for source in named.values()]
     return []
 
 
 def origins(lineage: Sequence[Record]) -> list[str]:
     """The sources that have no record of their own, as they were given: what was spent on them is unknown."""
-    found = []
-    for record, behind in zip(lineage, parents(lineage)):
-        if record.sources:
-            found += [source.source for source in record.sources.values() if source.after is None]
-        elif not behind:
-            found += _named(record)
-    return list(dict.fromkeys(found))
+    named = (source for place in range(len(lineage)) for source in sources(lineage, place).values())
+    return list(dict.fromkeys(source.source for source in named if source.after is None))
 
 
 def sunk(lineage: Sequence[Record]) -> Spent:
@@ -88,11 +95,16 @@ def sunk(lineage: Sequence[Record]) -> Spent:
 
     Records that say the same but for what they found at the same number of tokens are runs of their own.
     """
-    runs: dict[str, dict[str, Record]] = {}
-    for record, (mark, run) in zip(lineage, _marks(lineage)):
-        runs.setdefault(run, {})[mark] = record
-    counted = [record for states in runs.values() for record in _farthest(states.values())]
+    counted = [lineage[place] for states in runs(lineage) for place in _farthest(lineage, states)]
     return Spent(sum(record.tokens for record in counted), math.fsum(record.flops for record in counted))
+
+
+def runs(lineage: Sequence[Record]) -> list[list[int]]:
+    """The places of all steps, each once; together those that are states of one training run."""
+    found: dict[str, dict[str, int]] = {}
+    for place, (mark, run) in enumerate(_marks(lineage)):
+        found.setdefault(run, {}).setdefault(mark, place)
+    return [list(states.values()) for states in found.values()]
 
 
 def united(lineages: Iterable[Sequence[Record]]) -> tuple[list[Record], list[int | None]]:
@@ -114,31 +126,26 @@ def united(lineages: Iterable[Sequence[Record]]) -> tuple[list[Record], list[int
     return found, ends
 
 
-def extended(sources: Mapping[str, tuple[str, str | None, Manifest | None]], record: Record) -> list[Record]:
-    """The lineage of what `record` made of its sources: {key: (as given, fingerprint, its manifest)}.
+def extended(made_of: Mapping[str, tuple[str, str | None, Manifest | None]], record: Record) -> list[Record]:
+    """The lineage of what `record` made of its sources, {key: (as given, fingerprint, its manifest)}.
 
     The only source of a step has the empty key.
     """
-    lineages = [manifest.lineage if manifest else [] for *_, manifest in sources.values()]
-    if list(sources) == [""]:
-        ((source, fingerprint, _),) = sources.values()
+    lineages = [manifest.lineage if manifest else [] for *_, manifest in made_of.values()]
+    if list(made_of) == [""]:
+        ((source, fingerprint, _),) = made_of.values()
         return [*lineages[0], replace(record, source=source, source_fingerprint=fingerprint)]
     found, ends = united(lineages)
     named = {
         key: Source(source=source, fingerprint=fingerprint, after=end)
-        for (key, (source, fingerprint, _)), end in zip(sources.items(), ends)
+        for (key, (source, fingerprint, _)), end in zip(made_of.items(), ends)
     }
     return [*found, replace(record, sources=named)]
 
 
-def _named(record: Record) -> list[str]:
-    return [source.source for source in record.sources.values()] or ([record.source] if record.source else [])
-
-
-def _farthest(states: Iterable[Record]) -> list[Record]:
-    states = list(states)
-    most = max(record.tokens for record in states)
-    return [record for record in states if record.tokens == most]
+def _farthest(lineage: Sequence[Record], states: Sequence[int]) -> list[int]:
+    most = max(lineage[place].tokens for place in states)
+    return [place for place in states if lineage[place].tokens == most]
 
 
 def _moved(lineage: Sequence[Record], place: int, here: Mapping[int, int], to: int) -> Record:

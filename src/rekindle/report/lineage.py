@@ -73,12 +73,13 @@ def _steps(records: Sequence[Record]) -> dict[str | int, tuple[list[str | int], 
     for place, behind in enumerate(parents(records)):
         if together.setdefault(place, place) != place:
             continue
-        strangers = [source.source for source in sources(records, place).values() if source.after is None]
-        for source in strangers:
-            found.setdefault(source, ([], Link("from", source, source)))
-        before = [*strangers, *dict.fromkeys(together[after] for after in behind)]
+        named = sources(records, place).values()
+        for source in named:
+            if source.after is None:
+                found.setdefault(source.source, ([], Link("from", source.source, source.source)))
+        before = [s.source if s.after is None else together[s.after] for s in named] or [together[p] for p in behind]
         group = next((group for group in states if group[0] == place), [place])
-        found[place] = before, _link([records[state] for state in group])
+        found[place] = list(dict.fromkeys(before)), _link([records[state] for state in group])
     return found
 
 

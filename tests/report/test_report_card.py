@@ -254,7 +254,7 @@ def test_each_parent_s_license_is_the_nearest_behind_it(tmp_path):
 
 
 def test_a_source_is_looked_for_where_the_command_was_typed(tmp_path, monkeypatch):
-    """Whatever folder the card is written in, and also behind the nearest; what is there of the same name is another."""
+    """Whatever the current folder is, and behind the nearest as well; what is here of the same name is another."""
     desk, elsewhere = tmp_path / "desk", tmp_path / "elsewhere"
     licensed(desk / "work" / "init", "license: mit")
     licensed(elsewhere / "work" / "init", "license: wrong")

@@ -129,7 +129,7 @@ def _named(text: str, say: Say = lambda text: None) -> list[Located]:
         return [Located(text if one == path else str(one), step_of(one)) for one in within(path, say)]
     if not glob.has_magic(text):
         return [Located(text)]  # a name on the hub, or nothing
-    return [one for match in _matching(text) for one in _named(match, say)]
+    return list(_by_steps([one for match in _matching(text) for one in _named(match, say)]))
 
 
 def _split(text: str, *, there: bool = False) -> tuple[Path, int | Range | None]:

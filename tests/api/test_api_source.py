@@ -174,7 +174,7 @@ def test_what_a_pattern_found_is_not_written_over(tiny, tmp_path, monkeypatch):
     [
         ("run/step-*", "Nothing is called run/step-*", "in run there is checkpoint-100, checkpoint-20"),
         ("none/step-*/x", "Nothing is called none/step-*/x", "there is no folder none"),
-        ("empty/*", "Nothing is called empty/*", "empty is empty"),
+        ("empty/*", "Nothing is called empty/*", "in empty there is nothing"),
         ("run.rk@400:", "run.rk has no step from 400.", "it has 4 steps, 5, 20, 100, 300"),
         ("run.rk@30:20", "run.rk has no step from 30 to 20.", "it has 4 steps"),
         ("run.rk@x:3", "'x' is no step", None),
@@ -186,8 +186,8 @@ def test_what_a_pattern_found_is_not_written_over(tiny, tmp_path, monkeypatch):
         ("*", "run.rk is an archive of 4 steps", None),
         ("mixed/*", "mixed/notes.txt is no checkpoint, but a file", None),
         (["mixed/checkpoint-1", "mixed/notes.txt"], "mixed/notes.txt is no checkpoint, but a file", None),
-        ("logs/*", "logs/events is no checkpoint: it holds tfevents.", None),
-        (["logs/checkpoint-1", "logs/events"], "logs/events is no checkpoint: it holds tfevents.", None),
+        ("logs/*", "logs/events is no checkpoint: in it there is tfevents.", None),
+        (["logs/checkpoint-1", "logs/events"], "logs/events is no checkpoint: in it there is tfevents.", None),
     ],
 )
 def test_what_names_nothing_is_refused_with_what_is_there(run, archive, source, what, why):

@@ -28,6 +28,7 @@ from typing import Any
 from rekindle.api.series import WEIGHTS, number_in, step_of, within
 from rekindle.errors import RekindleError, counted
 from rekindle.store.hub import locate
+from rekindle.store.reading import unreadable
 from rekindle.store.stamps import Stamp, stamp
 
 READ = ("data", "scores", "tokenizer", "optimizer_state", "measurements")  # options that name files to read
@@ -85,7 +86,7 @@ def place(source: str | Path) -> Path | None:
     """The folder or the archive here that `source` names; None for a name on the hub."""
     text = os.path.expanduser(source)
     path, _ = _split(text, there=True)
-    if not path.is_file() and not os.path.isfile(os.path.join(text, "config.json")):
+    if not os.path.isfile(path) and not os.path.isfile(os.path.join(text, "config.json")):
         found = _named(text)
         path = Path(found[0].given) if len(found) == 1 else path
     return path if os.path.exists(path) else None
@@ -121,11 +122,11 @@ def _named(text: str, say: Say = lambda text: None) -> list[Located]:
     if isinstance(asked, int):
         return [Located(text, asked, archive)]
     if asked:
-        return _steps(archive, asked)
+        return _steps(archive, asked, say)
     path = Path(os.path.expanduser(text))
-    if path.is_file():
+    if os.path.isfile(path):
         _refuse_archive(path)
-    if path.exists():
+    if os.path.exists(path):
         return [Located(text if one == path else str(one), step_of(one)) for one in within(path, say)]
     if not glob.has_magic(text):
         return [Located(text)]  # a name on the hub, or nothing
@@ -136,7 +137,7 @@ def _split(text: str, *, there: bool = False) -> tuple[Path, int | Range | None]
     """ARCHIVE and what of it is asked for. With `there` only of an archive that is there: else a hub's revision."""
     name, at, asked = text.rpartition("@")
     path = Path(os.path.expanduser(name))
-    if not at or os.path.exists(text) or (there and not path.is_file()):
+    if not at or os.path.exists(text) or (there and not os.path.isfile(path)):
         return Path(text), None
     if asked == "*":
         return path, (None, None)
@@ -153,19 +154,22 @@ def _number(number: str, text: str) -> int:
     return int(number)
 
 
-def _steps(path: Path, asked: Range) -> list[Located]:
+def _steps(path: Path, asked: Range, say: Say = lambda text: None) -> list[Located]:
     """The steps of an archive that lie in a range, in their order."""
     from rekindle.codec.archive import Archive
 
     with Archive(path) as archive:
         names = sorted(archive.names)
+        for damage in archive.directory.torn:  # which may have taken steps with it
+            say(f"{path}: {damage}")
     first, last = asked
     found = [name for name in names if (first is None or name >= first) and (last is None or name <= last)]
     if not names:
         raise RekindleError("The archive has no steps yet.", where=path, hint="rekindle archive add")
     if not found:
         ends = [f"from {first}"] * (first is not None) + [f"to {last}"] * (last is not None)
-        why = f"it has {counted(len(names), 'step')}, {_some([str(name) for name in names])}"
+        some = ", ".join(map(str, names)) if len(names) <= NAMED else f"from {names[0]} to {names[-1]}"
+        why = f"it has {counted(len(names), 'step')}, {some}"
         raise RekindleError(f"{path} has no step {' '.join(ends)}.", why=why, hint=f"{path}@{names[0]}:{names[-1]}")
     return [Located(f"{path}@{name}", name, path) for name in found]
 
@@ -177,21 +181,18 @@ def _matching(pattern: str) -> list[str]:
     folder = Path(os.path.expanduser(pattern))
     while glob.has_magic(str(folder)):
         folder = folder.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise RekindleError(f"Nothing is called {pattern}.", why=f"there is no folder {folder}")
-    names = sorted(x.name for x in folder.iterdir() if not x.name.startswith("."))
-    why = f"in {folder} there is {_some(names)}" if names else f"{folder} is empty"
-    raise RekindleError(f"Nothing is called {pattern}.", why=why)
+    raise RekindleError(f"Nothing is called {pattern}.", why=f"in {folder} there is {_held(folder)}")
 
 
 def _refuse_others(paths: list[str]) -> None:
     """Raise RekindleError where a file or folder among several is no checkpoint."""
     for path in map(Path, map(os.path.expanduser, paths)):
-        if path.is_file() and path.suffix not in WEIGHTS:
+        if os.path.isfile(path) and path.suffix not in WEIGHTS:
             what = f"{path} is no checkpoint, but a file."
-        elif path.is_dir() and not any(x.name == "config.json" or x.suffix in WEIGHTS for x in path.rglob("*")):
-            names = sorted(x.name for x in path.iterdir())
-            what = f"{path} is no checkpoint: it holds {_some(names) if names else 'nothing'}."
+        elif os.path.isdir(path) and not any(x.name == "config.json" or x.suffix in WEIGHTS for x in path.rglob("*")):
+            what = f"{path} is no checkpoint: in it there is {_held(path)}."
         else:
             continue
         raise RekindleError(what, hint="a pattern that leaves it out")
@@ -225,9 +226,14 @@ def _several(source: str, found: list[Located]) -> RekindleError:
     return RekindleError(what, hint=f"{last.given}, the last")
 
 
-def _some(names: Sequence[str]) -> str:
+def _held(folder: Path) -> str:
+    """Some of what lies in a folder, by name."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        raise unreadable(folder, error) from None
     more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "") or "nothing"
 
 
 def _refuse_archive(path: Path) -> None:

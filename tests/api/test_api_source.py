@@ -204,6 +204,16 @@ def test_what_names_nothing_is_refused_with_what_is_there(run, archive, source, 
     assert (why or "") in (refused.value.why or "")
 
 
+def test_any_file_is_packed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("state_2.npz", "state_10.npz"):
+        Path(name).write_bytes(name.encode() * 100)
+    api.pack("state_*.npz", "run.rk")
+    assert [x["step"] for x in api.archive_info("run.rk")["steps"]] == [2, 10]
+    with pytest.raises(RekindleError, match="state_10.npz is no checkpoint, but a file"):
+        located("state_*.npz")
+
+
 def test_series_are_packed_and_added(run, archive, capsys):
     def steps(path: str) -> list[int]:
         return [x["step"] for x in api.archive_info(path)["steps"]]

@@ -111,7 +111,7 @@ def series(
     checkpoints: str | Path | Sequence[str | Path], step: int | None, say: Say = lambda text: None
 ) -> list[tuple[Path, int | None]]:
     """Checkpoints with their step numbers, in the order in which they are packed."""
-    given = located(checkpoints, say)
+    given = located(checkpoints, say, whatever=True)
     if not given:
         raise RekindleError("There is no checkpoint to pack.", hint="rekindle pack CKPT... ARCHIVE")
     paths = [one.path for one in given]

@@ -69,15 +69,18 @@ def local(source: str | Path) -> Path:
     return found[0].path
 
 
-def located(sources: str | Path | Sequence[str | Path], say: Say = lambda text: None) -> list[Located]:
+def located(
+    sources: str | Path | Sequence[str | Path], say: Say = lambda text: None, *, whatever: bool = False
+) -> list[Located]:
     """The checkpoints that one or several SRC name, in the order given; a series in the order of its steps.
 
     What a shell made of a pattern is taken as the pattern is: neighbours that differ in their step alone, in the order
-    of a shell, are put in that of their steps. Raises RekindleError where a SRC names nothing, or no checkpoint.
+    of a shell, are put in that of their steps. Raises RekindleError where a SRC names nothing, or no checkpoint;
+    `whatever`: to `pack` any file or folder is one.
     """
     given = [sources] if isinstance(sources, (str, Path)) else list(sources)
     found = [one for source in given for one in _named(str(source), say)]
-    if len(found) > 1:
+    if len(found) > 1 and not whatever:
         _refuse_others([one.given for one in found if one.archive is None])
     return list(_by_steps(found))
 

@@ -92,7 +92,7 @@ def _states(records: Sequence[Record]) -> list[list[int]]:
     found = []
     for places in runs(records):
         alike = dict[tuple[int, ...], list[int]]()
-        for place in places:
+        for place in places if records[places[0]].verb == "train" else ():
             alike.setdefault(tuple(children[place]), []).append(place)
         found += [group for group in alike.values() if len(group) > 1]
     return found

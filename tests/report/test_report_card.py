@@ -259,8 +259,7 @@ def test_a_source_is_looked_for_where_the_command_was_typed(tmp_path, monkeypatc
     licensed(desk / "work" / "init", "license: mit")
     licensed(elsewhere / "work" / "init", "license: wrong")
     monkeypatch.chdir(elsewhere)
-    (desk / "work" / "parent").mkdir()
-    life = [PARENT, UPCYCLE]  # work/init -> work/parent -> work/upcycled-start
+    life = [PARENT, UPCYCLE]  # work/init -> work/parent, which is gone -> work/upcycled-start
     head, _ = card(desk / "work", life, name="upcycled-start")
     assert head["license"] == "mit"
     assert "base_model" not in head

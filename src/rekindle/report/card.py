@@ -94,7 +94,7 @@ def base_models(folder: Path, manifest: Manifest) -> list[str]:
 
 def _relation(manifest: Manifest) -> str | None:
     """In the hub's words, of which `adapter` and `quantized` are never so here."""
-    if any(record.sources for record in manifest.lineage):
+    if any(len(record.sources) > 1 for record in manifest.lineage):
         return "merge"
     return "finetune" if any(record.verb == "train" for record in manifest.lineage) else None
 

@@ -25,10 +25,11 @@ def source_folders(folder: Path, lineage: Sequence[Record]) -> list[dict[str, Pa
     for place in reversed(range(len(lineage))):
         named = sources(lineage, place)
         for key, source in named.items():
-            if there := _found(source, made.get(place), lineage[place]):
+            there = _place(source, made.get(place), lineage[place])
+            if there and os.path.isdir(there):
                 found[place][key] = there
-                if source.after is not None:
-                    made[source.after] = there
+            if there and source.after is not None:
+                made[source.after] = there
         if not named and place in made:  # a later step of a recipe
             made |= dict.fromkeys(parents(lineage)[place], made[place])
     return found
@@ -50,13 +51,12 @@ def out_of(record: Record) -> str | None:
     return arguments[-1] if arguments else None
 
 
-def _found(source: Source, made: Path | None, record: Record) -> Path | None:
-    """The folder that a source names; None where it is not there, or not the one it was."""
+def _place(source: Source, made: Path | None, record: Record) -> Path | None:
+    """Where the folder that a source names lies, or lay; None where that cannot be told."""
     typed = Path(os.path.expanduser(source.source))
     if typed.is_absolute():
-        return typed if os.path.isdir(typed) else None
-    start = _start(made, record)
-    if start and os.path.isdir(start / typed):
+        return typed
+    if start := _start(made, record):
         return start / typed
     return typed.absolute() if os.path.isdir(typed) and _is_still(typed, source.fingerprint) else None
 

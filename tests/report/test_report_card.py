@@ -7,13 +7,17 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from report_runs import INIT, PARENT, UPCYCLE
 
 from rekindle import api
 from rekindle.apply.load import load_model
+from rekindle.errors import RekindleError
 from rekindle.report.card import write_card
+from rekindle.report.lineage import lines
 from rekindle.store.lineage import extended
-from rekindle.store.manifest import Manifest, Record
+from rekindle.store.manifest import Manifest, Record, read_manifest
 
 NOTE = "Sparse Upcycling, section 3: https://arxiv.org/abs/2212.05055"
 VERIFY = {"promise": "exact", "held": True, "relative_difference": 3.1e-7, "tokens": 8192}
@@ -270,3 +274,40 @@ def test_a_source_is_looked_for_where_the_command_was_typed(tmp_path, monkeypatc
 def test_what_an_option_names_is_not_what_was_written(tmp_path):
     made = replace(PARENT, command="rekindle train 'a b' out --data org/text", source=None)
     assert card(tmp_path, [made, replace(UPCYCLE, source="org/text")])[0]["base_model"] == ["org/text"]
+
+
+some_text = st.text(max_size=5) | st.sampled_from(["org/m", "~no/one", "a b", "..", "'", "x" * 5000, "work/a"])
+some_place = st.none() | st.integers(0, 3)
+anything = st.fixed_dictionaries(
+    {
+        "verb": st.sampled_from(["train", "init", "merge"]),
+        "options": st.just({}),
+        "command": some_text | st.builds("rekindle merge {} {}".format, some_text, some_text),
+    },
+    optional={
+        "source": some_text,
+        "tokens": st.integers(0, 2),
+        "after": some_place,
+        "sources": st.dictionaries(some_text, st.builds(dict, source=some_text, after=some_place), max_size=3),
+    },
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(anything, max_size=5))
+def test_any_life_that_can_be_read_can_be_told(tmp_path_factory, records):
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "rekindle.json").write_text(json.dumps({"version": "1", "lineage": records}))
+    try:
+        manifest = read_manifest(folder)
+    except RekindleError:
+        return
+    write_card(folder, manifest, {}, None, NOTE)
+    write_card(folder, manifest, {}, None, NOTE, {"": folder})
+    shown = lines(manifest.lineage)
+    named = {line.name for line in shown} - {""}
+    assert len(named) == len([line for line in shown if line.name])
+    assert named == {name for line in shown for name in line.after}
+    told = [link for line in shown for link in line.links if link.verb != "from"]
+    assert len(told) <= len(manifest.lineage)
+    assert {link.verb for link in told} == {record.verb for record in manifest.lineage}

@@ -63,8 +63,8 @@ def resolve(cls: type[C], flags: Mapping[str, Any], file: Mapping[str, Any] | No
                 problems.append(unknown_key(name, known))
                 continue
             try:
-                field = known[name].name
-                values[field] = parse(value, types_[field])
+                own = known[name].name
+                values[own] = parse(value, types_[own])
                 origins[name] = origin
             except ValueError as error:
                 problems.append(RekindleError(f"{name} is {_shown(value)}, but {error}.", where=f"option {name}"))

@@ -68,7 +68,9 @@ class Sizes(Measurement):
         return 2 * super().nbytes
 
     def find(self, reader: Reader, activations: Activations | None) -> dict[str, NDArray]:
-        upper = sum(np.bincount(bits >> 16, minlength=HALF) for bits in self._bits(reader))
+        upper = np.zeros(HALF, np.int64)
+        for bits in self._bits(reader):
+            upper += np.bincount(bits >> 16, minlength=HALF)
         above = np.cumsum(upper[::-1])[::-1]  # entries whose upper half is this or more
         bins = {key: int(np.flatnonzero(above > rank)[-1]) for key, rank in self.ranks.items()}
         if above[0] and upper[0x7F80:].any():

@@ -135,9 +135,9 @@ METHODS = {
             "merge",
             "rekindle.methods.merge:merge",
             "Make one model of several, or of a run's saved checkpoints.",
-            "Wortsman et al. 2022, Model soups (arXiv 2203.05482); Yadav et al. 2023, TIES (arXiv 2306.01708); Yu et al. "
-            "2023, DARE (arXiv 2311.03099); Jang et al. 2024, Model Stock (arXiv 2403.19522); Tian et al. 2025, WSM "
-            "(arXiv 2507.17634)",
+            "Wortsman et al. 2022, Model soups (arXiv 2203.05482); Yadav et al. 2023, TIES (arXiv 2306.01708); "
+            "Yu et al. 2023, DARE (arXiv 2311.03099); Jang et al. 2024, Model Stock (arXiv 2403.19522); Tian et al. "
+            "2025, WSM (arXiv 2507.17634)",
             "https://arxiv.org/abs/2203.05482",
             examples=(
                 "SRC SRC2 OUT --weights 0.3,0.7",

@@ -141,7 +141,7 @@ def _weights(config: Config, count: int) -> Callable[[Role], Sequence[Course]]:
 
 def _courses(texts: Sequence[str], count: int, option: str) -> Sequence[Course]:
     if len(texts) != count:
-        what = f"{option} has {counted(len(texts), 'weight')}, and there {'is' if count == 1 else 'are'} {counted(count, 'source')}."
+        what = f"{option} has {counted(len(texts), 'weight')} for {counted(count, 'source')}."
         raise RekindleError(what, hint="one for each source, in their order; the base has none")
     return [course(text, option) for text in texts]
 

@@ -24,7 +24,7 @@ def check_alike(models: Mapping[str, Checkpoint]) -> None:
 def _differences(first: Checkpoint, other: Checkpoint) -> Iterator[RekindleError]:
     where = f"{first.origin.folder.path} and {other.origin.folder.path}"
     if first.family.model_type != other.family.model_type:
-        what = f"A {first.family.model_type} and a {other.family.model_type} cannot be merged: their tensors are not alike."
+        what = f"A {first.family.model_type} and a {other.family.model_type} cannot be merged: tensors are not alike."
         yield RekindleError(what, where=where)
         return
     settings = [problem for tower, a, b in _settings(first, other) for problem in _unlike(tower, a, b)]

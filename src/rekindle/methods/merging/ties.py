@@ -7,8 +7,8 @@ merge   the mean of those kept entries that have that sign, times lambda, is add
 At density 1 equal sources come back bit for bit, where lambda is 1.
 
 Departures: entries are ranked within their tensor, not within the whole model, so that one pass over a tensor is
-enough (other tools do the same); where several entries have the size of the last one kept, all are kept; `weights`, all positive,
-weigh both the mass and the mean (the paper: equal).
+enough (other tools do the same); where several entries have the size of the last one kept, all are kept; `weights`,
+all positive, weigh both the mass and the mean (the paper: equal).
 
 Source: Yadav et al. 2023, "TIES-Merging", arXiv 2306.01708, section 3, algorithm 1.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +158,7 @@ def _lineage(model: Model, out: Path, options: Resolved[SaveConfig]) -> list[Rec
     for step in model.steps:
         record = Record(
             verb=step.verb,
-            command=command(step.verb, _arguments(step, lives, out), step.options, options),
+            command=_command(step, {name: lives[name][0] for name in step.of}, out, options),
             options=step.options.options() | options.options(),
             summary=model.checkpoint.summary,
         )
@@ -173,11 +173,13 @@ def _lineage(model: Model, out: Path, options: Resolved[SaveConfig]) -> list[Rec
     return found.lineage if found else []
 
 
-def _arguments(step: Step, lives: Mapping[str, tuple[str, str | None, Manifest | None]], out: Path) -> list[str]:
-    """What to type behind the verb but for its options."""
-    base = getattr(step.options.config, "base", None)
-    sources = [lives[name][0] for name in step.of if name != base]
-    return [*sources, str(out), *(["--tower", step.tower] if step.tower else [])]
+def _command(step: Step, given: Mapping[str, str], out: Path, options: Resolved[SaveConfig]) -> str:
+    """What to type to do a step again; a base is named as it was given, not by its key."""
+    own, base = step.options, getattr(step.options.config, "base", None)
+    if base in given:
+        own = replace(own, config=replace(own.config, base=given[base]))
+    sources = [source for name, source in given.items() if name != base]
+    return command(step.verb, [*sources, str(out), *(["--tower", step.tower] if step.tower else [])], own, options)
 
 
 def command(verb: str, arguments: list[str], *options: Resolved[Any]) -> str:

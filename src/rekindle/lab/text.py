@@ -1,0 +1,145 @@
+"""No text twice: what each training of a study begins to read where its line left off, and whether the text lasts.
+
+A line is a training and what it was made from. Its trainings read one order of one text (`train`'s seed), one after the
+other, so `skip` is what the earlier ones read. Arms that share a parent read the same text after it, token for token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rekindle.config import resolve
+from rekindle.errors import RekindleError, together
+from rekindle.sweep.steps import Step
+from rekindle.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Read:
+    """From where to where a training reads its order of the text, in tokens."""
+
+    start: int
+    stop: int
+
+
+def carried_on(steps: Sequence[Step]) -> list[Step]:
+    """The steps, each training with the `skip` that lets it go on where its line left off, unless it says its own."""
+    reads = reads_of(steps)
+    return [
+        replace(step, options={**step.options, "skip": reads[step.name].start}) if step.verb == "train" else step
+        for step in steps
+    ]
+
+
+def reads_of(steps: Sequence[Step]) -> dict[str, Read]:
+    """What each training reads."""
+    by_name, found = {step.name: step for step in steps}, dict[str, Read]()
+
+    def read(step: Step) -> Read:
+        """Of a step that trains nothing: up to where its line came."""
+        if step.name not in found:
+            before = read(by_name[step.source]).stop if step.source and step.verb != "init" else 0
+            if step.verb != "train":
+                return Read(before, before)
+            config = resolve(TrainConfig, step.options).config
+            start = config.skip if "skip" in step.options else before
+            if start < before:
+                what = f"The training {step.name} begins at token {start:,} of its text, of which {before:,} are read."
+                raise RekindleError(what, why="no text is read twice", hint="leave out skip")
+            assert config.tokens is not None
+            found[step.name] = Read(start, start + config.tokens // config.batch_tokens * config.batch_tokens)
+        return found[step.name]
+
+    for step in steps:
+        read(step)
+    return found
+
+
+def check_text(steps: Sequence[Step], runs: Path) -> None:
+    """Raises RekindleError where a text does not last as long as it is read; the models to begin with are there."""
+    lengths: dict[tuple[str, str, int], int] = {}
+    reads, problems = reads_of(steps), []
+    for step in steps:
+        if step.verb != "train":
+            continue
+        config = resolve(TrainConfig, step.options).config
+        key = (_root(step, steps), config.data, config.seq_len)
+        if key not in lengths:
+            lengths[key] = _tokens(runs / key[0], config)
+        stop = reads[step.name].stop
+        if stop > lengths[key]:
+            what = f"{step.name} reads up to token {stop:,} of {config.data}, which has {lengths[key]:,} to train on."
+            problems.append(RekindleError(what))
+    if problems:
+        raise RekindleError(
+            str(together(problems)),
+            why="no text is read twice, but by a study that says its data set is a fixed one",
+            hint="shorter trainings, or a larger text",
+        )
+
+
+def _root(step: Step, steps: Sequence[Step]) -> str:
+    """The model that its line begins with."""
+    by_name = {other.name: other for other in steps}
+    while step.source and step.verb != "init":
+        step = by_name[step.source]
+    return step.name
+
+
+def _tokens(model: Path, config: TrainConfig) -> int:
+    from rekindle.train.model import load_tokenizer
+    from rekindle.train.tokens import open_corpus
+
+    corpus = open_corpus(config.data, load_tokenizer(model), config.text_column, mask_prompt=config.mask_prompt)
+    return corpus.windows(config.seq_len) * config.seq_len
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an arm's last training cost, and what its whole line read; `digest` is of the text, tokenised."""
+
+    tokens: int
+    flops: float
+    line_tokens: int
+    data: str
+    digest: str
+    text_tokens: int  # to train on
+
+    @property
+    def epochs(self) -> float:
+        return self.line_tokens / self.text_tokens
+
+
+def trained(run: Path) -> Trained:
+    """Of a finished training."""
+    from rekindle.lab.cost import training_flops
+    from rekindle.report.metrics import read_metrics
+    from rekindle.store.manifest import read_manifest
+
+    header, manifest = read_metrics(run).header, read_manifest(run)
+    assert manifest is not None
+    tokens, length = int(header["tokens_planned"]), int(header["seq_len"])
+    return Trained(
+        tokens=tokens,
+        flops=training_flops(run, tokens, length),
+        line_tokens=sum(record.tokens for record in manifest.lineage),
+        data=str(header["data"]),
+        digest=str(header["text"]),
+        text_tokens=int(header["train_tokens"]),
+    )
+
+
+def by_arm(arms: Mapping[str, str], runs: Path) -> dict[str, Trained]:
+    """arm -> the training it ends in; raises RekindleError where they did not read one text."""
+    found = {arm: trained(runs / run) for arm, run in arms.items()}
+    if len({made.digest for made in found.values()}) > 1:
+        texts = "; ".join(f"{arm} {made.data} {made.digest}" for arm, made in found.items())
+        raise RekindleError(
+            f"The arms did not read one text: {texts}.",
+            where=runs,
+            why="python and stdlib are the packages installed here, and other versions are another text",
+            hint="--out, for a study from the beginning",
+        )
+    return found

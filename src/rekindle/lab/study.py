@@ -10,10 +10,10 @@ from typing import Protocol
 from rekindle.lab.claims import Claim, judge, planned
 from rekindle.lab.margin import Margins, margins_of, same_margins
 from rekindle.lab.page import Page, verdict, write_page
-from rekindle.lab.text import by_arm, carried_on, check_text
+from rekindle.lab.text import by_arm, carried_on, check_equal, check_text
 from rekindle.report.metrics import read_metrics
 from rekindle.sweep.engines import Local
-from rekindle.sweep.steps import Say, Step
+from rekindle.sweep.steps import Say, Step, check_same
 from rekindle.sweep.steps import perform as sweep_steps
 
 QUICK = 0.12  # of the tokens, with --quick: about five minutes on 2 cores
@@ -67,11 +67,14 @@ class Seeded:
     fixed: bool = False
 
     def steps(self, size: Size) -> list[Step]:
-        return [
+        steps = [
             replace(step, name=seeded(step.name, seed), source=step.source and seeded(step.source, seed), seed=seed)
             for seed in range(size.seeds)
             for step in self.one(seed, size)
         ]
+        if self.fixed:
+            check_equal(self.arms().values(), steps)
+        return steps
 
     def arms(self) -> dict[str, str]:
         """Arms of the claims, each with its training of seed 0."""
@@ -103,6 +106,7 @@ def run(study: Study, out: Path, say: Say, *, seeds: int | None, quick: bool) ->
 
 def perform(steps: Sequence[Step], runs: Path, say: Say, *, fixed: bool = False) -> None:
     """Run all steps under `runs`, see sweep.steps: first the models to begin with, whose tokenizers count the text."""
+    check_same({step.name: step for step in steps}, runs)
     beginnings = [step for step in steps if step.verb == "init"]
     with Local() as engine:
         if not all((runs / step.name).is_dir() for step in beginnings):

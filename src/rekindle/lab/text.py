@@ -6,7 +6,7 @@ other, so `skip` is what the earlier ones read. Arms that share a parent read th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,12 +60,12 @@ def reads_of(steps: Sequence[Step]) -> dict[str, Read]:
 def check_text(steps: Sequence[Step], runs: Path) -> None:
     """Raises RekindleError where a text does not last as long as it is read; the models to begin with are there."""
     lengths: dict[tuple[str, str, int], int] = {}
-    reads, problems = reads_of(steps), []
+    by_name, reads, problems = {step.name: step for step in steps}, reads_of(steps), []
     for step in steps:
         if step.verb != "train":
             continue
         config = resolve(TrainConfig, step.options).config
-        key = (_root(step, steps), config.data, config.seq_len)
+        key = (_line(step, by_name)[-1].name, config.data, config.seq_len)
         if key not in lengths:
             lengths[key] = _tokens(runs / key[0], config)
         stop = reads[step.name].stop
@@ -80,12 +80,25 @@ def check_text(steps: Sequence[Step], runs: Path) -> None:
         )
 
 
-def _root(step: Step, steps: Sequence[Step]) -> str:
-    """The model that its line begins with."""
-    by_name = {other.name: other for other in steps}
-    while step.source and step.verb != "init":
-        step = by_name[step.source]
-    return step.name
+def check_equal(arms: Iterable[str], steps: Sequence[Step]) -> None:
+    """Raises RekindleError where trainings did not read a data set of fixed size equally often, parents included."""
+    by_name, reads = {step.name: step for step in steps}, reads_of(steps)
+    lines = {arm: _line(by_name[arm], by_name) for arm in arms}
+    totals = {
+        arm: sum(reads[step.name].stop - reads[step.name].start for step in line if step.verb == "train")
+        for arm, line in lines.items()
+    }
+    if len(set(totals.values())) > 1:
+        what = f"The arms do not read the data set equally often: {', '.join(f'{a} {n:,}' for a, n in totals.items())}."
+        raise RekindleError(what, why="what is read more often is known better", hint="the same tokens for each")
+
+
+def _line(step: Step, by_name: Mapping[str, Step]) -> list[Step]:
+    """A step and what it was made from, back to a model to begin with."""
+    line = [step]
+    while line[-1].source and line[-1].verb != "init":
+        line.append(by_name[line[-1].source])
+    return line
 
 
 def _tokens(model: Path, config: TrainConfig) -> int:

@@ -135,6 +135,11 @@ def test_the_number_of_seeds_is_planned_from_the_pilot():
         planned([LOWER], rows(10.0))
 
 
+def test_what_diverged_is_not_judged():
+    with pytest.raises(RekindleError, match="b ends at nan with seed 1"):
+        judge([LOWER], SETTLED, {LOSS: {"a": [1.0, 1.0], "b": [1.0, math.nan]}}, quick=False)
+
+
 def test_unequal_numbers_of_seeds_are_an_error():
     with pytest.raises(ValueError):
         judge([LOWER], SETTLED, {LOSS: {"a": [1.0], "b": [1.0, 2.0]}}, quick=False)

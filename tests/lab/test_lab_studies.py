@@ -25,7 +25,9 @@ from rekindle.methods import METHODS, method_named
 from rekindle.sweep.grid import Grid, steps_of
 from rekindle.sweep.steps import Step
 from rekindle.train.config import InitConfig, TrainConfig
+from rekindle.train.model import load_tokenizer
 from rekindle.train.text import open_source
+from rekindle.train.tokens import open_corpus
 
 ALL = {name: import_module(f"rekindle.lab.{name.replace('-', '_')}") for name in lab.STUDIES}
 MODULES = {name: module for name, module in ALL.items() if module.STUDY.claims}
@@ -150,6 +152,15 @@ def test_the_grid_of_the_law_reads_no_token_twice():
     assert len(cells) == 4 * (5 + 5 + 25)
     tokens = max(cell.sunk + cell.tokens for cell in cells)
     assert open_source(whole.train["data"]).size > 4 * tokens  # bytes, of which a token takes about three
+
+
+@pytest.mark.slow
+def test_the_libraries_hold_twenty_million_tokens(tmp_path):
+    """In the tokens of the studies, whatever versions are installed: no study has to read any twice."""
+    api.init(tmp_path / "start", hidden=16, layers=1, heads=2, tokenizer="bpe:1024")
+    corpus = open_corpus("python", load_tokenizer(tmp_path / "start"))
+    assert len(corpus.train) > 20_000_000
+    assert all(module.TRAIN["data"] == "python" for module in ALL.values())
 
 
 @pytest.mark.slow

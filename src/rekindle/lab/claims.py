@@ -129,6 +129,11 @@ def judge(claims: Sequence[Claim], margins: Margins, values: Mapping[Metric, Val
 
 
 def _measure(claim: Claim, margin: Margin, values: Values) -> Finding:
+    for arm in (claim.arm, claim.rival):
+        for seed, value in enumerate(values[arm]):
+            if not math.isfinite(value):
+                what = f"{arm} ends at {value} with seed {seed}, so that {claim.text!r} cannot be judged."
+                raise RekindleError(what, hint="another learning rate, for all arms")
     pairs = zip(values[claim.arm], values[claim.rival], strict=True)
     return Finding(claim, margin, sample([claim.metric.gain(arm, rival) for arm, rival in pairs]))
 

@@ -151,6 +151,6 @@ def test_verdict_names_what_does_not_hold():
     said = verdict(judge([LOWER, worse], SETTLED, values, quick=False))
     assert said == "1 of 2 claims hold at this size; “b ends below a” does not."
     unsure = judged(LOWER, [0.30, -0.20, 0.10, 0.05, -0.10])
-    assert verdict([unsure]).endswith(f"“a ends below b” ({unsure.decides} seeds would) cannot be decided.")
+    assert verdict([unsure]).endswith(f"; undecided: “a ends below b” ({unsure.decides} seeds would decide).")
     one = judge([LOWER, worse], SETTLED, {LOSS: {"a": [1.0], "b": [2.0]}}, quick=False)
     assert verdict(one).startswith("One seed: 1 of 2 directions")

@@ -62,7 +62,7 @@ def verdict(findings: Sequence[Finding]) -> str:
     if by["does not hold"]:
         said += f"; {listed([_short(f) for f in by['does not hold']])} {_do(by['does not hold'])} not"
     if by["undecided"]:
-        said += f"; {listed([f'{_short(f)} ({deciding(f)})' for f in by['undecided']])} cannot be decided"
+        said += f"; undecided: {listed([f'{_short(f)} ({deciding(f)})' for f in by['undecided']])}"
     return said + "."
 
 
@@ -76,7 +76,7 @@ def _do(findings: Sequence[Finding]) -> str:
 
 def deciding(finding: Finding) -> str:
     """What would decide a claim that is undecided."""
-    return f"{finding.decides} seeds would" if finding.decides else f"over {MOST} seeds would"
+    return f"{finding.decides or f'over {MOST}'} seeds would decide"
 
 
 def write_page(

@@ -52,6 +52,18 @@ def test_a_skip_of_its_own_stays_unless_it_goes_back():
         carried_on(line({"skip": 768}))
 
 
+def test_another_text_begins_at_its_beginning():
+    assert reads_of(line({"data": "stdlib"}))["child"].start == 0
+    third = [*line({"data": "stdlib"}), Step("back", "train", "child", {**TRAIN, "tokens": 512})]
+    assert reads_of(third)["back"].start == 1024
+
+
+@pytest.mark.parametrize("other", [{"seq_len": 64}, {"seed": 7}])
+def test_another_order_of_the_text_would_read_it_again(other):
+    with pytest.raises(RekindleError, match="child reads corpus in another order than its parents"):
+        carried_on(line(other))
+
+
 @pytest.mark.slow
 def test_a_text_that_does_not_last_is_refused_before_anything_is_trained(corpus):
     said: list[str] = []

@@ -109,11 +109,12 @@ def write_page(
 
 def _row(f: Finding, trained: Mapping[str, Trained], margins: Margins) -> tuple[Any, ...]:
     claim, kind = f.claim, "alike" if f.claim.alike else "better"
-    arm, rival = trained[claim.arm], trained[claim.rival]
+    arm, rival = trained.get(claim.arm), trained.get(claim.rival)
+    text = next((made.digest for made in (arm, rival) if made), "")
     return (
         claim.text, claim.paper, claim.metric.name, claim.metric.unit, claim.arm, claim.rival,
         kind, f.margin.size, f.gain.n, f.gain.mean, f.gain.spread, f.confidence, *f.interval, f.p, f.adjusted,
-        f.judgement, f.decides or "", arm.epochs, rival.epochs, arm.digest, margins.digest,
+        f.judgement, f.decides or "", arm.epochs if arm else "", rival.epochs if rival else "", text, margins.digest,
     )  # fmt: skip
 
 

@@ -57,13 +57,13 @@ class Study(Protocol):
 
 @dataclass(frozen=True)
 class Seeded:
-    """A study of arms that are compared seed by seed."""
+    """A study of arms that are compared seed by seed: most are."""
 
     name: str
     claims: Sequence[Claim]
     one: Callable[[int, Size], list[Step]]  # the steps of a seed
     read: Callable[[Path, Size], Page]  # of runs: what they measured, figures, words
-    ends_in: Callable[[str], str] = str  # the training that an arm of a claim ends in
+    ends_in: Callable[[str], str] = str  # the training that an arm of a claim ends in; empty: it was not trained
     fixed: bool = False
 
     def steps(self, size: Size) -> list[Step]:
@@ -77,9 +77,9 @@ class Seeded:
         return steps
 
     def arms(self) -> dict[str, str]:
-        """Arms of the claims, each with its training of seed 0."""
+        """Arms of the claims that were trained, each with its training of seed 0."""
         named = [arm for claim in self.claims for arm in (claim.arm, claim.rival)]
-        return {arm: seeded(self.ends_in(arm), 0) for arm in named}
+        return {arm: seeded(end, 0) for arm in named if (end := self.ends_in(arm))}
 
     def write(self, out: Path, size: Size, margins: Margins) -> tuple[Path, str]:
         page = self.read(out / "runs", size)

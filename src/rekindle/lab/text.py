@@ -1,7 +1,7 @@
 """No text twice: what each training of a study begins to read where its line left off, and whether the text lasts.
 
-A line is a training and what it was made from. Its trainings read one order of one text (`train`'s seed), one after the
-other, so `skip` is what the earlier ones read. Arms that share a parent read the same text after it, token for token.
+A line is a training and what it was made from. Its trainings read one order of a text (`train`'s seed), one after the
+other, so `skip` is what the earlier ones read of it. Arms that share a parent read the same text after it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from rekindle.train.config import TrainConfig
 
 @dataclass(frozen=True)
 class Read:
-    """From where to where a training reads its order of the text, in tokens."""
+    """From where to where a training reads its order of a text, in tokens."""
 
+    data: str
     start: int
     stop: int
+    order: tuple[int, int]  # tokens of a sequence, seed: what the order follows from
 
 
 def carried_on(steps: Sequence[Step]) -> list[Step]:
@@ -34,27 +36,32 @@ def carried_on(steps: Sequence[Step]) -> list[Step]:
 
 
 def reads_of(steps: Sequence[Step]) -> dict[str, Read]:
-    """What each training reads."""
+    """What each training reads; raises RekindleError where that begins before what its line has read."""
     by_name, found = {step.name: step for step in steps}, dict[str, Read]()
-
-    def read(step: Step) -> Read:
-        """Of a step that trains nothing: up to where its line came."""
-        if step.name not in found:
-            before = read(by_name[step.source]).stop if step.source and step.verb != "init" else 0
-            if step.verb != "train":
-                return Read(before, before)
-            config = resolve(TrainConfig, step.options).config
-            start = config.skip if "skip" in step.options else before
-            if start < before:
-                what = f"The training {step.name} begins at token {start:,} of its text, of which {before:,} are read."
-                raise RekindleError(what, why="no text is read twice", hint="leave out skip")
-            assert config.tokens is not None
-            found[step.name] = Read(start, start + config.tokens // config.batch_tokens * config.batch_tokens)
-        return found[step.name]
-
     for step in steps:
-        read(step)
+        for each in reversed(_line(step, by_name)):  # parents first
+            if each.verb == "train" and each.name not in found:
+                parents = [found[s.name] for s in _line(each, by_name)[1:] if s.verb == "train"]
+                found[each.name] = _read(each, parents)
     return found
+
+
+def _read(step: Step, parents: Sequence[Read]) -> Read:
+    config = resolve(TrainConfig, step.options).config
+    order = config.seq_len, int(step.options.get("seed", step.seed))
+    of_this = [read for read in parents if read.data == config.data]
+    before = max((read.stop for read in of_this), default=0)
+    start = config.skip if "skip" in step.options else before
+    if start < before:
+        what = f"The training {step.name} begins at token {start:,} of its text, of which {before:,} are read."
+        raise RekindleError(what, why="no text is read twice", hint="leave out skip")
+    if any(read.order != order for read in of_this):
+        what = (
+            f"The training {step.name} reads {config.data} in another order than its parents: seq_len or seed differs."
+        )
+        raise RekindleError(what, why="what they have read would come again")
+    assert config.tokens is not None
+    return Read(config.data, start, start + config.tokens // config.batch_tokens * config.batch_tokens, order)
 
 
 def check_text(steps: Sequence[Step], runs: Path) -> None:
@@ -85,12 +92,16 @@ def check_equal(arms: Iterable[str], steps: Sequence[Step]) -> None:
     by_name, reads = {step.name: step for step in steps}, reads_of(steps)
     lines = {arm: _line(by_name[arm], by_name) for arm in arms}
     totals = {
-        arm: sum(reads[step.name].stop - reads[step.name].start for step in line if step.verb == "train")
-        for arm, line in lines.items()
+        arm: _passed(reads[arm].data, [reads[s.name] for s in line if s.verb == "train"]) for arm, line in lines.items()
     }
     if len(set(totals.values())) > 1:
         what = f"The arms do not read the data set equally often: {', '.join(f'{a} {n:,}' for a, n in totals.items())}."
         raise RekindleError(what, why="what is read more often is known better", hint="the same tokens for each")
+
+
+def _passed(data: str, line: Iterable[Read]) -> int:
+    """Tokens of a data set that a line reads."""
+    return sum(read.stop - read.start for read in line if read.data == data)
 
 
 def _line(step: Step, by_name: Mapping[str, Step]) -> list[Step]:
@@ -111,7 +122,7 @@ def _tokens(model: Path, config: TrainConfig) -> int:
 
 @dataclass(frozen=True)
 class Trained:
-    """What an arm's last training cost, and what its whole line read; `digest` is of the text, tokenised."""
+    """What an arm's last training cost, and what its whole line read of that text; `digest` is the text's, tokenised."""
 
     tokens: int
     flops: float
@@ -133,12 +144,12 @@ def trained(run: Path) -> Trained:
 
     header, manifest = read_metrics(run).header, read_manifest(run)
     assert manifest is not None
-    tokens, length = int(header["tokens_planned"]), int(header["seq_len"])
+    tokens, length, data = int(header["tokens_planned"]), int(header["seq_len"]), str(header["data"])
     return Trained(
         tokens=tokens,
         flops=training_flops(run, tokens, length),
-        line_tokens=sum(record.tokens for record in manifest.lineage),
-        data=str(header["data"]),
+        line_tokens=sum(r.tokens for r in manifest.lineage if r.options.get("data", {}).get("value") == data),
+        data=data,
         digest=str(header["text"]),
         text_tokens=int(header["train_tokens"]),
     )

@@ -22,7 +22,7 @@ from rekindle.lab.claims import Claim
 from rekindle.lab.figures import Line, lines
 from rekindle.lab.margin import Margins
 from rekindle.lab.page import Page, write_page
-from rekindle.lab.study import Size
+from rekindle.lab.study import Size, Study
 from rekindle.laws.config import FitConfig
 from rekindle.laws.decide import decide
 from rekindle.laws.doubt import rms
@@ -199,4 +199,4 @@ def _tokens(n: float) -> str:
     return count(n) if np.isfinite(n) else "never"
 
 
-STUDY = Grown()
+STUDY: Study = Grown()

@@ -122,7 +122,7 @@ def _tokens(model: Path, config: TrainConfig) -> int:
 
 @dataclass(frozen=True)
 class Trained:
-    """What an arm's last training cost, and what its whole line read of that text; `digest` is the text's, tokenised."""
+    """What an arm's last training cost, and what its whole line read of its text; `digest` is the text's, tokenised."""
 
     tokens: int
     flops: float

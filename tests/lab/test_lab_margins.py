@@ -9,7 +9,7 @@ import pytest
 from rekindle.errors import RekindleError
 from rekindle.lab import study as bench
 from rekindle.lab.claims import Claim
-from rekindle.lab.margin import Margin, Margins, margins_of, same_margins
+from rekindle.lab.margin import Margin, Margins, begun_with, margins_of
 from rekindle.lab.study import Seeded, run
 
 LOWER = Claim("lower", "a ends below b", "yes", "a", "b")
@@ -59,10 +59,11 @@ def test_a_study_with_an_unsettled_claim_runs_nothing(tmp_path, monkeypatch):
 
 
 def test_margins_that_change_after_the_runs_began_are_refused(tmp_path):
-    def rows(size, why):
-        return Margins({"lower": Margin(least=size, why=why)}, "margins/one.yaml")
+    def rows(digest, **row):
+        return Margins({"lower": Margin(**row)}, "margins/one.yaml", digest)
 
-    same_margins(rows(0.02, "a"), tmp_path)
-    same_margins(rows(0.02, "said in better words"), tmp_path)
-    with pytest.raises(RekindleError, match="The margins of lower were others when these runs began"):
-        same_margins(rows(0.001, "a"), tmp_path)
+    assert begun_with(rows("first", least=0.02, why="a"), tmp_path).digest == "first"
+    assert begun_with(rows("second", least=0.02, why="said in better words"), tmp_path).digest == "first"
+    for other in ({"least": 0.001}, {"within": 0.02}):
+        with pytest.raises(RekindleError, match="The margins of lower were others when these runs began"):
+            begun_with(rows("third", why="a", **other), tmp_path)

@@ -17,14 +17,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rekindle.config import option, read_yaml, resolve
 from rekindle.errors import RekindleError, together
+from rekindle.store.index import read_json
 
 if TYPE_CHECKING:
     from rekindle.lab.claims import Claim
@@ -92,19 +93,24 @@ def _missing(claim: Claim, rows: Mapping[str, Margin], path: Path) -> RekindleEr
     )
 
 
-def same_margins(margins: Margins, out: Path) -> None:
-    """Note in OUT what a study began with; raises RekindleError where it began with other sizes."""
+def begun_with(margins: Margins, out: Path) -> Margins:
+    """The margins with the digest that their file had when the study in OUT began, which is noted there.
+
+    Raises RekindleError where it began with other sizes; words and spreads may change.
+    """
     path = out / NOTED
-    now: dict[str, Any] = {key: asdict(row) | {"why": ""} for key, row in margins.rows.items()}
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
-            raise RekindleError(
-                f"The margins of {changed[0]} were others when these runs began.",
-                where=path,
-                why="a margin that is set after the runs decides nothing",
-                hint="--out, for a study with today's margins",
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    now = {key: ["within" if row.within else "least", row.size] for key, row in margins.rows.items()}
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"digest": margins.digest, "sizes": now}, indent=1) + "\n", encoding="utf-8")
+        return margins
+    noted = read_json(path, missing="")
+    before = noted["sizes"]
+    if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+        raise RekindleError(
+            f"The margins of {changed[0]} were others when these runs began.",
+            where=path,
+            why="a margin that is set after the runs decides nothing",
+            hint="--out, for a study with today's margins",
+        )
+    return replace(margins, digest=noted["digest"])

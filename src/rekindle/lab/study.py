@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rekindle.lab.claims import Claim, judge, planned
-from rekindle.lab.margin import Margins, margins_of, same_margins
+from rekindle.lab.margin import Margins, begun_with, margins_of
 from rekindle.lab.page import Page, verdict, write_page
 from rekindle.lab.text import by_arm, carried_on, check_equal, check_text
 from rekindle.report.metrics import read_metrics
@@ -99,7 +99,7 @@ def run(study: Study, out: Path, say: Say, *, seeds: int | None, quick: bool) ->
     seeds = seeds or (1 if quick else planned(study.claims, margins))
     size = Size(seeds, QUICK if quick else 1.0, quick)
     steps = carried_on(study.steps(size))
-    same_margins(margins, out)
+    margins = begun_with(margins, out)
     perform(steps, out / "runs", say, fixed=study.fixed)
     return study.write(out, size, margins)
 

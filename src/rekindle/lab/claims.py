@@ -101,7 +101,7 @@ class Finding:
     @property
     def measured(self) -> str:
         """+0.063 ± 0.015 nats: to two digits of the half width, or of the margin."""
-        known = self.half if self.half > 0 else self.margin.size
+        known = self.half if self.half > 0 else self.margin.size / 2
         digits = min(6, max(0, 1 - math.floor(math.log10(known))))
         bars = "" if math.isnan(self.half) else f" ± {self.half:.{digits}f}"
         return f"{self.gain.mean:+.{digits}f}{bars} {self.claim.metric.short}".replace("-", "−").rstrip()

@@ -12,15 +12,14 @@ from pathlib import Path
 def training_flops(folder: Path, tokens: float, length: int) -> float:
     """Of `tokens` tokens in sequences of `length`, forward and backward, of the checkpoint in `folder`."""
     from rekindle import api
-    from rekindle.train import flops
 
     checkpoint = api.open(folder).checkpoint
     s = checkpoint.settings
     looked_up = 0 if s.tie_word_embeddings else s.vocab_size * s.hidden_size
     active = checkpoint.parameters()["active"] - looked_up
     seen = (length + 1) / 2  # tokens that a token sees, itself among them
-    attention = 3 * 2 * s.num_layers * s.num_heads * (s.head_dim + (s.value_dim or s.head_dim)) * seen
-    return flops.training_flops(active, 1) * tokens + attention * tokens
+    attention = s.num_layers * s.num_heads * (s.head_dim + (s.value_dim or s.head_dim)) * seen
+    return 6.0 * (active + attention) * tokens  # a product and a sum, once forward and twice backward
 
 
 def times(one: Path, other: Path, length: int) -> float:

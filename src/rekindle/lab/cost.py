@@ -1,0 +1,27 @@
+"""What training costs, counted one way in every study: attention in, input embedding out.
+
+Comparisons at equal FLOPs stand on this. Counting the embedding, which is looked up and multiplied by nothing, would
+make whatever has it once beside more of all the rest, as a mixture has, look cheaper than it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def training_flops(folder: Path, tokens: float, length: int) -> float:
+    """Of `tokens` tokens in sequences of `length`, forward and backward, of the checkpoint in `folder`."""
+    from rekindle import api
+
+    checkpoint = api.open(folder).checkpoint
+    s = checkpoint.settings
+    looked_up = 0 if s.tie_word_embeddings else s.vocab_size * s.hidden_size
+    active = checkpoint.parameters()["active"] - looked_up
+    seen = (length + 1) / 2  # tokens that a token sees, itself among them
+    attention = s.num_layers * s.num_heads * (s.head_dim + (s.value_dim or s.head_dim)) * seen
+    return 6.0 * (active + attention) * tokens  # a product and a sum, once forward and twice backward
+
+
+def times(one: Path, other: Path, length: int) -> float:
+    """How many times the FLOPs per token of `other` does `one` cost?"""
+    return training_flops(one, 1, length) / training_flops(other, 1, length)

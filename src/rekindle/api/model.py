@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -237,6 +238,8 @@ def command(verb: str, arguments: list[str], *options: Resolved[Any]) -> str:
             flag = f"--{f.name.replace('_', '-')}"
             if isinstance(value, bool):
                 words += [flag if value else f"--no-{flag[2:]}"]
+            elif isinstance(value, dict):
+                words += [word for key, held in value.items() for word in (flag, f"{key}={json.dumps(held)}")]
             else:
                 words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return shlex.join(words)

@@ -28,7 +28,7 @@ class Record:
     source_fingerprint: str | None = None  # see store.folder: headers, config and sizes of the source
     summary: str = ""  # one sentence for the report: "64 experts from 1 feed-forward, top-2"
     tokens: int = 0  # trained in this step
-    flops: float = 0.0  # training FLOPs of this step, 6 x active parameters x tokens
+    flops: float = 0.0  # training FLOPs of this step, attention included
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekindle.anatomy.counts import dense_parameters, parameters_of
-from rekindle.api.model import command
 from rekindle.api.options import takes
+from rekindle.api.saving import command
 from rekindle.api.source import place
 from rekindle.config import Resolved, resolve
 from rekindle.errors import RekindleError, counted

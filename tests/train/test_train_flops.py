@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from rekindle.anatomy import family_of
 from rekindle.anatomy.flops import training_flops
+from rekindle.report.metrics import read_metrics
 from rekindle.store.folder import open_folder
 
 D, F, L, V, E, K, HEAD = 32, 48, 2, 100, 8, 3, 8
@@ -85,3 +87,20 @@ def test_what_a_run_writes_down(small: Callable[..., Path], run: Callable):
     assert described["flops_per_token"] == each
     assert summary["flops"] == each * 512
     assert {row["flops"] / row["tokens"] for row in rows(out, "step")} == {each}
+
+
+def test_a_run_of_an_earlier_version_is_held_against_new_ones_in_one_count(small: Callable[..., Path], run: Callable):
+    """6 N a token then, and perhaps resumed since, with other rows behind: the report reads what was trained."""
+    out, _ = run(small("mixtral"), tokens=1024, eval_every=512)
+    now = read_metrics(out)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    n = lines[0]["parameters"]["active"]
+    del lines[0]["flops_per_token"]
+    for line in lines[1 : len(lines) // 2]:
+        line["flops"] = 6 * n * line["tokens"]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    then = read_metrics(out)
+    assert [step.flops for step in then.steps] == [step.flops for step in now.steps]
+    assert [found.flops for found in then.evaluations] == [found.flops for found in now.evaluations]
+    (out / "config.json").unlink()  # who cannot count takes what is written
+    assert read_metrics(out).steps[0].flops == int(6 * n * then.steps[0].tokens)

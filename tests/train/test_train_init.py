@@ -151,6 +151,8 @@ def test_an_existing_tokenizer(tmp_path: Path, small: Callable[..., Path]):
         ({"set": {"hidden_act": "sillu"}}, "'sillu', which transformers does not know"),
         ({"set": {"num_attention_heads": 3}}, "3 heads cannot share 4"),
         ({"set": {"num_hidden_layers": 0}}, "num_hidden_layers is 0"),
+        ({"family": "gpt_neox", "set": {"hidden_size": 2}}, "leaves nothing to each of 4 heads"),
+        ({"family": "deepseek_v3", "set": {"moe_intermediate_size": 0}}, "no expert has any units"),
         ({"set": {"vocab_size": 299}}, "vocab_size is 299, but the tokenizer has ids up to 299"),
         ({"set": {"pad_token_id": 300}}, "pad_token_id is 300, but the vocabulary ends at 299"),
         ({"set": {"rope_scaling": {"rope_type": "foo"}}}, "RoPE of the kind 'foo'"),

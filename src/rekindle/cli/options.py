@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from rekindle.config import Count, Resolved, Size, Table, read_yaml, resolve
+from rekindle.config import Count, Resolved, Size, Table, only_in_files, option_name, read_yaml, resolve
 from rekindle.store.publish import check_spares
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,7 +24,8 @@ def options_of(*configs: type) -> Callable[[F], F]:
         for cls in reversed(configs):
             hints = typing.get_type_hints(cls)
             for f in reversed(fields(cls)):  # type: ignore[arg-type]
-                function = _flag(f, hints[f.name])(function)
+                if not only_in_files(hints[f.name]):
+                    function = _flag(f, hints[f.name])(function)
         return function
 
     return decorate
@@ -41,7 +42,7 @@ def resolved(cls: type, given: dict[str, Any], file: str | None = None, *written
 
 
 def _flag(f: Any, kind: Any) -> Callable[[F], F]:
-    name, text = f.name.replace("_", "-"), f.metadata["help"]
+    name, text = option_name(f).replace("_", "-"), f.metadata["help"]
     if f.default is not MISSING and f.default is not None and kind is not bool:
         text += f"  [{_short(f.default, kind)}]"
     if f.default is MISSING:

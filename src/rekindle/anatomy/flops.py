@@ -21,23 +21,41 @@ if TYPE_CHECKING:
     from rekindle.anatomy.family import Family, Shaped, Tensor
     from rekindle.anatomy.settings import Settings
 
-LOOKED_UP = ("embed", "positions", "token_types")  # a row for each token, and no product
-CROSS = "cross."  # of parts with which a decoder reads what an encoder made
+# A row for each token, or a number for each distance, and no product.
+LOOKED_UP = ("embed", "positions", "token_types", "relative_bias", "attn.relative_bias")
 
 
-def training_flops(family: Family, settings: Settings, tokens: float, length: int) -> float:
-    """Of `tokens` tokens in sequences of `length`, forward and backward."""
-    return 3 * tokens * forward_flops(family, settings, length) / length
+def training_flops(
+    family: Family, settings: Settings, tokens: float, length: int, *, source: int | None = None
+) -> float:
+    """Of `tokens` tokens in sequences of `length`, forward and backward; for `source` see `forward_flops`."""
+    return 3 * tokens * forward_flops(family, settings, length, source=source) / length
 
 
-def forward_flops(family: Family, settings: Settings, length: int, *, full: bool = False) -> int:
+def forward_flops(
+    family: Family, settings: Settings, length: int, *, source: int | None = None, full: bool = False
+) -> int:
     """Of one sequence of `length` tokens, forward.
 
     A token sees itself and those before it, within the layer's window; where the model looks both ways, those after it
-    too. `full`: it sees all, as kernels without a mask compute it and torch's counter counts it.
+    too. `full`: it sees all, as kernels without a mask compute it and torch's counter counts it. Of a model of several
+    towers the last one writes the sequence, and the others read one of `source` tokens for it (default: as many).
     """
-    rows = family.shapes(replace(settings, tie_word_embeddings=False))  # a tied head is a product too
-    return tower_flops(rows, settings, length, full=full)
+    rows = _untied(family, settings)
+    if not family.towers:
+        return tower_flops(rows, settings, length, full=full)
+    source = length if source is None else source
+    total = tower_flops(rows, replace(settings, num_layers=0, windows=(), sparse_layers=()), length)
+    *_, last = settings.towers
+    for name, own in settings.towers.items():
+        how = {"length": length, "source": source} if name == last else {"length": source}
+        total += tower_flops(_untied(family.towers[name], own), own, **how, full=full)
+    return total
+
+
+def _untied(family: Family, settings: Settings) -> tuple[Shaped, Shaped, Shaped]:
+    """The rows of a model, its head among them also where it is tied: a product all the same."""
+    return family.shapes(replace(settings, tie_word_embeddings=False))
 
 
 def tower_flops(
@@ -45,14 +63,14 @@ def tower_flops(
 ) -> int:
     """Of one column of layers: rows of the top, of a layer with experts, of one without, see `Family.shapes`.
 
-    `source`: tokens of the encoder that it reads besides, in layers with rows for that.
+    `source`: tokens of another tower that it reads besides, in attention of its own or in the same.
     """
     experts = len(settings.sparse_layers)
     total = attention_flops(settings, length, full=full)
     for times, kind in zip((1, experts, settings.num_layers - experts), rows, strict=True):
         total += times * sum(2 * math.prod(shape) * _uses(row, settings, length, source) for row, shape in kind)
-        if any(row.part.startswith(CROSS) for row, _ in kind):
-            total += times * _of_a_pair(settings) * length * source
+    if settings.cross_size or settings.merged_attention:
+        total += settings.num_layers * _of_a_pair(settings) * length * source
     return total
 
 
@@ -81,6 +99,8 @@ def _uses(row: Tensor, settings: Settings, length: int, source: int) -> int:
         return 0
     if row.part == "pooler":  # reads the first token alone
         return 1
-    if row.part in (f"{CROSS}k", f"{CROSS}v"):
+    if row.part in ("cross.k", "cross.v"):
         return source
+    if settings.merged_attention and row.part in ("attn.k", "attn.v"):
+        return length + source
     return length * (settings.top_k if row.part.startswith("expert.") else 1)

@@ -16,7 +16,6 @@ from rekindle.errors import RekindleError, nearest, together
 from rekindle.train.config import InitConfig
 
 DEFAULT_EXPERTS = 8
-DECODER_LAYERS = "num_decoder_layers"  # config key of a second tower's depth
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _PARTS_OF_A_HEAD = {"none": 1, "latent": 4}  # RoPE turns pairs: of whole heads, or of a half of latent attention's
 
@@ -64,7 +63,21 @@ def family_of_options(config: InitConfig) -> Family:
 
 
 def _row(config: InitConfig, family: Family, tokenizer: Any) -> dict[str, Any]:
-    """The config keys that options and their row of sizes decide, of those that the family has.
+    """The config that options and their row of sizes decide, each tower's part where it belongs."""
+    with_head = [name for output, name in family.classes.items() if output != "none"]
+    own = with_head[:1] or list(family.classes.values())[:1]
+    row = {"model_type": family.model_type, "architectures": own, **_keys(config, family, tokenizer, config.layers)}
+    end = tokenizer.eos_token_id  # what is written begins with it where the tokenizer has no token for that
+    ids = {name: end if getattr(tokenizer, name) is None else getattr(tokenizer, name) for name in TOKENS}
+    for number, tower in enumerate(family.towers.values(), 1):
+        layers = config.layers if number < len(family.towers) else config.decoder_layers or config.layers
+        own_ids = ids if tower.section else ids | {"decoder_start_token_id": ids["pad_token_id"]}
+        row = tower.put(row, {**tower.own(row), **_keys(config, tower, tokenizer, layers), **own_ids})
+    return row
+
+
+def _keys(config: InitConfig, family: Family, tokenizer: Any, layers: int) -> dict[str, Any]:
+    """The config keys that options and their row of sizes decide, of those that the family, or a tower, has.
 
     F = 4 D where it is not given, also of each expert and of a shared one. A head has D / H dims. In latent attention
     those are the dims without RoPE and those of a value, with half as many for RoPE, as in DeepSeek-V3; the ranks are
@@ -79,10 +92,11 @@ def _row(config: InitConfig, family: Family, tokenizer: Any) -> dict[str, Any]:
         "vocab_size": _entries(tokenizer),
         "hidden_size": d,
         "intermediate_size": ffn,
-        "num_layers": config.layers,
+        "num_layers": layers,
         "num_heads": heads,
         "head_dim": dim,
         "query_scalar": dim,
+        "cross_size": d,
         "max_position_embeddings": config.context,
         "num_experts": config.experts or DEFAULT_EXPERTS,
         "top_k": config.top_k,
@@ -100,16 +114,14 @@ def _row(config: InitConfig, family: Family, tokenizer: Any) -> dict[str, Any]:
         "num_key_value_heads": config.kv_heads or heads,
         "qk_nope_head_dim": dim,
         "qk_rope_head_dim": dim // 2,
-        "first_k_dense_replace": min(1, config.layers - 1),
+        "first_k_dense_replace": min(1, layers - 1),
+        "num_sparse_encoder_layers": max(1, config.layers // 2),
+        "num_sparse_decoder_layers": max(1, (config.decoder_layers or config.layers) // 2),
         "original_max_position_embeddings": config.context,
         "initializer_range": config.init_std,
-        DECODER_LAYERS: config.decoder_layers or config.layers,
         **{name: getattr(tokenizer, name) for name in TOKENS},
     }
-    with_head = [name for output, name in family.classes.items() if output != "none"]
-    own = with_head[:1] or list(family.classes.values())[:1]
-    row: dict[str, Any] = {"model_type": family.model_type, "architectures": own}
-    row |= {family.keys[setting]: value for setting, value in by_setting.items() if setting in family.keys}
+    row: dict[str, Any] = {family.keys[s]: value for s, value in by_setting.items() if s in family.keys}
     row |= {key: value for key, value in by_key.items() if key in family.defaults}
     if family.windows == "uniform":
         row["sliding_window"] = None
@@ -193,7 +205,8 @@ def check_sizes(config: InitConfig, family: Family) -> None:
 
 def _misfitting(config: InitConfig, family: Family) -> Iterator[RekindleError]:
     name, heads, kv_heads = family.model_type, config.heads, config.kv_heads or config.heads
-    parts = _PARTS_OF_A_HEAD.get(family.rope, 2)
+    towers = list(family.towers.values()) or [family]
+    parts = max(_PARTS_OF_A_HEAD.get(tower.rope, 2) for tower in towers)
     if config.hidden % (parts * heads):
         yield RekindleError(
             f"{heads} heads do not divide a hidden size of {config.hidden} into "
@@ -203,15 +216,16 @@ def _misfitting(config: InitConfig, family: Family) -> Iterator[RekindleError]:
         )
     if heads % kv_heads:
         yield RekindleError(f"{heads} heads cannot share {kv_heads} key-value heads evenly.")
-    elif kv_heads != heads and "num_kv_heads" not in family.keys:
+    elif kv_heads != heads and not any("num_kv_heads" in tower.keys for tower in towers):
         yield RekindleError(f"Each head of a {name} has keys and values of its own.", hint="leave --kv-heads out")
-    if config.experts is not None and not family.sparse:
-        sparse = [other.model_type for other in FAMILIES.values() if other.sparse]
-        yield RekindleError(f"{name} has no experts.", hint=f"--family {', '.join(sparse[:-1])} or {sparse[-1]}")
+    sparse = any(tower.sparse for tower in towers)
+    if config.experts is not None and not sparse:
+        able = [o.model_type for o in FAMILIES.values() if any(t.sparse for t in (o, *o.towers.values()))]
+        yield RekindleError(f"{name} has no experts.", hint=f"--family {', '.join(able[:-1])} or {able[-1]}")
     experts = config.experts or DEFAULT_EXPERTS
-    if family.sparse and config.top_k > experts:
+    if sparse and config.top_k > experts:
         yield RekindleError(f"A token cannot be sent to {config.top_k} of {experts} experts.")
-    if config.rope_theta is not None and family.rope == "none":
+    if config.rope_theta is not None and all(tower.rope == "none" for tower in towers):
         yield RekindleError(f"{name} has no rotary embeddings.", hint="leave --rope-theta out")
-    if config.decoder_layers is not None and DECODER_LAYERS not in family.defaults:
+    if config.decoder_layers is not None and not family.towers:
         yield RekindleError(f"{name} is one column of layers: it has no decoder beside them.", hint="--layers alone")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from rekindle import __version__
 from rekindle.api.calibration import calibration
@@ -18,7 +19,7 @@ from rekindle.apply.measure import FOLDER as MEASURED
 from rekindle.apply.parts import Part
 from rekindle.apply.save import Job, SaveConfig
 from rekindle.apply.state import states_in
-from rekindle.config import Resolved, dump_yaml, option_name, to_dict
+from rekindle.config import Resolved, dump_yaml, only_in_files, option_name, to_dict
 from rekindle.edit.measure import Activations
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS
@@ -186,15 +187,17 @@ def command(verb: str, arguments: list[str], *options: Resolved[Any]) -> str:
     """What to type to do this again: the arguments, and each option that is not its default."""
     words = ["rekindle", verb, *arguments]
     for resolved in options:
-        values = to_dict(resolved.config)
+        values, kinds = to_dict(resolved.config), get_type_hints(type(resolved.config))
         for f in fields(resolved.config):
             name = option_name(f)
             value = values[name]
-            if value == f.default or resolved.origins[name] == "default" or isinstance(value, dict):
+            if value == f.default or resolved.origins[name] == "default" or only_in_files(kinds[f.name]):
                 continue
             flag = f"--{name.replace('_', '-')}"
             if isinstance(value, bool):
                 words += [flag if value else f"--no-{flag[2:]}"]
+            elif isinstance(value, dict):
+                words += [word for key, held in value.items() for word in (flag, f"{key}={json.dumps(held)}")]
             else:
                 words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return shlex.join(words)

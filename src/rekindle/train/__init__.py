@@ -12,7 +12,6 @@ model.py      checkpoint folder <-> transformers model
 schedule.py   learning rate as a function of tokens
 rate.py       its peak, where none is given
 budget.py     how many tokens a run trains on
-flops.py      parameters and training FLOPs
 losses.py     language-model, load-balance and z loss; expert load
 optimizer.py  Adam's moments under the checkpoint's own tensor names
 state.py      what a run needs to continue bit for bit
@@ -28,5 +27,6 @@ prepare.py    from folder and options to the first step
 finish.py     the folder a run leaves
 loop.py       train
 evaluate.py   evaluate
+blank.py      a model of any family that has no weights yet
 init.py       init_model
 """

@@ -119,8 +119,9 @@ def not_finite_weights(source: Folder) -> str | None:
 
 def save_model(model: Any, folder: Path) -> None:
     """Weights in the original per-expert layout and config.json as the serving engines read it."""
-    # A source's own generation settings travel as a file; transformers would refuse to write many of them.
-    model.generation_config = type(model.generation_config).from_model_config(model.config)
+    if model.can_generate():
+        # A source's own generation settings travel as a file; transformers would refuse to write many of them.
+        model.generation_config = type(model.generation_config).from_model_config(model.config)
     with quietly():
         model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
     path = folder / "config.json"

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rekindle.anatomy import family_of
+from rekindle.anatomy.flops import training_flops
 from rekindle.config import to_dict
 from rekindle.errors import CheckFailed, Ended
 from rekindle.progress import Progress
@@ -19,7 +21,6 @@ from rekindle.store.system import explained
 from rekindle.train.archive import Archiver
 from rekindle.train.device import device_name, peak_memory
 from rekindle.train.evaluate import validation_loss
-from rekindle.train.flops import count_parameters, training_flops
 from rekindle.train.interrupts import Interrupts
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import Metrics
@@ -37,7 +38,10 @@ class Session:
         self.stepper, self.source, self.work, self.run, self.archiver = stepper, source, work, run, archiver
         self.plan, self.config, self.accelerator = stepper.plan, stepper.config, stepper.accelerator
         self.main = stepper.accelerator.is_main_process
-        self.parameters = count_parameters(stepper.model)
+        family = family_of(source.config)
+        settings = family.settings(source.config)
+        self.parameters = family.parameters(settings)
+        self.flops_per_token = training_flops(family, settings, 1, self.plan.seq_len)
         self.last = "not yet evaluated"  # here, where a run was resumed
         self.resumed_at: int | None = None
         self.windows = stepper.corpus.sample("validation", self.config.eval_tokens, self.plan.seq_len)
@@ -139,7 +143,7 @@ class Session:
     def _place(self, step: int) -> dict[str, Any]:
         """After `step` updates."""
         tokens = step * self.plan.batch_tokens
-        return {"step": step, "tokens": tokens, "flops": training_flops(self.parameters["active"], tokens)}
+        return {"step": step, "tokens": tokens, "flops": self.flops_per_token * tokens}
 
     def _save(self, step: int, position: int) -> None:
         """The state after `step` updates, with metrics.jsonl cut at `position` when it resumes; CheckFailed for NaN."""
@@ -200,6 +204,7 @@ class Session:
         return {
             "model_type": self.stepper.model.config.model_type,
             "parameters": self.parameters,
+            "flops_per_token": self.flops_per_token,
             "tokens_planned": self.plan.tokens,
             "batch_tokens": self.plan.batch_tokens,
             "seq_len": self.plan.seq_len,

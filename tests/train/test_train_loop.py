@@ -31,6 +31,7 @@ from rekindle.store.manifest import read_manifest
 from rekindle.train import step as step_module
 from rekindle.train.losses import cross_entropy
 from rekindle.train.model import load_tokenizer
+from rekindle.train.objectives import labelled
 from rekindle.train.optimizer import load_optimizer, make_optimizer, read_description
 from rekindle.train.state import work_folder
 from rekindle.train.tokens import open_corpus
@@ -223,7 +224,7 @@ def test_a_saved_optimizer_fits_the_saved_model(small: Small, run: Run):
 
 def test_a_loss_that_is_no_number_stops_the_run(small: Small, run: Run, monkeypatch: pytest.MonkeyPatch):
     reference, _ = run(small(), "reference")
-    real = step_module.cross_entropy
+    real = labelled.cross_entropy
     calls = 0
 
     def sick(*args: Any) -> torch.Tensor:
@@ -231,7 +232,7 @@ def test_a_loss_that_is_no_number_stops_the_run(small: Small, run: Run, monkeypa
         calls += 1
         return real(*args) * (float("nan") if calls == 7 else 1.0)
 
-    monkeypatch.setattr(step_module, "cross_entropy", sick)
+    monkeypatch.setattr(labelled, "cross_entropy", sick)
     with pytest.raises(CheckFailed) as caught:
         run(small(), "out")
     assert "diverged in step 7 of 12: loss nan" in str(caught.value)
@@ -245,17 +246,17 @@ def test_a_saved_state_that_is_itself_sick_is_not_to_be_resumed_again(
 ):
     """Finite, and still too large for any loss: no lower rate from there on helps."""
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "cross_entropy", fails_at(7, math.nan))
+        patch.setattr(labelled, "cross_entropy", fails_at(7, math.nan))
         with pytest.raises(CheckFailed, match=r"--resume \(from step 6\) with a lower --lr"):
             run(small(), "out")
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "cross_entropy", fails_at(1, math.nan))
+        patch.setattr(labelled, "cross_entropy", fails_at(1, math.nan))
         with pytest.raises(CheckFailed, match="diverged in step 7 of 12") as caught:
             run(small(), "out", resume=True, lr=1e-4)
     assert "start afresh (--overwrite, without --resume) with a lower --lr (now 0.0001)" in str(caught.value)
     assert "--resume (from" not in str(caught.value)
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "cross_entropy", fails_at(3, math.nan))
+        patch.setattr(labelled, "cross_entropy", fails_at(3, math.nan))
         with pytest.raises(CheckFailed, match=r"--resume \(from step 8\) with a lower --lr"):
             run(small(), "out", resume=True)
     out, _ = run(small(), "out", overwrite=True)
@@ -293,7 +294,7 @@ def test_a_source_that_is_not_finite_is_named_and_not_the_learning_rate(
 def test_a_first_loss_that_is_no_number_is_no_matter_of_the_rate(
     small: Small, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(step_module, "cross_entropy", lambda *args: cross_entropy(*args) * math.nan)
+    monkeypatch.setattr(labelled, "cross_entropy", lambda *args: cross_entropy(*args) * math.nan)
     with pytest.raises(CheckFailed, match="no matter of --lr") as caught:
         run(small())
     assert "a lower --lr" not in str(caught.value)
@@ -371,7 +372,7 @@ def test_ctrl_c_saves_and_resume_continues(
     small: Small, run: Run, monkeypatch: pytest.MonkeyPatch, number: int, tmp_path: Path
 ):
     reference, _ = run(small("mixtral"), "reference")
-    real, calls, before = step_module.cross_entropy, 0, signal.getsignal(number)
+    real, calls, before = labelled.cross_entropy, 0, signal.getsignal(number)
 
     def interrupted(*args: Any) -> torch.Tensor:
         nonlocal calls
@@ -380,7 +381,7 @@ def test_ctrl_c_saves_and_resume_continues(
             os.kill(os.getpid(), number)
         return real(*args)
 
-    monkeypatch.setattr(step_module, "cross_entropy", interrupted)
+    monkeypatch.setattr(labelled, "cross_entropy", interrupted)
     with pytest.raises(KeyboardInterrupt, match="Stopped after step 6 of 12") as stopped:
         run(small("mixtral"), "out")
     again = pickle.loads(pickle.dumps(stopped.value))  # as from a worker
@@ -407,7 +408,7 @@ def test_the_command_line_says_where_it_stopped(
     number: int,
     code: int,
 ):
-    real = step_module.cross_entropy
+    real = labelled.cross_entropy
 
     def interrupted(*args: Any) -> torch.Tensor:
         os.kill(os.getpid(), number)
@@ -417,7 +418,7 @@ def test_the_command_line_says_where_it_stopped(
     words = [w for key, value in defaults(corpus).items() for w in (f"--{key.replace('_', '-')}", str(value))]
     source = str(small())
     before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    monkeypatch.setattr(step_module, "cross_entropy", interrupted)
+    monkeypatch.setattr(labelled, "cross_entropy", interrupted)
     try:
         with pytest.raises(SystemExit) as ended:
             main(["train", source, str(tmp_path / "out"), *words])

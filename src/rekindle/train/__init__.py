@@ -13,7 +13,8 @@ schedule.py   learning rate as a function of tokens
 rate.py       its peak, where none is given
 budget.py     how many tokens a run trains on
 flops.py      parameters and training FLOPs
-losses.py     language-model, load-balance and z loss; expert load
+losses.py     cross entropy, load-balance and z loss; expert load
+objectives/   what a run learns: batches, what the model is called with, losses, evaluation
 optimizer.py  Adam's moments under the checkpoint's own tensor names
 state.py      what a run needs to continue bit for bit
 archive.py    its saved states as an archive
@@ -29,4 +30,5 @@ finish.py     the folder a run leaves
 loop.py       train
 evaluate.py   evaluate
 init.py       init_model
+utility.py    utility of each expert
 """

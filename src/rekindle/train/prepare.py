@@ -13,11 +13,11 @@ from rekindle.train.config import TrainConfig
 from rekindle.train.device import make_accelerator, micro_batch_size
 from rekindle.train.losses import expert_grid
 from rekindle.train.model import cast_experts, check_lengths, check_vocabulary, load_tokenizer, model_sizes
+from rekindle.train.objectives import open_objective
 from rekindle.train.optimizer import load_optimizer, make_optimizer
-from rekindle.train.plan import check_corpus, make_plan
+from rekindle.train.plan import make_plan
 from rekindle.train.state import TRACKERS, Saved, describe_run, find_start, load_state, resumed, work_folder
 from rekindle.train.step import Stepper
-from rekindle.train.tokens import open_corpus
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,9 +38,9 @@ def prepare(
     tokenizer = load_tokenizer(source.path)
     check_vocabulary(tokenizer, vocab_size, source.path)
     with accelerator.main_process_first():
-        corpus = open_corpus(config.data, tokenizer, config.text_column, mask_prompt=config.mask_prompt)
-    check_corpus(corpus, plan.seq_len, vocab_size)
-    run = describe_run(config, source.fingerprint, corpus)
+        objective = open_objective(config, plan.seq_len, tokenizer, source.config)
+    rows = objective.rows
+    run = describe_run(config, source.fingerprint, objective)
     saved = find_start(out, run, resume=resume, overwrite=overwrite)
     if saved:
         run, different = resumed(saved, run)
@@ -55,12 +55,13 @@ def prepare(
     elif config.optimizer_state:
         load_optimizer(model, optimizer, source.config, Path(config.optimizer_state).expanduser())
     if config.mask_prompt and accelerator.is_main_process:
-        log.warning("%s of %s training tokens have a loss", corpus.meta.train_losses, len(corpus.train))
-    epochs = plan.steps * plan.batch / corpus.windows(plan.seq_len)
+        text = objective.described()
+        log.warning("%s of %s training tokens have a loss", text["train_losses"], text["train_tokens"])
+    epochs = plan.steps * plan.batch / rows
     if epochs > 1:
         log.info("%s tokens are %.1f passes over the training text, each in another order", plan.tokens, epochs)
     micro_batch = micro_batch_size(config.micro_batch, plan.seq_len, vocab_size)
-    return Stepper(model, wrapped, optimizer, accelerator, corpus, plan, config, micro_batch), run, saved
+    return Stepper(model, wrapped, optimizer, accelerator, objective, plan, config, micro_batch), run, saved
 
 
 def accelerator_of(config: TrainConfig, out: Path) -> Accelerator:

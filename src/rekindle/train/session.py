@@ -40,7 +40,7 @@ class Session:
         self.parameters = count_parameters(stepper.model)
         self.last = "not yet evaluated"  # here, where a run was resumed
         self.resumed_at: int | None = None
-        self.windows = stepper.corpus.sample("validation", self.config.eval_tokens, self.plan.seq_len)
+        self.held_out = stepper.objective.sample("validation", self.config.eval_tokens)
 
     def go(self, saved: Saved | None) -> None:
         """All steps from `saved`, or from the first, to the last, and the evaluations between."""
@@ -113,20 +113,19 @@ class Session:
     def _write_step(self, step: int, stats: Stats, speed: float) -> None:
         row = {
             **self._place(step + 1),
-            "loss": stats.loss,
-            "aux_loss": stats.aux_loss,
-            "z_loss": stats.z_loss,
+            **stats.losses,
             "lr": self.plan.learning_rate(step),
             "grad_norm": stats.grad_norm,
             "tokens_per_s": round(speed, 1),
             "peak_memory": peak_memory(self.accelerator.device),
         }
         self._write("step", row)
-        told = f"step {step + 1} of {self.plan.steps}, loss {stats.loss:.3f}, {self.last}"
+        told = f"step {step + 1} of {self.plan.steps}, loss {stats.losses['loss']:.3f}, {self.last}"
         self.progress.update(self.plan.batch_tokens, told)
 
     def _evaluate(self, step: int) -> None:
-        result = validation_loss(self.stepper.model, self.windows, self.accelerator, self.stepper.micro_batch)
+        on = (self.accelerator, self.stepper.micro_batch)
+        result = validation_loss(self.stepper.model, self.stepper.objective, self.held_out, *on)
         self._write("eval", {**self._place(step), **result.row(each=step == self.plan.steps)})
         self.last = f"validation {result.loss:.3f}"
 
@@ -197,6 +196,7 @@ class Session:
 
     def _description(self) -> dict[str, Any]:
         """The run row of metrics.jsonl."""
+        objective = self.stepper.objective
         return {
             "model_type": self.stepper.model.config.model_type,
             "parameters": self.parameters,
@@ -207,11 +207,10 @@ class Session:
             "devices": self.accelerator.num_processes,
             "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             "data": self.config.data,
-            "text": self.stepper.corpus.digest,
-            "val_set": hashlib.sha256(self.windows.tobytes()).hexdigest()[:16],
-            "train_tokens": len(self.stepper.corpus.train),
-            "train_losses": self.stepper.corpus.meta.train_losses,  # of those tokens, the ones that have a loss
-            "epochs": self.plan.steps * self.plan.batch / self.stepper.corpus.windows(self.plan.seq_len),
+            "text": objective.digest,
+            "val_set": hashlib.sha256(b"".join(x.numpy().tobytes() for x in self.held_out.values())).hexdigest()[:16],
+            **objective.described(),
+            "epochs": self.plan.steps * self.plan.batch / objective.rows,
             "schedule": self.plan.schedule.name,
             "lr": self.plan.schedule.peak,
             "seed": self.config.seed,

@@ -34,8 +34,8 @@ from rekindle.store.system import DiscFull, error_number
 from rekindle.train.config import TrainConfig
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import last_step
+from rekindle.train.objectives import Objective
 from rekindle.train.optimizer import MOMENTS
-from rekindle.train.tokens import Corpus
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ _OPTIONS = "options"
 _MAY_DIFFER = (_OPTIONS, _CHANGES)
 
 
-def describe_run(config: TrainConfig, fingerprint: str, corpus: Corpus | None) -> dict[str, Any]:
+def describe_run(config: TrainConfig, fingerprint: str, objective: Objective | None) -> dict[str, Any]:
     """What a saved state must agree on with the run that resumes it, and under "options" what may differ.
 
-    Without a corpus nothing is said of the text.
+    Without an objective nothing is said of the text.
     """
     options = {name: list(x) if isinstance(x, tuple) else x for name, x in to_dict(config).items()}
     fixed = {name: options.pop(name) for name in _FIXED}
-    text = {"tokens of training text": len(corpus.train), "digest of all text": corpus.digest} if corpus else {}
+    text = objective.text() if objective else {}
     return {**fixed, "source": fingerprint, **text, _OPTIONS: options, _CHANGES: []}
 
 

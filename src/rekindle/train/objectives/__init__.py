@@ -1,0 +1,124 @@
+"""What a run learns: what a batch holds, what the model is called with, which losses come out of its outputs.
+
+labelled.py         what all objectives share whose targets are tokens
+next_token.py       each next token of a text
+seq2seq.py          a target text, given a source text
+span_corruption.py  the spans that were taken out of a text, given the rest
+
+b rows of a batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+
+from rekindle.anatomy import family_of
+from rekindle.train.config import EvaluateConfig, TrainConfig
+
+Batch = dict[str, torch.Tensor]  # named tensors, a row of each along the first axis
+Split = Literal["train", "validation", "all"]
+
+
+class Objective(Protocol):
+    """Rows of data, and what a model's outputs on them are worth.
+
+    What the model is called with is made apart from what its outputs are held to, as a pipeline needs them on
+    different processes. Balance and z losses of routers are the model's own, and no objective's.
+    """
+
+    name: str
+    length: int
+    """Targets of a row that has all it can have."""
+    measures: tuple[str, ...]
+    """What an evaluation finds: `loss`, and what else `each` gives."""
+
+    @property
+    def rows(self) -> int:
+        """Training rows, one epoch; raises RekindleError where there are none."""
+        ...
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Rows `first` to `first + count` of the endless training order: a function of these numbers alone.
+
+        So any rank makes its own share, and a run continues anywhere from its step.
+        """
+        ...
+
+    def sample(self, split: Split, tokens: int) -> Batch:
+        """About so many tokens of one side or both, spread evenly; raises RekindleError where there is no row."""
+        ...
+
+    def total(self, first: int, count: int) -> int:
+        """Targets of all those rows of the training order together."""
+        ...
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """How many targets each row has [b]: what its part of a mean over targets weighs."""
+        ...
+
+    def inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """What `model` is called with."""
+        ...
+
+    def losses(self, out: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """Means over the batch's targets; `loss` is what training lowers, others are only told."""
+        ...
+
+    def each(self, out: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """The same of each row [b], divided by `length`, of an evaluation: `loss` is what `val_loss` is made of."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of all the data that is read."""
+        ...
+
+    def text(self) -> dict[str, Any]:
+        """What a run that is resumed must agree on."""
+        ...
+
+    def described(self) -> dict[str, Any]:
+        """Of the data, for the run row of metrics.jsonl."""
+        ...
+
+
+class Entry(NamedTuple):
+    place: str  # module:class, with `open(config, seq_len, tokenizer, model_config)`
+    output: str  # of models that can learn it, see Settings.output
+
+
+TABLE = {
+    "next-token": Entry("rekindle.train.objectives.next_token:NextToken", "causal"),
+}
+DEFAULTS = {"causal": "next-token"}  # by Settings.output
+
+
+def objective_name(asked: str | None, config: Mapping[str, Any]) -> str:
+    """The objective that was asked for, or the one that models like that of a config.json learn by."""
+    return asked or DEFAULTS.get(family_of(config).settings(config).output, "next-token")
+
+
+def open_objective(
+    config: TrainConfig | EvaluateConfig, seq_len: int, tokenizer: Any, model_config: Mapping[str, Any]
+) -> Objective:
+    """Its data opened; raises RekindleError for data that is unreadable or does not fit the model's vocabulary."""
+    module, _, name = TABLE[objective_name(None, model_config)].place.partition(":")
+    return getattr(import_module(module), name).open(config, seq_len, tokenizer, model_config)
+
+
+def split_batch(batch: Batch, size: int) -> list[Batch]:
+    """Parts of at most `size` rows."""
+    parts = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
+    return [dict(zip(batch, part, strict=True)) for part in parts]
+
+
+def rows_of(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def on(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}

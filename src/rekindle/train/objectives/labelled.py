@@ -1,0 +1,36 @@
+"""What objectives share whose targets are tokens: cross entropy, in nats per token that has a loss.
+
+b rows   T targets of a row   V vocabulary
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from rekindle.train.losses import IGNORED, cross_entropy
+from rekindle.train.objectives import Batch
+
+
+class Labelled:
+    """Cross entropy of logits [b, T, V] with the labels of a batch."""
+
+    measures = ("loss",)
+
+    @abstractmethod
+    def labels(self, batch: Batch) -> torch.Tensor:
+        """The tokens to foresee [b, T], IGNORED where there is no loss."""
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        return (self.labels(batch) != IGNORED).sum(1)
+
+    def losses(self, out: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"loss": cross_entropy(out.logits, self.labels(batch))}
+
+    def each(self, out: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        labels = self.labels(batch)
+        losses = F.cross_entropy(out.logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
+        return {"loss": losses.view(labels.shape).mean(1)}

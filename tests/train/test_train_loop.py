@@ -24,6 +24,7 @@ from train_helpers import broken, curve, defaults, rows, write_corpus
 
 from rekindle import api
 from rekindle.apply.load import load_model
+from rekindle.apply.moments import read_info
 from rekindle.cli import main
 from rekindle.errors import CheckFailed, Ended, RekindleError
 from rekindle.store.folder import open_folder
@@ -32,7 +33,7 @@ from rekindle.train import step as step_module
 from rekindle.train.losses import cross_entropy
 from rekindle.train.model import load_tokenizer
 from rekindle.train.objectives import labelled
-from rekindle.train.optimizer import load_optimizer, make_optimizer, read_description
+from rekindle.train.optimizer import load_optimizer, make_optimizer
 from rekindle.train.state import work_folder
 from rekindle.train.tokens import open_corpus
 
@@ -200,16 +201,16 @@ def test_learning_rates_are_those_of_the_schedule(small: Small, run: Run):
 def test_continuing_a_schedule_and_its_optimizer_is_one_long_run(small: Small, run: Run, tmp_path: Path):
     """At the level of rates and moments: the data starts over, as the run is a new one."""
     first, _ = run(small(), "first", schedule="inverse-sqrt", warmup=0.25)
-    saved = read_description(first / "optimizer")
+    saved = read_info(first / "optimizer")
     assert saved["schedule"]["start"] == 12 * 256
     state = str(first / "optimizer")
     second, _ = run(first, "second", schedule="continue", optimizer_state=state, warmup=0.0)
     rate = lambda step: 1e-2 * math.sqrt(3 / (step + 0.5))  # noqa: E731
     assert [row["lr"] for row in rows(second, "step")] == pytest.approx([rate(step) for step in range(12, 24)])
-    assert set(read_description(second / "optimizer")["steps"].values()) == {24}
-    assert read_description(second / "optimizer")["schedule"]["start"] == 24 * 256
+    assert set(read_info(second / "optimizer")["steps"].values()) == {24}
+    assert read_info(second / "optimizer")["schedule"]["start"] == 24 * 256
     without, _ = run(first, "without", schedule="continue")  # found beside the weights; fresh moments
-    assert set(read_description(without / "optimizer")["steps"].values()) == {12}
+    assert set(read_info(without / "optimizer")["steps"].values()) == {12}
     with pytest.raises(RekindleError, match="no schedule to continue"):
         run(small(), "third", schedule="continue")
 
@@ -340,7 +341,7 @@ FULL = "Error while serializing: I/O error: No space left on device (os error 28
     [
         ("rekindle.train.state.save_file", 1, "then start it again"),
         ("rekindle.train.state.save_file", 4, r"then --resume \(from step 4\)"),
-        ("rekindle.train.optimizer.save_file", 1, r"then --resume \(from step 12\)"),
+        ("rekindle.train.optimizer.write_moments", 1, r"then --resume \(from step 12\)"),
         ("rekindle.train.finish.save_model", 1, r"then --resume \(from step 12\)"),
     ],
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rekindle.anatomy import on_disk, runtime_names
 from rekindle.anatomy.adam import MOMENTS
-from rekindle.apply.state import DESCRIPTION as STATE
+from rekindle.apply.moments import key, weight_of
 from rekindle.apply.state import read_state
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Joined, Leaf
@@ -33,16 +32,14 @@ class OptimizerState:
         """The moment of a stored tensor; of a stacked one, stacked the same way."""
         suffix = MOMENTS[order - 1]
         if leaf.name in self._stacked:
-            parts = [
-                Leaf(f"{n}.{suffix}", self.stored[f"{n}.{suffix}"]) for row in self._stacked[leaf.name] for n in row
-            ]
+            parts = [Leaf(key(n, suffix), self.stored[key(n, suffix)]) for row in self._stacked[leaf.name] for n in row]
             return Joined(parts, leaf.shape)
-        name = f"{leaf.name}.{suffix}"
+        name = key(leaf.name, suffix)
         return Leaf(name, self.stored[name])
 
     def step(self, moment: Expr) -> int:
         """Steps behind a child's moment: the most of what it was made of, 0 for a new tensor."""
-        names = [leaf.name.rsplit(".", 1)[0] for leaf in moment.leaves()]
+        names = [weight_of(leaf.name) for leaf in moment.leaves()]
         return max((int(self.info["steps"].get(name, 0)) for name in names), default=0)
 
     def _check(self, parent: Checkpoint) -> None:
@@ -54,7 +51,7 @@ class OptimizerState:
                     RekindleError("The optimizer state does not say the step of a weight.", where=name, hint=_WHOLE)
                 )
             for suffix in MOMENTS:
-                stored = self.stored.get(f"{name}.{suffix}")
+                stored = self.stored.get(key(name, suffix))
                 if stored is None:
                     problems.append(
                         RekindleError(f"The optimizer state lacks {suffix} of a weight.", where=name, hint=_WHOLE)
@@ -74,10 +71,6 @@ def recycle(plan: Plan, state: OptimizerState) -> tuple[dict[str, Expr], dict[st
         if name in plan.buffers:
             continue
         for order, suffix in enumerate(MOMENTS, 1):
-            tensors[f"{name}.{suffix}"] = expr.moment(order, state.moment)
-        steps[name] = state.step(tensors[f"{name}.{MOMENTS[0]}"])
+            tensors[key(name, suffix)] = expr.moment(order, state.moment)
+        steps[name] = state.step(tensors[key(name, MOMENTS[0])])
     return tensors, state.info | {"steps": steps}
-
-
-def write_info(folder: Path, info: dict[str, Any]) -> None:
-    (folder / STATE).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")

@@ -15,7 +15,8 @@ budget.py     how many tokens a run trains on
 flops.py      parameters and training FLOPs
 losses.py     cross entropy, load-balance and z loss; expert load
 objectives/   what a run learns: batches, what the model is called with, losses, evaluation
-optimizer.py  Adam's moments under the checkpoint's own tensor names
+held.py       whole weights and moments, gathered by all ranks
+optimizer.py  AdamW, and its moments under the weights' own names
 state.py      what a run needs to continue bit for bit
 archive.py    its saved states as an archive
 metrics.py    metrics.jsonl

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rekindle.config import to_dict
 from rekindle.errors import CheckFailed, Ended
 from rekindle.progress import Progress
@@ -20,6 +22,7 @@ from rekindle.train.archive import Archiver
 from rekindle.train.device import device_name, peak_memory
 from rekindle.train.evaluate import validation_loss
 from rekindle.train.flops import count_parameters, training_flops
+from rekindle.train.held import Whole
 from rekindle.train.interrupts import Interrupts
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import Metrics
@@ -47,9 +50,11 @@ class Session:
         start = saved.step if saved else 0
         self.resumed_at = saved.step if saved else None
         with self._opened(saved), Interrupts() as interrupts:
-            if saved and self.archiver:  # the run may have been cut off before the archive had this state
-                self._archive(start)
-                self.archiver.steps()
+            if saved and self.config.archive:
+                whole = self.stepper.whole()  # the run may have been cut off before the archive had this state
+                if whole and self.archiver:
+                    self._archive(whole, start)
+                    self.archiver.steps()
             for step in range(start, self.plan.steps):
                 boundary = self.metrics.position  # where a state saved now resumes, evaluating again if it is due
                 if step > start and step % self.plan.save_interval == 0:
@@ -145,32 +150,31 @@ class Session:
         if not self._sound():
             what = f"Training diverged in step {step} of {self.plan.steps}: its update made weights NaN or infinite."
             raise self._failed(what, updated=True)
-        if self.main:
+        if whole := self.stepper.whole():
             self.metrics.sync()
             archived = self.archiver.steps() if self.archiver else {}  # all before this one, before their states go
-            how = {"step": step, "position": position, "run": self.run, "archived": archived}
-            save_state(self.work, self.stepper.model, self.stepper.optimizer, **how)
-            self._archive(step)
+            save_state(self.work, whole, step=step, position=position, run=self.run, archived=archived)
+            self._archive(whole, step)
         self.accelerator.wait_for_everyone()
 
-    def _archive(self, step: int) -> None:
+    def _archive(self, whole: Whole, step: int) -> None:
         if self.archiver:
-            schedule = self.plan.schedule.at(step * self.plan.batch_tokens)
-            self.archiver.save(self.stepper.model, self.stepper.optimizer, step, schedule)
+            self.archiver.save(whole, step, self.plan.schedule.at(step * self.plan.batch_tokens))
 
     def _diverged(self, step: int, boundary: int, error: Diverged) -> CheckFailed:
         """Keep the weights from before the bad step, if they are sound, and say what to type."""
-        saved = find_state(self.work)
+        saved, sound = find_state(self.work), self._sound()
         there = saved is not None and saved.step == step
-        if step > 0 and not there and self._sound():
+        if step > 0 and not there and sound:
             self._save(step, boundary)
         what = "Training diverged in" if step else "Training cannot begin with"
         what = f"{what} step {step + 1} of {self.plan.steps}: {error}."
         return self._failed(what, updated=step > 0, again=step == self.resumed_at)
 
     def _sound(self) -> bool:
-        """Whether all weights are numbers."""
-        return all(bool(p.isfinite().all()) for p in self.stepper.model.parameters())
+        """Whether all weights of all ranks are numbers; all ranks ask."""
+        sick = sum(not bool(p.isfinite().all()) for p in self.stepper.model.parameters())
+        return not self.accelerator.reduce(torch.tensor(sick, device=self.accelerator.device), "sum").item()
 
     def _failed(self, what: str, *, updated: bool, again: bool = False) -> CheckFailed:
         """`what` is no number, and why: weights of the source, or, where they were `updated`, what can be lowered.

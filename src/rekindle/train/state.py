@@ -27,15 +27,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from rekindle.anatomy.adam import MOMENTS
 from rekindle.config import to_dict
 from rekindle.errors import RekindleError
 from rekindle.store.publish import check_free, sync
 from rekindle.store.system import DiscFull, error_number
 from rekindle.train.config import TrainConfig
+from rekindle.train.held import Whole
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import last_step
 from rekindle.train.objectives import Objective
-from rekindle.train.optimizer import MOMENTS
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,7 @@ def work_folder(out: Path) -> Path:
 
 def save_state(
     work: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    whole: Whole,
     *,
     step: int,
     position: int,
@@ -149,12 +149,9 @@ def save_state(
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
-        parameters = dict(model.named_parameters())
-        save_file({name: p.detach().contiguous() for name, p in parameters.items()}, new / "weights.safetensors")
+        save_file({name: p.contiguous() for name, p in whole.parameters.items()}, new / "weights.safetensors")
         moments = {
-            f"{name}.{key}": value.contiguous()
-            for name, p in parameters.items()
-            for key, value in optimizer.state[p].items()
+            f"{name}.{key}": value.contiguous() for name, state in whole.moments.items() for key, value in state.items()
         }
         save_file(moments, new / "moments.safetensors")
         described = {"step": step, "position": position, "run": dict(run), "archived": dict(archived or {})}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from rekindle.train.config import TrainConfig
+from rekindle.train.held import Holder, Whole, replicated
 from rekindle.train.losses import expert_grid, experts_per_token, forward, router_losses
 from rekindle.train.objectives import Batch, Objective, on, rows_of, split_batch
 from rekindle.train.plan import Plan
@@ -43,6 +44,7 @@ class Stepper:
     plan: Plan
     config: TrainConfig
     micro_batch: int
+    hold: Holder = replicated
 
     def __post_init__(self) -> None:
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -100,6 +102,10 @@ class Stepper:
         coefficients = {"aux_loss": self.config.aux_loss, "z_loss": self.config.z_loss}
         routers = (coefficients[name] * losses[name] for name in coefficients if name in losses)
         return sum(routers, losses["loss"])
+
+    def whole(self) -> Whole | None:
+        """All weights and moments on the main rank, None on the others; every rank has to ask."""
+        return self.hold(self.model, self.optimizer, self.accelerator.is_main_process)
 
     def _seed(self, step: int) -> None:
         """Dropout and router noise, where a model has them, depend on seed, step and rank alone."""

@@ -53,7 +53,7 @@ def test_what_is_known_is_not_looked_at():
 def test_a_text_is_run_once_for_all_that_ask_and_only_then():
     texts = []
     ask = [Counted("a", data="stdlib:1k"), Counted("b", data="stdlib:1k"), Counted("c", data="other"), Counted("d")]
-    _, looked, _ = found(*ask, calibrate=lambda text: texts.append(text) or len(texts))
+    _, looked, _ = found(*ask, calibrate=lambda source, text: texts.append(text) or len(texts))
     assert looked == ["a", "b", "c", "d"]
     assert sorted(texts) == ["other", "stdlib:1k"]
     assert ask[0].found["text"] == ask[1].found["text"] != ask[2].found["text"]

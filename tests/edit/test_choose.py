@@ -10,7 +10,8 @@ from test_expressions import Memory, expressions, moments_of, whole
 
 from rekindle.edit.arithmetic import Fresh, Normal, Scale, Twin
 from rekindle.edit.choose import Chosen
-from rekindle.edit.expressions import Leaf, beside, joined
+from rekindle.edit.expressions import Leaf
+from rekindle.edit.joining import beside, joined
 from rekindle.edit.measure import Statistics
 from rekindle.store.dtypes import from_float
 from rekindle.store.header import Stored

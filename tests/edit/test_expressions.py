@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rekindle.edit.arithmetic import Cast, Fill, Normal, Rounded, Scale, Sum, Twin
-from rekindle.edit.expressions import Columns, Joined, Leaf, Rows
+from rekindle.edit.expressions import Columns, Leaf, Rows
+from rekindle.edit.joining import Joined
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import from_float, to_float
 from rekindle.store.header import Stored

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from test_expressions import Memory, moments_of, whole
 
 from rekindle.edit.arithmetic import Cast, Fill, Scale, Sum, Twin
-from rekindle.edit.expressions import BLOCK, Beside, Columns, Joined, Rows, Transposed, beside, joined
+from rekindle.edit.expressions import BLOCK, Columns, Rows, Transposed
+from rekindle.edit.joining import Beside, Joined, beside, joined
 from rekindle.store.dtypes import from_float
 
 

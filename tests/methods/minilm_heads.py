@@ -96,7 +96,7 @@ class Bench:
 
     def pool(self, out: Path, **options: Any) -> Path:
         child = emulated(self.parent, gqa.Config(**options))
-        with patch("rekindle.api.model.calibration", lambda origin, data: self.calibration):
+        with patch("rekindle.api.saving.calibration", lambda origin, data: self.calibration):
             return api.Model(str(self.folder), child).save(out)
 
     def fidelity(self, folder: Path) -> Fidelity:

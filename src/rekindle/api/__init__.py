@@ -11,9 +11,10 @@ from rekindle.api.join import join
 from rekindle.api.laws import fit, laws, plan
 from rekindle.api.look import checksums, env, inspect, not_finite, verify
 from rekindle.api.methods import gqa, grow_depth, grow_experts, rewrite, upcycle
-from rekindle.api.model import Model, apply, command, open, summary
+from rekindle.api.model import Model, apply, open
 from rekindle.api.pack import archive_add, pack
 from rekindle.api.recipe import is_training, load_recipe, run, run_cost
+from rekindle.api.saving import command
 from rekindle.api.training import evaluate, init, init_cost, report, train, train_cost, utility
 from rekindle.codec.archive import Archive
 
@@ -50,7 +51,6 @@ __all__ = [
     "rewrite",
     "run",
     "run_cost",
-    "summary",
     "train",
     "train_cost",
     "unpack",

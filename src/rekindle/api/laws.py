@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekindle.api.model import command
 from rekindle.api.options import takes
+from rekindle.api.saving import command
 from rekindle.api.source import place
 from rekindle.config import Resolved, resolve
 from rekindle.errors import RekindleError, counted

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rekindle import __version__
-from rekindle.api.model import Model, open, papers, summary
+from rekindle.api.model import Model, open
+from rekindle.api.saving import papers
 from rekindle.api.source import local
 from rekindle.apply.threads import cores
 from rekindle.codec.kernel import kernel
@@ -39,7 +40,7 @@ def inspect(source: str | Path | Model) -> dict[str, Any]:
     return {
         "source": model.source,
         "family": checkpoint.family.model_type,
-        "summary": summary(checkpoint),
+        "summary": checkpoint.summary,
         "parameters": checkpoint.parameters(),
         "layers": s.num_layers,
         "hidden_size": s.hidden_size,
@@ -67,7 +68,7 @@ def _applies(model: Model, verb: str) -> str:
         child = model.then(verb, resolve(method_named(verb).config, METHODS[verb].trial))
     except RekindleError as error:
         return f"no: {error.why or error.what}".splitlines()[0]
-    return f"yes: {summary(child.checkpoint)}"
+    return f"yes: {child.checkpoint.summary}"
 
 
 def verify(

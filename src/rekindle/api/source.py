@@ -53,7 +53,7 @@ def place(source: str | Path) -> Path | None:
 def files_read(*configs: Any) -> list[str]:
     """What the options of these Configs name to be read: files and folders, or words such as stdlib."""
     values = [getattr(config, name, None) for config in configs for name in READ]
-    return [value for value in values if isinstance(value, str)]
+    return [path for value in values for path in ([value] if isinstance(value, str) else value or ())]
 
 
 def digest_of(folder: Path) -> str | None:

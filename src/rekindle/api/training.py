@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekindle import __version__
-from rekindle.api.model import command, open
+from rekindle.api.model import open
 from rekindle.api.options import takes
+from rekindle.api.saving import command
 from rekindle.api.source import files_read, local, place
 from rekindle.config import Resolved, resolve, to_dict
 from rekindle.errors import RekindleError

@@ -27,7 +27,7 @@ def identity(plan: str, leaves: Iterable[Leaf], folder: Folder) -> Identity:
     Times of change are left out, since copies of a file have different ones. The samples stand in for them: they tell a
     step of a training, or a fine-tune of some tensors, from another whose files have the same names and sizes.
     """
-    stored = {(Path(leaf.stored.path).name, leaf.name): leaf for leaf in leaves}
+    stored = {(leaf.source, Path(leaf.stored.path).name, leaf.name): leaf for leaf in leaves}
     found = [stored[key] for key in sorted(stored)]
     sizes = {leaf.stored.path: _size(leaf.stored.path) for leaf in found}
     state = hashlib.sha256(repr([(Path(path).name, size) for path, size in sizes.items()]).encode())

@@ -23,7 +23,7 @@ from rekindle.store.header import build_header, read_header
 FOLDER = "measurements"
 FILE = "found.safetensors"
 
-Calibrate = Callable[[str], Activations]  # text -> what the source computes on it
+Calibrate = Callable[[str, str], Activations]  # source, text -> what it computes on it
 Progress = Callable[[int], object]  # called with bytes read
 Found = dict[str, Mapping[str, NDArray]]  # name -> key -> array
 
@@ -41,19 +41,20 @@ def settle(
     for measurement in wanted:
         alike.setdefault(measurement.name, []).append(measurement)
     found: Found = {}
-    texts: dict[str, Activations] = {}
+    texts: dict[tuple[str, str], Activations] = {}
     with Files() as files, ThreadPoolExecutor(workers) as pool:
 
         def look(measurement: Measurement) -> Mapping[str, NDArray]:
-            arrays = known.get(measurement.name) or measurement.find(files, texts.get(measurement.data))
+            text = texts.get((measurement.source, measurement.data))
+            arrays = known.get(measurement.name) or measurement.find(files, text)
             progress(measurement.nbytes)
             return arrays
 
         for ready in _waves(alike):
             for name in ready:
-                text = alike[name][0].data
-                if text and text not in texts and name not in known:
-                    texts[text] = calibrate(text)
+                source, text = alike[name][0].source, alike[name][0].data
+                if text and (source, text) not in texts and name not in known:
+                    texts[source, text] = calibrate(source, text)
             with one_for_each_worker():
                 looked = list(pool.map(lambda name: look(alike[name][0]), ready))
             for name, arrays in zip(ready, looked, strict=True):

@@ -22,16 +22,16 @@ ALGORITHM = "adamw"
 
 @dataclass(frozen=True)
 class State:
-    """`moments` by `key`, `info` as in optimizer.json, `path` where it is described."""
+    """`moments` by `moment_name`, `info` as in optimizer.json, `path` where it is described."""
 
     info: dict[str, Any]
     moments: dict[str, Stored]
     path: Path
 
 
-def key(name: str, moment: str) -> str:
+def moment_name(weight: str, moment: str) -> str:
     """What the moment of a weight is called."""
-    return f"{name}.{moment}"
+    return f"{weight}.{moment}"
 
 
 def weight_of(moment: str) -> str:
@@ -56,7 +56,7 @@ def write_info(folder: Path, info: Mapping[str, Any]) -> None:
 
 
 def write_moments(folder: Path, moments: dict[str, Any], info: Mapping[str, Any]) -> None:
-    """`moments` are torch tensors by `key`."""
+    """`moments` are torch tensors by `moment_name`."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

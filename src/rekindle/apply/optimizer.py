@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rekindle.anatomy import on_disk, runtime_names
 from rekindle.anatomy.adam import MOMENTS
-from rekindle.apply.moments import key, weight_of
+from rekindle.apply.moments import moment_name, weight_of
 from rekindle.apply.state import read_state
 from rekindle.edit.checkpoint import Checkpoint
-from rekindle.edit.expressions import Expr, Joined, Leaf
+from rekindle.edit.expressions import Expr, Leaf
+from rekindle.edit.joining import Joined
 from rekindle.edit.plan import Plan
-from rekindle.errors import RekindleError, together
+from rekindle.errors import RekindleError, counted, together
 
 _WHOLE = "the whole `optimizer/` of the run that made SRC, or no --optimizer-state"
 
 
 class OptimizerState:
-    """The parent's moments, by name on disk."""
+    """One parent's moments, by name on disk."""
 
-    def __init__(self, folder: Path, parent: Checkpoint):
+    def __init__(self, folder: Path, parent: Checkpoint, key: str = ""):
         found = read_state(folder, parent.config)
-        self.info, self.stored = found.info, found.moments
+        self.info, self._stored, self._key = found.info, found.moments, key
         names = {leaf.name for x in parent.tensors.values() for leaf in x.leaves()}
         runtime = runtime_names(parent.config)
         self._stacked = {name: runtime[name] for name in names if not isinstance(runtime.get(name, ""), str)}
@@ -32,15 +34,16 @@ class OptimizerState:
         """The moment of a stored tensor; of a stacked one, stacked the same way."""
         suffix = MOMENTS[order - 1]
         if leaf.name in self._stacked:
-            parts = [Leaf(key(n, suffix), self.stored[key(n, suffix)]) for row in self._stacked[leaf.name] for n in row]
+            parts = [self._leaf(moment_name(n, suffix)) for row in self._stacked[leaf.name] for n in row]
             return Joined(parts, leaf.shape)
-        name = key(leaf.name, suffix)
-        return Leaf(name, self.stored[name])
+        return self._leaf(moment_name(leaf.name, suffix))
 
-    def step(self, moment: Expr) -> int:
-        """Steps behind a child's moment: the most of what it was made of, 0 for a new tensor."""
-        names = [weight_of(leaf.name) for leaf in moment.leaves()]
-        return max((int(self.info["steps"].get(name, 0)) for name in names), default=0)
+    def _leaf(self, name: str) -> Leaf:
+        return Leaf(name, self._stored[name], self._key)
+
+    def step(self, moment: Leaf) -> int:
+        """Steps behind a stored moment."""
+        return int(self.info["steps"].get(weight_of(moment.name), 0))
 
     def _check(self, parent: Checkpoint) -> None:
         problems = []
@@ -51,7 +54,7 @@ class OptimizerState:
                     RekindleError("The optimizer state does not say the step of a weight.", where=name, hint=_WHOLE)
                 )
             for suffix in MOMENTS:
-                stored = self.stored.get(key(name, suffix))
+                stored = self._stored.get(moment_name(name, suffix))
                 if stored is None:
                     problems.append(
                         RekindleError(f"The optimizer state lacks {suffix} of a weight.", where=name, hint=_WHOLE)
@@ -63,7 +66,32 @@ class OptimizerState:
             raise together(problems)
 
 
-def recycle(plan: Plan, state: OptimizerState) -> tuple[dict[str, Expr], dict[str, Any]]:
+class OptimizerStates:
+    """The moments of all sources, by their keys."""
+
+    def __init__(self, states: Mapping[str, OptimizerState]):
+        self._states = states
+        self.info = next(iter(states.values())).info  # but for the steps, that of the first
+
+    def moment(self, leaf: Leaf, order: int) -> Expr:
+        """The moment of a stored tensor."""
+        return self._states[leaf.source].moment(leaf, order)
+
+    def step(self, moment: Expr) -> int:
+        """Steps behind a child's moment: the most of what it was made of, 0 for a new tensor."""
+        return max((self._states[leaf.source].step(leaf) for leaf in moment.leaves()), default=0)
+
+
+def states_of(sources: Mapping[str, Checkpoint], paths: Sequence[str]) -> OptimizerStates:
+    """One state for each source, in order; raises RekindleError where there are more or fewer, or one does not fit."""
+    if len(paths) != len(sources):
+        what = f"{counted(len(sources), 'source')} and {counted(len(paths), 'optimizer state')}: each needs its own."
+        raise RekindleError(what, hint="--optimizer-state A,B in the order of the sources; or none")
+    found = zip(sources.items(), paths, strict=True)
+    return OptimizerStates({key: OptimizerState(Path(path), source, key) for (key, source), path in found})
+
+
+def recycle(plan: Plan, state: OptimizerStates) -> tuple[dict[str, Expr], dict[str, Any]]:
     """The child's moments as tensors to write, and its optimizer.json."""
     tensors: dict[str, Expr] = {}
     steps: dict[str, int] = {}
@@ -71,6 +99,6 @@ def recycle(plan: Plan, state: OptimizerState) -> tuple[dict[str, Expr], dict[st
         if name in plan.buffers:
             continue
         for order, suffix in enumerate(MOMENTS, 1):
-            tensors[key(name, suffix)] = expr.moment(order, state.moment)
-        steps[name] = state.step(tensors[key(name, MOMENTS[0])])
+            tensors[moment_name(name, suffix)] = expr.moment(order, state.moment)
+        steps[name] = state.step(tensors[moment_name(name, MOMENTS[0])])
     return tensors, state.info | {"steps": steps}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -17,7 +17,7 @@ from rekindle.apply.measure import FOLDER as FOUND
 from rekindle.apply.measure import Calibrate, Found, fingerprint, read_found, settle, write_found
 from rekindle.apply.moments import DESCRIPTION as STATE
 from rekindle.apply.moments import write_info
-from rekindle.apply.optimizer import OptimizerState, recycle
+from rekindle.apply.optimizer import recycle, states_of
 from rekindle.apply.parts import Identity, Part, Record, owners
 from rekindle.apply.shards import Shard, cut, write_index
 from rekindle.apply.threads import cores, one_for_each_worker
@@ -42,7 +42,9 @@ class SaveConfig:
     max_shard_size: Size = option(Size(5_000_000_000), help="largest weight file, e.g. 5GB")
     fused: bool = option(False, help="stack experts as transformers v5 holds them in memory, not one by one")
     checksum: bool = option(False, help="hash each shard (SHA-256) in the same pass; costs about a copy's time again")
-    optimizer_state: str | None = option(None, help="folder or optimizer.pt: the parent's Adam moments, to recycle too")
+    optimizer_state: tuple[str, ...] | None = option(
+        None, help="folder or optimizer.pt: the parent's Adam moments, to recycle too; one for each SRC"
+    )
     measurements: str | None = option(None, help="earlier result of the same source whose measurements are reused")
 
 
@@ -113,7 +115,8 @@ class Job:
     def check_unchanged(self) -> None:
         """Raise RekindleError where a file that is read is not what it was when it was opened."""
         tables = [path for path in self.seen if Path(path).name in TABLES or path.endswith(".index.json")]
-        there = [path for path in self.checkpoint.folder.seen if travels(Path(path).name)]  # or was, when it was opened
+        carried = self.checkpoint.folder
+        there = [path for path in carried.seen if travels(Path(path).name)]  # or was, when it was opened
         check_unchanged(self.seen, {*self.sources, *tables, *there, *map(str, self.passengers)})
 
     @property
@@ -129,14 +132,16 @@ def prepare(checkpoint: Checkpoint, config: SaveConfig) -> Job:
     if config.max_shard_size < 1:
         raise RekindleError(f"A shard of {config.max_shard_size} bytes holds nothing.", hint="--max-shard-size 5GB")
     planned, folder = plan(checkpoint, fused=config.fused), checkpoint.folder
-    seen = {**stamps([] if folder.bare else folder.passengers()), **folder.seen}
+    seen = dict(stamps([] if folder.bare else folder.passengers()))
+    for source in checkpoint.sources.values():
+        seen |= source.folder.seen
     if not config.optimizer_state:
         return Job(checkpoint, planned, config, {}, {}, seen)
-    parent, moments = checkpoint.origin, Path(config.optimizer_state)
-    seen = {**seen, **stamps_in(moments)}
-    state = OptimizerState(moments, parent)
+    for path in config.optimizer_state:
+        seen |= stamps_in(Path(path))
+    states = states_of(checkpoint.sources, config.optimizer_state)
     unfused = plan(checkpoint) if config.fused else planned
-    return Job(checkpoint, planned, config, *recycle(unfused, state), seen)
+    return Job(checkpoint, planned, config, *recycle(unfused, states), seen)
 
 
 def nbytes_read(needed: Iterable[Measurement]) -> int:
@@ -158,17 +163,17 @@ def write(
     resume: bool,
     progress: Progress,
     calibrate: Calibrate,
-    origin: str | None = None,
+    unpacked: Mapping[Path, str] | None = None,
 ) -> dict[str, Written]:
     """Measure, then write everything but the manifest and the card into `folder`. Returns what became of each shard.
 
     Of a `part` of OUT only its own shards are written, and its record. `progress` hears of bytes measured and
-    written; `calibrate` runs the source on a text, where the plan asks for it. `origin` names what is in the source's
-    folder where its files have no times of their own: the step of an archive, which is unpacked anew each time. Raises
-    RekindleError where the source is changed meanwhile, or has files that are links out of it.
+    written; `calibrate` runs a source on a text, where the plan asks for it. `unpacked` names what is in those folders
+    whose files have no times of their own: steps of archives, which are unpacked anew each time. Raises RekindleError
+    where a source is changed meanwhile, or has files that are links out of it.
     """
     job.check_unchanged()
-    digest = f"{job.layout}/{job.config}/{origin or ''}/{_times(job, bool(origin))}"
+    digest = f"{job.layout}/{job.config}/{','.join((unpacked or {}).values())}/{_times(job, list(unpacked or {}))}"
     _clear(folder, finished(folder, digest) if resume else {})
     job.checkpoint.folder.carry(folder)
     known = _known(job, folder) | (measured_by_others(out, part) if part else {})
@@ -216,10 +221,9 @@ def check_finite(written: Mapping[str, Written], out: Path, source: str) -> None
         )
 
 
-def _times(job: Job, moments_only: bool) -> list[tuple[str, int]]:
+def _times(job: Job, without: Sequence[Path]) -> list[tuple[str, int]]:
     """The files that the plan reads, and when they changed: others must not finish what these began."""
-    own = job.checkpoint.folder.path
-    paths = [path for path in job.sources if not (moments_only and Path(path).is_relative_to(own))]
+    paths = [path for path in job.sources if not any(Path(path).is_relative_to(folder) for folder in without)]
     return [(path, found.mtime_ns) for path in paths if (found := stamp(path))]
 
 

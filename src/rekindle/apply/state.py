@@ -10,7 +10,7 @@ from typing import Any
 
 from rekindle.anatomy import runtime_names
 from rekindle.anatomy.adam import MOMENTS, Adam, Shape, adams_in, deal, parameters_of
-from rekindle.apply.moments import DESCRIPTION, FOLDER, State, described, key, read_moments
+from rekindle.apply.moments import DESCRIPTION, FOLDER, State, described, moment_name, read_moments
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS
 from rekindle.store.header import Stored
@@ -77,7 +77,7 @@ def _of_torch(
             if name not in disk or stored is None:
                 raise RekindleError(f"{suffix} of {name} cannot be read.", where=path)
             for part, place in _parts(disk[name], stored):
-                moments[key(part, suffix)] = place
+                moments[moment_name(part, suffix)] = place
                 steps[part] = _number(content, adam.state[number].get("step"))
     betas, eps = adam.options.get("betas"), adam.options.get("eps")
     info = described(betas if isinstance(betas, list | tuple) else None, eps, steps, {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from rekindle import api
 from rekindle.apply.parts import Part
 from rekindle.apply.save import Job, nbytes_read
 from rekindle.cli.out import count, nbytes, table
@@ -42,7 +41,7 @@ def dry_text(job: Job, part: Part | None, workers: int) -> str:
     if job.moments:
         rows.append(("moments", str(len(job.moments)), nbytes(sum(x.nbytes for x in job.moments.values()))))
     rows.append(("total", str(len(job.plan.tensors) + len(job.moments)), nbytes(job.nbytes)))
-    lines = ["[dry-run] " + api.summary(job.checkpoint) + ", " + parameters(job.checkpoint)]
+    lines = ["[dry-run] " + job.checkpoint.summary + ", " + parameters(job.checkpoint)]
     lines.append(table(rows, indent=2, right=(1, 2)))
     changed = len(job.plan.tensors) - job.plan.counts["copied"]["tensors"]
     for name, fate in islice(job.plan.changed(), SHOWN):

@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 from rekindle import api
+from rekindle.api.saving import check_apart, check_keeps_state, lost
+from rekindle.api.saving import recipe as recipe_of
 from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
 from rekindle.apply.save import Job, SaveConfig, default_workers, nbytes_read
 from rekindle.apply.threads import check_workers
@@ -42,7 +44,7 @@ def _verb(method: Method) -> click.Command:
         save = resolved(SaveConfig, given)
         model = api.open(src).then(method.verb, options)
         if print_config:
-            click.echo(dump_yaml(model.recipe(save)), nl=False)
+            click.echo(dump_yaml(recipe_of(model, save)), nl=False)
             return
         echo(f"rekindle {method.verb}: {src} -> {out}", options, save)
         _write(model, out, save, given)
@@ -107,7 +109,7 @@ def join(out: str, format_: str) -> None:
     path = api.join(out)
     checkpoint = api.open(path).checkpoint
     stored = sum(tensor.nbytes for tensor in checkpoint.folder.tensors.values())
-    human = f"{path}: {api.summary(checkpoint)}, {parameters(checkpoint)}, {nbytes(stored)}"
+    human = f"{path}: {checkpoint.summary}, {parameters(checkpoint)}, {nbytes(stored)}"
     result({"out": str(path), "bytes": stored, "parameters": checkpoint.parameters()}, human, format_)
     manifest = read_manifest(path)
     _say_verify(path, next((r.source for r in reversed(manifest.lineage) if r.source), "") if manifest else "")
@@ -117,15 +119,15 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
     for note in model.checkpoint.notes:
         say(f"note: {note}")
     given_save = {name: value["value"] for name, value in save.options().items() if value["origin"] != "default"}
-    model.check_apart(Path(out), save.config)
+    check_apart(model, Path(out), save.config)
     workers = check_workers(default_workers() if given["workers"] is None else given["workers"])
     part = parse_part(given["part"]) if given["part"] else None
     job = model.job(**given_save)
     if given["overwrite"] and not part:
         check_free(Path(out), overwrite=True)
-        model.check_keeps_state(Path(out), job)
-        if lost := model.lost(Path(out), job):
-            say(f"note: goes with the {out} that is replaced, and is not in the new one: {', '.join(lost)}")
+        check_keeps_state(model, Path(out), job)
+        if gone := lost(model, Path(out), job):
+            say(f"note: goes with the {out} that is replaced, and is not in the new one: {', '.join(gone)}")
     if given["dry_run"]:
         result(dry_data(job, part, workers), dry_text(job, part, workers), given["format_"])
         return
@@ -152,7 +154,7 @@ def _tell(model: api.Model, job: Job, part: Part | None, path: Path, format_: st
     child, own = model.checkpoint, job.share(part)
     size = sum(shard.nbytes for shard in own)
     data: dict[str, Any] = {"out": str(path), "bytes": size, "parameters": child.parameters()}
-    lines = [f"{path}: {api.summary(child)}, {parameters(child)}, {nbytes(size)}"]
+    lines = [f"{path}: {child.summary}, {parameters(child)}, {nbytes(size)}"]
     if part:
         data |= {"part": str(part), "shards": [shard.file for shard in own]}
         lines[0] += f", part {part}: {len(own)} of {len(job.share(None))} shards"

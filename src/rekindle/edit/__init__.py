@@ -3,6 +3,7 @@
 from rekindle.edit.arithmetic import Fill, Normal
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
+from rekindle.edit.keyed import joint
 from rekindle.edit.opening import checkpoint_at, open_checkpoint
 from rekindle.edit.plan import Plan, plan
 from rekindle.edit.promise import Promise, exact, lossy
@@ -16,6 +17,7 @@ __all__ = [
     "Promise",
     "checkpoint_at",
     "exact",
+    "joint",
     "lossy",
     "open_checkpoint",
     "plan",

@@ -17,9 +17,10 @@ from rekindle.anatomy.settings import role_of
 from rekindle.edit.arithmetic import Computed, Fill, Fresh, Rounded
 from rekindle.edit.expressions import Expr
 from rekindle.edit.feedforward import PARTS, FeedForward
+from rekindle.edit.keyed import Keyed, joint
 from rekindle.edit.measure import Measurement
 from rekindle.edit.promise import Promise, exact
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 from rekindle.store.folder import Folder
 
 
@@ -31,11 +32,11 @@ class Checkpoint:
     settings: Settings
     config: dict[str, Any]
     tensors: dict[Role, Expr]
-    folder: Folder  # where the bytes are
+    folder: Folder  # where its bytes are; of several sources the first, whose other files travel along
     notes: list[str] = field(default_factory=list)  # what the user should know
     promise: Promise = field(default_factory=exact)
     unused: list[str] = field(default_factory=list)  # tensors of the folder that the family does not read
-    opened: Checkpoint | None = None  # what was opened, where this is not it
+    made_of: dict[str, Checkpoint] = field(default_factory=dict)  # by key what was opened, where this is not it
     findings: list[Measurement] = field(default_factory=list)  # what they find the user should know
 
     def __getitem__(self, layer: int) -> Block:
@@ -84,16 +85,28 @@ class Checkpoint:
         return layers
 
     @property
+    def sources(self) -> dict[str, Checkpoint]:
+        """The checkpoints over bytes on disk that this one is made of, by their keys; the key of an only one is ""."""
+        return self.made_of or {"": self}
+
+    @property
     def origin(self) -> Checkpoint:
-        """The checkpoint over the bytes on disk that this one is made of."""
-        return self.opened or self
+        """The first of its sources."""
+        return next(iter(self.sources.values()))
 
     # -- making a child --------------------------------------------------------------------------------------
 
     def derive(self, **changes: Any) -> Checkpoint:
         """A child that is this checkpoint but for the changes."""
-        own = {"notes": list(self.notes), "findings": list(self.findings)}
-        return replace(self, opened=self.origin, **own, **changes)
+        own = {"made_of": self.sources, "notes": list(self.notes), "findings": list(self.findings)}
+        return replace(self, **(own | changes))
+
+    def keyed(self, key: str) -> Checkpoint:
+        """The same as one of several: its sources, and all that is made of them, under this key."""
+        under = Keyed(key)
+        made_of = {joint(key, inner): source for inner, source in self.sources.items()}
+        tensors = {role: under(x) for role, x in self.tensors.items()}
+        return replace(self, made_of=made_of, tensors=tensors, findings=list(map(under, self.findings)))
 
     def as_family(self, name: str, **changes: Any) -> Checkpoint:
         """An empty child of another family with these settings changed; refused with every reason it cannot be."""
@@ -138,7 +151,16 @@ class Checkpoint:
         rounded = {id(x): Rounded(x) for x in self.tensors.values() if isinstance(x, Computed)}
         return self.derive(tensors={role: rounded.get(id(x), x) for role, x in self.tensors.items()})
 
-    # -- counting --------------------------------------------------------------------------------------------
+    # -- in numbers ------------------------------------------------------------------------------------------
+
+    @property
+    def summary(self) -> str:
+        """One line on what this is: "mixtral, 8 experts, top-2 in 16 of 16 layers"."""
+        s = self.settings
+        if not s.sparse_layers:
+            return f"{self.family.model_type}, dense, {counted(s.num_layers, 'layer')}"
+        layers = f"{len(s.sparse_layers)} of {counted(s.num_layers, 'layer')}"
+        return f"{self.family.model_type}, {s.num_experts} experts, top-{s.top_k} in {layers}"
 
     def parameters(self) -> dict[str, int]:
         """Total parameters, and those active for one token: all but the experts it is not routed to."""

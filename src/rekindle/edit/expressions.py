@@ -1,6 +1,6 @@
-"""Tensor expressions: what a tensor of the child is, in terms of the parent's bytes. Lazy, typed, priced.
+"""Tensor expressions: what a tensor of the child is, in terms of the parents' bytes. Lazy, typed, priced.
 
-Here are those that pick and join rows of stored tensors; `arithmetic` has those that calculate.
+Here are stored tensors and cuts of them; `joining` puts tensors together, `arithmetic` and its kin calculate.
 
 Every tensor is seen as a matrix of *rows*: all axes but the last, flattened, by the last (a vector is n rows of
 one). Operations along the leading axes only pick and join rows, so the bytes they need are runs of file bytes
@@ -9,6 +9,8 @@ one). Operations along the leading axes only pick and join rows, so the bytes th
 Each operation says how it carries Adam's moments. If a child's tensor is w' = f(w), its first moment estimates the
 mean of its own gradient and its second the mean of the square, so copies keep both, a weight scaled by a has them
 divided by a and a^2, and whatever mixes or draws anew starts empty, as a new tensor does.
+
+Every field of an expression is part of what it is, see `signature`: there is nothing to declare.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rekindle.errors import RekindleError
-from rekindle.store.dtypes import BITS, COMPUTED, nbytes, to_float
+from rekindle.store.dtypes import BITS, RAW, nbytes, to_float
 from rekindle.store.header import Stored
 from rekindle.store.legacy import Held
 
@@ -39,6 +42,12 @@ class Reader(Protocol):
     """Where blocks come from: an open set of files."""
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes: ...
+
+
+@cache
+def fields_of(cls: type) -> tuple[str, ...]:
+    """The names of all fields of an expression, or of a measurement."""
+    return tuple(name for base in cls.__mro__ for name in getattr(base, "__slots__", ()))
 
 
 Moments = Callable[["Leaf", int], "Expr"]  # the moment (1 or 2) of a parent's tensor
@@ -99,16 +108,15 @@ class Expr:
             yield from child.leaves()
 
     def own(self) -> Iterator[tuple[str, Any]]:
-        """Its numbers by name, without the expressions it is made of."""
-        for cls in type(self).__mro__:
-            for name in getattr(cls, "__slots__", ()):
-                value = getattr(self, name)
-                if not isinstance(value, Expr) and not (isinstance(value, tuple) and name != "shape"):
-                    yield name, value
+        """Its fields by name, but for those that are expressions, or several: `children` has these."""
+        for name in fields_of(type(self)):
+            value = getattr(self, name)
+            if not (isinstance(value, Expr) or (isinstance(value, tuple) and value and _are_exprs(value))):
+                yield name, value
 
     def label(self) -> str:
         """Names what it computes, on any machine: a stored tensor's name, or one followed by a digest."""
-        return f"{next((leaf.name for leaf in self.leaves()), 'new')}#{signature(self)[:16]}"
+        return f"{next((leaf.label() for leaf in self.leaves()), 'new')}#{signature(self)[:16]}"
 
     def first(self, rows: int) -> Expr:
         """The first rows along axis 0."""
@@ -131,12 +139,12 @@ class Expr:
 
 
 class Leaf(Expr):
-    """A tensor of the parent, as stored."""
+    """A stored tensor: which source's, and its name there. The only source of a checkpoint has the empty key."""
 
-    __slots__ = ("name", "stored")
+    __slots__ = ("name", "source", "stored")
 
-    def __init__(self, name: str, stored: Stored | Held):
-        self.name, self.stored = name, stored
+    def __init__(self, name: str, stored: Stored | Held, source: str = ""):
+        self.name, self.stored, self.source = name, stored, source
         self.dtype, self.shape = stored.dtype, stored.shape
 
     def spans(self) -> list[Span] | None:
@@ -160,7 +168,7 @@ class Leaf(Expr):
         yield self
 
     def label(self) -> str:
-        return self.name
+        return labelled(self.source, self.name)
 
 
 class Rows(Expr):
@@ -214,69 +222,6 @@ class Rows(Expr):
         return super().transposed()
 
 
-class Joined(Expr):
-    """Tensors one below the other: a concatenation or a stack along the leading axes."""
-
-    __slots__ = ("parts",)
-    live = 1
-
-    def __init__(self, parts: Sequence[Expr], shape: tuple[int, ...]):
-        assert len({(part.dtype, part.row_size) for part in parts}) == 1, [p.shape for p in parts]
-        assert sum(part.num_rows for part in parts) * parts[0].row_size == math.prod(shape), shape
-        self.parts = tuple(parts)
-        self.dtype, self.shape = parts[0].dtype, shape
-
-    def children(self) -> Sequence[Expr]:
-        return self.parts
-
-    def spans(self) -> list[Span] | None:
-        spans: list[Span] = []
-        for part in self.parts:
-            own = part.spans()
-            if own is None:
-                return None
-            spans += own
-        return spans
-
-    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        blocks, start = [], 0
-        for part in self.parts:
-            stop = start + part.num_rows
-            if start < hi and stop > lo:
-                blocks.append(part.raw(max(lo, start) - start, min(hi, stop) - start, reader))
-            start = stop
-        return np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
-
-    def gather(self, rows: NDArray, reader: Reader) -> NDArray:
-        out, start = np.empty((len(rows), self.row_size), RAW[self.dtype]), 0
-        for part in self.parts:
-            stop = start + part.num_rows
-            here = np.flatnonzero((rows >= start) & (rows < stop))
-            if len(here):
-                out[here] = part.gather(rows[here] - start, reader)
-            start = stop
-        return out
-
-    def moment(self, order: int, of: Moments) -> Expr:
-        return joined(_of_one_dtype([part.moment(order, of) for part in self.parts]), self.shape)
-
-    def rows(self, lo: int, hi: int, shape: tuple[int, ...] | None = None) -> Expr:
-        if self.row_size != self.parts[0].row_size or len(self.shape) != len(self.parts[0].shape):
-            return super().rows(lo, hi, shape)
-        found, start = [], 0
-        for part in self.parts:
-            stop = start + part.num_rows
-            if start < hi and stop > lo:
-                found.append(part.rows(max(lo, start) - start, min(hi, stop) - start))
-            start = stop
-        return joined(found, shape)
-
-    def transposed(self) -> Expr:
-        if len(self.shape) != 2 or any(len(part.shape) != 2 for part in self.parts):
-            return super().transposed()
-        return beside([part.transposed() for part in self.parts])
-
-
 class Columns(Expr):
     """A run of columns of a matrix: a slice along the last axis."""
 
@@ -302,30 +247,6 @@ class Columns(Expr):
 
     def transposed(self) -> Expr:
         return self.x.transposed().rows(self.lo, self.hi)
-
-
-class Beside(Expr):
-    """Matrices side by side: a concatenation along the last axis."""
-
-    __slots__ = ("parts",)
-    live = 1
-
-    def __init__(self, parts: Sequence[Expr]):
-        assert len({(part.dtype, part.shape[:-1]) for part in parts}) == 1, [p.shape for p in parts]
-        self.parts = tuple(parts)
-        self.dtype, self.shape = parts[0].dtype, (*parts[0].shape[:-1], sum(part.row_size for part in parts))
-
-    def children(self) -> Sequence[Expr]:
-        return self.parts
-
-    def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        return np.concatenate([part.raw(lo, hi, reader) for part in self.parts], axis=1)
-
-    def moment(self, order: int, of: Moments) -> Expr:
-        return beside(_of_one_dtype([part.moment(order, of) for part in self.parts]))
-
-    def transposed(self) -> Expr:
-        return joined([part.transposed() for part in self.parts])
 
 
 class Transposed(Expr):
@@ -358,47 +279,9 @@ class Transposed(Expr):
         return self.x
 
 
-def joined(parts: Sequence[Expr], shape: tuple[int, ...] | None = None) -> Expr:
-    """Tensors one below the other, in `shape` or as a matrix (or vector).
-
-    Neighbouring rows of one tensor are one run again, and all of its rows the tensor itself: what was taken apart
-    and put together unchanged is a plain copy.
-    """
-    runs: list[Expr] = []
-    for piece in (inner for part in parts for inner in _flat(part)):
-        last = runs[-1] if runs else None
-        if isinstance(last, Rows) and isinstance(piece, Rows) and last.meets(piece):
-            runs[-1] = last.x.rows(last.lo, piece.hi)
-        else:
-            runs.append(piece)
-    if shape is None:
-        count = sum(run.num_rows for run in runs)
-        shape = (count, runs[0].row_size) if len(runs[0].shape) > 1 else (count,)
-    return runs[0].rows(0, runs[0].num_rows, shape) if len(runs) == 1 else Joined(runs, shape)
-
-
-def beside(parts: Sequence[Expr]) -> Expr:
-    """Matrices side by side; neighbouring columns of one tensor are one run again."""
-    runs: list[Expr] = []
-    for part in parts:
-        last = runs[-1] if runs else None
-        if isinstance(last, Columns) and isinstance(part, Columns) and last.x is part.x and last.hi == part.lo:
-            runs[-1] = last.x.columns(last.lo, part.hi)
-        else:
-            runs.append(part)
-    return runs[0] if len(runs) == 1 else Beside(runs)
-
-
-def _flat(x: Expr) -> Sequence[Expr]:
-    return x.parts if isinstance(x, Joined) and x.row_size == x.parts[0].row_size else (x,)
-
-
-def _of_one_dtype(moments: Sequence[Expr]) -> Sequence[Expr]:
-    """Empty moments are float32 whatever the stored ones beside them are: then all are widened to it."""
-    from rekindle.edit.arithmetic import Cast  # it builds on this module
-
-    alike = len({x.dtype for x in moments}) == 1
-    return moments if alike else [x if x.dtype == "F32" else Cast(x, "F32") for x in moments]
+def labelled(source: str, name: str) -> str:
+    """A stored tensor among those of all sources; the key of an only one is empty."""
+    return f"{source}:{name}" if source else name
 
 
 def signature(x: Expr, seen: dict[int, str] | None = None) -> str:
@@ -406,28 +289,31 @@ def signature(x: Expr, seen: dict[int, str] | None = None) -> str:
     seen = {} if seen is None else seen
     if id(x) not in seen:
         if isinstance(x, Leaf):
-            own = x.name
+            own = x.label()
         else:
-            own = ",".join(f"{name}={_text(value)}" for name, value in x.own())
+            own = ",".join(f"{name}={_text(value, seen)}" for name, value in x.own())
         inner = ",".join(signature(child, seen) for child in x.children())
         seen[id(x)] = hashlib.sha256(f"{type(x).__name__}({own};{inner}){x.dtype}{x.shape}".encode()).hexdigest()
     return seen[id(x)]
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, seen: dict[int, str]) -> str:
+    """A field's value, whole: of an array its digest, of a tuple its items'."""
+    if isinstance(value, tuple):
+        return f"({', '.join(_text(item, seen) for item in value)}{',' * (len(value) == 1)})"
     if isinstance(value, np.ndarray):
         return hashlib.sha256(f"{value.dtype}{value.shape}".encode() + value.tobytes()).hexdigest()
+    if isinstance(value, Expr):
+        return signature(value, seen)
+    assert type(value).__repr__ is not object.__repr__, f"a {type(value).__name__} does not say what it is"
     return repr(value)
 
 
-BLOCK = 1 << 18  # values of a block where an operation must go through a whole tensor
+def _are_exprs(items: tuple[Any, ...]) -> bool:
+    return all(isinstance(item, Expr) for item in items)
 
-# numpy dtypes of stored bytes; bits where numpy has no such type
-RAW: dict[str, type[np.generic]] = {
-    **COMPUTED,
-    "BOOL": np.uint8, "U8": np.uint8, "I8": np.int8, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "F8_E8M0": np.uint8,
-    "U16": np.uint16, "I16": np.int16, "U32": np.uint32, "I32": np.int32, "U64": np.uint64, "I64": np.int64,
-}  # fmt: skip
+
+BLOCK = 1 << 18  # values of a block where an operation must go through a whole tensor
 
 
 def _cut(spans: Sequence[Span], lo: int, hi: int) -> Iterator[Span]:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rekindle.edit.arithmetic import Computed, computable
-from rekindle.edit.expressions import BLOCK, Expr, Moments, Reader, joined
+from rekindle.edit.expressions import BLOCK, Expr, Moments, Reader
+from rekindle.edit.joining import joined
 from rekindle.edit.measure import Array, Found, array
 
 

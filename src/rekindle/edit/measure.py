@@ -7,8 +7,8 @@ hold it like any other number. A dry run prices the pass; `apply.measure` makes 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,13 @@ class Activations(Protocol):
 class Measurement:
     """Named arrays that a pass over the input finds. Equal names in a plan mean the same measurement."""
 
-    __slots__ = ("_found", "data", "name", "of")
+    __slots__ = ("_found", "data", "name", "of", "source")
 
     def __init__(self, name: str, of: Sequence[Expr], data: str = ""):
         self.name = name  # "statistics/model.layers.3.mlp.up_proj.weight"
         self.of = tuple(of)  # what it reads
         self.data = data  # the text whose activations it needs as well; "": none
+        self.source = ""  # whose activations: the key of a source
         self._found: Mapping[str, NDArray] | None = None
 
     def find(self, reader: Reader, activations: Activations | None) -> dict[str, NDArray]:
@@ -123,6 +124,15 @@ class Statistics(Measurement):
         return {"mean": np.asarray(mean, np.float32), "std": np.asarray(std, np.float32)}
 
 
+def _found(value: Any) -> Iterator[Found]:
+    """What is measured in a field's value: it, or some of its items."""
+    if isinstance(value, Found):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _found(item)
+
+
 def measurements(exprs: Iterable[Expr], also: Iterable[Measurement] = ()) -> list[Measurement]:
     """All measurements these expressions wait for, and others; what one's own tensors wait for comes before it."""
     needed: dict[int, Measurement] = {}
@@ -135,8 +145,8 @@ def measurements(exprs: Iterable[Expr], also: Iterable[Measurement] = ()) -> lis
         for child in x.children():
             walk(child)
         for _, value in x.own():
-            if isinstance(value, Found):
-                add(value.measurement)
+            for found in _found(value):
+                add(found.measurement)
 
     def add(measurement: Measurement) -> None:
         if id(measurement) not in needed:

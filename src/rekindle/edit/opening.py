@@ -10,7 +10,8 @@ from pathlib import Path
 from rekindle.anatomy import Family, Packed, Role, Settings, family_of, packs, stacks
 from rekindle.edit.as_loaded import as_loaded, half_wrapped, refuse_adapters, refuse_codes, unwrapped
 from rekindle.edit.checkpoint import Checkpoint
-from rekindle.edit.expressions import Expr, Leaf, joined
+from rekindle.edit.expressions import Expr, Leaf
+from rekindle.edit.joining import joined
 from rekindle.errors import RekindleError, together
 from rekindle.store.dtypes import FROM_TORCH, nbytes
 from rekindle.store.files import Files

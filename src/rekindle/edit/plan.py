@@ -16,7 +16,8 @@ from typing import Any
 from rekindle.anatomy import Packed, Role, packs
 from rekindle.edit.arithmetic import Fresh
 from rekindle.edit.checkpoint import Checkpoint
-from rekindle.edit.expressions import Expr, joined, signature
+from rekindle.edit.expressions import Expr, labelled, signature
+from rekindle.edit.joining import joined
 from rekindle.errors import RekindleError, together
 
 
@@ -36,7 +37,7 @@ class Plan:
 
     tensors: dict[str, Expr]
     config: dict[str, Any]
-    source: frozenset[str]  # names of all tensors of the folder it reads
+    source: frozenset[str]  # labels of all tensors of the folders it reads
     buffers: frozenset[str] = frozenset()  # tensors that are not trained
 
     @cached_property
@@ -79,8 +80,8 @@ class Plan:
 
     @cached_property
     def dropped(self) -> list[str]:
-        """Tensors of the source that nothing is made of."""
-        used = {leaf.name for use in self.census.values() for leaf in use.expr.leaves()}
+        """Tensors of the sources that nothing is made of."""
+        used = {leaf.label() for use in self.census.values() for leaf in use.expr.leaves()}
         return sorted(self.source - used)
 
     def digest(self) -> str:
@@ -117,7 +118,7 @@ def plan(checkpoint: Checkpoint, *, fused: bool = False) -> Plan:
     for pack in packs(table.items(), checkpoint.settings, fused=fused):
         tensors[pack.name] = put_together(pack, checkpoint.tensors)
     buffers = frozenset(name for name, _, row in table.values() if row.buffer)
-    return Plan(tensors, checkpoint.config, _source(checkpoint.origin), buffers)
+    return Plan(tensors, checkpoint.config, _labels(checkpoint), buffers)
 
 
 def put_together(pack: Packed, roles: Mapping[Role, Expr]) -> Expr:
@@ -130,6 +131,10 @@ def put_together(pack: Packed, roles: Mapping[Role, Expr]) -> Expr:
     return x.transposed() if pack.transposed else x
 
 
-def _source(origin: Checkpoint) -> frozenset[str]:
-    """Names of all tensors of the folder, as leaves name them."""
-    return frozenset(leaf.name for x in origin.tensors.values() for leaf in x.leaves()).union(origin.unused)
+def _labels(checkpoint: Checkpoint) -> frozenset[str]:
+    """Of all tensors of the folders it reads, as leaves have them."""
+    return frozenset(
+        labelled(key, name)
+        for key, source in checkpoint.sources.items()
+        for name in {leaf.name for x in source.tensors.values() for leaf in x.leaves()}.union(source.unused)
+    )

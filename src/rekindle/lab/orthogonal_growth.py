@@ -92,7 +92,8 @@ def fresh_experts(source: Path, out: Path, *, seed: int) -> None:
     """Twice the experts, twice those used; the new ones and their router rows are drawn as at the start of training."""
     from rekindle import api
     from rekindle.edit import Normal, lossy
-    from rekindle.edit.expressions import Joined, Rows
+    from rekindle.edit.expressions import Rows
+    from rekindle.edit.joining import Joined
 
     model = api.apply("grow-experts", source, factor=2, noise=0.0)
     child = model.checkpoint

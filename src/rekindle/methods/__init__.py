@@ -38,7 +38,7 @@ class Method(NamedTuple):
         return self.module.Config
 
     @property
-    def apply(self) -> Callable[[Checkpoint, Any], Checkpoint]:
+    def apply(self) -> Callable[[Any, Any], Checkpoint]:
         return getattr(self.module, self.where.split(":")[1])
 
 

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from rekindle.edit import Expr, Normal
 from rekindle.edit.arithmetic import computable
 from rekindle.edit.choose import Chosen
-from rekindle.edit.expressions import beside, joined
 from rekindle.edit.feedforward import UNIT_AXIS, FeedForward
+from rekindle.edit.joining import beside, joined
 from rekindle.edit.measure import Statistics
 from rekindle.edit.noise import choice, permutation
 

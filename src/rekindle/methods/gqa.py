@@ -182,7 +182,7 @@ def _check(parent: Checkpoint, config: Config) -> None:
     problems = [*_wrong_counts(s.num_heads, s.num_kv_heads, config.kv_heads), *_without_effect(s.num_kv_heads, config)]
     if config.data_tokens < 1:
         problems.append(RekindleError(f"data_tokens is {config.data_tokens}.", hint="--data-tokens 64k"))
-    if config.data and parent.opened is not None:
+    if config.data and parent.made_of:
         problems.append(
             RekindleError(
                 f"--data {config.data} is run through the checkpoint on disk, which earlier steps have changed.",

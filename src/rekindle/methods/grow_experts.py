@@ -41,7 +41,7 @@ from rekindle.config import option
 from rekindle.edit import Checkpoint, Normal, Promise, exact, lossy
 from rekindle.edit.arithmetic import Sum, Twin
 from rekindle.edit.checkpoint import Block
-from rekindle.edit.expressions import joined
+from rekindle.edit.joining import joined
 from rekindle.edit.measure import Statistics
 from rekindle.errors import RekindleError, together
 from rekindle.methods.scores import Scores, read_scores

@@ -16,6 +16,13 @@ BITS = {
 # What is calculated with; every other dtype can be copied, sliced along its first axis and no more.
 COMPUTED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
+# numpy dtypes of stored bytes; bits where numpy has no such type
+RAW: dict[str, type[np.generic]] = {
+    **COMPUTED,
+    "BOOL": np.uint8, "U8": np.uint8, "I8": np.int8, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "F8_E8M0": np.uint8,
+    "U16": np.uint16, "I16": np.int16, "U32": np.uint32, "I32": np.int32, "U64": np.uint64, "I64": np.int64,
+}  # fmt: skip
+
 CHUNK = 1 << 16  # values rounded together: fits the cache
 
 TORCH = {

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from rekindle.anatomy.adam import MOMENTS
-from rekindle.apply.moments import key
+from rekindle.apply.moments import moment_name
 
 Names = Mapping[
     str, str | tuple[tuple[str, ...], ...]
@@ -34,10 +34,10 @@ class Whole:
         return {**self.parameters, **self.buffers}
 
     def moments_on_disk(self, names: Names) -> Iterator[tuple[str, torch.Tensor]]:
-        """Views of the moments, by `apply.moments.key`."""
+        """Views of the moments, by `apply.moments.moment_name`."""
         for moment in MOMENTS:
             for name, state in self.moments.items():
-                yield from ((key(disk, moment), part) for disk, part in split(names, name, state[moment]))
+                yield from ((moment_name(disk, moment), part) for disk, part in split(names, name, state[moment]))
 
     def steps_on_disk(self, names: Names) -> dict[str, int]:
         """How many steps each weight took."""

@@ -15,7 +15,7 @@ import torch
 
 from rekindle.anatomy import runtime_names
 from rekindle.anatomy.adam import MOMENTS
-from rekindle.apply.moments import ALGORITHM, DESCRIPTION, described, key, weight_of, write_moments
+from rekindle.apply.moments import ALGORITHM, DESCRIPTION, described, moment_name, weight_of, write_moments
 from rekindle.apply.state import read_state
 from rekindle.errors import CheckFailed, RekindleError, counted, together
 from rekindle.store.dtypes import TORCH
@@ -60,7 +60,7 @@ def load_optimizer(
         raise RekindleError(f"This state does not say that it is of {ALGORITHM}.", where=found.path)
     names, steps, stored = runtime_names(config), found.info["steps"], found.moments
     wanted = {
-        key(disk, moment): part.shape
+        moment_name(disk, moment): part.shape
         for name, parameter in parameters.items()
         for disk, part in split(names, name, parameter.data)
         for moment in MOMENTS
@@ -73,9 +73,9 @@ def load_optimizer(
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(parameter, dtype=torch.float32)
                 for disk, part in split(names, name, state[moment]):
-                    part.copy_(_tensor(files, stored[key(disk, moment)]))
+                    part.copy_(_tensor(files, stored[moment_name(disk, moment)]))
                     if not part.isfinite().all():
-                        sick.append(key(disk, moment))
+                        sick.append(moment_name(disk, moment))
             taken = max(steps[disk] for disk, _ in split(names, name, parameter.data))
             state["step"] = torch.tensor(float(taken), device=parameter.device)
             optimizer.state[parameter] = state

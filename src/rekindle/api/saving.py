@@ -1,0 +1,184 @@
+"""A model's way to OUT: what may be replaced there, the bytes, and the papers beside them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from rekindle import __version__
+from rekindle.api.calibration import calibration
+from rekindle.api.source import digest_of, files_read, place
+from rekindle.apply import save as saving
+from rekindle.apply.join import is_there, publishing_part
+from rekindle.apply.measure import FOLDER as MEASURED
+from rekindle.apply.parts import Part
+from rekindle.apply.save import Job, SaveConfig
+from rekindle.apply.state import states_in
+from rekindle.config import Resolved, dump_yaml, to_dict
+from rekindle.edit.measure import Activations
+from rekindle.errors import RekindleError
+from rekindle.methods import METHODS
+from rekindle.store.folder import PARTS, open_folder
+from rekindle.store.manifest import NAME as MANIFEST
+from rekindle.store.manifest import Manifest, Record, read_manifest
+from rekindle.store.publish import check_free, check_spares, publishing
+from rekindle.store.system import explained
+
+if TYPE_CHECKING:
+    from rekindle.api.model import Model, Step
+
+Progress = Callable[[int], object]
+
+
+def save(
+    model: Model,
+    out: Path,
+    options: Resolved[SaveConfig],
+    *,
+    part: Part | None,
+    overwrite: bool,
+    resume: bool,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Write the result, or a part of it, to `out`: whole or not at all; raises CheckFailed where it has NaN."""
+    for source in model.checkpoint.sources.values():
+        source.folder.need_weights()
+    check_apart(model, out, options.config)
+    if not part:
+        check_free(out, overwrite)
+    job = saving.prepare(model.checkpoint, options.config)
+    if part and is_there(out, part, job.identity, overwrite=overwrite, resume=resume):
+        return
+    if not part:
+        check_keeps_state(model, out, job)
+
+    def calibrate(source: str, data: str) -> Activations:
+        return calibration(model.checkpoint.sources[source], data)
+
+    folders = [source.folder.path for source in model.checkpoint.sources.values()]
+    unpacked = {path: digest for path in folders if (digest := digest_of(path))}
+    place_of = (
+        publishing_part(out, part, resume=resume)
+        if part
+        else publishing(out, overwrite=overwrite, keep_partial=True, resume=resume)
+    )
+    with place_of as folder:
+        how = {"workers": workers, "resume": resume, "progress": progress, "calibrate": calibrate}
+        written = saving.write(job, folder, out, part=part, unpacked=unpacked, **how)
+        _describe(model, folder, out, options, {} if part else written)
+        if not part:
+            saving.close_journal(folder)
+    saving.check_finite(written, out, model.source)
+
+
+# -- what OUT may be --------------------------------------------------------------------------------------------
+
+
+def check_apart(model: Model, out: Path, config: SaveConfig) -> None:
+    """Raise RekindleError where something that is read would be deleted with an OUT that is replaced.
+
+    The only source may be replaced by what computes the same with the same sizes, and by nothing else.
+    """
+    made, origin = model.checkpoint, model.checkpoint.origin
+    same = made.promise.exact and (made.family, made.settings) == (origin.family, origin.settings)
+    same = same and len(made.sources) == 1
+    read = files_read(config, *(step.options.config for step in model.steps))
+    for key, source in made.sources.items():
+        check_spares(out, place(model.given[key]), *read, in_place=same)
+        check_spares(out, source.folder.path, in_place=same)
+        with explained(out):
+            if out.is_dir() and not out.samefile(source.folder.path):
+                check_spares(out, None, *source.folder.shards)  # which may be links
+
+
+def check_keeps_state(model: Model, out: Path, job: Job) -> None:
+    """Raise RekindleError where OUT is the source, and optimizer state in it would be gone when it is replaced."""
+    if out.resolve() != model.checkpoint.folder.path.resolve():
+        return
+    gone = lost(model, out, job)
+    if state := next((path for path in states_in(out) if path.relative_to(out).parts[0] in gone), None):
+        what = f"{out} would lose its optimizer state: it is the source, and the result has none."
+        raise RekindleError(what, where=state, hint="another OUT")
+
+
+def lost(model: Model, out: Path, job: Job) -> list[str]:
+    """What lies in OUT beside the model that is read from there, and has no like in the result: gone with OUT."""
+    made = {"config.json", MANIFEST, "rekindle.yaml", "README.md", "verify.json", PARTS}
+    made |= {PurePath(shard.file).parts[0] for shard in job.share(None)}
+    made |= {path.relative_to(model.checkpoint.folder.path).parts[0] for path in job.passengers}
+    made |= {MEASURED} if job.measurements else set()
+    with explained(out):
+        there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    with suppress(OSError, RekindleError):  # no model that can be read: none of it is
+        made |= open_folder(out).weight_files()
+    return [name for name in there if name not in made]
+
+
+# -- the papers -------------------------------------------------------------------------------------------------
+
+
+def recipe(model: Model, options: Resolved[SaveConfig] | None = None) -> dict[str, Any]:
+    """What OUT/rekindle.yaml holds: `rekindle run` repeats it."""
+    made: dict[str, Any] = {"rekindle": __version__}
+    made |= {"sources": dict(model.sources)} if model.sources else {"source": model.source}
+    made["steps"] = [step.written() for step in model.steps]
+    return made | ({"save": to_dict(options.config)} if options else {})
+
+
+def _describe(model: Model, folder: Path, out: Path, options: Resolved[SaveConfig], written: Mapping[str, Any]) -> None:
+    from rekindle.report.card import write_card
+
+    before = read_manifest(model.checkpoint.folder.path)
+    records = [_record(model, step, out, options) for step in model.steps]
+    manifest = Manifest(
+        version=__version__,
+        lineage=[*(before.lineage if before else []), *records],
+        parameters=model.checkpoint.parameters(),
+        promise={"kind": model.checkpoint.promise.kind, "text": model.checkpoint.promise.text},
+        measured=model.checkpoint.told,
+        shards={file: w.entry for file, w in written.items() if "/" not in file},
+    )
+    manifest.write(folder)
+    (folder / "rekindle.yaml").write_text(dump_yaml(recipe(model, options)), encoding="utf-8")
+    made_by, parent = papers(step.verb for step in model.steps), model.checkpoint.folder.path
+    write_card(folder, manifest, model.checkpoint.config, None, made_by, parent)
+
+
+def _record(model: Model, step: Step, out: Path, options: Resolved[SaveConfig]) -> Record:
+    first = step is model.steps[0]
+    return Record(
+        verb=step.verb,
+        command=command(step.verb, [model.source, str(out)], step.options, options),
+        options=step.options.options() | options.options(),
+        source=model.source if first else None,
+        source_fingerprint=model.checkpoint.folder.fingerprint if first else None,
+        summary=model.checkpoint.summary,
+    )
+
+
+def command(verb: str, arguments: list[str], *options: Resolved[Any]) -> str:
+    """What to type to do this again: the arguments, and each option that is not its default."""
+    words = ["rekindle", verb, *arguments]
+    for resolved in options:
+        values = to_dict(resolved.config)
+        for f in fields(resolved.config):
+            value = values[f.name]
+            if value == f.default or resolved.origins[f.name] == "default":
+                continue
+            flag = f"--{f.name.replace('_', '-')}"
+            if isinstance(value, bool):
+                words += [flag if value else f"--no-{flag[2:]}"]
+            else:
+                words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    return shlex.join(words)
+
+
+def papers(verbs: Iterable[str]) -> str:
+    """The papers behind these verbs, a line each."""
+    lines = [f"{METHODS[verb].paper} {METHODS[verb].url}".strip() for verb in dict.fromkeys(verbs) if verb in METHODS]
+    return "\n".join(line for line in lines if line)

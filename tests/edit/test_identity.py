@@ -1,0 +1,149 @@
+"""Every field of an expression is part of what it is: another value is another signature, and what is measured in it
+is found. Of every class there is.
+"""
+
+from __future__ import annotations
+
+import copy
+from importlib import import_module
+from pkgutil import iter_modules
+
+import numpy as np
+import pytest
+
+import rekindle.edit
+import rekindle.methods
+from rekindle.edit.arithmetic import Alike, Cast, Computed, Fill, Fresh, Normal, Rounded, Scale, Sum, Twin
+from rekindle.edit.choose import Chosen
+from rekindle.edit.expressions import Columns, Expr, Leaf, Rows, Transposed, fields_of, signature
+from rekindle.edit.heads import Folded, Heads
+from rekindle.edit.joining import Beside, Joined
+from rekindle.edit.keyed import Keyed
+from rekindle.edit.measure import Found, Measurement, Statistics, measurements
+from rekindle.store.header import Stored
+
+ABSTRACT = {Expr, Alike, Computed}
+UNSAID = {(Leaf, "stored")}  # where the bytes lie; their names stand for them
+
+
+def leaf(name, shape=(4, 4), source=""):
+    return Leaf(name, Stored("file", "F32", shape, 0, 4 * int(np.prod(shape))), source)
+
+
+def examples():
+    x, y, vector = leaf("x"), leaf("y"), leaf("v", (4,))
+    return [
+        x, Rows(x, 1, 3, (2, 4)), Columns(x, 0, 2), Transposed(x), Joined([x, y], (8, 4)), Beside([x, y]), Twin(x, 3),
+        Fresh(x), Rounded(x), Fill("F32", (4, 4), 1.0), Normal("F32", (4, 4), 0.1, 7, "key", 0.2), Sum(x, y),
+        Scale(x, 0.3), Cast(x, "BF16"), Chosen(x, np.array([1, 0, 2, 3])), Folded(vector, x, leaf("w", (4,))),
+        Heads(x, 2, np.array([[0], [1]]), turn_HAA=np.ones((2, 2, 2)), scale_J=np.ones(2)),
+        Normal("F32", (4, 4), Statistics(x)["std"] * 0.5, 7, "key"),
+    ]  # fmt: skip
+
+
+def classes(cls=Expr):
+    for module in (rekindle.edit, rekindle.methods):
+        for info in iter_modules(module.__path__):
+            import_module(f"{module.__name__}.{info.name}")
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from classes(sub)
+
+
+def others(value):
+    """Values that differ from this one in one thing."""
+    if isinstance(value, Expr):
+        yield leaf("other", value.shape)
+    elif isinstance(value, tuple):
+        for i, item in enumerate(value):
+            for other in others(item):
+                yield (*value[:i], other, *value[i + 1 :])
+        yield (*value, leaf("more") if any(isinstance(item, Expr) for item in value) else 1)
+    elif isinstance(value, np.ndarray):
+        yield value + 1
+        yield value.astype(np.float64) if value.dtype != np.float64 else value.astype(np.float32)
+    elif isinstance(value, Found):
+        yield Found(value.measurement, "mean", value.by)
+        yield Found(value.measurement, value.key, value.by + 1)
+        yield Found(Statistics(leaf("elsewhere")), value.key, value.by)
+    elif isinstance(value, str):
+        yield f"{value}x"
+    else:
+        yield 2.5 if value is None else value + 1
+
+
+def with_field(x, name, value):
+    made = copy.copy(x)
+    setattr(made, name, value)
+    return made
+
+
+def test_every_class_has_an_example():
+    assert {type(x) for x in examples()} == set(classes()) - ABSTRACT
+
+
+@pytest.mark.parametrize("x", examples(), ids=lambda x: type(x).__name__)
+def test_every_field_counts(x):
+    for name in fields_of(type(x)):
+        if (type(x), name) in UNSAID:
+            continue
+        for value in others(getattr(x, name)):
+            assert signature(with_field(x, name, value)) != signature(x), name
+
+
+@pytest.mark.parametrize("x", examples(), ids=lambda x: type(x).__name__)
+def test_what_is_measured_in_a_field_is_found(x):
+    wanted = Statistics(leaf("measured"))
+    for name in fields_of(type(x)):
+        value = getattr(x, name)
+        if (type(x), name) in UNSAID or any(isinstance(item, Expr) for item in flat(value)):
+            continue
+        assert wanted in measurements([with_field(x, name, wanted["std"])]), name
+        assert wanted in measurements([with_field(x, name, (0.5, (wanted["std"],)))]), name
+
+
+def test_expressions_in_a_field_are_children_or_said():
+    for x in examples():
+        held = [value for name in fields_of(type(x)) for value in flat(getattr(x, name)) if isinstance(value, Expr)]
+        assert [id(value) for value in held if not any(value is child for child in x.children())] == []
+
+
+def flat(value):
+    return [inner for item in value for inner in flat(item)] if isinstance(value, tuple) else [value]
+
+
+def test_tensors_of_two_sources_are_two():
+    a, b = leaf("w", source="a"), leaf("w", source="b")
+    assert signature(Sum(a, b)) != signature(Sum(b, a))
+    assert signature(a) != signature(b) != signature(leaf("w"))
+    assert len({m.name for m in measurements([], [Statistics(a), Statistics(b), Statistics(leaf("w"))])}) == 3
+
+
+def test_a_field_that_does_not_say_what_it_is_is_no_field():
+    with pytest.raises(AssertionError, match="object does not say what it is"):
+        signature(with_field(Fill("F32", (2, 2), 0.0), "value", object()))
+
+
+@pytest.mark.parametrize("x", examples(), ids=lambda x: type(x).__name__)
+def test_under_a_key_only_the_source_changes(x):
+    """The leaves and the measurements of it have the key, twice as well as once; all else is as it was."""
+    once = Keyed("a")(x)
+    assert type(once) is type(x)
+    assert (once.dtype, once.shape, once.memory()) == (x.dtype, x.shape, x.memory())
+    assert [(y.source, y.name, y.stored) for y in once.leaves()] == [("a", y.name, y.stored) for y in x.leaves()]
+    assert {y.source for y in Keyed("b")(once).leaves()} <= {"b/a"}
+    assert [m.name for m in measurements([once])] == [f"a:{m.name}" for m in measurements([x])]
+    assert [m.source for m in measurements([once])] == ["a"] * len(measurements([x]))
+    if any(True for _ in x.leaves()) or measurements([x]):
+        assert signature(once) != signature(x)
+    else:
+        assert signature(once) == signature(x)
+
+
+def test_what_was_shared_is_shared_under_a_key():
+    x = Scale(leaf("x"), 2.0)
+    under = Keyed("a")
+    both = under(Sum(x, x))
+    assert both.x is both.y is under(x)
+    assert isinstance(under(Statistics(x)), Measurement)
+    assert under(Statistics(x)).of == (under(x),)

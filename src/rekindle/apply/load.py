@@ -42,7 +42,12 @@ def model_class(output: str) -> Any:
     """The transformers class that loads models with this output, see Settings.output."""
     import transformers
 
-    names = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "none": "AutoModel"}
+    names = {
+        "causal": "AutoModelForCausalLM",
+        "masked": "AutoModelForMaskedLM",
+        "none": "AutoModel",
+        "seq2seq": "AutoModelForSeq2SeqLM",
+    }
     return getattr(transformers, names[output])
 
 

@@ -16,6 +16,7 @@ import torch
 
 from rekindle.anatomy import family_of, stacks
 from rekindle.apply.load import load_model
+from rekindle.apply.probe import one_tower
 from rekindle.edit import checkpoint_at
 from rekindle.errors import CheckFailed, RekindleError, together
 from rekindle.store.folder import Folder
@@ -123,7 +124,7 @@ def _scores(
         batch = torch.from_numpy(corpus.batch(number * count, count, seq_len, seed=0)).to(accelerator.device)
         for part in batch.split(micro_batch):
             with accelerator.autocast():
-                logits = forward(model, {"input_ids": part[:, :-1], "use_cache": False}).logits
+                logits = forward(model, one_tower(part[:, :-1])).logits
             (cross_entropy(logits, part[:, 1:]) * (len(part) / count)).backward()
         total_LE += _squared_norms([[_gradient(p) for p in layer] for layer in stacks]) ** power
         model.zero_grad(set_to_none=True)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rekindle.anatomy import family_of
+from rekindle.apply.probe import one_tower
 from rekindle.train.config import EvaluateConfig, TrainConfig
 from rekindle.train.losses import inputs_and_targets
 from rekindle.train.model import check_ids
@@ -59,7 +60,7 @@ class NextToken(Labelled):
         return inputs_and_targets(batch["windows"])[1]
 
     def inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
-        return {"input_ids": inputs_and_targets(batch["windows"])[0], "use_cache": False}
+        return one_tower(inputs_and_targets(batch["windows"])[0])
 
     @property
     def digest(self) -> str:

@@ -33,7 +33,7 @@ from rekindle.train.model import (
     model_sizes,
     not_finite_weights,
 )
-from rekindle.train.objectives import Batch, Objective, on, open_objective, rows_of
+from rekindle.train.objectives import Batch, Objective, objective_of, on, rows_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -116,20 +116,21 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
             where=folder,
             hint=f"rekindle rewrite {folder} OUT, then OUT",
         )
+    kind = objective_of(config, source)
     vocab_size, context = model_sizes(source.config)
     seq_len = config.seq_len or min(context, _DEFAULT_SEQ_LEN)
     check_lengths(seq_len, context, config.micro_batch)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, vocab_size, folder)
-    objective = open_objective(config, seq_len, tokenizer, source.config)
+    objective: Objective = kind.open(config, seq_len, tokenizer, vocab_size)
     held_out = objective.sample(config.split, config.tokens)
     accelerator = make_accelerator(config.precision)
-    model = load_model(source)
+    model = load_model(source, output=kind.output)
     if accelerator.mixed_precision == "bf16" and expert_grid(model):
         cast_experts(model)
     with out_of_memory_explained("a smaller --micro-batch or --seq-len"):
         model = accelerator.prepare_model(model, evaluation_mode=True)
-        size = micro_batch_size(config.micro_batch, seq_len, vocab_size)
+        size = micro_batch_size(config.micro_batch, max(seq_len, objective.length), vocab_size)
         result = validation_loss(model, objective, held_out, accelerator, size)
     if not math.isfinite(result.loss):
         sick = not_finite_weights(source)

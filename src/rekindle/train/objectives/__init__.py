@@ -10,13 +10,15 @@ b rows of a batch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
 from rekindle.anatomy import family_of
+from rekindle.apply.load import check_output
+from rekindle.errors import RekindleError
+from rekindle.store.folder import Folder
 from rekindle.train.config import EvaluateConfig, TrainConfig
 
 Batch = dict[str, torch.Tensor]  # named tensors, a row of each along the first axis
@@ -31,6 +33,8 @@ class Objective(Protocol):
     """
 
     name: str
+    output: str
+    """Of models that can learn it, see Settings.output."""
     length: int
     """Targets of a row that has all it can have."""
     measures: tuple[str, ...]
@@ -86,28 +90,40 @@ class Objective(Protocol):
         ...
 
 
-class Entry(NamedTuple):
-    place: str  # module:class, with `open(config, seq_len, tokenizer, model_config)`
-    output: str  # of models that can learn it, see Settings.output
-
-
+# module:class, with `open(config, seq_len, tokenizer, vocab_size)`
 TABLE = {
-    "next-token": Entry("rekindle.train.objectives.next_token:NextToken", "causal"),
+    "next-token": "rekindle.train.objectives.next_token:NextToken",
+    "seq2seq": "rekindle.train.objectives.seq2seq:Seq2Seq",
+    "span-corruption": "rekindle.train.objectives.span_corruption:SpanCorruption",
 }
-DEFAULTS = {"causal": "next-token"}  # by Settings.output
+DEFAULTS = {"seq2seq": "span-corruption"}  # by Settings.output; the next token where there is none
+_OPTIONS = {  # which objective an option is for
+    "text_column": ("next-token", "span-corruption"),
+    "mask_prompt": ("next-token",),
+    "source_column": ("seq2seq",),
+    "target_column": ("seq2seq",),
+    "target_len": ("seq2seq",),
+}
 
 
-def objective_name(asked: str | None, config: Mapping[str, Any]) -> str:
-    """The objective that was asked for, or the one that models like that of a config.json learn by."""
-    return asked or DEFAULTS.get(family_of(config).settings(config).output, "next-token")
+def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[Any]:
+    """The objective that was asked for, or the one that models such as that in `source` learn by.
 
-
-def open_objective(
-    config: TrainConfig | EvaluateConfig, seq_len: int, tokenizer: Any, model_config: Mapping[str, Any]
-) -> Objective:
-    """Its data opened; raises RekindleError for data that is unreadable or does not fit the model's vocabulary."""
-    module, _, name = TABLE[objective_name(None, model_config)].place.partition(":")
-    return getattr(import_module(module), name).open(config, seq_len, tokenizer, model_config)
+    Raises RekindleError for options of another objective, and for a model that cannot learn it.
+    """
+    name = config.objective or DEFAULTS.get(family_of(source.config).settings(source.config).output, "next-token")
+    for option, able in _OPTIONS.items():
+        if getattr(config, option, None) and name not in able:
+            flag = option.replace("_", "-")
+            raise RekindleError(
+                f"{option} is an option of {' and '.join(able)}, but the objective is {name}.",
+                where=f"option {option}",
+                hint=f"--objective {able[0]}, or without --{flag}",
+            )
+    module, _, kind = TABLE[name].partition(":")
+    found = getattr(import_module(module), kind)
+    check_output(source, found.output)
+    return found
 
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:

@@ -20,6 +20,11 @@ class Labelled:
 
     measures = ("loss",)
 
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Labels of a row that has them all, see Objective."""
+
     @abstractmethod
     def labels(self, batch: Batch) -> torch.Tensor:
         """The tokens to foresee [b, T], IGNORED where there is no loss."""
@@ -33,4 +38,5 @@ class Labelled:
     def each(self, out: Any, batch: Batch) -> dict[str, torch.Tensor]:
         labels = self.labels(batch)
         losses = F.cross_entropy(out.logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
-        return {"loss": losses.view(labels.shape).mean(1)}
+        shorter = labels.shape[1] / self.length  # than a row can be, where a batch is as wide as its longest
+        return {"loss": losses.view(labels.shape).mean(1) * shorter}

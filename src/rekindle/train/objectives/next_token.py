@@ -5,13 +5,11 @@ b rows   T tokens of a row
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from rekindle.anatomy import family_of
 from rekindle.apply.probe import one_tower
 from rekindle.train.config import EvaluateConfig, TrainConfig
 from rekindle.train.losses import inputs_and_targets
@@ -24,36 +22,38 @@ from rekindle.train.tokens import Corpus, open_corpus
 
 @dataclass(frozen=True)
 class NextToken(Labelled):
-    """Of windows [b, T + 1] of a corpus, in which a token without a loss stands as ~id; `length` is T."""
+    """Of windows [b, T + 1] of a corpus, in which a token without a loss stands as ~id; `seq_len` is T."""
 
     corpus: Corpus
-    length: int
+    seq_len: int
     seed: int = 0
-    name = "next-token"
+    name, output = "next-token", "causal"
 
     @classmethod
-    def open(
-        cls, config: TrainConfig | EvaluateConfig, seq_len: int, tokenizer: Any, model_config: Mapping[str, Any]
-    ) -> NextToken:
+    def open(cls, config: TrainConfig | EvaluateConfig, seq_len: int, tokenizer: Any, vocab_size: int) -> NextToken:
         seed, masked = (config.seed, config.mask_prompt) if isinstance(config, TrainConfig) else (0, False)
         corpus = open_corpus(config.data, tokenizer, config.text_column, mask_prompt=masked)
-        check_ids(corpus.meta.largest_id, family_of(model_config).settings(model_config).vocab_size)
+        check_ids(corpus.meta.largest_id, vocab_size)
         return cls(corpus, seq_len, seed)
 
     @property
+    def length(self) -> int:
+        return self.seq_len
+
+    @property
     def rows(self) -> int:
-        check_corpus(self.corpus, self.length)
-        return self.corpus.windows(self.length)
+        check_corpus(self.corpus, self.seq_len)
+        return self.corpus.windows(self.seq_len)
 
     def batch(self, first: int, count: int) -> Batch:
-        return {"windows": torch.from_numpy(self.corpus.batch(first, count, self.length, self.seed))}
+        return {"windows": torch.from_numpy(self.corpus.batch(first, count, self.seq_len, self.seed))}
 
     def sample(self, split: Split, tokens: int) -> Batch:
-        return {"windows": torch.from_numpy(self.corpus.sample(split, tokens, self.length))}
+        return {"windows": torch.from_numpy(self.corpus.sample(split, tokens, self.seq_len))}
 
     def total(self, first: int, count: int) -> int:
         if not self.corpus.losses:
-            return count * self.length
+            return count * self.seq_len
         return int(self.targets(self.batch(first, count)).sum())
 
     def labels(self, batch: Batch) -> torch.Tensor:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rekindle import __version__
 from rekindle.apply.moments import FOLDER
 from rekindle.config import dump_yaml
 from rekindle.store.folder import Folder
@@ -21,6 +20,7 @@ from rekindle.train.model import as_stored, save_model
 from rekindle.train.optimizer import save_optimizer
 from rekindle.train.plan import Plan
 from rekindle.train.state import TRACKERS, disc_explained
+from rekindle.version import __version__
 
 
 def publish(

@@ -20,6 +20,7 @@ from rekindle.train.config import TrainConfig
 from rekindle.train.device import make_accelerator, reproducible
 from rekindle.train.evaluate import validation_loss
 from rekindle.train.held import whole_of
+from rekindle.train.losses import router_logits, router_losses
 from rekindle.train.objectives import TABLE, Objective
 from rekindle.train.objectives.next_token import NextToken
 from rekindle.train.objectives.seq2seq import Seq2Seq
@@ -334,6 +335,28 @@ def test_a_mixture_balances_both_towers(objective: Objective, pairs: Path):
     row = validation_loss(model, objective, held_out, run.accelerator, 4).row()
     assert len(row["expert_load"]) == 2  # a sparse layer of the encoder, and one of the decoder
     assert sum(map(sum, row["expert_load"])) == pytest.approx(2, abs=1e-4)
+
+
+def test_experts_are_balanced_over_what_is_no_padding(pairs: Path, tokenizer: Any):
+    """The losses of a batch of padded rows are those of its rows, one by one."""
+    objective, model = seq2seq(pairs, tokenizer), made("switch_transformers").eval()
+    batch = objective.batch(0, 6)
+
+    def logits(part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            out = model(**objective.inputs(model, part), output_router_logits=True)
+        return router_logits(out, objective.seen(part))
+
+    rows = []
+    for number in range(6):
+        widths = {"labels": int(objective.targets(batch)[number])}
+        widths |= dict.fromkeys(("input_ids", "attention_mask"), int(batch["attention_mask"][number].sum()))
+        rows.append(logits({name: batch[name][number : number + 1, :width] for name, width in widths.items()}))
+    one_by_one = tuple(map(torch.cat, zip(*rows, strict=True)))
+    assert len(one_by_one[0]) == batch["attention_mask"].sum() < batch["attention_mask"].numel()
+    found, expected = router_losses(logits(batch), 1), router_losses(one_by_one, 1)
+    for name in ("aux_loss", "z_loss"):
+        assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-5)
 
 
 def test_an_objective_may_tell_more(corpus: Path, tokenizer: Any, small: Callable[..., Path]):

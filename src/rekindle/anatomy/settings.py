@@ -145,6 +145,7 @@ MEANING = {
         "causal": "predicts the next token",
         "masked": "predicts masked tokens",
         "none": "has no language-model head",
+        "seq2seq": "reads with an encoder and writes with a decoder",
     },
     "norm_offset": {0.0: "multiplies by its norms' weights", 1.0: "multiplies by 1 + its norms' weights"},
     "local_rope_theta": {None: "has one RoPE theta for all layers"},

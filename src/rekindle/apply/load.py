@@ -64,7 +64,7 @@ def config_of(folder: Folder, *, unaided: bool = False) -> Any:
         return AutoConfig.for_model(**folder.config)
 
 
-def check_output(folder: Folder, output: str) -> None:
+def check_output(folder: Folder, output: str, hint: str | None = None) -> None:
     """Raises RekindleError where a checkpoint's model puts out something else, see Settings.output."""
     found = family_of(folder.config).settings(folder.config).output
     if found != output:
@@ -72,6 +72,7 @@ def check_output(folder: Folder, output: str) -> None:
             f"This {folder.config['model_type']} {meaning('output', found)}; "
             f"needed is one that {meaning('output', output)}.",
             where=folder.path,
+            hint=hint,
         )
 
 

@@ -83,7 +83,8 @@ def validation_loss(
         for name, values in objective.each(out, batch).items():
             each[name][rows] = values.float()
         if counts is not None:
-            counts += torch.stack([expert_counts(layer, experts_per_token(model)) for layer in router_logits(out)])
+            layers = router_logits(out, objective.seen(batch))
+            counts += torch.stack([expert_counts(layer, experts_per_token(model)) for layer in layers])
     model.train(training)
     targets = objective.targets(held_out)
     tokens = int(targets.sum())

@@ -45,16 +45,22 @@ def forward(model: Any, inputs: Mapping[str, Any], routers: bool = False) -> Any
     return model(**inputs, **({"output_router_logits": True} if routers else {}))
 
 
-def router_logits(out: Any) -> tuple[torch.Tensor, ...]:
-    """Each MoE layer's router logits [B * T, E]: of an encoder's layers first, then of a decoder's."""
-    towers = ("router_logits", "encoder_router_logits", "decoder_router_logits")
-    found = [layer for name in towers for layer in getattr(out, name, None) or ()]
-    return tuple(layer.flatten(0, -2) for layer in found)
+def router_logits(out: Any, seen: Mapping[str, torch.Tensor] | None = None) -> tuple[torch.Tensor, ...]:
+    """Each MoE layer's router logits [tokens, E]: of an encoder's layers first, then of a decoder's.
+
+    `seen`: which tokens [B, T] of the "encoder" and the "decoder" are no padding; where none is said, all.
+    """
+    found = []
+    for tower in ("", "encoder", "decoder"):
+        mask = (seen or {}).get(tower)
+        for layer in getattr(out, f"{tower}_router_logits".lstrip("_"), None) or ():
+            logits = layer.flatten(0, -2)
+            found.append(logits if mask is None else logits[mask.flatten()])
+    return tuple(found)
 
 
-def router_losses(out: Any, top_k: int) -> dict[str, torch.Tensor]:
+def router_losses(logits: tuple[torch.Tensor, ...], top_k: int) -> dict[str, torch.Tensor]:
     """Load-balance and z loss of a mixture, by the names that metrics.jsonl has for them."""
-    logits = router_logits(out)
     return {"aux_loss": load_balance_loss(logits, top_k), "z_loss": router_z_loss(logits)}
 
 

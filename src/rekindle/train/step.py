@@ -12,7 +12,7 @@ import torch
 
 from rekindle.train.config import TrainConfig
 from rekindle.train.held import Holder, Whole, replicated
-from rekindle.train.losses import expert_grid, experts_per_token, forward, router_losses
+from rekindle.train.losses import expert_grid, experts_per_token, forward, router_logits, router_losses
 from rekindle.train.objectives import Batch, Objective, on, rows_of, split_batch
 from rekindle.train.plan import Plan
 
@@ -93,7 +93,8 @@ class Stepper:
         """The objective's losses, weighing their `share` of the targets, and the routers', of the `rows`."""
         inputs = self.objective.inputs(self.model, part)
         out = forward(self.wrapped, inputs, self._sparse)
-        routers = router_losses(out, self._top_k) if self._sparse else {}
+        logits = router_logits(out, self.objective.seen(part)) if self._sparse else ()
+        routers = router_losses(logits, self._top_k) if self._sparse else {}
         losses = {name: loss * share for name, loss in self.objective.losses(out, part).items()}
         return losses | {name: loss * rows for name, loss in routers.items()}
 

@@ -64,6 +64,10 @@ class Objective(Protocol):
         """How many targets each row has [b]: what its part of a mean over targets weighs."""
         ...
 
+    def seen(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Where rows are padded, which tokens of "encoder" and "decoder" are not: experts are balanced over those."""
+        ...
+
     def inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
         """What `model` is called with."""
         ...
@@ -111,7 +115,8 @@ def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[A
 
     Raises RekindleError for options of another objective, and for a model that cannot learn it.
     """
-    name = config.objective or DEFAULTS.get(family_of(source.config).settings(source.config).output, "next-token")
+    default = DEFAULTS.get(family_of(source.config).settings(source.config).output, "next-token")
+    name = config.objective or default
     for option, able in _OPTIONS.items():
         if getattr(config, option, None) and name not in able:
             flag = option.replace("_", "-")
@@ -122,7 +127,7 @@ def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[A
             )
     module, _, kind = TABLE[name].partition(":")
     found = getattr(import_module(module), kind)
-    check_output(source, found.output)
+    check_output(source, found.output, None if name == default else f"--objective {default}")
     return found
 
 

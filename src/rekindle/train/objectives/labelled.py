@@ -32,6 +32,9 @@ class Labelled:
     def targets(self, batch: Batch) -> torch.Tensor:
         return (self.labels(batch) != IGNORED).sum(1)
 
+    def seen(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {}
+
     def losses(self, out: Any, batch: Batch) -> dict[str, torch.Tensor]:
         return {"loss": cross_entropy(out.logits, self.labels(batch))}
 

@@ -40,6 +40,9 @@ class TeacherForced(Labelled):
     def inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
         return two_towers(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
 
+    def seen(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"encoder": batch["attention_mask"].bool(), "decoder": batch["labels"] != IGNORED}
+
 
 @dataclass(frozen=True)
 class Seq2Seq(TeacherForced):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,33 @@ SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "deepseek_v
 PACKED = ("phi3", "gpt_neox", "gpt2")  # several roles in a tensor, or transposed ones
 DECODERS = DENSE + PLAIN + SPARSE
 ENCODERS = ("bert",)
+ENCODER_DECODERS = ("t5", "mt5", "umt5", "switch_transformers", "t5gemma", "t5gemma2")
 FAMILIES = DECODERS + ENCODERS
+V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}  # of t5
 MASKED = {"architectures": ["BertForMaskedLM"]}  # bert with its head
+
+T5 = {  # the whole of a tiny one's config
+    "vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4,
+    "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0,
+}  # fmt: skip
+GEMMA = TINY | {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}
+VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8,
+          "patch_size": 4}  # fmt: skip
+TWO_TOWERS = {
+    "t5": T5, "mt5": T5, "umt5": T5,
+    "switch_transformers": T5 | {
+        "num_layers": 4, "num_decoder_layers": 4, "num_experts": 3, "num_sparse_encoder_layers": 2,
+        "num_sparse_decoder_layers": 2,
+    },
+    "t5gemma": {"encoder": GEMMA | {"num_hidden_layers": 2}, "decoder": GEMMA, "vocab_size": 64},
+    "t5gemma2": {
+        "encoder": {
+            "text_config": GEMMA | {"num_hidden_layers": 2}, "vision_config": VISION, "mm_tokens_per_image": 4,
+            "image_token_index": 62, "boi_token_index": 60, "eoi_token_index": 61,
+        },
+        "decoder": GEMMA, "eoi_token_index": 61, "image_token_index": 62,
+    },
+}  # fmt: skip
 
 OWN = {  # what a family needs besides, or cannot be told: None
     "qwen2_moe": {"shared_expert_intermediate_size": 16},
@@ -45,6 +71,8 @@ OWN = {  # what a family needs besides, or cannot be told: None
 
 
 def tiny_config(family: str, **changes: object) -> dict:
+    if family in TWO_TOWERS:
+        return copy.deepcopy(TWO_TOWERS[family]) | changes
     config = TINY | (TINY_MOE if family in SPARSE else {}) | OWN.get(family, {})
     return {key: value for key, value in config.items() if value is not None} | changes
 
@@ -53,7 +81,8 @@ def make(config: dict) -> Any:
     """A model of the class that a config names, or the causal one of its family."""
     import transformers
 
-    name = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
+    auto = "AutoModelForSeq2SeqLM" if config["model_type"] in ENCODER_DECODERS else "AutoModelForCausalLM"
+    name = (config.get("architectures") or [auto])[0]
     cls = getattr(transformers, name)
     made = transformers.AutoConfig.for_model(**config)
     return cls.from_config(made) if name.startswith("Auto") else cls(made)
@@ -70,6 +99,8 @@ def save_tiny(folder: Path, family: str, dtype: str, fused: bool, changes: dict)
         for name, parameter in model.named_parameters():  # norms and biases too must matter
             if parameter.ndim == 1:
                 torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.3)
+        if not changes.get("tie_word_embeddings", True) and family == "t5":  # transformers ties a head that it makes
+            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
         if getattr(model.config, "pad_token_id", None) is not None:  # real models have a padding row, not zeros
             torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
         model.to(getattr(torch, dtype))

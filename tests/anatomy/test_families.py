@@ -27,6 +27,14 @@ DERIVED = {
     "head_dim",
     "qk_head_dim",
     "sliding_window",
+    "num_decoder_layers",
+    "dense_act_fn",
+    "is_gated_act",
+    "scale_decoder_outputs",
+    "encoder_sparse_step",
+    "decoder_sparse_step",
+    "encoder",
+    "decoder",
 }  # transformers fills these in from others
 
 LONGROPE = {
@@ -128,11 +136,12 @@ def test_silent_config_means_what_transformers_reads(family):
     from transformers import AutoConfig
 
     s, theirs = FAMILIES[family].settings({"model_type": family}), AutoConfig.for_model(family)
+    theirs = getattr(theirs, "decoder", theirs)
     assert s.num_kv_heads == getattr(theirs, "num_key_value_heads", theirs.num_attention_heads)
     head_dim = getattr(theirs, "qk_head_dim", None) or getattr(theirs, "head_dim", None)
     assert s.head_dim == (head_dim or theirs.hidden_size // theirs.num_attention_heads)
     window = getattr(theirs, "sliding_window", None) or None
-    if family == "gemma3_text":
+    if family in ("gemma3_text", "t5gemma", "t5gemma2"):
         assert s.windows == tuple(window if "sliding" in kind else None for kind in theirs.layer_types)
     else:
         assert set(s.windows) == {window if family in ("mistral", "mixtral") else None}

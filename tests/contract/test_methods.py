@@ -194,7 +194,7 @@ def test_method_reads_like_a_method_section(verb):
     module = METHODS[verb].module
     assert "Preserves the" in module.__doc__
     assert all(f.metadata["help"] for f in fields(module.Config))
-    assert list(inspect.signature(METHODS[verb].apply).parameters) == ["parent", "config"]
+    assert list(inspect.signature(METHODS[verb].function).parameters) == ["parent", "config"]
     assert METHODS[verb].paper == "" or "arXiv" in module.__doc__
 
 

@@ -75,6 +75,9 @@ def test_odd_values_are_refused_or_the_child_can_be_read(tiny, tmp_path, family)
                 child = api.rewrite(source).checkpoint.config
             except RekindleError:
                 continue
+            if key == "model_type":  # known by the names of its tensors alone, and told as it was
+                assert child == config
+                continue
             with quietly():
                 AutoConfig.for_model(**json.loads(json.dumps(child)))
             read += 1
@@ -97,8 +100,8 @@ def test_methods_meet_odd_configs_with_a_sentence(tiny, tmp_path, family):
                 model = api.open(source)
             except RekindleError:
                 continue
-            if model.checkpoint.config == usual:
-                continue  # a value that another one says already
+            if model.checkpoint.config == usual or key == "model_type":
+                continue  # a value that another one says already, or a class that no table knows
             for verb, method in METHODS.items():
                 try:
                     child = api.apply(verb, model, **method.trial)

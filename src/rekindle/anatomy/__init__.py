@@ -14,22 +14,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from rekindle.anatomy.families import FAMILIES
-from rekindle.anatomy.family import Family, Placed, Tensor
+from rekindle.anatomy.family import OPAQUE, Family, Placed, Tensor, opaque_name
+from rekindle.anatomy.nameless import Nameless, nameless
 from rekindle.anatomy.packing import Packed, on_disk, packs, stacks
 from rekindle.anatomy.settings import Role, Settings
 from rekindle.errors import RekindleError
 
 __all__ = [
     "FAMILIES",
+    "OPAQUE",
     "Family",
+    "Nameless",
     "Packed",
     "Placed",
     "Role",
     "Settings",
     "Tensor",
+    "UnknownFamily",
     "family_named",
     "family_of",
+    "nameless",
     "on_disk",
+    "opaque_name",
     "packs",
     "runtime_names",
     "serving_spelling",
@@ -37,10 +43,14 @@ __all__ = [
 ]
 
 
+class UnknownFamily(RekindleError):
+    """A config that no table fits."""
+
+
 def family_named(name: str) -> Family:
     if name in FAMILIES:
         return FAMILIES[name]
-    raise RekindleError(
+    raise UnknownFamily(
         f"The architecture {name!r} is not known; known are: {', '.join(FAMILIES)}.",
         hint="docs/families.md explains how to add one: a table of data, no code",
     )
@@ -57,7 +67,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
         )
     name = config.get("model_type")
     if not isinstance(name, str):
-        raise RekindleError("The config has no model_type.", where="config.json")
+        kind = RekindleError if config.get("architectures") else UnknownFamily  # transformers could not read it either
+        raise kind("The config has no model_type.", where="config.json")
     if name == "mistral" and "layer_types" in config:  # so its AutoConfig has it (5.23)
         raise RekindleError(
             "A mistral that lists layer_types is a ministral to transformers, and that architecture is not known.",

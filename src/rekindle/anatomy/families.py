@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from rekindle.anatomy.dense import DENSE
 from rekindle.anatomy.encoders import ENCODERS
+from rekindle.anatomy.seq2seq import SEQ2SEQ
 from rekindle.anatomy.sparse import SPARSE
+from rekindle.anatomy.t5gemma import GEMMAS
 
-FAMILIES = {family.model_type: family for family in (*DENSE, *SPARSE, *ENCODERS)}
+FAMILIES = {family.model_type: family for family in (*DENSE, *SPARSE, *ENCODERS, *SEQ2SEQ, *GEMMAS)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from rekindle.anatomy.kinds import SYNONYMS, fits, mended, misfits
@@ -44,6 +44,14 @@ Placed = tuple[str, tuple[int, ...], Tensor]  # name of the tensor that holds a 
 Shaped = list[tuple[Tensor, tuple[int, ...]]]
 
 
+OPAQUE = "tensor "  # begins the part of a role that no row names; then comes its name, `{layer}` for the layer's number
+
+
+def opaque_name(role: Role) -> str | None:
+    """The name on disk of a tensor that no row names; None of any other."""
+    return role.part.removeprefix(OPAQUE).replace("{layer}", str(role.layer)) if role.part.startswith(OPAQUE) else None
+
+
 @dataclass(frozen=True)
 class Family:
     model_type: str
@@ -70,10 +78,20 @@ class Family:
     runtime: Mapping[str, str] | None = None  # names transformers gives in memory where they differ from disk
     whole_heads: bool = False  # transformers insists that the hidden size is a multiple of the heads
     copies: Mapping[str, str] | None = None  # in memory, name -> name of the tensor that it is too, always
+    stand_ins: Mapping[str, str] = field(default_factory=dict)  # config key -> the key whose value it has where null
+    tied: str = "config"  # what says whether the head is the embeddings: the config, or the "weights" alone
+    section: tuple[str, ...] = ()  # of a tower: the keys that lead to its own config; (): it shares the model's
+    towers: Mapping[str, Family] = field(default_factory=dict)  # of a model of several, see `towers`
+    opaque: tuple[str, ...] = ()  # beginnings of names, `{layer}` in some, of tensors that the class has and no row
 
     @property
     def spellings(self) -> tuple[Spelling, ...]:
         return (ROPE[self.rope], WINDOWS[self.windows], SPARSE[self.sparsity], *self.spelt)
+
+    @property
+    def embed(self) -> Role:
+        """The embeddings, which are the head too where that is tied."""
+        return Role("embed")
 
     # -- config.json -> Settings ---------------------------------------------------------------------------
 
@@ -81,8 +99,11 @@ class Family:
         """A config value, under any of its spellings, or the family's default; a null that is written is a value."""
         for spelling in (key, *SYNONYMS.get(key, ())):
             if spelling in config:
-                return config[spelling]
-        return self.defaults.get(key)
+                found = config[spelling]
+                break
+        else:
+            found = self.defaults.get(key)
+        return self.value(config, self.stand_ins[key]) if found is None and key in self.stand_ins else found
 
     def mended(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The same config, each number of the kind that transformers insists on, see `kinds`."""
@@ -103,12 +124,28 @@ class Family:
             given["intermediate_size"] = 4 * given["hidden_size"]
         if given.get("norm_topk_prob", True) is None:  # no, to transformers
             given["norm_topk_prob"] = False
-        given["output"] = self._output(config)
+        if self.classes:
+            given["output"] = self._output(config)
         for spelling in self.spellings:
             given |= spelling.read(config, self, given)
         settings = Settings(**given)
         check_together(self, settings)
         return settings
+
+    def own(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A tower's part of the model's config."""
+        for key in self.section:
+            config = config.get(key) or {}
+        return config
+
+    def put(self, config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        """The model's config with the tower's part replaced."""
+        for depth in range(len(self.section), 0, -1):
+            inner: Mapping[str, Any] = config
+            for key in self.section[: depth - 1]:
+                inner = inner.get(key) or {}
+            own = {**inner, self.section[depth - 1]: own}
+        return dict(own)
 
     def _output(self, config: Mapping[str, Any]) -> str:
         """By the class that the config names, where the family has several."""
@@ -131,8 +168,7 @@ class Family:
 
         Raises RekindleError with every reason why this family cannot compute what the settings say.
         """
-        own = self.classes.get(settings.output, next(iter(self.classes.values())))
-        config: dict[str, Any] = {"architectures": [own], "model_type": self.model_type}
+        config = self._class(settings)
         spoken_for = {*parent_family.defaults, *self.defaults, *config, *ROPE_KEYS, *_SPELLINGS}
         for key, default in self.defaults.items():
             known = key in parent_family.defaults or key in parent
@@ -154,16 +190,22 @@ class Family:
             raise together(problems)
         return config | ({"torch_dtype": dtype} if dtype is not None else {})
 
+    def _class(self, settings: Settings) -> dict[str, Any]:
+        """What says which class it is; a tower has none."""
+        named = self.classes.get(settings.output, next(iter(self.classes.values()), None))
+        return ({"architectures": [named]} if named else {}) | {"model_type": self.model_type}
+
     def _write_keys(self, settings: Settings, config: dict[str, Any], parent_family: Family) -> list[str]:
         problems: list[str] = []
         written: dict[str, Any] = {}
         silent = () if parent_family.sparse else ROUTING
-        free = {"head_dim", "num_kv_heads", "output", *silent, *(name for s in self.spellings for name in s.settings)}
-        for field in fields(Settings):
-            setting, wanted = field.name, getattr(settings, field.name)
+        free = {"towers", "head_dim", "num_kv_heads", "output", *silent}
+        free |= {name for spelling in self.spellings for name in spelling.settings}
+        for f in fields(Settings):
+            setting, wanted = f.name, getattr(settings, f.name)
             key = self.keys.get(setting)
             if key is None:
-                known = self.fixed.get(setting, field.default)
+                known = self.fixed.get(setting, f.default)
                 if setting not in free and known is not MISSING and known != wanted:
                     problems.append(self._differs(setting, known, wanted))
                 continue
@@ -180,7 +222,7 @@ class Family:
         return f"{self.model_type} {meaning(setting, known)}; the parent {meaning(setting, wanted)}"
 
     def _misfits(self, settings: Settings) -> Iterator[str]:
-        if settings.output not in self.classes:
+        if self.classes and settings.output not in self.classes:
             yield self._differs("output", next(iter(self.classes)), settings.output)
         if settings.latent_attention:
             return
@@ -227,11 +269,11 @@ class Family:
                 before, one_each, after = name.replace("{layer}", str(layer)).partition("{expert}")
                 part = row.part
                 if not part.startswith("expert."):
-                    yield role_of((part, layer, -1)), (before, shape, row)
+                    yield role_of((part, layer, -1, "")), (before, shape, row)
                     continue
                 for expert in range(settings.num_experts):
                     own = f"{before}{expert}{after}" if one_each else before
-                    yield role_of((part, layer, expert)), (own, shape, row)
+                    yield role_of((part, layer, expert, "")), (own, shape, row)
 
     def names_of(self, part: str, settings: Settings) -> tuple[str, ...]:
         """The names on disk of a part outside the layers, whether these settings have it or not (a tied head)."""
@@ -240,13 +282,27 @@ class Family:
             rows = [(row, ()) for row in self.top if row.part == "head"]
         return tuple(name for _, name, _ in self._named(rows, settings, fused=False))
 
+    def opaque_role(self, name: str) -> Role | None:
+        """The role of a tensor that no row names and the class has all the same: its name, and its layer."""
+        for beginning in self.opaque:
+            before, layered, after = beginning.partition("{layer}")
+            if not layered and name.startswith(before):
+                return Role(OPAQUE + name)
+            number, dot, rest = name.removeprefix(before).partition(".")
+            if layered and name.startswith(before) and number.isdecimal() and (dot + rest).startswith(after):
+                return Role(f"{OPAQUE}{before}{{layer}}{dot}{rest}", int(number))
+        return None
+
     def aliases(self, settings: Settings) -> dict[str, str]:
         """In memory, name -> name of the tensor that it is too: a tied head is the embeddings."""
-        named = {row.part: name for row, name, _ in self._named([(row, ()) for row in self.top], settings, fused=True)}
         if settings.output == "none":
             return {}
-        tied = {named["head"]: named["embed"]} if settings.tie_word_embeddings else {}
-        return tied | dict(self.copies or {})
+        tied = {self._in_memory("head", settings): self._in_memory("embed", settings)}
+        return (tied if settings.tie_word_embeddings else {}) | dict(self.copies or {})
+
+    def _in_memory(self, part: str, settings: Settings) -> str:
+        """transformers' name of a part outside the layers, whether these settings have it or not."""
+        return self._named([(row, ()) for row in self.top if row.part == part], settings, fused=True)[0][1]
 
     def _named(self, rows: Shaped, settings: Settings, fused: bool) -> list[tuple[Tensor, str, tuple[int, ...]]]:
         named = []

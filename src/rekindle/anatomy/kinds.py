@@ -25,6 +25,8 @@ SYNONYMS = {
     "n_layer": ("num_hidden_layers",),
     "n_head": ("num_attention_heads",),
     "n_positions": ("max_position_embeddings",),
+    "d_model": ("hidden_size",),
+    "num_heads": ("num_attention_heads",),
 }
 
 # kind -> (what it is called, the types that JSON may give)
@@ -52,7 +54,10 @@ _OWN = {
     "final_logit_softcapping": "float?", "attn_logit_softcapping": "float?", "use_bidirectional_attention": "bool?",
     "first_k_dense_replace": "int?", "n_group": "int?", "topk_group": "int?", "v_head_dim": "int?",
     "q_lora_rank": "int?", "rope_interleave": "bool?", "architectures": "strs?", "id2label": "table?",
-    "num_nextn_predict_layers": "int?", "num_mtp_layers": "int",
+    "num_nextn_predict_layers": "int?", "num_mtp_layers": "int", "num_decoder_layers": "int?", "dropout_rate": "number",
+    "decoder_start_token_id": "int?", "is_gated_act": "bool", "dense_act_fn": "str",
+    "scale_decoder_outputs": "bool", "classifier_dropout_rate": "number", "encoder": "table?", "decoder": "table?",
+    "cross_attention_hidden_size": "int?", "eoi_token_index": "int?",
 }  # fmt: skip
 _OF_FAMILY = {
     "llama": {"attention_dropout": "number?"},
@@ -63,6 +68,13 @@ _OF_FAMILY = {
     "flex_olmo": {"attention_dropout": "float?"},
     "gemma3_text": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
     "gpt_neox": {"classifier_dropout": "number"},
+    "t5_gemma_module": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
+    "t5gemma2_text": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
+    "t5gemma2_decoder": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
+    "t5": {"classifier_dropout": "number"},
+    "mt5": {"classifier_dropout": "number"},
+    "umt5": {"classifier_dropout": "number"},
+    "switch_transformers": {"router_jitter_noise": "number"},
     "deepseek_v3": {"attention_dropout": "number?", "norm_topk_prob": "bool?", "num_experts_per_tok": "int?"},
 }
 # What the class takes, and the model made of it cannot run on.

@@ -91,6 +91,23 @@ def _write_patterned(settings: Settings, config: dict[str, Any]) -> str | None:
     return _one_width(settings)
 
 
+def _alternating(config: Config, family: Family, layers: int) -> Windows:
+    """Where no list says otherwise, every other layer from the first on has the window."""
+    window = family.value(config, "sliding_window")
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        return _by_kind(kinds, window, layers)
+    return tuple(None if layer % 2 else window for layer in range(layers))
+
+
+def _write_alternating(settings: Settings, config: dict[str, Any]) -> str | None:
+    widths = _widths(settings)
+    if widths:
+        config["sliding_window"] = max(widths)
+    config["layer_types"] = _kinds(settings)
+    return _one_width(settings)
+
+
 def _by_kind(kinds: list[str], window: int | None, layers: int) -> Windows:
     if len(kinds) != layers:
         raise RekindleError(
@@ -133,6 +150,7 @@ WINDOWS = {
     "switched": _windows(_switched, _write_switched),
     "listed": _windows(_listed, _write_listed),
     "patterned": _windows(_patterned, _write_patterned),
+    "alternating": _windows(_alternating, _write_alternating),
 }
 
 # -- layers with experts -----------------------------------------------------------------------------------
@@ -186,6 +204,34 @@ def _write_first_dense(settings: Settings, config: dict[str, Any]) -> str | None
     return f"has experts in all layers but the first few; asked for are dense layers {', '.join(map(str, dense))}"
 
 
+def _every(step_key: str, count_key: str) -> Spelling:
+    """Switch's towers: the second of every so many layers, or all; 0: none. A saved step overrules the count."""
+
+    def at(step: int, layers: int) -> Layers:
+        return tuple(layer for layer in range(layers) if step == 1 or (step and layer % step == 1))
+
+    def read(config: Config, family: Family, layers: int) -> Layers:
+        step = config.get(step_key)
+        if step is None:
+            count = family.value(config, count_key)
+            step = layers // count if count > 0 else layers
+        if type(step) is not int or step < 0:
+            raise RekindleError(f"{step_key} is {step!r}, not a whole number of layers.", where="config.json")
+        return at(step, layers)
+
+    def write(settings: Settings, config: dict[str, Any]) -> str | None:
+        wanted, layers = settings.sparse_layers, settings.num_layers
+        steps = [step for step in range(layers + 1) if at(step, layers) == wanted]
+        if not steps:
+            listed = ", ".join(map(str, wanted))
+            return f"has experts in the second of every so many layers; asked for are layers {listed} of {layers}"
+        agrees = [step for step in steps if step and layers // max(1, len(wanted)) == step]
+        config |= {step_key: (agrees or steps)[0], count_key: len(wanted)}
+        return None
+
+    return _sparsity(read, write)
+
+
 def _sparsity(
     read: Callable[[Config, Family, int], Layers], write: Callable[[Settings, dict[str, Any]], str | None]
 ) -> Spelling:
@@ -200,6 +246,8 @@ SPARSE = {
     "all": _sparsity(_all_experts, _write_all_experts),
     "stepped": _sparsity(_stepped, _write_stepped),
     "first_dense": _sparsity(_first_dense, _write_first_dense),
+    "encoder_step": _every("encoder_sparse_step", "num_sparse_encoder_layers"),
+    "decoder_step": _every("decoder_sparse_step", "num_sparse_decoder_layers"),
 }
 
 # -- how many shared experts, where their size is that of the others ---------------------------------------

@@ -1,9 +1,9 @@
 """Rows, keys and defaults that families share.
 
-Letters of shapes: V vocabulary, D hidden, H heads x dim, K key/value heads x dim, A head dim, F feed-forward,
-M positions, T token types, E experts, X one expert's feed-forward, S the shared expert's; of latent attention
-Q the queries' rank, C that of keys and values, R the same and the dims that RoPE turns, B what comes out of it for
-all heads, O values of all heads.
+Letters of shapes: V vocabulary, D hidden, H heads x dim, K key/value heads x dim, A head dim, F feed-forward, M
+positions, T token types, N heads, P kinds of relative positions, Y hidden of what cross-attention reads, E experts, X
+one expert's feed-forward, S the shared expert's; of latent attention Q the queries' rank, C that of keys and values, R
+the same and the dims that RoPE turns, B what comes out of it for all heads, O values of all heads.
 """
 
 from __future__ import annotations

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 
 class Role(NamedTuple):
-    """What a tensor is: `ffn.up` of layer 3, or `expert.up` of layer 3, expert 5. -1: not in a layer, or no expert."""
+    """What a tensor is: `ffn.up` of layer 3, or `expert.up` of layer 3, expert 5. -1: not in a layer, or no expert.
+
+    `tower`: whose layer it is, in a model of several; methods see one tower, whose roles do not name it.
+    """
 
     part: str
     layer: int = -1
     expert: int = -1
+    tower: str = ""
 
     def __str__(self) -> str:
         where = f" of layer {self.layer}" if self.layer >= 0 else ""
-        return self.part + where + (f", expert {self.expert}" if self.expert >= 0 else "")
+        where += f", expert {self.expert}" if self.expert >= 0 else ""
+        return self.part + where + (f" of the {self.tower}" if self.tower else "")
 
 
-role_of = partial(tuple.__new__, Role)  # role_of((part, layer, expert)): three times faster, for long tables
+role_of = partial(tuple.__new__, Role)  # role_of((part, layer, expert, tower)): three times faster, for long tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +59,16 @@ class Settings:
     norm_order: str = "pre"
     norm: str = "rms"  # or "layer": the mean is taken off, and there is a bias
     norm_offset: float = 0.0  # a norm's gain is this plus its weight
-    output: str = "causal"  # language-model head: "causal", "masked" (it fills gaps), or "none" (hidden states)
+    # language-model head: "causal", "masked" (it fills gaps), "seq2seq" (it writes a text for another), or "none"
+    # (hidden states)
+    output: str = "causal"
     bidirectional: bool = False  # each token sees those after it
     parallel_residual: bool = False  # attention and feed-forward both read what entered the layer
     learned_positions: bool = False  # a vector for each position is added to the embeddings
+    relative_buckets: int = 0  # kinds of distances that have a bias each, one for each head, added to the scores
+    relative_distance: int = 0  # beyond which all distances are of one kind
+    merged_attention: bool = False  # the decoder's attention reads what the encoder has read as well
+    cross_size: int = 0  # hidden size of the tower that cross-attention reads; 0: there is none
     token_types: int = 0  # kinds of tokens that have a vector each, added to the embeddings
     scaled_embeddings: bool = False  # times the root of hidden_size
     gated: bool = True  # down(act(gate x) * up x); False: down(act(up x))
@@ -66,6 +77,7 @@ class Settings:
     query_scalar: float | None = None  # scores are divided by its root; None: by that of head_dim
     attn_softcap: float | None = None  # scores are bent below this by tanh
     logit_softcap: float | None = None
+    scaled_output: bool = False  # the last hidden state is divided by the root of hidden_size
     clip_qkv: float | None = None
     # latent attention: queries, and keys and values together, come out of small vectors
     kv_rank: int = 0  # 0: none
@@ -86,6 +98,8 @@ class Settings:
     router_jitter: float = 0.0
     aux_loss_coef: float | None = None  # of the load-balance loss in training; None: the family has none
     sparse_layers: tuple[int, ...] = ()
+    # of a model of several towers, each one's own, by name; all above is then the last one's, which writes
+    towers: Mapping[str, Settings] = field(default_factory=dict)
 
     @property
     def latent_attention(self) -> bool:
@@ -103,6 +117,9 @@ class Settings:
             "F": self.intermediate_size,
             "M": self.max_position_embeddings,
             "T": self.token_types,
+            "N": self.num_heads,
+            "P": self.relative_buckets,
+            "Y": self.cross_size,
             "E": self.num_experts,
             "X": self.expert_size,
             "S": self.shared_size,
@@ -144,6 +161,7 @@ MEANING = {
     "output": {
         "causal": "predicts the next token",
         "masked": "predicts masked tokens",
+        "seq2seq": "writes a text for the one it reads",
         "none": "has no language-model head",
         "seq2seq": "reads with an encoder and writes with a decoder",
     },
@@ -151,6 +169,12 @@ MEANING = {
     "local_rope_theta": {None: "has one RoPE theta for all layers"},
     "query_scalar": {None: "divides scores by the root of head_dim"},
     "scaled_embeddings": {True: "scales its embeddings", False: "does not scale its embeddings"},
+    "scaled_output": {
+        True: "scales its last hidden state down before the head",
+        False: "does not scale its last hidden state",
+    },
+    "relative_buckets": {0: "has no relative positions"},
+    "cross_size": {0: "has no cross-attention"},
     "kv_rank": {0: "has no latent attention"},
     "scoring": {"softmax": "routes by softmax", "sigmoid": "routes by sigmoid"},
     "shared_switch": {True: "gates its shared expert", False: "does not gate its shared expert"},

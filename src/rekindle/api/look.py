@@ -64,11 +64,18 @@ def inspect(source: str | Path | Model) -> dict[str, Any]:
 
 def _applies(model: Model, verb: str) -> str:
     """ "yes: what it would become", or "no: why not"."""
-    try:
-        child = model.then(verb, resolve(method_named(verb).config, METHODS[verb].trial))
-    except RekindleError as error:
-        return f"no: {error.why or error.what}".splitlines()[0]
-    return f"yes: {child.checkpoint.summary}"
+    method, towers = method_named(verb), [*model.checkpoint.family.towers]
+    found: dict[str | None, str] = {}
+    reason = ""
+    for tower in towers if towers and method.takes == "tower" else [None]:
+        try:
+            found[tower] = model.then(verb, resolve(method.config, method.trial), tower).checkpoint.summary
+        except RekindleError as error:
+            reason = reason or f"no: {error.why or error.what}".splitlines()[0]
+    if not found:
+        return reason
+    where = f" (--tower {' or '.join(map(str, found))})" if None not in found else ""
+    return f"yes: {next(iter(found.values()))}{where}"
 
 
 def verify(

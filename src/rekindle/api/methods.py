@@ -23,8 +23,13 @@ P = ParamSpec("P")
 def _verb(verb: str, config: Callable[P, Any]) -> Callable[Concatenate[Model | str | Path, P], Model]:
     method = method_named(verb)
 
-    def function(source: Model | str | Path, **options: Any) -> Model:
+    def of_tower(source: Model | str | Path, *, tower: str | None = None, **options: Any) -> Model:
+        return apply(verb, source, tower=tower, **options)
+
+    def of_model(source: Model | str | Path, **options: Any) -> Model:
         return apply(verb, source, **options)
+
+    function = of_tower if method.takes == "tower" else of_model
 
     function.__name__ = function.__qualname__ = verb.replace("-", "_")
     examples = "\n".join(f"    {command}" for command in method.commands)

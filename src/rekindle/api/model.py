@@ -32,6 +32,7 @@ class Step:
     options: Resolved[Any]
     of: tuple[str, ...] = ("",)  # a source's key, or what a step before it has made
     made: str = ""
+    tower: str | None = None  # of a model of several
 
     def keyed(self, key: str) -> Step:
         """The same step where its model is one of several."""
@@ -41,6 +42,7 @@ class Step:
         """As a recipe has it; what is made of the only model there is, or goes on under its name, need not be named."""
         named = {} if self.of == ("",) else {"of": self.of[0] if len(self.of) == 1 else list(self.of)}
         named |= {"as": self.made} if self.made and self.of != (self.made,) else {}
+        named |= {"tower": self.tower} if self.tower else {}
         return {self.verb: to_dict(self.options.config)} | named
 
 
@@ -58,17 +60,20 @@ class Model:
         """Every source as given, by its key in the checkpoint."""
         return self.sources or {"": self.source}
 
-    def then(self, verb: str, options: Resolved[Any]) -> Model:
-        """This model with one more method applied; raises RekindleError where it does not fit what is there."""
+    def then(self, verb: str, options: Resolved[Any], tower: str | None = None) -> Model:
+        """This model with one more method applied; raises RekindleError where it does not fit what is there.
+
+        `tower`: to which of its towers, where it has several: one by name, or "both".
+        """
         try:
-            child = method_named(verb).apply(self._as_parent(), options.config)
+            child = method_named(verb).apply(self._as_parent(), options.config, tower)
         except RekindleError as error:
             if not self.steps:
                 raise
             made = f"{listed([step.verb for step in self.steps])} made of {self.source}: {self.checkpoint.summary}"
             what = f"Step {len(self.steps) + 1}, {verb}, does not fit what comes before it. {error.what}"
             raise RekindleError(what, where=error.where or made, why=error.why, hint=error.hint) from None
-        return replace(self, checkpoint=child, steps=(*self.steps, Step(verb, options)))
+        return replace(self, checkpoint=child, steps=(*self.steps, Step(verb, options, tower=tower)))
 
     def _as_parent(self) -> Checkpoint:
         return self.checkpoint.as_saved() if self.steps else self.checkpoint
@@ -114,7 +119,7 @@ class Model:
 def combined(verb: str, models: Mapping[str, Model], options: Resolved[Any]) -> Model:
     """A method of several models applied to these, by name; raises RekindleError where it does not fit them."""
     parents = {name: model._as_parent().keyed(name) for name, model in models.items()}
-    child = method_named(verb).apply(parents, options.config)
+    child = method_named(verb).function(parents, options.config)
     sources = {joint(name, key): given for name, model in models.items() for key, given in model.given.items()}
     steps = [step.keyed(name) for name, model in models.items() for step in model.steps]
     return Model(next(iter(sources.values())), child, (*steps, Step(verb, options, of=tuple(models))), sources)
@@ -128,7 +133,10 @@ def open(source: str | Path) -> Model:
     return Model(str(source), open_checkpoint(open_folder(local(source), bare=True)))
 
 
-def apply(verb: str, source: Model | str | Path, **options: Any) -> Model:
-    """Apply a method by its verb, see rekindle.methods.METHODS; each has a function of its own too."""
+def apply(verb: str, source: Model | str | Path, *, tower: str | None = None, **options: Any) -> Model:
+    """Apply a method by its verb, see rekindle.methods.METHODS; each has a function of its own too.
+
+    `tower`: "encoder", "decoder" or "both", of a model that has the two.
+    """
     model = source if isinstance(source, Model) else open(source)
-    return model.then(verb, resolve(method_named(verb).config, options))
+    return model.then(verb, resolve(method_named(verb).config, options), tower)

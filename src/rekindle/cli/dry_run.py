@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
+from rekindle.anatomy import opaque_name
 from rekindle.apply.parts import Part
 from rekindle.apply.save import Job, nbytes_read
 from rekindle.cli.out import count, nbytes, table
 from rekindle.edit import Checkpoint
+from rekindle.errors import counted
 
 SHOWN = 4  # tensors named one by one
 
@@ -22,11 +24,17 @@ def dry_data(job: Job, part: Part | None, workers: int) -> dict[str, Any]:
         "measured": {"count": len({m.name for m in job.measurements}), "bytes": job.nbytes_measured},
         "fates": job.plan.counts,
         "dropped": job.plan.dropped,
+        "opaque": _opaque(job),
         "parameters": job.checkpoint.parameters(),
         "promise": {"kind": job.checkpoint.promise.kind, "text": job.checkpoint.promise.text},
         "notes": job.checkpoint.notes,
         "config": job.plan.config,
     } | ({"part": _part(job, part)} if part else {})
+
+
+def _opaque(job: Job) -> list[str]:
+    """Tensors of the result that no row of its table names."""
+    return [name for role in job.checkpoint.opaque if (name := opaque_name(role)) is not None]
 
 
 def _part(job: Job, part: Part) -> dict[str, Any]:
@@ -49,6 +57,9 @@ def dry_text(job: Job, part: Part | None, workers: int) -> str:
         lines.append(f"  {fate}: {name} {expr.dtype} {list(expr.shape)}")
     lines += [f"  ... and {changed - SHOWN} more"] if changed > SHOWN else []
     lines.append(f"  dropped: {', '.join(job.plan.dropped) or 'nothing'}")
+    if unknown := _opaque(job):
+        named = ", ".join(unknown[:SHOWN]) + (f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else "")
+        lines.append(f"  opaque:  {counted(len(unknown), 'tensor')} that no table names: {named}")
     if job.measurements:
         texts = sorted({m.data for m in job.measurements if m.data})
         by = "".join(f", and the source run on {text}" for text in texts)

@@ -193,9 +193,14 @@ class Cast(Computed):
         return Cast(self.x.transposed(), self.dtype)
 
 
+def is_computable(x: Expr) -> bool:
+    """Whether it holds floats to calculate with, not codes or whole numbers."""
+    return x.dtype in COMPUTED
+
+
 def computable(x: Expr) -> None:
     """Refuse arithmetic on codes (fp8, integers): they are copied or not touched."""
-    if x.dtype not in COMPUTED:
+    if not is_computable(x):
         name = next((leaf.name for leaf in x.leaves()), None)
         raise RekindleError(
             f"{x.dtype} tensors cannot be calculated with, only copied.", where=name, hint="a bf16 source"

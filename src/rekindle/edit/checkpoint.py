@@ -8,11 +8,12 @@ return child.with_rest_of(parent).promising(exact())
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from rekindle.anatomy import Family, Placed, Role, Settings, Tensor, family_named
+from rekindle.anatomy import Family, Nameless, Placed, Role, Settings, Tensor, family_named, opaque_name
 from rekindle.anatomy.settings import role_of
 from rekindle.edit.arithmetic import Computed, Fill, Fresh, Rounded
 from rekindle.edit.expressions import Expr
@@ -44,8 +45,9 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the weights: that of the embeddings."""
-        return self.tensors[Role("embed")].dtype
+        """The dtype of the weights: that of the embeddings, or of the first tensor of a tower without its own."""
+        embed = self.family.embed
+        return (self.tensors[embed] if embed in self.tensors else next(iter(self.tensors.values()))).dtype
 
     @cached_property
     def rows(self) -> dict[Role, Placed]:
@@ -79,10 +81,15 @@ class Checkpoint:
     def by_layer(self) -> dict[int, dict[tuple[str, int], Expr]]:
         """layer -> (part, expert) -> expression, of a checkpoint that is filled; expert is -1 where there is none."""
         layers: dict[int, dict[tuple[str, int], Expr]] = {layer: {} for layer in range(self.settings.num_layers)}
-        for (part, layer, expert), expr in self.tensors.items():
+        for (part, layer, expert, _), expr in self.tensors.items():
             if layer >= 0:
                 layers[layer][part, expert] = expr
         return layers
+
+    @property
+    def opaque(self) -> list[Role]:
+        """Tensors that no row of the table names: copied with their layer, and never looked at."""
+        return [role for role in self.tensors if opaque_name(role) is not None] if self.family.opaque else []
 
     @property
     def sources(self) -> dict[str, Checkpoint]:
@@ -93,6 +100,26 @@ class Checkpoint:
     def origin(self) -> Checkpoint:
         """The first of its sources."""
         return next(iter(self.sources.values()))
+
+    # -- towers ----------------------------------------------------------------------------------------------
+
+    def tower(self, name: str) -> Checkpoint:
+        """One tower by itself, as methods see it: its layers, its settings, its part of the config."""
+        family = self.family.towers[name]
+        tensors = {role._replace(tower=""): x for role, x in self.tensors.items() if role.tower == name}
+        own = {"notes": [], "findings": [], "unused": [], "promise": exact()}
+        config = dict(family.own(self.config))
+        return replace(self, family=family, settings=self.settings.towers[name], config=config, tensors=tensors, **own)
+
+    def with_tower(self, name: str, child: Checkpoint) -> Checkpoint:
+        """This checkpoint with one tower replaced by what a method made of it."""
+        family, settings = self.family, self.settings
+        settings = replace(settings, towers={**settings.towers, name: child.settings})
+        config = family.config(settings, child.family.put(self.config, child.config), family)
+        tensors = {role: x for role, x in self.tensors.items() if role.tower != name}
+        tensors |= {role._replace(tower=name): x for role, x in child.tensors.items()}
+        made = self.derive(settings=family.settings(config), config=config, tensors=tensors)
+        return made.noting(*child.notes).telling(*child.findings).promising(child.promise)
 
     # -- making a child --------------------------------------------------------------------------------------
 
@@ -110,7 +137,7 @@ class Checkpoint:
 
     def as_family(self, name: str, **changes: Any) -> Checkpoint:
         """An empty child of another family with these settings changed; refused with every reason it cannot be."""
-        family = family_named(name)
+        family = self.family if name == self.family.model_type else family_named(name)
         settings = replace(self.settings, **changes)
         config = family.config(settings, self.config, self.family)
         return self.derive(family=family, settings=family.settings(config), config=config, tensors={})
@@ -126,6 +153,10 @@ class Checkpoint:
                 filled[role] = expr
             elif row.neutral:
                 filled[role] = _neutral(row, shape, role, parent)
+        same = self.settings.num_layers == parent.settings.num_layers
+        for role in parent.opaque:
+            if role.layer < 0 or same:
+                filled.setdefault(role, inherited[role])
         return self
 
     def promising(self, promise: Promise) -> Checkpoint:
@@ -156,15 +187,25 @@ class Checkpoint:
     @property
     def summary(self) -> str:
         """One line on what this is: "mixtral, 8 experts, top-2 in 16 of 16 layers"."""
-        s = self.settings
-        if not s.sparse_layers:
-            return f"{self.family.model_type}, dense, {counted(s.num_layers, 'layer')}"
-        layers = f"{len(s.sparse_layers)} of {counted(s.num_layers, 'layer')}"
-        return f"{self.family.model_type}, {s.num_experts} experts, top-{s.top_k} in {layers}"
+        s, name = self.settings, self.family.model_type
+        if isinstance(self.family, Nameless):
+            return f"{name}, {counted(len(self.tensors), 'tensor')} by their names alone"
+        if s.towers:
+            return f"{name}, " + ", ".join(f"{tower}: {_column(own)}" for tower, own in s.towers.items())
+        return f"{name}, {_column(s)}"
 
     def parameters(self) -> dict[str, int]:
         """Total parameters, and those active for one token: all but the experts it is not routed to."""
-        return self.family.parameters(self.settings)
+        counts = self.family.parameters(self.settings)
+        others = sum(math.prod(self.tensors[role].shape) for role in self.opaque)
+        return {key: count + others for key, count in counts.items()}
+
+
+def _column(s: Settings) -> str:
+    """Layers in words."""
+    if not s.sparse_layers:
+        return f"dense, {counted(s.num_layers, 'layer')}"
+    return f"{s.num_experts} experts, top-{s.top_k} in {len(s.sparse_layers)} of {counted(s.num_layers, 'layer')}"
 
 
 class Block:
@@ -201,7 +242,7 @@ class Experts:
     def __setitem__(self, expert: int, value: FeedForward) -> None:
         table, layer = self._checkpoint.tensors, self._layer
         for part, expr in value.items():
-            table[role_of(("expert." + part, layer, expert))] = expr
+            table[role_of(("expert." + part, layer, expert, ""))] = expr
 
 
 def _group(checkpoint: Checkpoint, kind: str, layer: int, expert: int = -1) -> FeedForward:

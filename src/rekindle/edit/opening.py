@@ -7,7 +7,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from rekindle.anatomy import Family, Packed, Role, Settings, family_of, packs, stacks
+from rekindle.anatomy import (
+    OPAQUE,
+    Family,
+    Nameless,
+    Packed,
+    Role,
+    Settings,
+    UnknownFamily,
+    family_of,
+    nameless,
+    packs,
+    stacks,
+)
 from rekindle.edit.as_loaded import as_loaded, half_wrapped, refuse_adapters, refuse_codes, unwrapped
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Leaf
@@ -35,9 +47,11 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
 
     Its `folder` has the config as transformers takes it with these weights, see `as_loaded`.
     """
-    folder = as_loaded(folder)
-    family = family_of(folder.config)
-    folder = _with_class(_as_read(folder, family), family)
+    known = as_loaded(folder)
+    family = _family(known)
+    if isinstance(family, Nameless):
+        return _by_names_alone(folder, family)
+    folder = _with_class(_as_read(known, family), family)
     settings = family.settings(folder.config)
     child = Checkpoint(family, settings, dict(folder.config), {}, folder, list(folder.notes))
     problems: list[RekindleError] = []
@@ -54,14 +68,36 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
     child = _tied_as_stored(child, names)
     _fill(child, names, packed, problems)
     for name in names:
-        if _unread(name, family, settings, folder.config):
+        if _unread(name, family, child.settings, folder.config) or _is_copy(name, child):
             child.unused.append(name)
+        elif (role := family.opaque_role(name)) is not None:
+            child.tensors[role] = Leaf(name, names[name])
         else:
             problems.append(RekindleError(f"{family.model_type} has no tensor {name}.", where=folder.path))
     if problems:
         raise _cause(child, problems, names) or together(problems)
     if left := [] if child.folder.bare else left_behind(child.folder.path, child.folder.config):
         child.notes.append(f"not taken along, since nothing that is names it: {some(left, most=8)}")
+    return child
+
+
+def _family(folder: Folder) -> Family:
+    """The table of its config, or none: then its tensors are known by their names alone."""
+    try:
+        return family_of(folder.config)
+    except UnknownFamily as error:
+        if folder.bare:
+            raise
+        return nameless(folder.config, error)
+
+
+def _by_names_alone(folder: Folder, family: Nameless) -> Checkpoint:
+    """A folder of a class that no table knows: its config as it is, code of its own included, tensors by name."""
+    refuse_adapters(folder.tensors, folder)
+    note = f"{family.model_type}: no table knows this class; its tensors are known by their names alone"
+    child = Checkpoint(family, family.settings(folder.config), dict(folder.config), {}, folder, [*folder.notes, note])
+    for name, stored in folder.tensors.items():
+        child.tensors[Role(OPAQUE + name)] = Leaf(name, stored)
     return child
 
 
@@ -105,27 +141,33 @@ def _with_class(folder: Folder, family: Family) -> Folder:
 def _tied_as_stored(child: Checkpoint, names: Tensors) -> Checkpoint:
     """A tied model may store its one matrix as the head; and one that stores two different ones is not tied.
 
-    As transformers has it (5.23, `tie_weights`), whatever the config says.
+    As transformers has it (5.23, `tie_weights`), whatever the config says; of some families the weights alone say it.
     """
-    settings = child.settings
-    head = next((name for name in child.family.names_of("head", settings) if name in names), None)
-    if not settings.tie_word_embeddings or head is None:
+    family, settings = child.family, child.settings
+    embed = child.rows[family.embed][0]
+    head = next((name for name in family.names_of("head", settings) if name in names), None)
+    for copy, of in (family.copies or {}).items():
+        if of == embed and embed not in names and copy in names:
+            names[embed] = names.pop(copy)
+    if family.tied == "config" and (not settings.tie_word_embeddings or head is None):
         return child
-    embed = child.rows[Role("embed")][0]
-    if embed not in names:
+    if head is not None and embed not in names:
         names[embed] = names.pop(head)
-        return child
-    if names[head].shape != names[embed].shape:
+        head = None
+    if head is not None and names[head].shape != names[embed].shape:
         raise _misshapen(head, names[head].shape, names[embed].shape)
-    if _same(names[head], names[embed]):
+    tied = head is None or _same(names[head], names[embed])
+    if tied == settings.tie_word_embeddings:
         return child
-    config = child.folder.config | {"tie_word_embeddings": False}
-    note = (
-        f"{head} is stored and differs from {embed}: they are two matrices, as in transformers, whatever "
-        "tie_word_embeddings in config.json says"
-    )
+    differs = f"{head} is stored and differs from {embed}: they are two matrices"
+    what = f"there is no head of its own: it is {embed}" if tied else differs
+    note = f"{what}, as in transformers, whatever tie_word_embeddings in config.json says"
+    config = child.folder.config | {"tie_word_embeddings": tied}
+    if family.towers:
+        towers = {name: replace(tower, tie_word_embeddings=tied) for name, tower in settings.towers.items()}
+        config = family.config(replace(settings, tie_word_embeddings=tied, towers=towers), config, family)
     folder = replace(child.folder, config=config)
-    return Checkpoint(child.family, child.family.settings(config), dict(config), {}, folder, [*child.notes, note])
+    return Checkpoint(family, family.settings(config), dict(config), {}, folder, [*child.notes, note])
 
 
 def _same(one: Stored | Held, other: Stored | Held) -> bool:
@@ -265,6 +307,17 @@ def _unread(name: str, family: Family, settings: Settings, config: dict) -> bool
     extra = family.extra_layers and family.value(config, family.extra_layers) or 0
     beyond = range(settings.num_layers, settings.num_layers + extra)
     return name.startswith(tuple(f"{family.prefix}layers.{layer}." for layer in beyond))
+
+
+def _is_copy(name: str, child: Checkpoint) -> bool:
+    """Whether this is another tensor again, as it is for the library; raises RekindleError where it differs."""
+    of = (child.family.copies or {}).get(name)
+    if of is None or of not in child.folder.tensors:
+        return False
+    if _same(child.folder.tensors[name], child.folder.tensors[of]):
+        return True
+    what = f"{name} differs from {of}: a {child.family.model_type} with two matrices there is not known."
+    raise RekindleError(what, where=child.folder.path, why="transformers would keep the two apart")
 
 
 def _misshapen(name: str, found: tuple[int, ...] | None, expected: tuple[int, ...]) -> RekindleError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rekindle.anatomy import Packed, Role, packs
+from rekindle.anatomy import Packed, Role, opaque_name, packs
 from rekindle.edit.arithmetic import Fresh
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, labelled, signature
@@ -109,10 +109,12 @@ def plan(checkpoint: Checkpoint, *, fused: bool = False) -> Plan:
             problems.append(RekindleError(f"The {role} would be {list(expr.shape)}, not {list(shape)}.", where=name))
         else:
             tensors[name] = expr
-    for role in (
-        checkpoint.tensors.keys() - table.keys() if len(checkpoint.tensors) > len(table) - len(problems) else ()
-    ):
-        problems.append(RekindleError(f"{checkpoint.family.model_type} has no {role}.", where="the method"))
+    if len(checkpoint.tensors) > len(table) - len(problems):
+        for role in checkpoint.tensors.keys() - table.keys():
+            if (name := opaque_name(role)) is not None:
+                tensors[name] = checkpoint.tensors[role]
+            else:
+                problems.append(RekindleError(f"{checkpoint.family.model_type} has no {role}.", where="the method"))
     if problems:
         raise together(problems)
     for pack in packs(table.items(), checkpoint.settings, fused=fused):

@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from rekindle.anatomy import Nameless
 from rekindle.errors import RekindleError, nearest
 
 if TYPE_CHECKING:
     from rekindle.edit import Checkpoint
+
+
+BOTH = "both"  # towers, one after the other
 
 
 class Method(NamedTuple):
@@ -24,6 +28,7 @@ class Method(NamedTuple):
     url: str = ""
     trial: Mapping[str, Any] = MappingProxyType({})  # options that show whether it applies to a checkpoint
     examples: tuple[str, ...] = ()  # what to type after the verb, for help and documentation; a test runs each
+    takes: Literal["tower", "model", "models"] = "tower"  # one tower of a model, all of it, or several models by name
 
     @property
     def commands(self) -> list[str]:
@@ -38,8 +43,24 @@ class Method(NamedTuple):
         return self.module.Config
 
     @property
-    def apply(self) -> Callable[[Any, Any], Checkpoint]:
+    def function(self) -> Callable[[Any, Any], Checkpoint]:
         return getattr(self.module, self.where.split(":")[1])
+
+    def apply(self, parent: Checkpoint, config: Any, tower: str | None = None) -> Checkpoint:
+        """What it makes of a checkpoint; where that has several towers, and the method sees one, of `tower`, or "both".
+
+        Raises RekindleError where it does not fit, or no tower is named.
+        """
+        if self.takes == "tower" and isinstance(parent.family, Nameless):
+            raise parent.family.refusing(self.verb)
+        if self.takes != "tower" or not parent.family.towers:
+            if tower:
+                why = "it has one tower" if self.takes == "tower" else f"{self.verb} takes all of it"
+                raise RekindleError(f"No tower of this {parent.family.model_type} can be chosen: {why}.")
+            return self.function(parent, config)
+        for name in _towers(parent, tower):
+            parent = parent.with_tower(name, self.function(parent.tower(name), config))
+        return parent
 
 
 METHODS = {
@@ -73,6 +94,7 @@ METHODS = {
             examples=(
                 "SRC OUT --factor 2",
                 "SRC OUT --layers 3 --order llama-pro",
+                "T5 OUT --factor 2 --tower decoder",
             ),
         ),
         Method(
@@ -107,9 +129,21 @@ METHODS = {
                 "SRC OUT --max-shard-size 2GB",
                 "SRC OUT --dtype bfloat16",
             ),
+            takes="model",
         ),
     )
 }
+
+
+def _towers(parent: Checkpoint, tower: str | None) -> list[str]:
+    names = list(parent.family.towers)
+    if tower == BOTH:
+        return names
+    if tower in names:
+        return [tower]
+    has = f"This {parent.family.model_type} has {len(names)} towers, {' and '.join(names)}"
+    what = f"{has}: none is named {tower!r}." if tower else f"{has}: which of them is meant?"
+    raise RekindleError(what, hint=f"--tower {', '.join(names)} or {BOTH}")
 
 
 def method_named(verb: str) -> Method:

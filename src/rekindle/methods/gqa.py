@@ -179,6 +179,9 @@ def _check(parent: Checkpoint, config: Config) -> None:
     if "num_kv_heads" not in parent.family.keys:
         what = f"{name} has no number of key-value heads: in transformers each query head of it has its own."
         raise RekindleError(what, hint=f"a checkpoint of {_families()}")
+    if parent.settings.cross_size:
+        what = f"{name}'s cross-attention has the key-value heads of its own attention: neither can change alone."
+        raise RekindleError(what, hint="--tower encoder")
     problems = [*_wrong_counts(s.num_heads, s.num_kv_heads, config.kv_heads), *_without_effect(s.num_kv_heads, config)]
     if config.data_tokens < 1:
         problems.append(RekindleError(f"data_tokens is {config.data_tokens}.", hint="--data-tokens 64k"))

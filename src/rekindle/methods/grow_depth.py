@@ -45,8 +45,8 @@ from rekindle.errors import RekindleError, together
 SOLAR_DROP = 8  # m, of SOLAR's 32 layers
 MOST_LAYERS = 10_000
 
-LAST = ("attn.o", "ffn.down", "expert.down", "shared.down")  # what a branch ends in,
-AFTER = ("attn.post_norm", "ffn.post_norm")  # and what may follow it
+LAST = ("attn.o", "cross.o", "ffn.down", "expert.down", "shared.down")  # what a branch ends in,
+AFTER = ("attn.post_norm", "cross.post_norm", "ffn.post_norm")  # and what may follow it
 
 JUMPS = {
     "interpose": "each copy acts on what its original has made of the stream",
@@ -74,7 +74,7 @@ def grow_depth(parent: Checkpoint, config: Config) -> Checkpoint:
     for layer, old in enumerate(source):
         for (part, expert), x in parent.by_layer[old].items():
             silent = layer in inserted
-            child.tensors[role_of((part, layer, expert))] = _silent(part, x, parent.settings) if silent else x
+            child.tensors[role_of((part, layer, expert, ""))] = _silent(part, x, parent.settings) if silent else x
     if inserted:
         child.noting(f"layers {', '.join(map(str, inserted))} are new: LLaMA-Pro trains these alone")
     return child.with_rest_of(parent).promising(_promise(parent, child, config.order))
@@ -139,6 +139,10 @@ def _depth(parent: Checkpoint, config: Config) -> int:
         what = f"No inserted layer of a {parent.family.model_type} leaves the function as it is."
         why = "it normalises the sum of a branch and its input, so a layer acts even where its branches are zero"
         problems.append(RekindleError(what, why=why, hint="--order interpose or stack, which are lossy"))
+    if config.order == "llama-pro" and (known := next((role for role in parent.opaque if role.layer >= 0), None)):
+        what = f"This {parent.family.model_type}'s layers have tensors that no table names, such as {known}."
+        hint = "--order interpose or stack"
+        problems.append(RekindleError(what, why="whether a copy of them is silent cannot be told", hint=hint))
     if config.drop is not None and not solar:
         hint = "--order solar, or no --drop"
         problems.append(RekindleError(f"--drop is for --order solar, not for {config.order}.", hint=hint))

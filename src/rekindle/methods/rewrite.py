@@ -10,7 +10,7 @@ from typing import Literal
 
 from rekindle.config import option
 from rekindle.edit import Checkpoint, exact, lossy
-from rekindle.edit.arithmetic import Cast
+from rekindle.edit.arithmetic import Cast, is_computable
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 EXACT_CASTS = {("BF16", "F32"), ("F16", "F32")}
@@ -27,7 +27,9 @@ def rewrite(parent: Checkpoint, config: Config) -> Checkpoint:
         return parent.derive(config=spelling).promising(exact())
     dtype = DTYPES[config.dtype]
     kept = {role for role, (_, _, row) in parent.rows.items() if row.buffer}  # libraries hold these in float32
+    kept |= {role for role in parent.opaque if not is_computable(parent.tensors[role])}  # whole numbers and masks
     tensors = {role: x if x.dtype == dtype or role in kept else Cast(x, dtype) for role, x in parent.tensors.items()}
-    child = parent.derive(tensors=tensors, config=spelling | {"torch_dtype": config.dtype})
+    key = "dtype" if "dtype" in spelling else "torch_dtype"
+    child = parent.derive(tensors=tensors, config=spelling | {key: config.dtype})
     changed = {(x.dtype, dtype) for role, x in parent.tensors.items() if role not in kept} - {(dtype, dtype)}
     return child.promising(exact() if changed <= EXACT_CASTS else lossy(f"weights rounded to {config.dtype}"))

@@ -1,0 +1,47 @@
+"""A model of a class that no table knows: tensors by their names, and a config that nobody reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rekindle.anatomy.family import Family, Placed
+from rekindle.anatomy.settings import Role, Settings
+from rekindle.errors import RekindleError
+
+NOTHING = Settings(
+    vocab_size=0, hidden_size=0, num_layers=0, num_heads=0, num_kv_heads=0, head_dim=0, intermediate_size=0,
+    hidden_act="", norm_eps=0.0, tie_word_embeddings=False, max_position_embeddings=0, windows=(), rope_theta=0.0,
+    rope_scaling=None, rotary_dim=0, qkv_bias=False, o_bias=False, mlp_bias=False, output="none",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Nameless(Family):
+    unknown: RekindleError | None = None  # why no table says more of it
+
+    def refusing(self, verb: str) -> RekindleError:
+        """Why a method that must know what each tensor is cannot have it."""
+        unknown, why = self.unknown, f"{verb} must know what each tensor is"
+        what, where = (unknown.what, unknown.where) if unknown else ("This architecture is not known.", None)
+        return RekindleError(what, where=where, why=why, hint="merge, rewrite and pack take any; docs/families.md")
+
+    def settings(self, config: Mapping[str, Any]) -> Settings:
+        return NOTHING
+
+    def config(self, settings: Settings, parent: Mapping[str, Any], parent_family: Family) -> dict[str, Any]:
+        return dict(parent)
+
+    def mended(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(config)
+
+    def table(self, settings: Settings, *, fused: bool = False) -> Iterator[tuple[Role, Placed]]:
+        return iter(())
+
+
+def nameless(config: Mapping[str, Any], unknown: RekindleError) -> Nameless:
+    """For a config that no table fits; `unknown` says why."""
+    name = config.get("model_type")
+    named = name if isinstance(name, str) else "unnamed"
+    return Nameless(named, {}, (), (), (), (), {}, {}, {}, prefix="", rope="none", opaque=("",), unknown=unknown)

@@ -1,0 +1,87 @@
+"""Families of several towers: an encoder and a decoder, each with a table, settings and layers as a model has.
+
+A tower is a `Family` of its own, whose `section` says where in config.json its config stands. What belongs to no tower,
+such as embeddings that all share, is in `top`; `keys` and `fixed` hold what the model's config says above theirs. The
+settings of such a model are those of its last tower, the one that writes, with all of them in `towers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import chain
+from typing import Any
+
+from rekindle.anatomy.family import Family, Placed
+from rekindle.anatomy.kinds import mended, misfits
+from rekindle.anatomy.settings import Role, Settings, role_of
+from rekindle.anatomy.sizes import check_each
+from rekindle.errors import RekindleError, together
+
+HEAD = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version"}  # of the model, not of a tower
+
+
+@dataclass(frozen=True)
+class Towers(Family):
+    embeddings: str = ""  # the tower whose embeddings are the head where it is tied; "": those of `top`
+
+    @property
+    def embed(self) -> Role:
+        return Role("embed", tower=self.embeddings)
+
+    def settings(self, config: Mapping[str, Any]) -> Settings:
+        config = mended(self, config)
+        if problems := list(misfits(self, config)):
+            raise together(problems)
+        check_each(self, {}, config)
+        towers: dict[str, Settings] = {}
+        for name, tower in self.towers.items():
+            own = tower.own(config)
+            if towers and tower.section:  # of the tower that it reads, its own config need not tell
+                own = {**own, "cross_attention_hidden_size": next(iter(towers.values())).hidden_size}
+            towers[name] = tower.settings(own)
+        above = {name: self.value(config, key) for name, key in self.keys.items()} | dict(self.fixed)
+        return replace(towers[next(reversed(towers))], towers=towers, output=self._output(config), **above)
+
+    def config(self, settings: Settings, parent: Mapping[str, Any], parent_family: Family) -> dict[str, Any]:
+        config = {key: value for key, value in parent.items() if key not in HEAD}
+        for name, tower in self.towers.items():
+            own = tower.config(settings.towers[name], tower.own(config), parent_family.towers[name])
+            config = tower.put(config, own)
+        config |= {key: getattr(settings, name) for name, key in self.keys.items()}
+        config = self._class(settings) | {key: value for key, value in config.items() if key not in HEAD}
+        dtype = parent.get("torch_dtype", parent.get("dtype"))
+        config |= {"torch_dtype": dtype} if dtype is not None else {}
+        self._check_says(config, settings)
+        return config
+
+    def _check_says(self, config: Mapping[str, Any], settings: Settings) -> None:
+        """Refuse towers that differ in what the config has one key for."""
+        problems = []
+        for name, found in self.settings(config).towers.items():
+            wanted = settings.towers[name]
+            for setting in (f.name for f in fields(Settings) if getattr(found, f.name) != getattr(wanted, f.name)):
+                what = f"{self.model_type} has one value of {setting} for all towers: {getattr(found, setting)!r}"
+                problems.append(RekindleError(f"{what}, not {getattr(wanted, setting)!r} for its {name}."))
+        if problems:
+            raise together(problems)
+
+    def parameters(self, settings: Settings) -> dict[str, int]:
+        counts = [super().parameters(settings)]
+        counts += [tower.parameters(settings.towers[name]) for name, tower in self.towers.items()]
+        return {key: sum(count[key] for count in counts) for key in counts[0]}
+
+    def table(self, settings: Settings, *, fused: bool = False) -> Iterator[tuple[Role, Placed]]:
+        yield from super().table(settings, fused=fused)
+        for name, tower in self.towers.items():
+            for (part, layer, expert, _), placed in tower.table(settings.towers[name], fused=fused):
+                yield role_of((part, layer, expert, name)), placed
+
+    def names_of(self, part: str, settings: Settings) -> tuple[str, ...]:
+        theirs = (tower.names_of(part, settings.towers[name]) for name, tower in self.towers.items())
+        return (*super().names_of(part, settings), *chain.from_iterable(theirs))
+
+    def _in_memory(self, part: str, settings: Settings) -> str:
+        if part == "embed" and self.embeddings:
+            return self.towers[self.embeddings]._in_memory(part, settings)
+        return super()._in_memory(part, settings)

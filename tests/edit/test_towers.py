@@ -1,0 +1,288 @@
+"""Models of two towers, and models that no table knows: opened, grown tower by tower, against transformers' classes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import ENCODER_DECODERS, V1_1, save_tiny
+
+from rekindle import api
+from rekindle.anatomy import FAMILIES, Nameless, Role, families, family_of
+from rekindle.anatomy.family import OPAQUE
+from rekindle.apply.load import quietly
+from rekindle.errors import RekindleError
+
+CASES = [*((family, {}) for family in ENCODER_DECODERS), ("t5", V1_1), ("t5", {"num_decoder_layers": None}),
+         ("t5gemma", {"tie_word_embeddings": False}), ("switch_transformers", {"num_sparse_decoder_layers": 4})]  # fmt: skip
+
+
+def label(value):
+    return value if isinstance(value, str) else ",".join(f"{k}={v}" for k, v in value.items())
+
+
+def logits(folder):
+    """Strictly loaded: nothing missing, nothing left over."""
+    import transformers
+
+    with quietly():
+        model, told = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, decoder_input_ids=ids[:, :20]).logits
+
+
+def same(child, parent):
+    """To the last bits: where the file has a tensor decides by which of its loops BLAS multiplies it."""
+    a, b = logits(child), logits(parent)
+    return float((a - b).abs().max() / b.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize(("family", "changes"), CASES, ids=label)
+def test_every_tensor_is_opened_and_counted(tiny, tmp_path, family, changes):
+    import transformers
+
+    folder = tiny(family, **changes)
+    checkpoint = api.open(folder).checkpoint
+    with quietly():
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    assert checkpoint.parameters()["total"] == sum(p.numel() for p in model.parameters())
+    assert len(checkpoint.settings.towers["encoder"].windows) == (4 if family == "switch_transformers" else 2)
+    assert {role.tower for role in checkpoint.tensors if role.layer >= 0} == {"encoder", "decoder"}
+    again = api.rewrite(folder).save(tmp_path / "again")
+    assert same(again, folder)
+    stored, written = load_file(folder / "model.safetensors"), load_file(again / "model.safetensors")
+    assert stored.keys() == written.keys()
+    assert api.open(again).checkpoint.settings == checkpoint.settings
+
+
+@pytest.mark.parametrize("tower", ["encoder", "decoder", "both"])
+@pytest.mark.parametrize("family", [f for f in ENCODER_DECODERS if f != "switch_transformers"])
+def test_a_tower_grows_by_itself(tiny, tmp_path, family, tower):
+    folder = tiny(family)
+    before = api.open(folder).checkpoint.settings.towers
+    grown = api.grow_depth(folder, factor=2, order="llama-pro", tower=tower)
+    after = grown.checkpoint.settings.towers
+    for name in before:
+        assert after[name].num_layers == before[name].num_layers * (2 if tower in (name, "both") else 1)
+    out = grown.save(tmp_path / "out")
+    assert grown.checkpoint.promise.exact
+    assert same(out, folder)
+    lossy = api.grow_depth(folder, factor=2, order="interpose", tower=tower)
+    assert not lossy.checkpoint.promise.exact
+    assert (logits(lossy.save(tmp_path / "lossy")) - logits(folder)).abs().max() > 1e-3
+
+
+def test_one_tower_after_the_other_is_both(tiny, tmp_path):
+    folder = tiny("t5")
+    one = api.grow_depth(folder, factor=2, tower="encoder")
+    both = api.grow_depth(one, factor=2, tower="decoder").save(tmp_path / "one")
+    once = api.grow_depth(folder, factor=2, tower="both").save(tmp_path / "both")
+    assert (both / "model.safetensors").read_bytes() == (once / "model.safetensors").read_bytes()
+    assert (both / "config.json").read_bytes() == (once / "config.json").read_bytes()
+
+
+def test_switch_keeps_experts_where_its_config_can_say_so(tiny, tmp_path):
+    everywhere = tiny("switch_transformers", num_sparse_encoder_layers=4, num_sparse_decoder_layers=4)
+    out = api.grow_depth(everywhere, factor=2, order="llama-pro", tower="both").save(tmp_path / "out")
+    assert same(out, everywhere)
+    with pytest.raises(RekindleError, match="cannot say which layers are which"):
+        api.grow_depth(tiny("switch_transformers"), factor=2, order="llama-pro", tower="encoder")
+    stacked = api.grow_depth(tiny("switch_transformers"), factor=2, order="stack", tower="encoder")
+    assert stacked.checkpoint.settings.towers["encoder"].sparse_layers == (1, 3, 5, 7)
+    logits(stacked.save(tmp_path / "stacked"))
+
+
+def test_a_tower_must_be_named_where_there_are_two(tiny):
+    for tower, said in ((None, "which of them is meant?"), ("vision", "none is named 'vision'")):
+        with pytest.raises(RekindleError, match="2 towers, encoder and decoder") as error:
+            api.grow_depth(tiny("t5"), factor=2, tower=tower)
+        assert said in error.value.what
+        assert error.value.hint == "--tower encoder, decoder or both"
+    with pytest.raises(RekindleError, match="it has one tower"):
+        api.grow_depth(tiny("llama"), factor=2, tower="decoder")
+
+
+def test_towers_that_share_a_key_cannot_differ_in_it(tiny):
+    checkpoint = api.open(tiny("t5")).checkpoint
+    decoder = checkpoint.tower("decoder")
+    wider = decoder.as_family("t5", intermediate_size=96)
+    with pytest.raises(
+        RekindleError, match="one value of intermediate_size for all towers: 96, not 48 for its encoder"
+    ):
+        checkpoint.with_tower("decoder", wider)
+
+
+def test_what_does_not_fit_two_towers_is_refused(tiny):
+    for family, verb, options, said in (
+        ("t5", "gqa", {"kv_heads": 1, "tower": "decoder"}, "each query head of it has its own"),
+        ("t5gemma", "gqa", {"kv_heads": 1, "tower": "decoder"}, "cross-attention"),
+        ("t5", "upcycle", {"experts": 2, "tower": "decoder"}, "No sparse family"),
+        ("switch_transformers", "grow-experts", {"tower": "both"}, "top_k 1"),
+    ):
+        with pytest.raises(RekindleError, match=said):
+            api.apply(verb, tiny(family), **options)
+
+
+# -- T5's head --------------------------------------------------------------------------------------------------
+
+
+def with_head(tiny, tmp_path, head, **says):
+    folder = shutil.copytree(tiny("t5"), tmp_path / "t5")
+    tensors = load_file(folder / "model.safetensors")
+    shared = tensors["shared.weight"]
+    tensors |= {"none": {}, "equal": {"lm_head.weight": shared.clone()}, "own": {"lm_head.weight": shared * 2}}[head]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("tie_word_embeddings", "scale_decoder_outputs"):
+        config.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(config | says))
+    return folder
+
+
+@pytest.mark.parametrize("scale", [None, True, False])
+@pytest.mark.parametrize("tie", [None, True, False])
+@pytest.mark.parametrize("head", ["none", "equal", "own"])
+def test_the_head_is_tied_and_scaled_as_transformers_has_it(tiny, tmp_path, head, tie, scale):
+    """By the weights alone, and by the config alone; what is written says the same again."""
+    says = {"tie_word_embeddings": tie, "scale_decoder_outputs": scale}
+    folder = with_head(tiny, tmp_path, head, **{key: value for key, value in says.items() if value is not None})
+    settings = api.open(folder).checkpoint.settings
+    assert settings.tie_word_embeddings == (head != "own")
+    assert settings.scaled_output == (tie is not False if scale is None else scale)
+    out = api.rewrite(folder).save(tmp_path / "out")
+    assert same(out, folder)
+    assert ("lm_head.weight" in load_file(out / "model.safetensors")) == (head == "own")
+
+
+def test_embeddings_that_are_stored_three_times_are_one(tiny, tmp_path):
+    folder = shutil.copytree(tiny("t5"), tmp_path / "t5")
+    tensors = load_file(folder / "model.safetensors")
+    for tower in ("encoder", "decoder"):
+        tensors[f"{tower}.embed_tokens.weight"] = tensors["shared.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    job = api.rewrite(folder).job()
+    assert job.plan.dropped == ["decoder.embed_tokens.weight", "encoder.embed_tokens.weight"]
+    tensors["decoder.embed_tokens.weight"] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RekindleError, match="decoder.embed_tokens.weight differs from shared.weight"):
+        api.open(folder)
+
+
+def test_a_feed_forward_that_transformers_does_not_know_is_refused(tiny, tmp_path):
+    folder = shutil.copytree(tiny("t5"), tmp_path / "t5")
+    config = json.loads((folder / "config.json").read_text())
+    for said in ("gated-wild", "half-gelu", "wild"):
+        (folder / "config.json").write_text(json.dumps(config | {"feed_forward_proj": said}))
+        with pytest.raises(RekindleError, match=f"feed_forward_proj is '{said}'"):
+            api.open(folder)
+
+
+# -- opaque tensors, and models that no table knows --------------------------------------------------------------
+
+
+def test_an_eye_is_copied_counted_and_listed(tiny, tmp_path):
+    folder = tiny("t5gemma2")
+    checkpoint = api.open(folder).checkpoint
+    eye = [role for role in checkpoint.opaque if "vision_tower" in role.part]
+    assert len(eye) > 20
+    grown = api.grow_depth(folder, factor=2, tower="encoder")
+    assert set(eye) <= set(grown.checkpoint.tensors)
+    before, after = (load_file(f / "model.safetensors") for f in (folder, grown.save(tmp_path / "out")))
+    for role in checkpoint.opaque:
+        name = role.part.removeprefix(OPAQUE)
+        assert torch.equal(after[name], before[name])
+
+
+def test_what_no_row_names_goes_with_its_layer(tiny, tmp_path, monkeypatch):
+    """Of a class whose layers have tensors that the table does not name."""
+    from dataclasses import replace
+
+    known = replace(FAMILIES["llama"], opaque=("model.layers.{layer}.adapter.", "extra."))
+    monkeypatch.setitem(families.FAMILIES, "llama", known)
+    folder = shutil.copytree(tiny("llama"), tmp_path / "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {f"model.layers.{i}.adapter.w": torch.full((2,), float(i)) for i in (0, 2)}
+    tensors["extra.w"] = torch.ones(3)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    grown = api.grow_depth(folder, factor=2)
+    assert sorted(r.layer for r in grown.checkpoint.opaque) == [-1, 0, 1, 4, 5]
+    written = load_file(grown.save(tmp_path / "out") / "model.safetensors")
+    assert [float(written[f"model.layers.{i}.adapter.w"][0]) for i in (0, 1, 4, 5)] == [0, 0, 2, 2]
+    assert torch.equal(written["extra.w"], torch.ones(3))
+    upcycled = api.upcycle(folder, experts=2, target="mixtral")
+    assert upcycled.checkpoint.opaque == []  # mixtral is not known to have such
+    with pytest.raises(RekindleError, match=r"layers have tensors .*adapter"):
+        api.grow_depth(folder, factor=2, order="llama-pro")
+
+
+@pytest.fixture(scope="module")
+def mamba(tmp_path_factory):
+    import transformers
+
+    folder = tmp_path_factory.mktemp("mamba")
+    with quietly():
+        config = transformers.MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4)
+        transformers.MambaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_class_that_no_table_knows_is_known_by_its_names(mamba, tmp_path):
+    model = api.open(mamba)
+    assert isinstance(model.checkpoint.family, Nameless)
+    assert "22 tensors by their names alone" in str(model)
+    out = api.rewrite(mamba, dtype="bfloat16").save(tmp_path / "out")
+    stored, written = (load_file(f / "model.safetensors") for f in (mamba, out))
+    assert stored.keys() == written.keys()
+    assert all(torch.equal(written[name], stored[name].bfloat16()) for name in stored)
+    config, child = (json.loads((f / "config.json").read_text()) for f in (mamba, out))
+    assert child == config | {"dtype": "bfloat16"}
+    again = api.rewrite(out, dtype="float32").save(tmp_path / "again", max_shard_size=2000)
+    import transformers
+
+    with quietly():
+        transformers.AutoModelForCausalLM.from_pretrained(again)
+    for verb, options in (("upcycle", {"experts": 2}), ("grow-depth", {"factor": 2}), ("gqa", {"kv_heads": 1})):
+        with pytest.raises(RekindleError, match="'mamba' is not known") as error:
+            api.apply(verb, mamba, **options)
+        assert error.value.why == f"{verb} must know what each tensor is"
+
+
+def test_whole_numbers_of_an_unknown_class_stay_what_they_are(tmp_path):
+    (tmp_path / "src").mkdir()
+    tensors = {"w": torch.ones(2, 2), "ids": torch.arange(3)}
+    save_file(tensors, tmp_path / "src" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "src" / "config.json").write_text('{"width": 2}')
+    out = api.rewrite(tmp_path / "src", dtype="float16").save(tmp_path / "out")
+    assert {n: t.dtype for n, t in load_file(out / "model.safetensors").items()} == {
+        "w": torch.float16,
+        "ids": torch.int64,
+    }
+
+
+def test_code_of_an_unknown_class_comes_along_and_is_not_run(mamba, tmp_path):
+    folder = shutil.copytree(mamba, tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "wild", "auto_map": {"AutoModelForCausalLM": "modeling_wild.Wild"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_wild.py").write_text("raise SystemExit('run')")
+    out = api.rewrite(folder).save(tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["auto_map"] == config["auto_map"]
+    assert (out / "modeling_wild.py").exists()
+
+
+def test_roles_of_towers_are_told_apart():
+    role = Role("attn.q", 3, tower="encoder")
+    assert str(role) == "attn.q of layer 3 of the encoder"
+    assert role != Role("attn.q", 3)
+
+
+def test_a_tiny_model_is_what_it_says(tmp_path):
+    """The fixtures' own: v1.1 has a head of its own."""
+    folder = save_tiny(tmp_path / "t5", "t5", "float32", False, V1_1)
+    assert not api.open(folder).checkpoint.settings.tie_word_embeddings
+    assert not family_of({"model_type": "t5"}).settings({"model_type": "t5"} | V1_1).scaled_output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from train_helpers import WORDS
+from tiny_models import V1_1, save_tiny
+from train_helpers import WORDS, curve, rows
 
+from rekindle import api
 from rekindle.errors import RekindleError
+from rekindle.train import session
 from rekindle.train.config import TrainConfig
 from rekindle.train.device import make_accelerator, reproducible
 from rekindle.train.evaluate import validation_loss
@@ -378,3 +382,106 @@ def test_an_objective_may_tell_more(corpus: Path, tokenizer: Any, small: Callabl
     assert list(run(0).losses) == ["loss", "aux_loss", "z_loss", "largest"]
     row = validation_loss(run.model, objective, objective.sample("validation", 400), run.accelerator, 4).row()
     assert 0 <= row["val_accuracy"] < 0.5
+
+
+# From folder to folder
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """folder("t5"): a tiny one with the tokenizer, and ids beyond it for sentinels."""
+
+    def make(family: str, **changes: Any) -> Path:
+        out = tmp_path_factory.mktemp(family) / "model"
+        save_tiny(out, family, "float32", False, {"vocab_size": VOCABULARY, "eos_token_id": 0} | changes)
+        tokenizer.save_pretrained(out)
+        return out
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("t5", {}), ("t5", V1_1), ("mt5", {}), ("umt5", {}), ("switch_transformers", {})],
+    ids=["t5", "t5 v1.1", "mt5", "umt5", "switch"],
+)
+def test_a_folder_is_trained_by_its_own_objective_and_resumed(
+    folder: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, changes: dict
+):
+    src, archive = folder(family, **changes), {"archive": str(tmp_path / "cut.rk")}
+    whole, summary = run(src, "whole", archive=str(tmp_path / "whole.rk"))
+    described = rows(whole, "run")[0]
+    assert (described["objective"], described["target_len"]) == ("span-corruption", 8)
+    assert summary["val_loss"] < summary["val_loss_before"]
+    assert (rows(whole, "step")[0]["aux_loss"] is not None) == (family == "switch_transformers")
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "_step", stopped_at(7))
+        with pytest.raises(KeyboardInterrupt):
+            run(src, "cut", **archive)
+    with pytest.raises(RekindleError, match="objective was span-corruption, is seq2seq"):
+        run(src, "cut", resume=True, objective="seq2seq", data=str(pairs_beside(tmp_path)), **archive)
+    cut, _ = run(src, "cut", resume=True, **archive)
+    assert curve(cut) == curve(whole)
+    for name in ("model.safetensors", "optimizer/optimizer.safetensors", "config.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    digests = [[s["digest"] for s in api.archive_info(tmp_path / f"{n}.rk")["steps"]] for n in ("whole", "cut")]
+    assert digests[0] == digests[1]
+    assert json.loads((whole / "config.json").read_text())["tie_word_embeddings"] is not bool(changes)
+    assert not api.inspect(whole).get("notes")
+    found = api.evaluate(whole, data=described["data"], tokens=256, seq_len=32)
+    assert found["loss"] == pytest.approx(summary["val_loss"], rel=1e-5)
+    again = api.rewrite(whole).save(tmp_path / "again")
+    verdict = api.verify(again, against=whole, tokens=64)
+    assert (verdict.compared, verdict.relative_difference) == ("logits of the decoder", 0)
+
+
+def stopped_at(number: int) -> Callable[..., bool]:
+    real = session.Session._step
+
+    def step(self: session.Session, step: int, *rest: Any) -> bool:
+        if step == number:
+            raise KeyboardInterrupt
+        return real(self, step, *rest)
+
+    return step
+
+
+def pairs_beside(folder: Path) -> Path:
+    path = folder / "few.jsonl"
+    path.write_text("".join(json.dumps({"source": f"the cat {n}", "target": f"sat {n}"}) + "\n" for n in range(40)))
+    return path
+
+
+@pytest.mark.slow
+def test_a_folder_is_tuned_on_pairs(folder: Callable, run: Callable, pairs: Path):
+    how = {"data": str(pairs), "objective": "seq2seq", "target_len": 16}
+    out, summary = run(folder("t5"), **how)
+    assert summary["val_loss"] < summary["val_loss_before"]
+    with pytest.raises(RekindleError, match="span-corruption"):
+        api.evaluate(out, data=str(pairs), target_len=16)
+    found = api.evaluate(out, tokens=256, seq_len=32, **how)
+    assert found["loss"] == pytest.approx(summary["val_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "words"),
+    [
+        ("llama", {"objective": "seq2seq"}, "needed is one that writes a text for the one it reads.*next-token"),
+        ("llama", {"target_len": 8}, "target_len is an option of seq2seq, but the objective is next-token"),
+        ("t5", {"objective": "next-token"}, "needed is one that predicts the next token.*span-corruption"),
+        ("t5", {"source_column": "a"}, "source_column is an option of seq2seq.*--objective seq2seq"),
+        ("t5", {"objective": "seq2seq", "text_column": "a"}, "text_column is an option of next-token and span-corr"),
+        ("t5", {"objective": "seq2seq", "target_len": 0}, "target_len is 0, but it must be positive"),
+    ],
+)
+def test_what_an_objective_does_not_know_is_refused(
+    folder: Callable, small: Callable, run: Callable, family: str, given: dict, words: str
+):
+    src = small() if family == "llama" else folder(family)
+    with pytest.raises(RekindleError) as caught:
+        run(src, **given)
+    assert re.search(words, str(caught.value), re.DOTALL)
+    if "target_len" not in words:
+        with pytest.raises(RekindleError):
+            api.train_cost(src, tokens=512, seq_len=32, batch_tokens=256, lr=1e-3, **given)

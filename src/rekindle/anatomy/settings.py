@@ -163,7 +163,6 @@ MEANING = {
         "masked": "predicts masked tokens",
         "seq2seq": "writes a text for the one it reads",
         "none": "has no language-model head",
-        "seq2seq": "reads with an encoder and writes with a decoder",
     },
     "norm_offset": {0.0: "multiplies by its norms' weights", 1.0: "multiplies by 1 + its norms' weights"},
     "local_rope_theta": {None: "has one RoPE theta for all layers"},

@@ -129,6 +129,9 @@ def save_model(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | N
     path = folder / "config.json"
     written = weights or dict(model.named_parameters())
     config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": _dtype_of_most(written.values())}
+    if (head := model.get_output_embeddings()) is not None:  # transformers says that a T5's is tied whatever it is
+        embeddings = (module for module in model.modules() if isinstance(module, torch.nn.Embedding))
+        config["tie_word_embeddings"] = any(module.weight is head.weight for module in embeddings)
     config = serving_spelling(config)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -17,7 +17,9 @@ HEAD = """# The command line
 
 Written by `make docs`. Results go to stdout, all else to stderr; exit codes: 0 done, 1 a check failed, 2 the request
 was wrong, 130 interrupted (143 and 129: by SIGTERM, by SIGHUP). `SRC` is a folder, `org/model[@revision]`,
-`hf://org/model` or `ARCHIVE@step`.
+`hf://org/model` or `ARCHIVE@step`. Where several are taken it may also be a series: steps of an archive
+(`run.rk@1000:5000`, `run.rk@*`), a pattern (`run/checkpoint-*`) or a folder full of numbered checkpoints. A series is
+taken in the order of its steps, all else in the order given.
 """
 
 

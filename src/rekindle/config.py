@@ -51,28 +51,35 @@ class Resolved(Generic[C]):
 
 def resolve(cls: type[C], flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Resolved[C]:
     """Build a Config from flags over a file's values over defaults; raises RekindleError with every problem."""
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    known = {option_name(f): f for f in fields(cls)}  # type: ignore[arg-type]
     types_ = typing.get_type_hints(cls)
     problems: list[RekindleError] = []
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, "default")
     for origin, given in (("file", file or {}), ("flag", flags)):
         for name, value in given.items():
+            name = name.rstrip("_")
             if name not in known:
                 problems.append(unknown_key(name, known))
                 continue
             try:
-                values[name] = parse(value, types_[name])
+                own = known[name].name
+                values[own] = parse(value, types_[own])
                 origins[name] = origin
             except ValueError as error:
                 problems.append(RekindleError(f"{name} is {_shown(value)}, but {error}.", where=f"option {name}"))
     for name, f in known.items():
-        given = name in flags or name in (file or {})
+        given = f.name in values or name in flags or name in (file or {})
         if not given and _default(f) is MISSING:
             problems.append(RekindleError(f"{name} is not given.", hint=f"--{name.replace('_', '-')} ..."))
     if problems:
         raise together(problems)
     return Resolved(cls(**values), origins)
+
+
+def option_name(f: Field) -> str:
+    """What a field is called where Python's grammar does not matter: `lambda_` is lambda."""
+    return f.name.rstrip("_")
 
 
 def _shown(value: Any) -> str:
@@ -103,6 +110,10 @@ def parse(value: Any, kind: Any) -> Any:
         if not isinstance(items, (list, tuple)):
             raise ValueError("it must be a list")
         return tuple(parse(item, args[0]) for item in items)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError("it must be keys and values")
+        return {str(name): parse(item, args[1]) for name, item in value.items()}
     if kind is Count:
         return _scaled(value, _COUNT_UNITS, "a whole number such as 1000, 50M or 5e7")
     if kind is Size:
@@ -151,7 +162,14 @@ def _scaled(value: Any, units: Mapping[str, int], wanted: str, suffix: str = "")
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A Config as plain YAML values (tuples become lists)."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    values = asdict(config)
+    return {option_name(f): _plain_value(values[f.name]) for f in fields(config)}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain_value(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from rekindle.anatomy.family import OPAQUE
 from rekindle.apply.load import quietly
 from rekindle.errors import RekindleError
 
-CASES = [*((family, {}) for family in ENCODER_DECODERS), ("t5", V1_1), ("t5", {"num_decoder_layers": None}),
-         ("t5gemma", {"tie_word_embeddings": False}), ("switch_transformers", {"num_sparse_decoder_layers": 4})]  # fmt: skip
+CASES = [
+    *((family, {}) for family in ENCODER_DECODERS), ("t5", V1_1), ("t5", {"num_decoder_layers": None}),
+    ("t5gemma", {"tie_word_embeddings": False}), ("switch_transformers", {"num_sparse_decoder_layers": 4}),
+]  # fmt: skip
 
 
 def label(value):
@@ -121,7 +123,7 @@ def test_what_does_not_fit_two_towers_is_refused(tiny):
     for family, verb, options, said in (
         ("t5", "gqa", {"kv_heads": 1, "tower": "decoder"}, "each query head of it has its own"),
         ("t5gemma", "gqa", {"kv_heads": 1, "tower": "decoder"}, "cross-attention"),
-        ("t5", "upcycle", {"experts": 2, "tower": "decoder"}, "No sparse family"),
+        ("t5", "upcycle", {"experts": 2, "tower": "decoder"}, "can hold a t5"),
         ("switch_transformers", "grow-experts", {"tower": "both"}, "top_k 1"),
     ):
         with pytest.raises(RekindleError, match=said):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rekindle.store.lineage import extended
 from rekindle.store.manifest import Manifest, Record
 
 INIT = Record(
@@ -156,3 +157,31 @@ def demo(folder: Path) -> list[Path]:
               "loss_child": 3.465, "tokens": 8192, "dtype": "float32"}  # fmt: skip
     (paths[0] / "verify.json").write_text(json.dumps(verify))
     return paths
+
+
+MERGE = Record(
+    verb="merge",
+    command="rekindle merge work/code work/math org/some-model-7b work/merged --how ties --base work/parent",
+    options={"how": {"value": "ties", "origin": "flag"}},
+    summary="3 checkpoints by TIES",
+)
+
+
+def merged() -> list[Record]:
+    """Two runs that go on from one parent, and a stranger, merged on the parent."""
+    whole = {
+        "a": ("work/code", "mark-a", [INIT, PARENT, stage("code", 1_500_000, 7.2e12, "work/parent")]),
+        "b": ("work/math", "mark-b", [INIT, PARENT, stage("math", 900_000, 4.2e12, "work/parent")]),
+        "c": ("org/some-model-7b", "mark-c", []),
+        "base": ("work/parent", "mark-p", [INIT, PARENT]),
+    }
+    made_of = {key: (name, mark, Manifest(version="1", lineage=life)) for key, (name, mark, life) in whole.items()}
+    return extended(made_of, MERGE)
+
+
+def averaged(states: int = 40) -> list[Record]:
+    """The mean of states of one run."""
+    last = stage("long", 100_000 * states, 4.8e11 * states, "work/init")
+    runs = [replace(last, tokens=100_000 * k, flops=4.8e11 * k, summary=f"{k}") for k in range(1, states + 1)]
+    given = {f"{k}": (f"long.rk@{k}", "mark", Manifest(version="1", lineage=[INIT, run])) for k, run in enumerate(runs)}
+    return extended(given, replace(MERGE, command="rekindle merge 'long.rk@*' work/mean --how mean", summary="mean"))

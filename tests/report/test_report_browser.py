@@ -4,7 +4,7 @@ import re
 
 import pytest
 from headless import CHROMIUM, browse, overflowing
-from report_runs import demo
+from report_runs import Curve, averaged, demo, merged, stage, write_run
 
 from rekindle.report.page import write_report
 
@@ -74,6 +74,16 @@ def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
 @pytest.mark.parametrize("width", [390, 860, 1400])
 def test_no_cell_is_cut_and_no_button_lies_on_a_command(page, tmp_path, width):
     assert overflowing(page, tmp_path, width) == []
+
+
+@pytest.mark.parametrize("width", [390, 860])
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser")
+def test_lives_that_part_and_meet_fit_the_screen(tmp_path_factory, tmp_path, width):
+    folder = tmp_path_factory.mktemp("merged")
+    lives = {"merged": merged(), "mean": averaged()}
+    runs = [write_run(folder / name, Curve(3.4, 3.0), [*life, stage(name, 1, 1.0, f"work/{name}-start")])
+            for name, life in lives.items()]  # fmt: skip
+    assert overflowing(write_report(runs, folder / "out").page, tmp_path, width) == []
 
 
 def test_a_chart_is_as_wide_as_a_wide_screen_allows(page):

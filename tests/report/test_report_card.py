@@ -7,12 +7,17 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from report_runs import INIT, PARENT, UPCYCLE
 
 from rekindle import api
 from rekindle.apply.load import load_model
+from rekindle.errors import RekindleError
 from rekindle.report.card import write_card
-from rekindle.store.manifest import Manifest, Record
+from rekindle.report.lineage import lines
+from rekindle.store.lineage import extended
+from rekindle.store.manifest import Manifest, Record, read_manifest
 
 NOTE = "Sparse Upcycling, section 3: https://arxiv.org/abs/2212.05055"
 VERIFY = {"promise": "exact", "held": True, "relative_difference": 3.1e-7, "tokens": 8192}
@@ -193,3 +198,116 @@ def test_the_recipe_in_the_folder_is_quoted(tmp_path):
     (folder / "rekindle.yaml").write_text("steps:\n- upcycle: {experts: 8}\n")
     write_card(folder, Manifest(version="0.1.0", lineage=[from_hub()]), {}, None, NOTE)
     assert "- upcycle: {experts: 8}" in (folder / "README.md").read_text()
+
+
+def licensed(folder, text):
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(f"---\n{text}\n---\n")
+    return folder
+
+
+def two(folder, left, right, **more):
+    """The lineage of a merge of two sources, neither of which has a record unless `more` has its manifest."""
+    made_of = {"a": (str(left), "mark-a", more.get("a")), "b": (str(right), "mark-b", more.get("b"))}
+    command = f"rekindle merge {left} {right} {folder}"
+    return extended(made_of, Record(verb="merge", command=command, options={}, summary="mean of 2"))
+
+
+def test_a_merge_names_all_its_parents_and_how_they_are_related(tmp_path):
+    head, body = card(tmp_path, two("out", "org/left", "hf://org/right@main"))
+    assert (head["base_model"], head["base_model_relation"]) == (["org/left", "org/right"], "merge")
+    assert "| merge | org/left | mark-a |\n| merge | hf://org/right@main | mark-b |" in body
+    assert "* A: **from** org/left\n* B: **from** hf://org/right@main\n* A + B → **merge** mean of 2" in body
+    made = Manifest(version="1", lineage=[from_hub("org/left")])
+    tuned = replace(PARENT, source="out")
+    head, _ = card(tmp_path, [*two("out", "out", "org/right", a=made), tuned], name="tuned")
+    assert head["base_model"] == ["org/right", "org/left"], "`out` is what the command before was told to write"
+    assert head["base_model_relation"] == "merge"
+
+
+def test_parents_that_agree_on_a_license_hand_it_on(tmp_path):
+    left, right = (licensed(tmp_path / name, "license: mit") for name in ("left", "right"))
+    head, body = card(tmp_path, two("out", left, right))
+    assert head["license"] == "mit"
+    assert "Inherited from the parents' cards, which agree: mit." in body
+
+
+@pytest.mark.parametrize("other", ["license: apache-2.0", "license: mit\nlicense_link: elsewhere", "tags: [x]"])
+def test_of_parents_that_do_not_agree_none_is_claimed_and_each_is_named(tmp_path, other):
+    left, right = licensed(tmp_path / "left", "license: mit"), licensed(tmp_path / "right", other)
+    head, body = card(tmp_path, two("out", left, right))
+    assert "license" not in head
+    stated = {"license: apache-2.0": "apache-2.0", "tags: [x]": "none"}.get(other, "mit (elsewhere)")
+    said = f"None is claimed, since the parents' cards do not state the same: {left}: mit; {right}: {stated}."
+    assert said in body
+    child = tmp_path / "child"  # and so it stays where the card is written anew, when they may be out of reach
+    shutil.rmtree(left)
+    write_card(child, Manifest(version="1", lineage=two("out", left, right)), {}, VERIFY, NOTE)
+    assert said in (child / "README.md").read_text()
+
+
+def test_each_parent_s_license_is_the_nearest_behind_it(tmp_path):
+    base = licensed(tmp_path / "base", "license: mit")
+    tuned = Record(verb="train", command="rekindle train x y", options={}, source=str(base))
+    made = Manifest(version="1", lineage=[tuned])
+    head, _ = card(tmp_path, two("out", tmp_path / "tuned", base, a=made))
+    assert head["license"] == "mit"
+    scratch = Manifest(version="1", lineage=[INIT])  # what began here has no parent who could state another
+    head, _ = card(tmp_path, two("out", "own", base, a=scratch), name="half")
+    assert head["license"] == "mit"
+
+
+def test_a_source_is_looked_for_where_the_command_was_typed(tmp_path, monkeypatch):
+    """Whatever the current folder is, and behind the nearest as well; what is here of the same name is another."""
+    desk, elsewhere = tmp_path / "desk", tmp_path / "elsewhere"
+    licensed(desk / "work" / "init", "license: mit")
+    licensed(elsewhere / "work" / "init", "license: wrong")
+    monkeypatch.chdir(elsewhere)
+    life = [PARENT, UPCYCLE]  # work/init -> work/parent, which is gone -> work/upcycled-start
+    head, _ = card(desk / "work", life, name="upcycled-start")
+    assert head["license"] == "mit"
+    assert "base_model" not in head
+    away = [replace(PARENT, source_fingerprint="of what it was"), UPCYCLE]
+    assert "license" not in card(tmp_path, away, name="moved")[0]
+
+
+def test_what_an_option_names_is_not_what_was_written(tmp_path):
+    made = replace(PARENT, command="rekindle train 'a b' out --data org/text", source=None)
+    assert card(tmp_path, [made, replace(UPCYCLE, source="org/text")])[0]["base_model"] == ["org/text"]
+
+
+some_text = st.text(max_size=5) | st.sampled_from(["org/m", "~no/one", "a b", "..", "'", "x" * 5000, "work/a"])
+some_place = st.none() | st.integers(0, 3)
+anything = st.fixed_dictionaries(
+    {
+        "verb": st.sampled_from(["train", "init", "merge"]),
+        "options": st.just({}),
+        "command": some_text | st.builds("rekindle merge {} {}".format, some_text, some_text),
+    },
+    optional={
+        "source": some_text,
+        "tokens": st.integers(0, 2),
+        "after": some_place,
+        "sources": st.dictionaries(some_text, st.builds(dict, source=some_text, after=some_place), max_size=3),
+    },
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(anything, max_size=5))
+def test_any_life_that_can_be_read_can_be_told(tmp_path_factory, records):
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "rekindle.json").write_text(json.dumps({"version": "1", "lineage": records}))
+    try:
+        manifest = read_manifest(folder)
+    except RekindleError:
+        return
+    write_card(folder, manifest, {}, None, NOTE)
+    write_card(folder, manifest, {}, None, NOTE, {"": folder})
+    shown = lines(manifest.lineage)
+    named = {line.name for line in shown} - {""}
+    assert len(named) == len([line for line in shown if line.name])
+    assert named == {name for line in shown for name in line.after}
+    told = [link for line in shown for link in line.links if link.verb != "from"]
+    assert len(told) <= len(manifest.lineage)
+    assert {link.verb for link in told} == {record.verb for record in manifest.lineage}

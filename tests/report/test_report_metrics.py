@@ -1,6 +1,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import pytest
 from report_runs import Curve, rows, write_rows, write_run
@@ -125,3 +126,22 @@ def test_verification_is_found_in_the_run_or_in_its_source(tmp_path, monkeypatch
     (run / "verify.json").write_text("[]")
     with pytest.raises(RekindleError, match="not a JSON object"):
         read_runs([run])
+
+
+def test_verification_is_looked_for_where_the_run_was_made(tmp_path, monkeypatch):
+    """Not in what has the same name in the folder from which the report is made, nor behind a merge."""
+    from report_runs import UPCYCLE, merged, stage
+
+    for desk, held in (("desk", True), ("elsewhere", False)):
+        source = write_run(tmp_path / desk / "work" / "start", Curve(3.4, 3.0))
+        (source / "verify.json").write_text(json.dumps({"held": held}))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    line = [UPCYCLE, stage("run", 1, 1.0, "work/start")]
+    run = write_run(tmp_path / "desk" / "work" / "run", Curve(3.4, 3.0), line)
+    assert read_runs([run])[0].verify == {"held": True}
+    moved = [UPCYCLE, replace(line[1], source_fingerprint="of what it was")]
+    assert read_runs([write_run(tmp_path / "moved", Curve(3.4, 3.0), moved)])[0].verify is None
+    (tmp_path / "desk" / "work" / "parent").mkdir()
+    (tmp_path / "desk" / "work" / "parent" / "verify.json").write_text(json.dumps({"held": True}))
+    life = [*merged(), stage("on", 1, 1.0, "work/merged")]
+    assert read_runs([write_run(tmp_path / "desk" / "work" / "on", Curve(3.4, 3.0), life)])[0].verify is None

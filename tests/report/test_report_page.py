@@ -6,7 +6,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from report_runs import INIT, UPCYCLE, Curve, demo, rows, write_rows, write_run
+from report_runs import INIT, PARENT, UPCYCLE, Curve, averaged, demo, merged, rows, stage, write_rows, write_run
 
 from rekindle.errors import RekindleError
 from rekindle.report.page import write_report
@@ -59,6 +59,38 @@ def parsed(page):
     assert not parser.open
     assert len(parser.ids) == len(set(parser.ids))
     return " ".join(" ".join(parser.text).split())
+
+
+def of_life(folder, life):
+    """The report on a run that was trained on from the end of a life."""
+    run = write_run(folder / "on", Curve(3.4, 3.0), [*life, stage("on", 1_500_000, 1.59e13, "work/merged")])
+    report = write_report([run], folder / "out")
+    return report.rows[0], parsed(report.page)
+
+
+def test_lives_that_part_and_meet_are_named_lines(tmp_path):
+    row, text = of_life(tmp_path, merged())
+    assert row.lineage == (
+        "A: init → train\u00a03.00M; B: A → train\u00a01.50M; C: A → train\u00a0900k; D: org/some-model-7b; "
+        "B + C + D + A → merge → train\u00a01.50M"
+    )
+    assert row.sunk_flops == 1.44e13 + 7.2e12 + 4.2e12  # the parent of two, and base of the merge, once
+    assert not row.sunk_complete
+    assert "5.40M tokens sunk, then 1.50M here" in text
+    assert "B A train 1.50M tokens" in text
+    assert text.count("rekindle train work/init work/parent") == 2  # in its own place, and among all commands
+
+
+def test_states_of_one_run_are_one_step_as_far_as_the_run_came(tmp_path):
+    row, text = of_life(tmp_path, averaged())
+    assert row.lineage == "init → train\u00a0(40 states, 100k to 4.00M) → merge → train\u00a01.50M"
+    assert (row.sunk_flops, row.sunk_complete) == (4.8e11 * 40, True)
+    assert "40 states of one run, 100k to 4.00M tokens" in text
+
+
+def test_one_life_is_a_chain_without_names(tmp_path):
+    row, _ = of_life(tmp_path, [INIT, PARENT])
+    assert row.lineage == "init → train\u00a03.00M → train\u00a01.50M"
 
 
 def test_the_page_is_one_well_formed_file_that_says_it_all(report):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rekindle import api
 from rekindle.config import resolve
 from rekindle.errors import RekindleError
 from rekindle.store.folder import open_folder
-from rekindle.store.manifest import Record
+from rekindle.store.lineage import extended
+from rekindle.store.manifest import Manifest, Record
 from rekindle.train.budget import tokens_before, with_tokens
 from rekindle.train.config import TrainConfig
 
@@ -30,6 +33,18 @@ def record(verb, tokens=0):
 )
 def test_the_parent_is_what_the_last_method_was_applied_to(lineage, tokens):
     assert tokens_before([record(*step) for step in lineage]) == tokens
+
+
+def test_what_sources_share_counts_once():
+    trunk = [record("init"), record("train", 500)]
+    left, right = ([*trunk, record("train", n)] for n in (70, 30))
+    made_of = {name: (name, None, Manifest(version="1", lineage=life)) for name, life in (("l", left), ("r", right))}
+    merged = extended(made_of, record("merge"))
+    assert tokens_before(merged) == 570, "two states of one run: as far as it came"
+    other = [*trunk, replace(record("train", 30), command="another")]
+    merged = extended(made_of | {"r": ("r", None, Manifest(version="1", lineage=other))}, record("merge"))
+    assert tokens_before(merged) == tokens_before([*merged, record("train", 9)]) == 600
+    assert tokens_before([*merged, record("train", 9), record("gqa")]) == 609
 
 
 def test_uptraining_runs_for_a_fraction_of_the_parents_tokens(small, run, corpus, tmp_path):

@@ -14,6 +14,8 @@ from train_helpers import rows
 from rekindle import api
 from rekindle.config import read_yaml
 from rekindle.errors import RekindleError
+from rekindle.store.lineage import extended
+from rekindle.store.manifest import Manifest, Record
 from rekindle.train.rate import suggested
 
 
@@ -106,3 +108,28 @@ def test_the_range_is_that_of_the_models_size():
     assert suggested(1_300_000_000) == pytest.approx((2e-5, 2e-4))
     assert suggested(175_000_000_000) == pytest.approx((6e-6, 6e-5))
     assert suggested(10) == pytest.approx((6e-5, 6e-4))
+
+
+def peaked(lr: float, verb: str = "train") -> Record:
+    return Record(verb=verb, command=f"{lr}", options={"lr": {"value": lr, "origin": "flag"}})
+
+
+def merged(folder: Path, *lives: list[Record]) -> Path:
+    """A checkpoint whose manifest says that it was merged of these."""
+    made_of = {f"{i}": (f"s{i}", None, Manifest(version="1", lineage=life)) for i, life in enumerate(lives)}
+    lineage = extended(made_of, Record(verb="merge", command="", options={}))
+    Manifest(version="1", lineage=lineage).write(folder)
+    return folder
+
+
+def test_what_was_merged_goes_on_at_the_peak_that_its_parents_had(small: Callable, train: Callable, tmp_path: Path):
+    parent = foreign(small(), tmp_path / "parent")
+    same = [peaked(1e-4), peaked(3e-4)], [peaked(3e-4), peaked(5e-4, "gqa")], []
+    assert peak(train(merged(parent, *same))) == 3e-4
+    with pytest.raises(RekindleError, match="different learning rates, 0.0001, 0.0003") as refused:
+        train(merged(parent, [peaked(3e-4)], [peaked(1e-4)]), "other")
+    assert refused.value.hint == "--lr 0.0001, which forgets least"
+    untrained = merged(parent, [peaked(0, "init")], [peaked(1, "init")])
+    assert peak(train(untrained, "untrained")) == 1e-3
+    with pytest.raises(RekindleError, match="is not known"):  # what one of them was is not known
+        train(merged(parent, [peaked(0, "init")], []), "stranger")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rekindle.apply.join import join as join_parts
 from rekindle.apply.save import check_finite
+from rekindle.store.lineage import last_sources
 from rekindle.store.manifest import read_manifest
 
 
@@ -18,6 +19,6 @@ def join(out: str | Path) -> Path:
     out = Path(out)
     written = join_parts(out)
     manifest = read_manifest(out)
-    sources = [record.source for record in manifest.lineage if record.source] if manifest else []
-    check_finite(written, out, sources[-1] if sources else str(out))
+    sources = last_sources(manifest.lineage) if manifest else []
+    check_finite(written, out, ", ".join(sources) or str(out))
     return out

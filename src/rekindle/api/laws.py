@@ -117,6 +117,7 @@ def _checkpoint(source: str | Path) -> Checkpoint:
     """Size, shape and trained tokens of a dense checkpoint, from headers and lineage."""
     from rekindle.api.model import open
     from rekindle.laws.plan import Checkpoint
+    from rekindle.store.lineage import sunk
     from rekindle.store.manifest import read_manifest
 
     checkpoint = open(source).checkpoint
@@ -129,7 +130,7 @@ def _checkpoint(source: str | Path) -> Checkpoint:
     branches = [x for role, x in checkpoint.tensors.items() if role.part.startswith(_FEED_FORWARD)]
     return Checkpoint(
         params=total,
-        sunk=sum(record.tokens for record in manifest.lineage) or None if manifest else None,
+        sunk=sunk(manifest.lineage).tokens or None if manifest else None,
         feed_forward=sum(x.num_rows * x.row_size for x in branches) / total,
         kv_bytes=2.0 * 2 * s.num_layers * s.num_kv_heads * s.head_dim,
     )
@@ -218,6 +219,7 @@ def _ending(folder: Path) -> dict[str, Any]:
     """
     from rekindle.api.look import inspect
     from rekindle.report.runs import read_runs
+    from rekindle.store.lineage import before, sunk
 
     (run,) = read_runs([folder])
     seen = inspect(folder)
@@ -226,7 +228,7 @@ def _ending(folder: Path) -> dict[str, Any]:
     routers = len(seen["experts"]["layers"]) * experts * seen["hidden_size"]
     verbs = [record.verb for record in run.lineage]
     grown = [i for i, verb in enumerate(verbs) if verb not in ("init", "train", "rewrite")]
-    before = run.lineage[: grown[-1]] if grown else []
+    spent, total = sunk(before(run.lineage, grown[-1]) if grown else []).tokens, sunk(run.lineage).tokens
     way = (
         {"upcycle": "upcycled"}.get(verbs[grown[-1]], verbs[grown[-1]]) if grown else "scratch" if experts else "dense"
     )
@@ -234,8 +236,8 @@ def _ending(folder: Path) -> dict[str, Any]:
     return {
         "way": way,
         "params": n["active"] - max(top_k - 1, 0) * expert - routers,
-        "sunk": sum(record.tokens for record in before),
-        "tokens": sum(record.tokens for record in run.lineage[len(before) :]),
+        "sunk": spent,
+        "tokens": total - spent,
         "experts": max(experts, 1),
         "loss": run.final.loss,
         "run": str(folder),

@@ -56,7 +56,7 @@ def inspect(source: str | Path | Model) -> dict[str, Any]:
         "unused": checkpoint.unused,
         "fingerprint": checkpoint.folder.fingerprint,
         "promise": promise,
-        "lineage": [vars(record) for record in manifest.lineage] if manifest else [],
+        "lineage": [record.to_dict() for record in manifest.lineage] if manifest else [],
         "can": {verb: _applies(model, verb) for verb in METHODS},
         "notes": checkpoint.notes,
     }
@@ -158,7 +158,7 @@ def _keep(folder: Path, verdict: dict[str, Any], manifest: Manifest | None, conf
 
     (folder / "verify.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
     made_by = papers(record.verb for record in manifest.lineage)
-    write_card(folder, manifest, config, verdict, made_by, folder)  # its card knows the parent's license already
+    write_card(folder, manifest, config, verdict, made_by)
 
 
 def checksums(source: str | Path) -> Iterator[str]:

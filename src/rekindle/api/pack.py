@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rekindle.api.archive import Say, archive_info
-from rekindle.api.series import series
+from rekindle.api.series import refuse_both, steps_of
+from rekindle.api.source import located
 from rekindle.apply.threads import workers_of
 from rekindle.codec.archive import Archive
 from rekindle.codec.block import Tier
@@ -104,6 +105,32 @@ def archive_add(
     with explained(archive, ELSEWHERE), alone(lock_of(archive, long=True), f"writing {archive.name}"):
         notes = _add(sources, archive, mode, tier, keyframe_every, threads, say)
         return archive_info(archive) | {"notes": within + notes}
+
+
+def series(
+    checkpoints: str | Path | Sequence[str | Path], step: int | None, say: Say = lambda text: None
+) -> list[tuple[Path, int | None]]:
+    """Checkpoints with their step numbers, in the order in which they are packed."""
+    given = located(checkpoints, say, whatever=True)
+    if not given:
+        raise RekindleError("There is no checkpoint to pack.", hint="rekindle pack CKPT... ARCHIVE")
+    paths = [one.path for one in given]
+    for path in paths:
+        refuse_both(path)
+    if step is not None and len(paths) > 1:
+        raise RekindleError(f"--step {step} names one checkpoint, not {len(paths)}.", hint="one at a time")
+    found = list(zip(paths, steps_of(paths) if step is None else [step], strict=True))
+    if all(number is not None for _, number in found):
+        found.sort(key=lambda pair: pair[1] or 0)
+    for (path, number), (other, after) in zip(found, found[1:]):
+        if number is None or after is None:
+            if number != after:
+                without = path if number is None else other
+                what = "Some of these checkpoints have a step number, and this one has none."
+                raise RekindleError(what, where=without, hint="--step, one at a time")
+        elif number == after:
+            raise RekindleError(f"Two of these are step {number}: {path} and {other}.", hint="leave one out")
+    return found
 
 
 def _foreseen(sources: list[tuple[Path, int | None]], archive: Path, mode: str, within: list[str]) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from rekindle.apply.measure import FOLDER as MEASURED
 from rekindle.apply.parts import Part
 from rekindle.apply.save import Job, SaveConfig
 from rekindle.apply.state import states_in
-from rekindle.config import Resolved, dump_yaml, to_dict
+from rekindle.config import Resolved, dump_yaml, option_name, to_dict
 from rekindle.edit.measure import Activations
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS
 from rekindle.store.folder import PARTS, open_folder
+from rekindle.store.lineage import extended
 from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import check_free, check_spares, publishing
@@ -133,11 +134,9 @@ def recipe(model: Model, options: Resolved[SaveConfig] | None = None) -> dict[st
 def _describe(model: Model, folder: Path, out: Path, options: Resolved[SaveConfig], written: Mapping[str, Any]) -> None:
     from rekindle.report.card import write_card
 
-    before = read_manifest(model.checkpoint.folder.path)
-    records = [_record(model, step, out, options) for step in model.steps]
     manifest = Manifest(
         version=__version__,
-        lineage=[*(before.lineage if before else []), *records],
+        lineage=_lineage(model, out, options),
         parameters=model.checkpoint.parameters(),
         promise={"kind": model.checkpoint.promise.kind, "text": model.checkpoint.promise.text},
         measured=model.checkpoint.told,
@@ -145,20 +144,40 @@ def _describe(model: Model, folder: Path, out: Path, options: Resolved[SaveConfi
     )
     manifest.write(folder)
     (folder / "rekindle.yaml").write_text(dump_yaml(recipe(model, options)), encoding="utf-8")
-    made_by, parent = papers(step.verb for step in model.steps), model.checkpoint.folder.path
-    write_card(folder, manifest, model.checkpoint.config, None, made_by, parent)
+    folders = {key: source.folder.path for key, source in model.checkpoint.sources.items()}
+    write_card(folder, manifest, model.checkpoint.config, None, papers(step.verb for step in model.steps), folders)
 
 
-def _record(model: Model, step: Step, out: Path, options: Resolved[SaveConfig]) -> Record:
-    first = step is model.steps[0]
-    return Record(
-        verb=step.verb,
-        command=command(step.verb, [model.source, str(out)], step.options, options),
-        options=step.options.options() | options.options(),
-        source=model.source if first else None,
-        source_fingerprint=model.checkpoint.folder.fingerprint if first else None,
-        summary=model.checkpoint.summary,
-    )
+def _lineage(model: Model, out: Path, options: Resolved[SaveConfig]) -> list[Record]:
+    """The life of the result: its sources' own, and a record for each step."""
+    lives: dict[str, tuple[str, str | None, Manifest | None]] = {}
+    untouched = set(model.given)
+    for key, given in model.given.items():
+        folder = model.checkpoint.sources[key].folder
+        lives[key] = given, folder.fingerprint, read_manifest(folder.path)
+    for step in model.steps:
+        record = Record(
+            verb=step.verb,
+            command=command(step.verb, _arguments(step, lives, out), step.options, options),
+            options=step.options.options() | options.options(),
+            summary=model.checkpoint.summary,
+        )
+        (first, _, before), several = lives[step.of[0]], len(step.of) > 1
+        if several or step.of[0] in untouched:
+            lineage = extended({name if several else "": lives[name] for name in step.of}, record)
+        else:
+            lineage = [*(before.lineage if before else []), record]
+        untouched -= {step.made, *step.of}
+        lives[step.made] = first, None, Manifest(version=__version__, lineage=lineage)
+    found = lives[model.steps[-1].made][2]
+    return found.lineage if found else []
+
+
+def _arguments(step: Step, lives: Mapping[str, tuple[str, str | None, Manifest | None]], out: Path) -> list[str]:
+    """What to type behind the verb but for its options."""
+    base = getattr(step.options.config, "base", None)
+    sources = [lives[name][0] for name in step.of if name != base]
+    return [*sources, str(out), *(["--tower", step.tower] if step.tower else [])]
 
 
 def command(verb: str, arguments: list[str], *options: Resolved[Any]) -> str:
@@ -167,10 +186,11 @@ def command(verb: str, arguments: list[str], *options: Resolved[Any]) -> str:
     for resolved in options:
         values = to_dict(resolved.config)
         for f in fields(resolved.config):
-            value = values[f.name]
-            if value == f.default or resolved.origins[f.name] == "default":
+            name = option_name(f)
+            value = values[name]
+            if value == f.default or resolved.origins[name] == "default" or isinstance(value, dict):
                 continue
-            flag = f"--{f.name.replace('_', '-')}"
+            flag = f"--{name.replace('_', '-')}"
             if isinstance(value, bool):
                 words += [flag if value else f"--no-{flag[2:]}"]
             else:

@@ -1,53 +1,98 @@
-"""Where a SRC is: a folder, a name on the hub, or a step of an archive, unpacked for as long as it is needed."""
+"""What a SRC names: a folder, a name on the hub, a step of an archive, or a series of them. The one grammar of it all.
+
+    runs/base  org/model[@revision]  hf://org/model      one checkpoint
+    run.rk@1000                                          one step of an archive, unpacked for as long as it is needed
+    run.rk@1000:5000  run.rk@1000:  run.rk@:5000         its steps from the one to the other, both included
+    run.rk@*                                             all of its steps
+    run/checkpoint-*                                     what matches, as a shell would find it
+    run                                                  the numbered checkpoints in a folder that is none itself
+
+What is there under its whole name is that, whatever is in the name.
+"""
 
 from __future__ import annotations
 
 import atexit
+import glob
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rekindle.api.series import WEIGHTS, number_in, step_of, within
 from rekindle.errors import RekindleError, counted
 from rekindle.store.hub import locate
+from rekindle.store.reading import unreadable
 from rekindle.store.stamps import Stamp, stamp
 
 READ = ("data", "scores", "tokenizer", "optimizer_state", "measurements")  # options that name files to read
 
 LONGEST = 18  # digits of a step: the format's limit is 2^62
+NAMED = 4  # of what is there, in a sentence
+Range = tuple[int | None, int | None]  # of steps, both ends included
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Located:
+    """One checkpoint of those that were named."""
+
+    given: str  # what names this one alone
+    step: int | None = None  # its number, where it has one
+    archive: Path | None = None  # the archive that it is a step of
+
+    @property
+    def path(self) -> Path:
+        """Its local folder, or file. A name on the hub is fetched, and a step unpacked, when this is first asked for.
+
+        A step is unpacked under the system's folder for temporary files (TMPDIR), and removed when the process ends.
+        """
+        if self.archive is None or self.step is None:
+            return locate(self.given)
+        return _unpacked(str(self.archive.resolve()), self.step, stamp(self.archive))
 
 
 def local(source: str | Path) -> Path:
-    """The local folder of `source`: a path, `org/model[@revision]`, `hf://org/model` or `ARCHIVE@step`.
+    """The local folder of the one checkpoint that `source` names; raises RekindleError where it names several."""
+    text = os.path.expanduser(source)
+    if os.path.isfile(os.path.join(text, "config.json")):  # whatever lies in it besides
+        return Path(text)
+    found = _named(str(source))
+    if len(found) > 1:
+        raise _several(str(source), found)
+    return found[0].path
 
-    A step is unpacked under the system's folder for temporary files (TMPDIR), and removed when the process ends.
+
+def located(
+    sources: str | Path | Sequence[str | Path], say: Say = lambda text: None, *, whatever: bool = False
+) -> list[Located]:
+    """The checkpoints that one or several SRC name, in the order given; a series in the order of its steps.
+
+    What a shell made of a pattern is taken as the pattern is: neighbours that differ in their step alone, in the order
+    of a shell, are put in that of their steps. Raises RekindleError where a SRC names nothing, or no checkpoint;
+    `whatever`: to `pack` any file or folder is one.
     """
-    archive, step = _step(source)
-    if archive:
-        return _unpacked(str(archive.resolve()), step, stamp(archive))
-    if os.path.isfile(source):
-        _refuse_archive(Path(source))
-    return locate(source)
-
-
-def _refuse_archive(path: Path) -> None:
-    """All of an archive is no checkpoint: name its steps."""
-    from rekindle.codec.archive import Archive
-    from rekindle.codec.container import is_archive
-
-    if is_archive(path):
-        with Archive(path) as found:
-            steps = found.names
-        what = f"{path} is an archive of {counted(len(steps), 'step')}, not a checkpoint."
-        raise RekindleError(what, hint=f"{path}@{steps[-1]}, its last; rekindle archive ls {path}" if steps else None)
+    given = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    found = [one for source in given for one in _named(str(source), say)]
+    if len(found) > 1 and not whatever:
+        _refuse_others([one.given for one in found if one.archive is None])
+    return list(_by_steps(found))
 
 
 def place(source: str | Path) -> Path | None:
     """The folder or the archive here that `source` names; None for a name on the hub."""
-    found = _step(source)[0] or Path(os.path.expanduser(source))
-    return found if os.path.exists(found) else None
+    text = os.path.expanduser(source)
+    path, _ = _split(text, there=True)
+    if not os.path.isfile(path) and not os.path.isfile(os.path.join(text, "config.json")):
+        found = _named(text)
+        path = Path(found[0].given) if len(found) == 1 else path
+    return path if os.path.exists(path) else None
 
 
 def files_read(*configs: Any) -> list[str]:
@@ -64,32 +109,158 @@ def digest_of(folder: Path) -> str | None:
 _DIGESTS: dict[Path, str] = {}
 
 
-def _step(source: str | Path) -> tuple[Path | None, int]:
-    if os.path.isfile(str(source).rpartition("@")[0]):
-        path, step = split_name(source)
-        if step is not None:
-            return path, step
-    return None, 0
-
-
 def split_name(source: str | Path) -> tuple[Path, int | None]:
     """ "runs.rk@1200" -> runs.rk, 1200; what is there under its whole name is all path. Raises RekindleError."""
-    text = str(source)
-    path, at, number = text.rpartition("@")
-    if not at or os.path.exists(text):
+    path, asked = _split(str(source))
+    if not isinstance(asked, tuple):
+        return path, asked
+    found = _steps(path, asked)
+    if len(found) > 1:
+        raise _several(str(source), found)
+    return path, found[0].step
+
+
+def _named(text: str, say: Say = lambda text: None) -> list[Located]:
+    archive, asked = _split(text, there=True)
+    if isinstance(asked, int):
+        return [Located(text, asked, archive)]
+    if asked:
+        return _steps(archive, asked, say)
+    path = Path(os.path.expanduser(text))
+    if os.path.isfile(path):
+        _refuse_archive(path)
+    if os.path.exists(path):
+        return [Located(text if one == path else str(one), step_of(one)) for one in within(path, say)]
+    if not glob.has_magic(text):
+        return [Located(text)]  # a name on the hub, or nothing
+    return list(_by_steps([one for match in _matching(text) for one in _named(match, say)]))
+
+
+def _split(text: str, *, there: bool = False) -> tuple[Path, int | Range | None]:
+    """ARCHIVE and what of it is asked for. With `there` only of an archive that is there: else a hub's revision."""
+    name, at, asked = text.rpartition("@")
+    path = Path(os.path.expanduser(name))
+    if not at or os.path.exists(text) or (there and not os.path.isfile(path)):
         return Path(text), None
+    if asked == "*":
+        return path, (None, None)
+    first, colon, last = asked.partition(":")
+    if not colon:
+        return path, _number(first, text)
+    return path, (_number(first, text) if first else None, _number(last, text) if last else None)
+
+
+def _number(number: str, text: str) -> int:
     if not (number.isascii() and number.isdigit() and len(number) <= LONGEST):
         what = f"{number!r} is no step: a number of at most {LONGEST} digits."
-        raise RekindleError(what, where=text, hint=f"rekindle archive ls {path}")
-    return Path(path), int(number)
+        raise RekindleError(what, where=text, hint=f"rekindle archive ls {text.rpartition('@')[0]}")
+    return int(number)
+
+
+def _steps(path: Path, asked: Range, say: Say = lambda text: None) -> list[Located]:
+    """The steps of an archive that lie in a range, in their order."""
+    from rekindle.codec.archive import Archive
+
+    with Archive(path) as archive:
+        names = sorted(archive.names)
+        for damage in archive.directory.torn:  # which may have taken steps with it
+            say(f"{path}: {damage}")
+    first, last = asked
+    found = [name for name in names if (first is None or name >= first) and (last is None or name <= last)]
+    if not names:
+        raise RekindleError("The archive has no steps yet.", where=path, hint="rekindle archive add")
+    if not found:
+        ends = [f"from {first}"] * (first is not None) + [f"to {last}"] * (last is not None)
+        some = ", ".join(map(str, names)) if len(names) <= NAMED else f"from {names[0]} to {names[-1]}"
+        why = f"it has {counted(len(names), 'step')}, {some}"
+        raise RekindleError(f"{path} has no step {' '.join(ends)}.", why=why, hint=f"{path}@{names[0]}:{names[-1]}")
+    return [Located(f"{path}@{name}", name, path) for name in found]
+
+
+def _matching(pattern: str) -> list[str]:
+    """What a pattern matches, in the order in which a shell gives it."""
+    if found := sorted(glob.glob(os.path.expanduser(pattern), recursive=True)):
+        return found
+    folder = Path(os.path.expanduser(pattern))
+    while glob.has_magic(str(folder)):
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        raise RekindleError(f"Nothing is called {pattern}.", why=f"there is no folder {folder}")
+    raise RekindleError(f"Nothing is called {pattern}.", why=f"in {folder} there is {_held(folder)}")
+
+
+def _refuse_others(paths: list[str]) -> None:
+    """Raise RekindleError where a file or folder among several is no checkpoint."""
+    for path in map(Path, map(os.path.expanduser, paths)):
+        if os.path.isfile(path) and path.suffix not in WEIGHTS:
+            what = f"{path} is no checkpoint, but a file."
+        elif os.path.isdir(path) and not any(x.name == "config.json" or x.suffix in WEIGHTS for x in path.rglob("*")):
+            what = f"{path} is no checkpoint: in it there is {_held(path)}."
+        else:
+            continue
+        raise RekindleError(what, hint="a pattern that leaves it out")
+
+
+def _by_steps(found: list[Located]) -> Iterator[Located]:
+    for series, group in groupby(found, key=_series):
+        ones = list(group)
+        as_a_shell = [one.given for one in ones] == sorted(one.given for one in ones)
+        yield from sorted(ones, key=_number_of) if series and as_a_shell else ones
+
+
+def _series(one: Located) -> str | None:
+    """What those that differ in their step alone have in common; None where there is no step in the name."""
+    path = Path(one.given)
+    if one.archive or number_in(path) is None:
+        return None
+    return str(path.with_name(re.sub(r"\d+(?=\D*$)", "*", path.name)))
+
+
+def _number_of(one: Located) -> int:
+    return number_in(Path(one.given)) or 0
+
+
+def _several(source: str, found: list[Located]) -> RekindleError:
+    first, last = found[0], found[-1]
+    ends = f"from step {first.step} to step {last.step}"
+    if first.step is None or last.step is None:
+        ends = f"from {first.given} to {last.given}"
+    what = f"{source} is a series of {len(found)} checkpoints, {ends}, and one is asked for."
+    return RekindleError(what, hint=f"{last.given}, the last")
+
+
+def _held(folder: Path) -> str:
+    """Some of what lies in a folder, by name."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        raise unreadable(folder, error) from None
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "") or "nothing"
+
+
+def _refuse_archive(path: Path) -> None:
+    """All of an archive is no checkpoint: name its steps."""
+    from rekindle.codec.archive import Archive
+    from rekindle.codec.container import is_archive
+
+    if is_archive(path):
+        with Archive(path) as found:
+            steps = found.names
+        what = f"{path} is an archive of {counted(len(steps), 'step')}, not a checkpoint."
+        raise RekindleError(what, hint=f"{path}@{steps[-1]}, its last; rekindle archive ls {path}" if steps else None)
 
 
 @cache
 def _unpacked(archive: str, step: int, state: Stamp | None) -> Path:
-    from rekindle.api.archive import unpack
+    from rekindle.apply.threads import workers_of
+    from rekindle.codec.archive import Archive
+    from rekindle.codec.unpack import unpack
 
     base = Path(tempfile.mkdtemp(prefix="rekindle-"))
     atexit.register(shutil.rmtree, base, ignore_errors=True)
     folder = base / f"step-{step}"
-    _DIGESTS[folder] = unpack(f"{archive}@{step}", folder)["digest"]
+    with Archive(Path(archive)) as found:
+        unpack(found[step], folder, workers=workers_of(None))
+        _DIGESTS[folder] = found[step].entry.digest
     return folder

@@ -52,7 +52,8 @@ def pack(ckpt: tuple[str, ...], archive: str, format_: str, **given: Any) -> Non
     """A series of checkpoints in one file, each coded against the one before; every bit comes back.
 
     CKPT is a folder, with moments, tokenizer and all else in it; or a file, such as ckpt_1200.pt; or a folder of
-    numbered ones. What is numbered (step-1200, checkpoint-1200) is packed in the order of the numbers.
+    numbered ones; or steps of another archive, such as old.rk@1000:5000 or old.rk@*. What is numbered (step-1200,
+    checkpoint-1200) is packed in the order of the numbers.
 
     \b
     rekindle pack run/step-* run.rk

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from rekindle.config import Count, Resolved, Size, read_yaml, resolve
+from rekindle.config import Count, Resolved, Size, option_name, read_yaml, resolve
 from rekindle.store.publish import check_spares
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,7 +24,8 @@ def options_of(*configs: type) -> Callable[[F], F]:
         for cls in reversed(configs):
             hints = typing.get_type_hints(cls)
             for f in reversed(fields(cls)):  # type: ignore[arg-type]
-                function = _flag(f, hints[f.name])(function)
+                if not _is_table(hints[f.name]):  # for a file alone
+                    function = _flag(f, hints[f.name])(function)
         return function
 
     return decorate
@@ -41,7 +42,7 @@ def resolved(cls: type, given: dict[str, Any], file: str | None = None, *written
 
 
 def _flag(f: Any, kind: Any) -> Callable[[F], F]:
-    name, text = f.name.replace("_", "-"), f.metadata["help"]
+    name, text = option_name(f).replace("_", "-"), f.metadata["help"]
     if f.default is not MISSING and f.default is not None and kind is not bool:
         text += f"  [{_short(f.default, kind)}]"
     if f.default is MISSING:
@@ -53,6 +54,10 @@ def _flag(f: Any, kind: Any) -> Callable[[F], F]:
             decls, f.name, default=None, is_flag=True, flag_value=None if f.default else True, help=text
         )
     return click.option(f"--{name}", f.name, default=None, type=str, metavar=_metavar(kind), help=text)
+
+
+def _is_table(kind: Any) -> bool:
+    return any(get_origin(part) is dict for part in (kind, *get_args(kind)))
 
 
 def _metavar(kind: Any) -> str:

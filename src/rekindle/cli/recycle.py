@@ -23,6 +23,7 @@ from rekindle.config import Resolved, dump_yaml, resolve
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, Method
 from rekindle.progress import Progress
+from rekindle.store.lineage import last_sources
 from rekindle.store.manifest import read_manifest
 from rekindle.store.publish import check_free, check_spares
 
@@ -112,7 +113,8 @@ def join(out: str, format_: str) -> None:
     human = f"{path}: {checkpoint.summary}, {parameters(checkpoint)}, {nbytes(stored)}"
     result({"out": str(path), "bytes": stored, "parameters": checkpoint.parameters()}, human, format_)
     manifest = read_manifest(path)
-    _say_verify(path, next((r.source for r in reversed(manifest.lineage) if r.source), "") if manifest else "")
+    sources = last_sources(manifest.lineage) if manifest else []
+    _say_verify(path, sources[0] if len(sources) == 1 else "")
 
 
 def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[str, Any]) -> None:

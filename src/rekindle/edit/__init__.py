@@ -1,7 +1,7 @@
 """The language methods are written in: checkpoints of tensor expressions, promises, plans."""
 
 from rekindle.edit.arithmetic import Fill, Normal
-from rekindle.edit.checkpoint import Checkpoint
+from rekindle.edit.checkpoint import Checkpoint, united
 from rekindle.edit.expressions import Expr
 from rekindle.edit.keyed import joint
 from rekindle.edit.opening import checkpoint_at, open_checkpoint
@@ -21,4 +21,5 @@ __all__ = [
     "lossy",
     "open_checkpoint",
     "plan",
+    "united",
 ]

@@ -9,6 +9,7 @@ return child.with_rest_of(parent).promising(exact())
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -199,6 +200,14 @@ class Checkpoint:
         counts = self.family.parameters(self.settings)
         others = sum(math.prod(self.tensors[role].shape) for role in self.opaque)
         return {key: count + others for key, count in counts.items()}
+
+
+def united(parents: Sequence[Checkpoint]) -> Checkpoint:
+    """An empty child of the first, to be filled out of all of them."""
+    made_of = {key: source for parent in parents for key, source in parent.sources.items()}
+    notes = list(dict.fromkeys(note for parent in parents for note in parent.notes))
+    findings = [found for parent in parents for found in parent.findings]
+    return replace(parents[0], made_of=made_of, notes=notes, findings=findings, tensors={}, promise=exact())
 
 
 def _column(s: Settings) -> str:

@@ -131,6 +131,22 @@ METHODS = {
             ),
             takes="model",
         ),
+        Method(
+            "merge",
+            "rekindle.methods.merge:merge",
+            "Make one model of several, or of a run's saved checkpoints.",
+            "Wortsman et al. 2022, Model soups (arXiv 2203.05482); Yadav et al. 2023, TIES (arXiv 2306.01708); "
+            "Yu et al. 2023, DARE (arXiv 2311.03099); Jang et al. 2024, Model Stock (arXiv 2403.19522); Tian et al. "
+            "2025, WSM (arXiv 2507.17634)",
+            "https://arxiv.org/abs/2203.05482",
+            examples=(
+                "SRC SRC2 OUT --weights 0.3,0.7",
+                "SRC SRC2 OUT --how slerp --t 0:1",
+                "SRC SRC2 OUT --how ties --base SRC3 --density 0.5",
+                "'run/checkpoint-*' OUT --how ema --decay 0.9",
+            ),
+            takes="models",
+        ),
     )
 }
 

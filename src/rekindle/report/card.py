@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from rekindle.anatomy import family_of
 from rekindle.anatomy.engines import READ_ON, READINGS, REPOSITORIES, differs
 from rekindle.config import dump_yaml
 from rekindle.errors import RekindleError
-from rekindle.report.lineage import chain
+from rekindle.report.license import LICENSE, inherited
+from rekindle.report.lineage import Line, lines
+from rekindle.report.places import out_of, published_name, source_folders
 from rekindle.report.words import scientific
+from rekindle.store.lineage import sources
 from rekindle.store.manifest import Manifest
 
 NAME = "README.md"
 _HUB_NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@[\w.-]+)?")
-_LICENSE_KEYS = ("license", "license_name", "license_link")
-_MOST_BYTES = 1_000_000  # of a parent's card that are read
-_NOTHING = ("", "~", "null", "Null", "NULL")  # as YAML writes it
 _PIPELINES = {"ForCausalLM": "text-generation", "LMHeadModel": "text-generation", "ForMaskedLM": "fill-mask",
               "Model": "feature-extraction"}  # fmt: skip
 # What does not show, or makes what stands beside it show as something else: control characters, marks that turn the
@@ -40,19 +40,20 @@ def write_card(
     config: dict[str, Any],
     verify: dict[str, Any] | None,
     method_note: str,
-    parent: Path | None = None,
+    made_of: Mapping[str, Path] | None = None,
 ) -> None:
     """Write FOLDER/README.md; a `rekindle.yaml` already there is quoted in it.
 
     `config` is what `config.json` holds, `verify` what `verify.json` does; `method_note` is a line of
-    Markdown that names the method's paper and links to it; `parent` the folder it was made of, wherever a hub's name or
-    a step of an archive led to.
+    Markdown that names the method's paper and links to it; `made_of` the folders it was made of by the sources' keys,
+    wherever a hub's name or a step of an archive led to: the only one has the empty key. Without it the license is the
+    one that a card there already states.
     """
-    license_ = inherited_license(manifest, parent)
-    names = base_models(manifest)
+    license_, said = inherited(folder / NAME, manifest, made_of)
+    names = base_models(folder, manifest)
     head = {
         "base_model": names,
-        "base_model_relation": "finetune" if names and any(r.verb == "train" for r in manifest.lineage) else None,
+        "base_model_relation": _relation(manifest) if names else None,
         "library_name": "transformers",
         "pipeline_tag": _pipeline(config),
         "tags": list(dict.fromkeys(["rekindle", *(record.verb for record in reversed(manifest.lineage))])),
@@ -60,7 +61,7 @@ def write_card(
     }
     text = "---\n" + dump_yaml({key: value for key, value in head.items() if value}) + "---\n\n"
     sections = [
-        f"# {_inline(_published_name(folder))}",
+        f"# {_inline(published_name(folder))}",
         _summary(manifest),
         escape(method_note.strip(), quote=False),
         _parents(manifest),
@@ -69,55 +70,33 @@ def write_card(
         _engines(config),
         _repeat(folder, manifest),
         "## Config\n\n" + _fenced(_yaml(config), "yaml") if config else "",
-        _license(license_),
+        f"{LICENSE}{_inline(said)}",
     ]
     text += "\n\n".join(section for section in sections if section) + "\n"
     (folder / NAME).write_text(_UNSEEN.sub(_named, text), encoding="utf-8")
 
 
-def base_models(manifest: Manifest) -> list[str]:
+def base_models(folder: Path, manifest: Manifest) -> list[str]:
     """The sources that are names on the hub, nearest first.
 
-    A folder of that name is a folder, and so is what an earlier step of the lineage was told to write.
+    A folder of that name is a folder, and so is what the step before was told to write.
     """
-    names, written = [], set[str]()
-    for record in manifest.lineage:
-        source = record.source or ""
-        match = _HUB_NAME.fullmatch(source)
-        if match and source not in written and not os.path.exists(source):
-            names.append(match[1])
-        written |= set(record.command.split())
-    return list(dict.fromkeys(reversed(names)))
+    lineage, names = manifest.lineage, []
+    there = source_folders(folder, lineage)
+    for place in reversed(range(len(lineage))):
+        for key, source in sources(lineage, place).items():
+            written = None if source.after is None else out_of(lineage[source.after])
+            match = _HUB_NAME.fullmatch(source.source)
+            if match and source.source != written and key not in there[place] and not os.path.exists(source.source):
+                names.append(match[1])
+    return list(dict.fromkeys(names))
 
 
-def inherited_license(manifest: Manifest, parent: Path | None = None) -> dict[str, str]:
-    """The license that the nearest parent's card states in its head; empty where none does."""
-    sources = [Path(record.source) for record in reversed(manifest.lineage) if record.source]
-    for source in [*([parent] if parent else []), *sources]:
-        head = _front_matter(source / NAME)
-        stated = {key: str(head[key]) for key in _LICENSE_KEYS if isinstance(head.get(key), str)}
-        if "license" in stated:
-            return stated
-    return {}
-
-
-def _front_matter(path: Path) -> dict[str, Any]:
-    """The head of a card, its values as text; empty where the file, or a head that can be read, is missing.
-
-    Nothing of it is interpreted: a date that is none, or a number of any length, is no reason to lose the rest.
-    """
-    import yaml
-
-    if not os.path.isfile(path):  # a pipe would never end
-        return {}
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES).decode("utf-8", "ignore")
-        match = re.match(r"---\r?\n(.*?)\r?\n---\s", text, re.S)
-        head = yaml.load(match[1], yaml.BaseLoader) if match else {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return {}
-    return {key: value for key, value in head.items() if value not in _NOTHING} if isinstance(head, dict) else {}
+def _relation(manifest: Manifest) -> str | None:
+    """In the hub's words, of which `adapter` and `quantized` are never so here."""
+    if any(len(record.sources) > 1 for record in manifest.lineage):
+        return "merge"
+    return "finetune" if any(record.verb == "train" for record in manifest.lineage) else None
 
 
 def _pipeline(config: dict[str, Any]) -> str | None:
@@ -132,18 +111,25 @@ def _named(unseen: re.Match[str]) -> str:
 
 
 def _summary(manifest: Manifest) -> str:
-    steps = [f"**{_inline(link.verb)}** {_inline(link.detail)}".strip() for link in chain(manifest.lineage)]
+    life = [_line(line) for line in lines(manifest.lineage)]
     total, active = manifest.parameters.get("total"), manifest.parameters.get("active")
     sizes = f"{total:,} parameters" if total is not None else ""
     sizes += f", {active:,} active per token" if active is not None and active != total else ""
-    return "\n\n".join(part for part in (" → ".join(steps), f"{sizes}." if sizes else "") if part)
+    return "\n\n".join(part for part in ("\n".join(life), f"{sizes}." if sizes else "") if part)
+
+
+def _line(line: Line) -> str:
+    """One life is a paragraph; where several meet each is an item of a list, the last with what became of them."""
+    steps = [f"**{_inline(link.verb)}** {_inline(link.detail)}".strip() for link in line.links]
+    text = " → ".join([*([" + ".join(line.after)] if line.after else []), *steps])
+    return f"* {line.name}: {text}" if line.name else f"* {text}" if line.after else text
 
 
 def _parents(manifest: Manifest) -> str:
     rows = [
-        [_inline(text) for text in (record.verb, record.source, record.source_fingerprint or "not recorded")]
-        for record in manifest.lineage
-        if record.source
+        [_inline(text) for text in (record.verb, source.source, source.fingerprint or "not recorded")]
+        for place, record in enumerate(manifest.lineage)
+        for source in sources(manifest.lineage, place).values()
     ]
     return "## Parents\n\n" + _table(("step", "source", "fingerprint"), rows) if rows else ""
 
@@ -205,17 +191,6 @@ def _repeat(folder: Path, manifest: Manifest) -> str:
 def _yaml(config: dict[str, Any]) -> str:
     """A JSON-like mapping as YAML, whatever odd values it holds."""
     return dump_yaml(json.loads(json.dumps(config, default=str)))
-
-
-def _published_name(folder: Path) -> str:
-    """The name a folder will have: while it is written it is called .NAME.partial, a part .NAME.partial-1-of-2."""
-    return re.sub(r"^\.(.+)\.partial(-\d+-of-\d+)?$", r"\1", folder.name)
-
-
-def _license(stated: dict[str, str]) -> str:
-    if stated:
-        return f"## License\n\nInherited from the parent's card: {_inline(stated['license'])}."
-    return "## License\n\nUnknown: no parent's card states one. Ask its authors before you share this model."
 
 
 def _table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -18,6 +18,7 @@ from rekindle.report.runs import Run, read_runs
 from rekindle.report.style import PALETTE, series_name
 from rekindle.report.table import Row
 from rekindle.report.words import count, listed
+from rekindle.store.lineage import sunk
 from rekindle.store.publish import publishing
 
 FIGURES = "figures"
@@ -134,10 +135,10 @@ def _regime(runs: Sequence[Run]) -> list[str]:
     """The two lengths on which the sign depends, for each run that has ancestors."""
     found = []
     for run in runs:
-        sunk = sum(record.tokens for record in run.ancestry)
-        if sunk and run.tokens:
-            ratio = f"{run.tokens / sunk:.2f} times as many"
-            found.append(f"{run.name}: {count(sunk)} tokens sunk, then {count(run.tokens)} here, {ratio}")
+        before = sunk(run.ancestry).tokens
+        if before and run.tokens:
+            ratio = f"{run.tokens / before:.2f} times as many"
+            found.append(f"{run.name}: {count(before)} tokens sunk, then {count(run.tokens)} here, {ratio}")
     return found
 
 
@@ -158,4 +159,4 @@ def _gaps(runs: Sequence[Run]) -> list[str]:
 
 
 def _run(run: Run, index: int) -> dict[str, Any]:
-    return {"name": run.name, "colour": series_name(index), "chain": lineage.chain(run.lineage)}
+    return {"name": run.name, "colour": series_name(index), "lines": lineage.lines(run.lineage)}

@@ -13,6 +13,8 @@ from typing import Any
 
 from rekindle.errors import RekindleError
 from rekindle.report.metrics import FAR, Evaluation, Metrics, read_metrics
+from rekindle.report.places import source_folders
+from rekindle.store.lineage import before, stem
 from rekindle.store.manifest import Manifest, Record, read_manifest
 
 VERIFY = "verify.json"
@@ -33,10 +35,14 @@ class Run:
         return self.manifest.lineage if self.manifest else []
 
     @property
+    def stage(self) -> int | None:
+        """The place of this stage in the lineage: the last `train`; None where none is recorded."""
+        return next((place for place in reversed(stem(self.lineage)) if self.lineage[place].verb == "train"), None)
+
+    @property
     def ancestry(self) -> list[Record]:
-        """The lineage before this stage: all before the last `train`, or all where none is recorded."""
-        trained = [i for i, record in enumerate(self.lineage) if record.verb == "train"]
-        return self.lineage[: trained[-1]] if trained else self.lineage
+        """The lineage before this stage, or all of it where the stage is not recorded."""
+        return self.lineage if self.stage is None else before(self.lineage, self.stage)
 
     @cached_property
     def readings(self) -> list[Evaluation]:
@@ -74,8 +80,7 @@ class Run:
         """Which validation windows were read, by their hash, and how many tokens these are; None where unrecorded."""
         header, read = self.metrics.header, self.final.losses
         windows, length = header.get("val_set"), header.get("seq_len")
-        trained = [record for record in self.lineage if record.verb == "train"]
-        asked = trained[-1].options.get("eval_tokens", {}).get("value") if trained else None
+        asked = self.lineage[self.stage].options.get("eval_tokens", {}).get("value") if self.stage is not None else None
         counted = len(read) * length if read and isinstance(length, int) else asked
         return windows if isinstance(windows, str) else None, counted if isinstance(counted, int) else None
 
@@ -135,12 +140,13 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> Run:
     metrics, manifest = read_metrics(folder), read_manifest(folder)
     lineage = manifest.lineage if manifest else []
-    sources = [Path(record.source) for record in reversed(lineage) if record.source]
+    behind = source_folders(folder, lineage)
+    sources = [behind[place][""] for place in reversed(stem(lineage)) if "" in behind[place]]
     return Run(name, folder, metrics, manifest, _verification([folder, *sources]))
 
 
 def _verification(folders: Sequence[Path]) -> dict[str, Any] | None:
-    """The newest `verify.json` on the way back through the lineage: training on does not repeat the check."""
+    """The newest `verify.json` on the way back to where lives met: training on does not repeat the check."""
     for folder in folders:
         path = folder / VERIFY
         try:

@@ -11,6 +11,7 @@ from rekindle.report.lineage import brief
 from rekindle.report.runs import Run
 from rekindle.report.verdict import same_text
 from rekindle.report.words import UNKNOWN, exponent_of, nats, power, scaled, scientific, unit
+from rekindle.store.lineage import origins, sunk
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def _row(run: Run, best: float) -> Row:
         active_parameters=run.parameters.get("active"),
         tokens=run.tokens,
         flops=run.flops,
-        sunk_flops=sum(record.flops for record in ancestry) if known else None,
-        sunk_complete=known and run.lineage[0].source is None,
+        sunk_flops=sunk(ancestry).flops if known else None,
+        sunk_complete=known and not origins(run.lineage),
         start_loss=run.start.loss if run.start else None,
         final_loss=_finite(run.final.loss),
         final_stderr=_finite(run.final.stderr),

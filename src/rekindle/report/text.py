@@ -8,6 +8,7 @@ from typing import Any
 
 from rekindle.errors import counted
 
+_MOST = 3  # sources of a step that are named
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -39,7 +40,7 @@ def inspected(data: dict[str, Any]) -> str:
         rows.append(("unused", ", ".join(data["unused"][:3]) + (" ..." if len(data["unused"]) > 3 else "")))
     if data["promise"]:
         rows.append(("promise", f"{data['promise']['kind']}: {data['promise']['text']}"))
-    rows += [("lineage" if not i else "", f"{r['verb']}: {r['summary']}") for i, r in enumerate(data["lineage"])]
+    rows += [("lineage" if not i else "", _step(record)) for i, record in enumerate(data["lineage"])]
     rows += [("can" if not i else "", f"{verb}: {answer}") for i, (verb, answer) in enumerate(data["can"].items())]
     if "checksums" in data:
         rows.append(
@@ -57,6 +58,13 @@ def inspected(data: dict[str, Any]) -> str:
         )
     rows += [("note", note) for note in data["notes"]]
     return table([(name, plain(text)) for name, text in rows])
+
+
+def _step(record: dict[str, Any]) -> str:
+    """ "upcycle: 8 experts from 1 feed-forward", "merge of run.rk@100, run.rk@200 and 3 more: the mean of 5" """
+    given = [source["source"] for source in record.get("sources", {}).values()]
+    more = f" and {len(given) - _MOST} more" if len(given) > _MOST else ""
+    return f"{record['verb']}{' of ' if given else ''}{', '.join(given[:_MOST])}{more}: {record['summary']}"
 
 
 def _ranges(layers: list[int]) -> str:

@@ -1,6 +1,8 @@
 """`rekindle.json`: what a folder is, where it came from, and the checksums of its bytes.
 
-Its `lineage` is a list of records, oldest first: one for each verb that had a part in these weights.
+Its `lineage` is a graph, written as a list of records, oldest first: one for each verb that had a part in these
+weights. A record goes on from the one before it where nothing else is said, so that a checkpoint of one source has a
+plain list; what was made of several names them, and where in the list each one's own records end. See `store.lineage`.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,6 +18,16 @@ from typing import Any
 from rekindle.errors import RekindleError
 
 NAME = "rekindle.json"
+PREVIOUS = -1  # the record before, wherever that is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One of several checkpoints that a step was made of."""
+
+    source: str  # as given
+    fingerprint: str | None = None  # see store.folder
+    after: int | None = None  # the place in the lineage of the last record of its own; None: it has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +42,17 @@ class Record:
     summary: str = ""  # one sentence for the report: "64 experts from 1 feed-forward, top-2"
     tokens: int = 0  # trained in this step
     flops: float = 0.0  # training FLOPs of this step, 6 x active parameters x tokens
+    sources: dict[str, Source] = field(default_factory=dict)  # of a step that has several, in place of `source`
+    after: int | None = PREVIOUS  # the place of the record it goes on from; None: it begins with what has no record
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is written: what a step of one source, behind the record before it, need not say is left out."""
+        data = asdict(self)
+        if not self.sources:
+            del data["sources"]
+        if self.after == PREVIOUS:
+            del data["after"]
+        return data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +65,8 @@ class Manifest:
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)  # {file: {"bytes", "sha256" if hashed}}
 
     def write(self, folder: Path) -> None:
-        (folder / NAME).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        data = asdict(self) | {"lineage": [record.to_dict() for record in self.lineage]}
+        (folder / NAME).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -51,7 +76,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        data["lineage"] = [_checked(Record(**record)) for record in data.get("lineage", [])]
+        data["lineage"] = _lineage(data.get("lineage", []))
         manifest = _checked(Manifest(**data))
         for file, entry in manifest.shards.items():
             if (
@@ -72,8 +97,28 @@ def read_manifest(folder: Path) -> Manifest | None:
         ) from None
 
 
+def _lineage(data: Iterable[Any]) -> list[Record]:
+    """The records, each behind those that it goes on from; raises TypeError, or what Python raises of odd data."""
+    found = []
+    for place, given in enumerate(data):
+        values = dict(given)
+        sources = values.get("sources", {})
+        if not isinstance(sources, dict):
+            raise TypeError(f"sources is {type(sources).__name__}")
+        values["sources"] = {key: _checked(Source(**source)) for key, source in sources.items()}
+        record = _checked(Record(**values))
+        if sources and ("after" in given or record.source is not None or record.source_fingerprint is not None):
+            raise TypeError(f"its record {place} has a source beside its sources")
+        stated = [given["after"]] if "after" in given else [source.after for source in record.sources.values()]
+        for after in stated:
+            if after is not None and not 0 <= after < place:
+                raise TypeError(f"its record {place} goes on from record {after}, which is none before it")
+        found.append(record)
+    return found
+
+
 def _checked(record: Any) -> Any:
-    """A Record or Manifest whose fields are of their types; raises TypeError."""
+    """A Record, Source or Manifest whose fields are of their types; raises TypeError."""
     for f in fields(record):
         value, plain = getattr(record, f.name), typing.get_type_hints(type(record))[f.name]
         if not isinstance(value, _types(plain)) or isinstance(value, bool):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from rekindle.config import Count
 from rekindle.errors import RekindleError, together
 from rekindle.store.folder import Folder
+from rekindle.store.lineage import before, sunk
 from rekindle.store.manifest import NAME, Record, read_manifest
 from rekindle.train.config import TrainConfig
 
@@ -53,7 +54,7 @@ def number_problems(config: TrainConfig) -> list[RekindleError]:
 def tokens_before(lineage: Sequence[Record]) -> int:
     """Tokens that went into what the last method was applied to; into all of it where there was none."""
     methods = [i for i, record in enumerate(lineage) if record.verb not in ("init", "train")]
-    return sum(record.tokens for record in lineage[: methods[-1] if methods else None])
+    return sunk(before(lineage, methods[-1]) if methods else lineage).tokens
 
 
 def _problems(config: TrainConfig) -> list[RekindleError]:

@@ -8,6 +8,7 @@ pretraining adapts fastest, and a higher one forgets (Gupta et al. 2023, arXiv 2
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from rekindle.apply.moments import DESCRIPTION
 from rekindle.config import Resolved
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
+from rekindle.store.lineage import origins, parents, stem
 from rekindle.store.manifest import Record, read_manifest
 from rekindle.train.config import TrainConfig
 from rekindle.train.schedule import saved_schedule
@@ -39,13 +41,12 @@ def with_rate(options: Resolved[TrainConfig], parent: Checkpoint) -> Resolved[Tr
 def _of_parent(parent: Checkpoint, optimizer_state: str | None) -> tuple[float, str]:
     manifest = read_manifest(parent.folder.path)
     lineage = manifest.lineage if manifest else []
-    for record in reversed(lineage):
-        if lr := _peak(record):
-            return lr, "parent's peak, in its rekindle.json"
+    if peaks := _peaks(lineage):
+        return _agreed(peaks, parent), "parent's peak, in its rekindle.json"
     if lr := _rate((saved_schedule(parent.folder.path, optimizer_state) or {}).get("peak")):
         return lr, f"parent's peak, in its {DESCRIPTION}"
-    verbs = [record.verb for record in lineage]
-    if verbs[:1] == ["init"] and "train" not in verbs:
+    roots = {record.verb for record, behind in zip(lineage, parents(lineage)) if not behind}
+    if roots == {"init"} and not origins(lineage) and all(record.verb != "train" for record in lineage):
         return UNTRAINED, "default of an untrained model"
     low, high = suggested(parent.parameters()["active"])
     raise RekindleError(
@@ -60,6 +61,31 @@ def suggested(parameters: int) -> tuple[float, float]:
     """From a tenth of the peak that models of this size are pretrained at up to all of it."""
     peak = min(_PEAKS, key=lambda row: abs(math.log(row[0] / max(parameters, 1))))[1]
     return peak / 10, peak
+
+
+def _peaks(lineage: Sequence[Record]) -> list[float]:
+    """The peak of the nearest training that says it, on each way back."""
+    behind, seen, waiting = parents(lineage), set[int](), stem(lineage)[-1:]
+    found = set[float]()
+    while waiting:
+        place = waiting.pop()
+        if lr := _peak(lineage[place]):
+            found.add(lr)
+        else:
+            waiting += [after for after in behind[place] if after not in seen]
+            seen.update(behind[place])
+    return sorted(found)
+
+
+def _agreed(peaks: list[float], parent: Checkpoint) -> float:
+    if len(peaks) == 1:
+        return peaks[0]
+    raise RekindleError(
+        f"What this was made of was trained at different learning rates, {', '.join(f'{lr:g}' for lr in peaks)}.",
+        where=parent.folder.path,
+        why="one far above a parent's own forgets what it has learned, one far below it learns nothing",
+        hint=f"--lr {peaks[0]:g}, which forgets least",
+    )
 
 
 def _peak(record: Record) -> float | None:

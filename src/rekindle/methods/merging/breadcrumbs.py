@@ -1,0 +1,22 @@
+"""Model breadcrumbs: task vectors without their smallest entries and without their very largest.
+
+Of each task vector the largest `gamma` of entries are taken for outliers, the `density` after those are kept, and the
+rest is taken for noise; what is kept is added to the base as in task arithmetic.
+
+Source: Davari and Belilovsky 2023, "Model Breadcrumbs", arXiv 2312.06795, section 3 (their beta is 1 - density -
+gamma), ranked within each tensor as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rekindle.edit import Expr
+from rekindle.methods.merging.task_arithmetic import task_arithmetic
+from rekindle.methods.merging.ties import trimmed
+
+
+def breadcrumbs(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
+    assert base is not None
+    return task_arithmetic([trimmed(x, base, config.density, config.gamma) for x in xs], weights, base, config, key)

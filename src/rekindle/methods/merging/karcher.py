@@ -1,0 +1,63 @@
+"""Karcher mean: the middle of several tensors on the sphere of directions, at the mean of their lengths.
+
+The point whose weighted squared angles to all directions are least: the mean of the tangents at it is zero. It lies in
+the span of the tensors, so all of the iteration is over their inner products, K numbers at a time, and the result is
+one sum with weights. Equal tensors come back bit for bit; two are SLERP halfway.
+
+Departures: none. Where directions are opposite there is no such point, and the line is taken.
+
+Source: Karcher 1977, "Riemannian center of mass and mollifier smoothing", CPAM 30; on the sphere Buss and Fillmore
+2001, ACM Trans. Graphics 20(2), algorithm A1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rekindle.edit import Expr
+from rekindle.edit.combine import Linear, linear
+from rekindle.edit.weighing import Products
+
+STEPS, CLOSE = 200, 1e-12
+
+
+class Middle(Products):
+    __slots__ = ()
+
+    def weights(self, products_KK: NDArray[np.float64]) -> NDArray[np.float64]:
+        return middle(products_KK, np.array(self.given))
+
+
+def middle(products_KK: NDArray[np.float64], by_K: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights of the tensors whose sum is the mean direction times the mean length."""
+    norms = np.sqrt(np.diag(products_KK))
+    if not norms.all():
+        return by_K
+    cosines_KK = products_KK / np.outer(norms, norms)  # of unit vectors u_i; a point p is a sum c_i u_i
+    if np.allclose(cosines_KK, 1, atol=1e-9):
+        return by_K  # one direction
+    c_K = by_K / np.sqrt(by_K @ cosines_KK @ by_K)
+    for _ in range(STEPS):
+        cosine_K = np.clip(cosines_KK @ c_K, -1, 1)
+        angle_K = np.arccos(cosine_K)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            stretch_K = np.where(angle_K > CLOSE, angle_K / np.sin(angle_K), 1.0)
+        if not np.isfinite(stretch_K).all():
+            return by_K
+        tangent_K = by_K * stretch_K - (by_K * stretch_K) @ cosine_K * c_K  # sum_i a_i log_p(u_i)
+        length = float(np.sqrt(max(0.0, tangent_K @ cosines_KK @ tangent_K)))
+        if length < CLOSE:
+            break
+        c_K = np.cos(length) * c_K + np.sin(length) / length * tangent_K
+        c_K /= np.sqrt(c_K @ cosines_KK @ c_K)
+    return c_K / norms * (by_K @ norms)
+
+
+def karcher(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
+    if sum(map(bool, weights)) == 1:
+        return linear(xs, weights)
+    return Linear(xs, Middle(xs, given=tuple(weights))["weights"])

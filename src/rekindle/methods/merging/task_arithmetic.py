@@ -1,0 +1,22 @@
+"""Task arithmetic: what fine-tunes have learnt, added to the base they share.
+
+    w = w_0 + lambda * sum_i a_i (w_i - w_0)
+
+Negative weights take a task away.
+
+Source: Ilharco et al. 2023, "Editing Models with Task Arithmetic", arXiv 2212.04089, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rekindle.edit import Expr
+from rekindle.edit.combine import linear
+
+
+def task_arithmetic(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
+    assert base is not None
+    by = [config.lambda_ * a for a in weights]
+    return linear([base, *xs], [1 - sum(by), *by])

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -284,6 +285,19 @@ def test_parts_of_a_batch_are_the_batch(objective: Objective, pairs: Path, micro
         a, b = whole(step), parts(step)
         assert b.losses["loss"] == pytest.approx(a.losses["loss"], rel=1e-4)
         assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_each_target_weighs_the_same_on_any_rank(objective: Objective, pairs: Path, ranks: int):
+    """8 rows of a step, dealt to ranks and to parts of 3 rows at most."""
+    config, shares = options(pairs), []
+    for rank in range(ranks):
+        one = stepper(made(), objective, config, micro_batch=3)
+        one.accelerator = SimpleNamespace(num_processes=ranks, process_index=rank, device=torch.device("cpu"))  # type: ignore[assignment]
+        batch, weights = one._batch(0)
+        counts = objective.targets(batch).split(3)
+        shares += [weight / ranks / int(part.sum()) for weight, part in zip(weights, counts, strict=True)]
+    assert shares == pytest.approx([1 / objective.total(0, 8)] * len(shares))
 
 
 def test_validation_loss_is_per_token(objective: Objective):

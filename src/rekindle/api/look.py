@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rekindle import __version__
 from rekindle.api.model import Model, open
 from rekindle.api.saving import papers
 from rekindle.api.source import local
@@ -23,6 +22,7 @@ from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, method_named
 from rekindle.store.folder import open_folder
 from rekindle.store.manifest import Manifest, read_manifest
+from rekindle.version import __version__
 
 if TYPE_CHECKING:
     from rekindle.apply.verify import Verdict

@@ -10,7 +10,6 @@ from dataclasses import fields, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from rekindle import __version__
 from rekindle.api.calibration import calibration
 from rekindle.api.source import digest_of, files_read, place
 from rekindle.apply import save as saving
@@ -29,6 +28,7 @@ from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import check_free, check_spares, publishing
 from rekindle.store.system import explained
+from rekindle.version import __version__
 
 if TYPE_CHECKING:
     from rekindle.api.model import Model, Step

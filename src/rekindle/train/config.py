@@ -8,9 +8,12 @@ from typing import Literal
 from rekindle.anatomy.families import FAMILIES
 from rekindle.config import Count, Table, option
 
+Objective = Literal["next-token", "seq2seq", "span-corruption"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 DATA = "text, JSON, CSV, Parquet or Arrow, a folder of them, a datasets NAME, stdlib, or python"
+SOURCE_COLUMN = "seq2seq: column of the rows that holds the texts to read (default: source, or input beside output)"
+TARGET_COLUMN = "seq2seq: column of the rows that holds the texts to write (default: target, or output)"
 TEXT_COLUMN = "column of the rows that holds the text, or a chat (default: text, or else a chat)"
 
 
@@ -48,6 +51,10 @@ class TrainConfig:
 
     data: str = option("stdlib", help=DATA)
     text_column: str | None = option(None, help=TEXT_COLUMN)
+    objective: Objective | None = option(None, help="what it learns (default: what its family was trained by)")
+    source_column: str | None = option(None, help=SOURCE_COLUMN)
+    target_column: str | None = option(None, help=TARGET_COLUMN)
+    target_len: int | None = option(None, help="seq2seq: tokens per target (default: as per source, --seq-len)")
     mask_prompt: bool = option(False, help="of chats only the assistant's answers have a loss")
     tokens: Count | None = option(None, help="tokens to train on, rounded down to whole steps")
     fraction_of_parent: float | None = option(None, help="instead: of the tokens the parent was trained on, e.g. 0.05")
@@ -87,6 +94,10 @@ class EvaluateConfig:
 
     data: str = option("stdlib", help=DATA)
     text_column: str | None = option(None, help=TEXT_COLUMN)
+    objective: Objective | None = option(None, help="what is measured (default: what its family was trained by)")
+    source_column: str | None = option(None, help=SOURCE_COLUMN)
+    target_column: str | None = option(None, help=TARGET_COLUMN)
+    target_len: int | None = option(None, help="seq2seq: tokens per target (default: as per source, --seq-len)")
     split: Literal["validation", "all"] = option("validation", help="documents train never sees, or all")
     tokens: Count = option(Count(262144), help="most tokens to evaluate on")
     seq_len: int | None = option(None, help="tokens per sequence (default: the context, 1024 at most)")

@@ -18,6 +18,7 @@ from rekindle.train.device import device_name, micro_batch_size
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import read_rows
 from rekindle.train.model import check_lengths
+from rekindle.train.objectives import objective_of
 from rekindle.train.plan import make_plan
 from rekindle.train.state import Saved, check_start, describe_run, find_start, resumed
 
@@ -38,6 +39,7 @@ def price_training(
     data = Path(config.data).expanduser()
     if config.data.startswith((".", "/", "~")) and not data.exists():
         raise RekindleError("There is no such file or folder.", where=data)
+    objective_of(config, parent.folder)
     config = with_tokens(config, parent.folder)
     ranks = number_of_ranks()
     plan = make_plan(config, ranks, parent.folder.path)

@@ -107,7 +107,8 @@ def test_six_a_parameter_but_for_embeddings_norms_and_attention():
 def test_parameters_by_what_they_are_for(family: str):
     table = TABLES[family]
     settings = table.settings(tiny_config(family))
-    parts = {row.part for row in (*table.top, *table.block, *table.dense, *table.sparse)}
+    tables = (table, *table.towers.values())
+    parts = {row.part for t in tables for row in (*t.top, *t.block, *t.dense, *t.sparse)}
     whole = [part for part in parts if not any(part != other and part.startswith(other) for other in parts)]
     once = sum(parameters_of(table, settings, part) for part in whole)
     assert parameters_of(table, settings, *whole) == once

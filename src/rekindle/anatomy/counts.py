@@ -14,12 +14,14 @@ def parameters_of(family: Family, settings: Settings, *parts: str) -> int:
     """Of the tensors whose part begins so, in all layers; of an expert's once, not once for each expert."""
     top, sparse, dense = family.shapes(settings)
     experts = len(settings.sparse_layers)
-    return sum(
+    own = sum(
         times * math.prod(shape)
         for times, rows in ((1, top), (experts, sparse), (settings.num_layers - experts, dense))
         for row, shape in rows
         if row.part.startswith(parts) and not row.buffer
     )
+    towers = family.towers.items()
+    return own + sum(parameters_of(tower, settings.towers[name], *parts) for name, tower in towers)
 
 
 def dense_parameters(family: Family, settings: Settings) -> int:

@@ -300,6 +300,18 @@ class Family:
         tied = {self._in_memory("head", settings): self._in_memory("embed", settings)}
         return (tied if settings.tie_word_embeddings else {}) | dict(self.copies or {})
 
+    def name_in_memory(self, name: str) -> str:
+        """What transformers calls a tensor of this name on disk, where it does not stack it."""
+        for disk, memory in (self.runtime or {}).items():
+            name = name.replace(disk, memory)
+        return name
+
+    def name_on_disk(self, name: str) -> str:
+        """The same the other way round."""
+        for disk, memory in (self.runtime or {}).items():
+            name = name.replace(memory, disk)
+        return name
+
     def _in_memory(self, part: str, settings: Settings) -> str:
         """transformers' name of a part outside the layers, whether these settings have it or not."""
         return self._named([(row, ()) for row in self.top if row.part == part], settings, fused=True)[0][1]
@@ -308,8 +320,7 @@ class Family:
         named = []
         for row, shape in rows:
             name = row.stacked if fused and row.stacked else row.name
-            for disk, memory in (self.runtime or {}).items() if fused else ():
-                name = name.replace(disk, memory)
+            name = self.name_in_memory(name) if fused else name
             named.append((row, name.removeprefix(self.prefix) if settings.output == "none" else name, shape))
         return named
 

@@ -104,6 +104,10 @@ T5GEMMA2 = Towers(
         ),
     },
     embeddings="encoder", only={"is_encoder_decoder": True},
+    copies={
+        f"model.decoder.embed_tokens.{of}": f"model.encoder.text_model.embed_tokens.{of}"
+        for of in ("weight", "eoi_embedding")
+    },
     opaque=("model.encoder.vision_tower.", "model.encoder.multi_modal_projector.",
             "model.encoder.embed_tokens.eoi_embedding"),
 )  # fmt: skip

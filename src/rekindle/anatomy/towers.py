@@ -81,6 +81,16 @@ class Towers(Family):
         theirs = (tower.names_of(part, settings.towers[name]) for name, tower in self.towers.items())
         return (*super().names_of(part, settings), *chain.from_iterable(theirs))
 
+    def name_in_memory(self, name: str) -> str:
+        for family in self.towers.values():
+            name = family.name_in_memory(name)
+        return super().name_in_memory(name)
+
+    def name_on_disk(self, name: str) -> str:
+        for family in self.towers.values():
+            name = family.name_on_disk(name)
+        return super().name_on_disk(name)
+
     def _in_memory(self, part: str, settings: Settings) -> str:
         if part == "embed" and self.embeddings:
             return self.towers[self.embeddings]._in_memory(part, settings)

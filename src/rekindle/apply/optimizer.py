@@ -26,7 +26,7 @@ class OptimizerState:
         found = read_state(folder, parent.config)
         self.info, self._stored, self._key = found.info, found.moments, key
         names = {leaf.name for x in parent.tensors.values() for leaf in x.leaves()}
-        runtime = runtime_names(parent.config)
+        runtime = runtime_names(parent.config, map(parent.family.name_in_memory, names))
         self._stacked = {name: runtime[name] for name in names if not isinstance(runtime.get(name, ""), str)}
         self._check(parent)
 

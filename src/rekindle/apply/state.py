@@ -69,7 +69,7 @@ def _of_torch(
         what = f"Which weights the {held} parameters of this optimizer state are cannot be told for sure."
         hint = "AdamW(model.named_parameters()) writes names too; or no --optimizer-state"
         raise RekindleError(what, where=path, why=why, hint=hint)
-    disk, moments, steps = runtime_names(config), {}, {}
+    disk, moments, steps = runtime_names(config, parameters or ()), {}, {}
     for number, name in names.items():
         for order, suffix in enumerate(MOMENTS):
             view = adam.moment(number, order)

@@ -95,7 +95,7 @@ def as_stored(weights: Mapping[str, torch.Tensor], source: Folder) -> dict[str, 
     transformers casts all of them to the config's dtype where it loads a folder, but engines and readers of files
     do not, and a router or a bias is in float32 for a reason.
     """
-    names, dtypes, cast = runtime_names(source.config), stored_dtypes(source), {}
+    names, dtypes, cast = runtime_names(source.config, weights), stored_dtypes(source), {}
     for name, tensor in weights.items():
         disk = names.get(name, name)
         held = {dtypes[part] for part in ([disk] if isinstance(disk, str) else chain(*disk)) if part in dtypes}

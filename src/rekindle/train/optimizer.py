@@ -38,7 +38,7 @@ def make_optimizer(model: torch.nn.Module, weight_decay: float, beta2: float) ->
 
 def save_optimizer(whole: Whole, config: Mapping[str, Any], folder: Path, schedule: Mapping[str, Any]) -> None:
     """Write the moments into `folder`; `config` is the model's config.json."""
-    names = runtime_names(config)
+    names = runtime_names(config, whole.parameters)
     moments = {
         name: part.to("cpu", torch.float32, copy=True).contiguous() for name, part in whole.moments_on_disk(names)
     }
@@ -58,7 +58,7 @@ def load_optimizer(
     found = read_state(folder, config, {name: tuple(x.shape) for name, x in parameters.items()})
     if found.info.get("algorithm") is None:
         raise RekindleError(f"This state does not say that it is of {ALGORITHM}.", where=found.path)
-    names, steps, stored = runtime_names(config), found.info["steps"], found.moments
+    names, steps, stored = runtime_names(config, parameters), found.info["steps"], found.moments
     wanted = {
         moment_name(disk, moment): part.shape
         for name, parameter in parameters.items()

@@ -44,7 +44,8 @@ class Session:
         family = family_of(source.config)
         settings = family.settings(source.config)
         self.parameters = family.parameters(settings)
-        self.flops_per_token = training_flops(family, settings, 1, self.plan.seq_len)
+        read, written = self.plan.seq_len, stepper.objective.length  # tokens of a row, and targets
+        self.flops_per_token = training_flops(family, settings, written / read, written, source=read)
         self.last = "not yet evaluated"  # here, where a run was resumed
         self.resumed_at: int | None = None
         self.held_out = stepper.objective.sample("validation", self.config.eval_tokens)

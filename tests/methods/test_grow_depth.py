@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tiny_models import DECODERS, ONE_TOWER, MASKED
+from tiny_models import DECODERS, MASKED, ONE_TOWER
 
 from rekindle import api
 from rekindle.anatomy import family_named

@@ -27,6 +27,7 @@ types: .venv/.ready
 
 docs: .venv/.ready
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/lab/known.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/contract/family_table.py
 
 bench: .venv/.ready

@@ -11,23 +11,30 @@ from pathlib import Path
 import pytest
 from report.headless import overflowing
 
-from rekindle import lab
+from rekindle import api, lab
 from rekindle.config import resolve
 from rekindle.errors import RekindleError
+from rekindle.lab import study
+from rekindle.lab.claims import planned
+from rekindle.lab.cost import times
+from rekindle.lab.margin import margins_of
 from rekindle.lab.study import Size, perform
+from rekindle.lab.text import carried_on, reads_of
 from rekindle.laws.law import law_named
 from rekindle.methods import METHODS, method_named
 from rekindle.sweep.grid import Grid, steps_of
 from rekindle.sweep.steps import Step
 from rekindle.train.config import InitConfig, TrainConfig
+from rekindle.train.model import load_tokenizer
 from rekindle.train.text import open_source
+from rekindle.train.tokens import open_corpus
 
 ALL = {name: import_module(f"rekindle.lab.{name.replace('-', '_')}") for name in lab.STUDIES}
-MODULES = {name: module for name, module in ALL.items() if hasattr(module, "CLAIMS")}
+MODULES = {name: module for name, module in ALL.items() if module.STUDY.claims}
 
 
 @pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize("size", [Size(3), Size(1, lab.QUICK, quick=True)], ids=["full", "quick"])
+@pytest.mark.parametrize("size", [Size(3), Size(1, study.QUICK, quick=True)], ids=["full", "quick"])
 def test_every_step_is_made_once_from_one_that_is_there(name, size):
     steps = MODULES[name].steps(0, size)
     names = [step.name for step in steps]
@@ -38,7 +45,8 @@ def test_every_step_is_made_once_from_one_that_is_there(name, size):
             resolve(InitConfig, step.options)
         elif step.verb == "train":
             config = resolve(TrainConfig, step.options).config
-            assert config.tokens >= config.batch_tokens  # at least one step, of whole sequences
+            assert config.tokens >= config.batch_tokens  # at least one step, of whole sequences,
+            assert config.tokens % config.batch_tokens == 0  # and no tokens that a step would not take
             assert config.batch_tokens % config.seq_len == 0
         elif step.verb in METHODS:
             resolve(method_named(step.verb).config, step.options)
@@ -49,31 +57,66 @@ def test_every_step_is_made_once_from_one_that_is_there(name, size):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_claims_name_arms_that_are_trained(name):
-    module = MODULES[name]
-    trained = {step.name for step in module.steps(0, Size(1)) if step.verb == "train"}
-    for claim in module.CLAIMS:
-        for arm in (claim.low, claim.high):
-            found = {arm, f"{arm}-100", arm.removesuffix("-0") + "-1", arm.partition("+")[0] + "-40"} & trained
-            assert found, arm
+    of = MODULES[name].STUDY
+    trained = {step.name for step in of.steps(Size(1)) if step.verb == "train"}
+    assert set(of.arms().values()) <= trained
+    assert len({claim.key for claim in of.claims}) == len(of.claims)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_claim_is_settled_before_it_is_run(name):
+    claims = MODULES[name].STUDY.claims
+    margins = margins_of(name, claims)
+    assert set(margins.rows) == {claim.key for claim in claims}
+    assert 5 <= planned(claims, margins) <= 20
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_training_reads_what_its_line_has_read(name):
+    """From one training to the next the order of the text goes on; 24 million tokens last for all of it."""
+    steps = carried_on(ALL[name].STUDY.steps(Size(2)))
+    by_name, reads = {step.name: step for step in steps}, reads_of(steps)
+    behind = 0
+    for step in steps:
+        line = [step] if step.verb == "train" else []
+        while line and line[-1].source in by_name and line[-1].verb != "init":
+            line.append(by_name[line[-1].source])
+        spans = [reads[s.name] for s in reversed(line) if s.verb == "train"]
+        assert all(before.stop <= after.start for before, after in zip(spans, spans[1:], strict=False))
+        assert all(int(s.options["skip"]) == reads[s.name].start for s in line if s.verb == "train")
+        behind += len(spans) > 1
+    assert behind or name == "checkpoint-compression"  # which restores a run, and says where
+    assert max(span.stop for span in reads.values()) < 20_000_000
+
+
+@pytest.mark.slow
+def test_equal_budgets_are_equal_by_every_flop(tmp_path):
+    """What a token of each mixture costs, by which studies share out tokens, is what the checkpoints say."""
+    sparse, growth = ALL["sparse-upcycling"], ALL["orthogonal-growth"]
+    api.init(tmp_path / "dense", **sparse.SHAPE, tokenizer="bpe:1024")
+    api.upcycle(tmp_path / "dense", **sparse.EXPERTS).save(tmp_path / "mixture")
+    assert times(tmp_path / "mixture", tmp_path / "dense", 128) == pytest.approx(sparse.COST, rel=2e-3)
+    experts = {"experts": growth.EXPERTS, "top_k": growth.TOP_K, "layers": growth.LAYERS}
+    api.init(tmp_path / "base", **growth.SHAPE, **experts)
+    api.apply("grow-experts", tmp_path / "base", factor=2, top_k="scale").save(tmp_path / "wide")
+    assert times(tmp_path / "wide", tmp_path / "base", 128) == pytest.approx(growth.COST, rel=2e-3)
 
 
 def test_another_study_in_the_folder_is_refused(tmp_path):
-    def one(seed):
-        return [Step("start", "init", options={"hidden": 32, "seed": seed})]
-
+    steps = [Step("start-0", "init", options={"hidden": 32, "seed": 0})]
     (tmp_path / "start-0").mkdir()
     (tmp_path / "steps.json").write_text('{"start-0": ["init", "", {"hidden": 64}]}')
     with pytest.raises(RekindleError, match="step start-0 was made in another way"):
-        perform(one, 1, tmp_path, print)
+        perform(steps, tmp_path, print)
     (tmp_path / "steps.json").unlink()
     with pytest.raises(RekindleError, match="holds no steps"):
-        perform(one, 1, tmp_path, print)
+        perform(steps, tmp_path, print)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(lab, "QUICK", 1e-9)  # one step each
+    monkeypatch.setattr(study, "QUICK", 1e-9)  # one step each
     module = MODULES[name]
     monkeypatch.setitem(module.TRAIN, "eval_tokens", 1024)
     if name == "checkpoint-compression":  # its steps are many whatever the tokens: smaller ones
@@ -90,17 +133,16 @@ def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, mo
         rows = list(csv.DictReader(file))
     assert len(rows) >= len(module.CLAIMS)
     assert {row["judgement"] for row in rows} == {"direction only"}
+    assert all(0 < float(row["epochs_arm"]) < 0.01 and float(row["margin"]) > 0 for row in rows)
+    assert len({(row["text"], row["margins"]) for row in rows}) == 1
+    assert f"digest {rows[0]['text'][:12]}" in text
+    assert f"margins/{name}.yaml" in text
+    assert rows[0]["margins"] in text
     before = len(said)
     again, same = lab.run_study(name, tmp_path, said.append, seeds=1, quick=True)
     assert (again, same) == (page, verdict)
     assert len(said) == before + 1
     assert "are there already" in said[-1]
-
-
-def test_every_study_claims_or_runs_a_grid():
-    assert (
-        {name for name, module in ALL.items() if hasattr(module, "run")} == {"upcycling-laws"} == ALL.keys() - MODULES
-    )
 
 
 def test_the_grid_of_the_law_reads_no_token_twice():
@@ -110,6 +152,15 @@ def test_the_grid_of_the_law_reads_no_token_twice():
     assert len(cells) == 4 * (5 + 5 + 25)
     tokens = max(cell.sunk + cell.tokens for cell in cells)
     assert open_source(whole.train["data"]).size > 4 * tokens  # bytes, of which a token takes about three
+
+
+@pytest.mark.slow
+def test_the_libraries_hold_twenty_million_tokens(tmp_path):
+    """In the tokens of the studies, whatever versions are installed: no study has to read any twice."""
+    api.init(tmp_path / "start", hidden=16, layers=1, heads=2, tokenizer="bpe:1024")
+    corpus = open_corpus("python", load_tokenizer(tmp_path / "start"))
+    assert len(corpus.train) > 20_000_000
+    assert all(module.TRAIN["data"] == "python" for module in ALL.values())
 
 
 @pytest.mark.slow

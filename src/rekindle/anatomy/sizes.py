@@ -40,6 +40,10 @@ def check_each(family: Family, given: Mapping[str, Any], config: Mapping[str, An
 def check_together(family: Family, s: Settings) -> None:
     """Sizes that must fit one another, in every family or in transformers' class of this one."""
     problems = []
+    if s.head_dim < 1:
+        problems.append(f"A hidden size of {s.hidden_size} leaves nothing to each of {s.num_heads} heads")
+    if s.sparse_layers and s.expert_size < 1:
+        problems.append("There are layers of experts, but no expert has any units")
     if s.num_heads % s.num_kv_heads and not s.latent_attention:
         problems.append(f"{s.num_heads} heads cannot share {s.num_kv_heads} key-value heads evenly")
     if family.whole_heads and s.hidden_size % s.num_heads:

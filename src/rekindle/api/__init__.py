@@ -10,8 +10,9 @@ from rekindle.api.archive import archive_contents, archive_diff, archive_drop, a
 from rekindle.api.join import join
 from rekindle.api.laws import fit, laws, plan
 from rekindle.api.look import checksums, env, inspect, not_finite, verify
-from rekindle.api.methods import gqa, grow_depth, grow_experts, rewrite, upcycle
-from rekindle.api.model import Model, apply, open
+from rekindle.api.merging import merge
+from rekindle.api.methods import apply, gqa, grow_depth, grow_experts, rewrite, upcycle
+from rekindle.api.model import Model, open
 from rekindle.api.pack import archive_add, pack
 from rekindle.api.recipe import is_training, load_recipe, run, run_cost
 from rekindle.api.saving import command
@@ -43,6 +44,7 @@ __all__ = [
     "join",
     "laws",
     "load_recipe",
+    "merge",
     "not_finite",
     "open",
     "pack",

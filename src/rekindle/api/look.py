@@ -64,6 +64,8 @@ def inspect(source: str | Path | Model) -> dict[str, Any]:
 
 def _applies(model: Model, verb: str) -> str:
     """ "yes: what it would become", or "no: why not"."""
+    if METHODS[verb].takes == "models":
+        return "yes: with others of its kind"
     method, towers = method_named(verb), [*model.checkpoint.family.towers]
     found: dict[str | None, str] = {}
     reason = ""

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, cast
 
-from rekindle.api.model import Model, apply
+from rekindle.api.merging import merge
+from rekindle.api.model import Model, open
 from rekindle.api.options import takes
+from rekindle.config import resolve
 from rekindle.methods import gqa as gqa_
 from rekindle.methods import grow_depth as grow_depth_
 from rekindle.methods import grow_experts as grow_experts_
@@ -18,6 +20,17 @@ from rekindle.methods import method_named, sparse_upcycling
 from rekindle.methods import rewrite as rewrite_
 
 P = ParamSpec("P")
+
+
+def apply(verb: str, source: Any, *, tower: str | None = None, **options: Any) -> Model:
+    """Apply a method by its verb, see rekindle.methods.METHODS; each has a function of its own too.
+
+    `tower`: "encoder", "decoder" or "both", of a model of two. `source`: several, of a method that takes them.
+    """
+    if method_named(verb).takes == "models":
+        return merge(source, **options)
+    model = source if isinstance(source, Model) else open(source)
+    return model.then(verb, resolve(method_named(verb).config, options), tower)
 
 
 def _verb(verb: str, config: Callable[P, Any]) -> Callable[Concatenate[Model | str | Path, P], Model]:

@@ -131,12 +131,3 @@ def open(source: str | Path) -> Model:
     A config.json alone, as a folder or a file, can be planned with but not saved.
     """
     return Model(str(source), open_checkpoint(open_folder(local(source), bare=True)))
-
-
-def apply(verb: str, source: Model | str | Path, *, tower: str | None = None, **options: Any) -> Model:
-    """Apply a method by its verb, see rekindle.methods.METHODS; each has a function of its own too.
-
-    `tower`: "encoder", "decoder" or "both", of a model that has the two.
-    """
-    model = source if isinstance(source, Model) else open(source)
-    return model.then(verb, resolve(method_named(verb).config, options), tower)

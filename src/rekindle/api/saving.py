@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from rekindle.api.calibration import calibration
 from rekindle.api.source import digest_of, files_read, place
@@ -17,7 +18,7 @@ from rekindle.apply.measure import FOLDER as MEASURED
 from rekindle.apply.parts import Part
 from rekindle.apply.save import Job, SaveConfig
 from rekindle.apply.state import states_in
-from rekindle.config import Resolved, dump_yaml, option_name, to_dict
+from rekindle.config import Resolved, dump_yaml, only_in_files, option_name, to_dict
 from rekindle.edit.measure import Activations
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS
@@ -158,7 +159,7 @@ def _lineage(model: Model, out: Path, options: Resolved[SaveConfig]) -> list[Rec
     for step in model.steps:
         record = Record(
             verb=step.verb,
-            command=command(step.verb, _arguments(step, lives, out), step.options, options),
+            command=_command(step, {name: lives[name][0] for name in step.of}, out, options),
             options=step.options.options() | options.options(),
             summary=model.checkpoint.summary,
         )
@@ -173,26 +174,30 @@ def _lineage(model: Model, out: Path, options: Resolved[SaveConfig]) -> list[Rec
     return found.lineage if found else []
 
 
-def _arguments(step: Step, lives: Mapping[str, tuple[str, str | None, Manifest | None]], out: Path) -> list[str]:
-    """What to type behind the verb but for its options."""
-    base = getattr(step.options.config, "base", None)
-    sources = [lives[name][0] for name in step.of if name != base]
-    return [*sources, str(out), *(["--tower", step.tower] if step.tower else [])]
+def _command(step: Step, given: Mapping[str, str], out: Path, options: Resolved[SaveConfig]) -> str:
+    """What to type to do a step again; a base is named as it was given, not by its key."""
+    own, base = step.options, getattr(step.options.config, "base", None)
+    if base in given:
+        own = replace(own, config=replace(own.config, base=given[base]))
+    sources = [source for name, source in given.items() if name != base]
+    return command(step.verb, [*sources, str(out), *(["--tower", step.tower] if step.tower else [])], own, options)
 
 
 def command(verb: str, arguments: list[str], *options: Resolved[Any]) -> str:
     """What to type to do this again: the arguments, and each option that is not its default."""
     words = ["rekindle", verb, *arguments]
     for resolved in options:
-        values = to_dict(resolved.config)
+        values, kinds = to_dict(resolved.config), get_type_hints(type(resolved.config))
         for f in fields(resolved.config):
             name = option_name(f)
             value = values[name]
-            if value == f.default or resolved.origins[name] == "default" or isinstance(value, dict):
+            if value == f.default or resolved.origins[name] == "default" or only_in_files(kinds[f.name]):
                 continue
             flag = f"--{name.replace('_', '-')}"
             if isinstance(value, bool):
                 words += [flag if value else f"--no-{flag[2:]}"]
+            elif isinstance(value, dict):
+                words += [word for key, held in value.items() for word in (flag, f"{key}={json.dumps(held)}")]
             else:
                 words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return shlex.join(words)

@@ -116,8 +116,7 @@ def train_cost(
 
 def init_cost(options: Resolved[InitConfig] | None = None, **given: Any) -> dict[str, Any]:
     """Parameters and bytes of what `init` would make."""
-    from rekindle.train.config import InitConfig
-    from rekindle.train.price import price_init
+    from rekindle.train.init import price_init
 
     return price_init((options or resolve(InitConfig, given)).config)
 

@@ -42,15 +42,14 @@ def demo(out: str, overwrite: bool, scale: float) -> None:
 )
 @click.argument("name", metavar="STUDY")
 @click.option("--out", metavar="DIR", help="where runs and page go; a study cut off goes on there  [lab-STUDY]")
-@click.option("--seeds", type=int, metavar="N", help="parents to start from  [3, with --quick 1]")
+@click.option("--seeds", type=int, metavar="N", help="parents to start from  [as many as decide; with --quick 1]")
 @click.option("--quick", is_flag=True, help="a small part of the tokens: about 5 minutes on 2 cores")
 @VOICE
 def lab(name: str, out: str | None, seeds: int | None, quick: bool) -> None:
     if name not in STUDIES:
         raise RekindleError(f"There is no study {name!r}.", hint=nearest(name, STUDIES) or ", ".join(STUDIES))
-    seeds = seeds if seeds is not None else 1 if quick else 3
-    if seeds < 1:
-        raise RekindleError(f"{seeds} seeds are too few.", hint="--seeds 3")
+    if seeds is not None and seeds < 1:
+        raise RekindleError(f"{seeds} seeds are too few.", hint="--seeds 5")
     page, verdict = run_study(name, Path(out or f"lab-{name}"), narrator(), seeds=seeds, quick=quick)
     click.echo(f"\n{verdict}\n\nThe page: {page}")
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from rekindle import api
+from rekindle.api.merging import BASE, merged, named
 from rekindle.api.saving import check_apart, check_keeps_state, lost
 from rekindle.api.saving import recipe as recipe_of
 from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
@@ -29,28 +30,44 @@ from rekindle.store.publish import check_free, check_spares
 
 
 def _verb(method: Method) -> click.Command:
+    """SRC OUT, or SRC... OUT of a method that takes several; --tower of one that sees a tower."""
     text = f"{method.summary}\n\n" + (f"{method.paper}\n\n" if method.paper else "")
     text += "\b\n" + "\n".join(method.commands)
 
+    several, sees_tower = method.takes == "models", method.takes == "tower"
+
     @click.command(method.verb, help=text)
-    @click.argument("src")
+    @click.argument("sources", nargs=-1 if several else 1, metavar="SRC..." if several else "SRC", required=True)
     @click.argument("out")
     @options_of(method.config, SaveConfig)
+    @(TOWER if sees_tower else _nothing)
     @_writing
     @click.option("--config", "config_file", metavar="FILE", help="YAML with values for the method's options")
     @click.option("--print-config", is_flag=True, help="print the resolved recipe as YAML and stop")
-    def verb(src: str, out: str, config_file: str | None, print_config: bool, **given: Any) -> None:
+    def verb(sources: Any, out: str, config_file: str | None, print_config: bool, **given: Any) -> None:
         gc.disable()  # a plan is hundreds of thousands of objects that live to the end: a third of its time saved
-        options = resolved(method.config, given, config_file, out)
+        base = given.get("base")
+        options = resolved(method.config, given | ({"base": BASE} if base else {}), config_file, out)
         save = resolved(SaveConfig, given)
-        model = api.open(src).then(method.verb, options)
+        if several:
+            model = merged(named(sources), base, options)
+        else:
+            model = api.open(sources).then(method.verb, options, given.pop("tower", None))
         if print_config:
             click.echo(dump_yaml(recipe_of(model, save)), nl=False)
             return
-        echo(f"rekindle {method.verb}: {src} -> {out}", options, save)
+        shown = " ".join(sources) if several else sources
+        echo(f"rekindle {method.verb}: {shown} -> {out}", options, save)
         _write(model, out, save, given)
 
     return verb
+
+
+TOWER = click.option("--tower", metavar="NAME", help="of an encoder-decoder: encoder, decoder or both")
+
+
+def _nothing(function: Any) -> Any:
+    return function
 
 
 def _writing(function: Any) -> Any:

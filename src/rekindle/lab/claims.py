@@ -1,77 +1,177 @@
-"""A paper's claim as a difference between two arms, measured over seeds and judged."""
+"""A paper's claim as a difference between two arms, measured over seeds and judged; a page's claims together.
+
+A claim is that an arm ends better than its rival, with a least effect that is worth the name, or that it ends as well,
+within a margin. Both are settled in a file before the runs (lab/margins). d is how much better the arm ends, paired by
+seed, on average; p is of the test that decides, and Holm's adjustment goes over all claims of a page:
+
+    better    holds: d is above 0            does not hold: d is below the least effect     95 % interval
+    alike     holds: d is within the margin  does not hold: d is outside it                 90 % and 95 % interval
+              undecided: neither, by adjusted p <= 0.05
+
+Where d is clearly above 0 and clearly below the least effect, the nearer of the two is what it is.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import mean, stdev
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Judgement = Literal["reproduces", "does not reproduce", "undecided", "direction only"]
+from rekindle.errors import RekindleError
+from rekindle.lab.margin import Margin, Margins
+from rekindle.lab.stats import FEWEST, LEVEL, MOST, Sample, chance_alike, chance_apart, holm, sample, seeds_for
+
+Judgement = Literal["holds", "does not hold", "undecided", "direction only"]
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Mean and half width of its 95 % interval over seeds; the half width is nan for one seed."""
+class Metric:
+    """What is measured of an arm, and which way is better."""
 
-    mean: float
-    half: float
-    seeds: int
+    name: str
+    unit: str
+    lower_is_better: bool = True
 
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" if math.isnan(self.half) else f"{self.mean:.3f} ± {self.half:.3f}"
+    def gain(self, arm: float, rival: float) -> float:
+        """How much better `arm` is than `rival`."""
+        return rival - arm if self.lower_is_better else arm - rival
+
+    def shown(self, value: float) -> str:
+        """To a thousandth, or four digits of what is large, with a real minus."""
+        return (f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}").replace("-", "−")
+
+    @property
+    def axis(self) -> str:
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+    @property
+    def short(self) -> str:
+        """The unit of a difference."""
+        return self.unit.removesuffix(" per token")
 
 
-def interval(values: Sequence[float]) -> Interval:
-    """Student's interval of the mean of independent values."""
-    from scipy.special import stdtrit
-
-    n = len(values)
-    if n < 2:
-        return Interval(values[0], math.nan, n)
-    t = float(stdtrit(n - 1, 0.975))
-    return Interval(mean(values), t * stdev(values) / math.sqrt(n), n)
+LOSS = Metric("Validation loss", "nats per token")
+Values = Mapping[str, Sequence[float]]  # of an arm, for each seed
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`low` ends below `high`, says the paper; or both alike, within `alike` nats where that is given."""
+    """`arm` ends better than `rival`, says the paper; or as well, where `alike`. `key` is its row of margins."""
 
+    key: str
     text: str
     paper: str  # what the paper reports, with its units
-    low: str
-    high: str
-    alike: float = 0.0
+    arm: str
+    rival: str
+    alike: bool = False
+    metric: Metric = LOSS
 
 
 @dataclass(frozen=True)
 class Finding:
+    """`gain`: how much better the arm ended, paired by seed. `p` and `adjusted` are nan where there is no test."""
+
     claim: Claim
-    difference: Interval  # loss of `high` minus loss of `low`, nats per token, paired by seed
-    judgement: Judgement
+    margin: Margin
+    gain: Sample
+    p: float = math.nan
+    adjusted: float = math.nan
+    judgement: Judgement = "direction only"
+    decides: int | None = None  # seeds that would decide, of what is undecided; None where a thousand would not
+
+    @property
+    def confidence(self) -> float:
+        """Of the interval that is shown: the two one-sided tests at 5 % look at 90 %."""
+        return 0.90 if self.claim.alike else 0.95
+
+    @property
+    def half(self) -> float:
+        return self.gain.half(self.confidence)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.gain.mean - self.half, self.gain.mean + self.half
+
+    @property
+    def shown_p(self) -> str:
+        """p after Holm's adjustment; a dash where nothing was tested."""
+        return "–" if math.isnan(self.adjusted) else "<0.001" if self.adjusted < 0.001 else f"{self.adjusted:.3f}"
 
     @property
     def measured(self) -> str:
-        d, digits = self.difference, 4 if 0 < self.claim.alike < 0.01 else 3
-        sign = f"{d.mean:+.{digits}f}" + ("" if math.isnan(d.half) else f" ± {d.half:.{digits}f}")
-        return f"{sign} nats"
+        """+0.063 ± 0.015 nats: to two digits of the half width, or of the margin."""
+        known = self.half if self.half > 0 else self.margin.size / 2
+        digits = min(6, max(0, 1 - math.floor(math.log10(known))))
+        bars = "" if math.isnan(self.half) else f" ± {self.half:.{digits}f}"
+        return f"{self.gain.mean:+.{digits}f}{bars} {self.claim.metric.short}".replace("-", "−").rstrip()
 
 
-def judge(claim: Claim, losses: Mapping[str, Sequence[float]]) -> Finding:
-    """Compare two arms seed by seed: the seeds share the parent, so their differences are what varies."""
-    pairs = zip(losses[claim.low], losses[claim.high], strict=True)
-    difference = interval([high - low for low, high in pairs])
-    return Finding(claim, difference, _judged(claim, difference))
+def judge(claims: Sequence[Claim], margins: Margins, values: Mapping[Metric, Values], *, quick: bool) -> list[Finding]:
+    """All claims of a page, each compared seed by seed: seeds share the parent, so that their differences vary least.
+
+    A quick run, or one of fewer than five seeds, gives directions only.
+    """
+    found = [_measure(claim, margins.rows[claim.key], values[claim.metric]) for claim in claims]
+    if quick or any(finding.gain.n < FEWEST for finding in found):
+        return found
+    tests = [_test(finding) for finding in found]
+    adjusted = holm([p for p, _ in tests])
+    left = sum(p > LEVEL for p in adjusted)  # what Holm asks of the smallest that is left
+    judged = []
+    for finding, (p, judgement), after in zip(found, tests, adjusted, strict=True):
+        if after > LEVEL:
+            seeds = deciding(finding.claim, finding.margin, finding.gain, LEVEL / left)
+            judged.append(replace(finding, p=p, adjusted=after, judgement="undecided", decides=seeds))
+        else:
+            judged.append(replace(finding, p=p, adjusted=after, judgement=judgement))
+    return judged
 
 
-def _judged(claim: Claim, d: Interval) -> Judgement:
-    if math.isnan(d.half):
-        return "direction only"
-    if claim.alike:
-        if abs(d.mean) + d.half <= claim.alike:
-            return "reproduces"
-        return "does not reproduce" if abs(d.mean) - d.half > claim.alike else "undecided"
-    if d.mean - d.half > 0:
-        return "reproduces"
-    return "does not reproduce" if d.mean + d.half < 0 else "undecided"
+def _measure(claim: Claim, margin: Margin, values: Values) -> Finding:
+    for arm in (claim.arm, claim.rival):
+        for seed, value in enumerate(values[arm]):
+            if not math.isfinite(value):
+                what = f"{arm} ends at {value} with seed {seed}, so that {claim.text!r} cannot be judged."
+                raise RekindleError(what, hint="another learning rate, for all arms")
+    pairs = zip(values[claim.arm], values[claim.rival], strict=True)
+    return Finding(claim, margin, sample([claim.metric.gain(arm, rival) for arm, rival in pairs]))
+
+
+def _test(finding: Finding) -> tuple[float, Judgement]:
+    """The smaller p of the two outcomes that there can be, and which one it is."""
+    d, size = finding.gain, finding.margin.size
+    if finding.claim.alike:
+        holds, fails = d.within(size), d.beyond(size)
+    else:
+        holds, fails = min(1.0, 2 * d.above(0.0)), min(1.0, 2 * d.below(size))
+    return (holds, "holds") if holds <= fails else (fails, "does not hold")
+
+
+def deciding(claim: Claim, margin: Margin, seen: Sample, level: float) -> int | None:
+    """Seeds that decide in four cases of five at this level, were mean and spread as `seen`; None: over a thousand."""
+    size, spread = margin.size, max(seen.spread, 1e-3 * margin.size)
+    if not claim.alike:
+        apart = max(seen.mean, size - seen.mean)  # from 0 or from the least effect, whichever is farther
+        return seeds_for(lambda n: chance_apart(n, spread, apart, level))
+    if abs(seen.mean) < size:
+        return seeds_for(lambda n: chance_alike(n, spread, seen.mean, size, level))
+    return seeds_for(lambda n: chance_apart(n, spread, abs(seen.mean) - size, level))
+
+
+def planned(claims: Sequence[Claim], margins: Margins) -> int:
+    """Seeds of a study: what its claims need by the pilot's spread, each true or null, and five at least.
+
+    At the level that Holm asks of the first of them.
+    """
+    level, needed = LEVEL / max(1, len(claims)), [FEWEST]
+    for claim in claims:
+        row = margins.rows[claim.key]
+        if row.spread is not None:
+            seen = Sample(0.0, row.spread, 2)
+            seeds = deciding(claim, row, seen, level)
+            if seeds is None:
+                what = f"{claim.text!r} would need over {MOST} seeds: {row.size:g} is small beside {row.spread:g}."
+                raise RekindleError(what, where=f"{margins.file}: {claim.key}", hint="a larger least effect or margin")
+            needed.append(seeds)
+    return max(needed)

@@ -19,6 +19,7 @@ from typing import Any
 from rekindle import api
 from rekindle.config import resolve
 from rekindle.errors import CheckFailed, RekindleError
+from rekindle.lab.cost import times
 from rekindle.methods import method_named
 from rekindle.report.config import ReportConfig
 from rekindle.store.manifest import read_manifest
@@ -77,7 +78,7 @@ def demo(out: Path, say: Say, *, scale: float = 1.0, overwrite: bool = False) ->
         raise CheckFailed("The upcycled model does not compute the parent's function.", where=moe)
     say(f"    logits differ by {verdict.relative_difference:.1e} of the largest: the promise (exact) holds")
 
-    ratio = _active(moe) / _active(dense)
+    ratio = times(moe, dense, TRAINING["seq_len"])
     say(f"(d) three ways on at equal training FLOPs: a token costs the mixture {ratio:.2f} x the dense model's")
     train(moe, upcycled, tokens=second)
     train(dense, continued, tokens=int(second * ratio))
@@ -117,7 +118,3 @@ def _is_there(out: Path, command: str) -> bool:
     """Whether this very command has made `out`, in a demo that was cut off later."""
     manifest = read_manifest(out)
     return manifest is not None and manifest.lineage[-1:] != [] and manifest.lineage[-1].command == command
-
-
-def _active(folder: Path) -> int:
-    return api.inspect(folder)["parameters"]["active"]

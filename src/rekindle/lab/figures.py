@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rekindle.lab.claims import interval
+from rekindle.lab.claims import LOSS, Metric
+from rekindle.lab.stats import sample
 from rekindle.report.chart import Chart
 from rekindle.report.labels import spread
 from rekindle.report.style import Sheet, colour, series, text_width
-from rekindle.report.words import count, nats
+from rekindle.report.words import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LINE = 19  # height of a label, pixels
 _ROW = 38  # height of an arm, pixels
-LOSS = "Validation loss, nats per token"
 SEEDS = "Dots are seeds, bars 95 % intervals of their mean (Student's t)."
 ONE_SEED = "One seed: the dots have no interval."
 
@@ -31,16 +31,18 @@ class Line:
     points: Mapping[float, Sequence[float]]
 
 
-def lowest(what: str, arms: Mapping[str, Sequence[float]]) -> str:
+def best(what: str, arms: Mapping[str, Sequence[float]], metric: Metric = LOSS) -> str:
     """What a picture found: "what: a lowest, 0.012 nats below b"; alike where the seeds cannot tell the two apart."""
-    (first, values), (second, others) = sorted(arms.items(), key=lambda arm: interval(arm[1]).mean)[:2]
-    apart = interval([b - a for a, b in zip(values, others, strict=True)])
-    if not math.isnan(apart.half) and apart.mean <= apart.half:
-        return f"{what}: {first} and {second} lowest, not to be told apart"
-    return f"{what}: {first} lowest, {nats(apart.mean)} nats below {second}"
+    end, beside = ("lowest", "below") if metric.lower_is_better else ("highest", "above")
+    ordered = sorted(arms.items(), key=lambda arm: sample(arm[1]).mean, reverse=not metric.lower_is_better)
+    (first, values), (second, others) = ordered[:2]
+    apart = sample([metric.gain(a, b) for a, b in zip(values, others, strict=True)])
+    if apart.n > 1 and apart.mean <= apart.half():
+        return f"{what}: {first} and {second} {end}, not to be told apart"
+    return f"{what}: {first} {end}, {metric.shown(apart.mean)} {metric.short} {beside} {second}".replace("  ", " ")
 
 
-def dots(name: str, what: str, arms: Mapping[str, Sequence[float]], axis: str = LOSS) -> Chart:
+def dots(name: str, what: str, arms: Mapping[str, Sequence[float]], metric: Metric = LOSS) -> Chart:
     """Arms one below the other, in the order given; `what` they were made for begins the title."""
     seeds = max(map(len, arms.values()))
 
@@ -50,35 +52,46 @@ def dots(name: str, what: str, arms: Mapping[str, Sequence[float]], axis: str = 
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x")
         for row, (arm, values) in enumerate(arms.items()):
-            mean = interval(values)
+            mean = sample(values)
             look = series(row)["color"]
-            half = 0.0 if math.isnan(mean.half) else mean.half
+            half = _bar(values)
             axes.errorbar([mean.mean], [-row], xerr=[half], fmt="none", ecolor=look, elinewidth=1.5)
             axes.plot(values, [-row] * len(values), "o", color=look, markersize=5, alpha=0.55, markeredgewidth=0)
             axes.plot([mean.mean], [-row], "|", color=look, markersize=15, markeredgewidth=2.5)
             where = {"textcoords": "offset points", "va": "center_baseline", "annotation_clip": False}
             axes.annotate(arm, (0, -row), (-10, 0), ("axes fraction", "data"), ha="right", color=look,
                           fontweight="bold", **where)  # fmt: skip
-            axes.annotate(nats(mean.mean), (1, -row), (10, 0), ("axes fraction", "data"), **where)
+            axes.annotate(metric.shown(mean.mean), (1, -row), (10, 0), ("axes fraction", "data"), **where)
         axes.set_ylim(0.6 - len(arms), 0.6)
         axes.set_yticks([])
         axes.locator_params(axis="x", nbins=4 if sheet.narrow else 6)
-        sheet.caption(axes, "", axis)
+        sheet.caption(axes, "", metric.axis)
         return True
 
     rows = [(arm, seed, value) for arm, values in arms.items() for seed, value in enumerate(values)]
     caption = SEEDS if seeds > 1 else ONE_SEED
     height = _ROW * len(arms) + 80
-    return Chart(name, lowest(what, arms), caption, ("arm", "seed", axis), rows, draw, height, height)
+    title, columns = best(what, arms, metric), ("arm", "seed", metric.axis)
+    return Chart(name, title, caption, columns, rows, draw, height, height)
 
 
-def ranked(name: str, what: str, arms: Sequence[Line], below: str) -> Chart:
-    """Losses along a numeric axis; the title tells which arm ends lowest."""
+def ranked(name: str, what: str, arms: Sequence[Line], below: str, metric: Metric = LOSS) -> Chart:
+    """A metric along a numeric axis; the title tells which arm ends best."""
     end = max(x for arm in arms for x in arm.points)
-    return lines(name, lowest(what, {arm.name: arm.points[end] for arm in arms if end in arm.points}), arms, below)
+    title = best(what, {arm.name: arm.points[end] for arm in arms if end in arm.points}, metric)
+    return lines(name, title, arms, below, metric.axis, metric=metric)
 
 
-def lines(name: str, title: str, arms: Sequence[Line], below: str, axis: str = LOSS, *, counts: bool = False) -> Chart:
+def lines(
+    name: str,
+    title: str,
+    arms: Sequence[Line],
+    below: str,
+    axis: str,
+    *,
+    counts: bool = False,
+    metric: Metric = LOSS,
+) -> Chart:
     """Arms along a numeric axis: the mean over seeds, each seed a dot, intervals as bars.
 
     With `counts` the axis is of tokens or parameters: logarithmic, labelled 1M and so on.
@@ -97,19 +110,18 @@ def lines(name: str, title: str, arms: Sequence[Line], below: str, axis: str = L
         for i, arm in enumerate(arms):
             look = series(i)
             aside = (i - (len(arms) - 1) / 2) * step / 2  # so that bars of arms don't hide each other
-            means = {x: interval(values) for x, values in arm.points.items()}
-            xs = [x * math.exp(aside) if counts else x + aside for x in means]
-            axes.plot(xs, [m.mean for m in means.values()], marker="o", markersize=5, **look, zorder=3)
-            halves = [0.0 if math.isnan(m.half) else m.half for m in means.values()]
-            axes.errorbar(xs, [m.mean for m in means.values()], halves, fmt="none", ecolor=look["color"],
-                          elinewidth=1.2, alpha=0.6, zorder=2)  # fmt: skip
+            means = [sample(values).mean for values in arm.points.values()]
+            xs = [x * math.exp(aside) if counts else x + aside for x in arm.points]
+            axes.plot(xs, means, marker="o", markersize=5, **look, zorder=3)
+            halves = [_bar(values) for values in arm.points.values()]
+            axes.errorbar(xs, means, halves, fmt="none", ecolor=look["color"], elinewidth=1.2, alpha=0.6, zorder=2)
             for x, values in zip(xs, arm.points.values(), strict=True):
                 axes.plot([x] * len(values), values, "o", color=look["color"], markersize=3, alpha=0.5, zorder=2)
         axes.set_xticks(everywhere, [count(int(x)) if counts else f"{x:.3g}" for x in everywhere], minor=False)
         axes.minorticks_off()
         sheet.caption(axes, axis, below)
         if not sheet.narrow:
-            _name_ends(sheet, axes, arms)
+            _name_ends(sheet, axes, arms, metric)
         return not sheet.narrow
 
     rows = [
@@ -123,16 +135,21 @@ def lines(name: str, title: str, arms: Sequence[Line], below: str, axis: str = L
     return Chart(name, title, caption, ("arm", below, "seed", axis), rows, draw, 400, 320, key)
 
 
-def _name_ends(sheet: Sheet, axes: Axes, arms: Sequence[Line]) -> None:
+def _bar(values: Sequence[float]) -> float:
+    """Half the 95 % interval, none for one seed."""
+    return sample(values).half() if len(values) > 1 else 0.0
+
+
+def _name_ends(sheet: Sheet, axes: Axes, arms: Sequence[Line], metric: Metric) -> None:
     """Name and last value right of each line; a dotted leader where moved."""
     box = axes.get_window_extent()
-    ends = [(max(arm.points), interval(arm.points[max(arm.points)]).mean) for arm in arms]
+    ends = [(max(arm.points), sample(arm.points[max(arm.points)]).mean) for arm in arms]
     pixels = [axes.transData.transform(end) for end in ends]
     places = spread([y for _, y in pixels], _LINE, box.y0 - 30, box.y1 + 14)
     for i, (arm, (_, value), (x, y)) in enumerate(zip(arms, ends, pixels, strict=True)):
         place = places[i] if places else y
         where = {"xycoords": "figure points", "va": "center_baseline", "annotation_clip": False}
-        axes.annotate(nats(value), (box.x1 + 12, place), color=colour("ink"), **where)
+        axes.annotate(metric.shown(value), (box.x1 + 12, place), color=colour("ink"), **where)
         axes.annotate(arm.name, (box.x1 + 66, place), color=series(i)["color"], fontweight="bold", **where)
         if abs(place - y) > 3 or box.x1 - x > 14:
             sheet.line((x + 5, y), (box.x1 + 8, place), color=series(i)["color"],

@@ -12,19 +12,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rekindle.lab.claims import Claim, judge
+from rekindle.lab.claims import LOSS, Claim
+from rekindle.lab.cost import times
 from rekindle.lab.figures import Line, dots, ranked
-from rekindle.lab.page import Study
-from rekindle.lab.study import Size, command, losses, ratio_of_active, seeds_drawn
+from rekindle.lab.page import Page
+from rekindle.lab.study import Seeded, Size, losses, seeds_drawn
 from rekindle.sweep.steps import Step
 
 SHAPE = {"hidden": 32, "heads": 4, "ffn": 128, "context": 256, "family": "mixtral", "tokenizer": "bpe:1024"}
 EXPERTS, TOP_K, LAYERS = 4, 2, 2
-TRAIN = {"seq_len": 128, "batch_tokens": 4096, "lr": 3e-3, "eval_tokens": 65536}
+TRAIN = {"data": "python", "seq_len": 128, "batch_tokens": 4096, "lr": 3e-3, "eval_tokens": 65536}
 SUNK = {"quarter": 1_500_000, "half": 3_000_000, "whole": 6_000_000}  # tokens of the base when it is grown
 AFTER = 1_000_000  # tokens of every grown model
 INIT_STD = 0.02  # of experts made afresh
-COST = 1.40  # FLOPs of a token after width growth, in tokens of the base; checked against the checkpoints
+COST = 1.50  # FLOPs of a token after width growth, in tokens of the base; checked against the checkpoints
 
 DEPTH = {"interpose": "interposed", "stack": "stacked", "llama-pro": "zeroed inserts"}
 WIDTH = {
@@ -35,19 +36,19 @@ WIDTH = {
     "continued": "base continued",
 }
 CLAIMS = (
-    Claim("Past the Chinchilla budget, interposed layers end below stacked ones", "lower loss, 3B to 6B",
-          "interpose-whole", "stack-whole"),
-    Claim("Before it, stacked layers end below interposed ones", "stacking is the known winner",
+    Claim("interposed-late", "Past the Chinchilla budget, interposed layers end below stacked ones",
+          "lower loss, 3B to 6B", "interpose-whole", "stack-whole"),
+    Claim("stacked-early", "Before it, stacked layers end below interposed ones", "stacking is the known winner",
           "stack-quarter", "interpose-quarter"),
-    Claim("Experts copied with 1 % noise end as low as exact copies", "same loss, 1 % better downstream",
-          "noisy", "copies", alike=0.01),
-    Claim("Copied experts end below fresh ones", "much worse when fresh", "noisy", "fresh"),
-    Claim("The more was sunk before growth, the lower the end", "until the learning rate is annealed",
-          "interpose-whole", "interpose-quarter"),
-    Claim("Growing an annealed base ends slightly higher", "46.19 to 48.52 against 46.43 to 48.99 % accuracy",
-          "interpose-whole", "interpose-annealed"),
-    Claim("Growth beats the same model from scratch at equal extra cost", "64.17 against 57.99 % accuracy",
-          "interpose-whole", "scratch"),
+    Claim("noisy-as-copies", "Experts copied with 1 % noise end as low as exact copies",
+          "same loss, 1 % better downstream", "noisy", "copies", alike=True),
+    Claim("copied-below-fresh", "Copied experts end below fresh ones", "much worse when fresh", "noisy", "fresh"),
+    Claim("more-sunk-lower", "The more was sunk before growth, the lower the end",
+          "until the learning rate is annealed", "interpose-whole", "interpose-quarter"),
+    Claim("annealed-higher", "Growing an annealed base ends slightly higher",
+          "46.19 to 48.52 against 46.43 to 48.99 % accuracy", "interpose-whole", "interpose-annealed"),
+    Claim("growth-beats-scratch", "Growth beats the same model from scratch at equal extra cost",
+          "64.17 against 57.99 % accuracy", "interpose-whole", "scratch"),
 )  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def steps(seed: int, size: Size) -> list[Step]:
         grown = f"{order}-{point}-grown"
         made.append(Step(grown, "grow-depth", f"base-{point}", {"factor": 2, "order": order}))
         made.append(Step(f"{order}-{point}", "train", grown, after))
-    made.append(Step("scratch", "train", "blank", after))
+    made.append(Step("scratch", "train", "blank", {**after, "skip": first + second + third}))
     twice = {"factor": 2, "top_k": "scale", "seed": seed}
     made += [
         Step("copies-grown", "grow-experts", "base-whole", {**twice, "noise": 0.0}),
@@ -108,18 +109,18 @@ def fresh_experts(source: Path, out: Path, *, seed: int) -> None:
     replace(model, checkpoint=child.promising(lossy("half of the experts are new"))).save(out)
 
 
-def read(runs: Path, size: Size) -> Study:
-    cost = ratio_of_active(runs / "copies-grown-0", runs / "base-whole-0")
-    assert abs(cost / COST - 1) < 0.02, cost  # the budgets would not be equal
+def read(runs: Path, size: Size) -> Page:
+    cost = times(runs / "copies-grown-0", runs / "base-whole-0", TRAIN["seq_len"])
+    assert abs(cost / COST - 1) < 0.005, cost  # the budgets would not be equal
     arms = [*(f"{order}-{point}" for order, point in _depth_arms()), "scratch", *WIDTH]
     ends = {arm: losses(runs, arm, size.seeds) for arm in arms}
     starts = {arm: losses(runs, arm, size.seeds, start=True) for arm in arms}
-    return Study(
+    return Page(
         title="Growing a mixture deeper and wider at the size of two cores",
         paper="Orthogonal Growth, 2025",
         url="https://arxiv.org/abs/2510.08008",
         setting=_setting(size),
-        findings=[judge(claim, ends) for claim in CLAIMS],
+        values={LOSS: ends},
         charts=[
             dots("depth", "Twice the layers, after equal training",
                  {words: ends[f"{order}-whole"] for order, words in DEPTH.items()} | {"from scratch": ends["scratch"]}),
@@ -136,19 +137,18 @@ def read(runs: Path, size: Size) -> Study:
         limits=(
             "A hundred thousand active parameters and one text, against billions of both in the paper; loss only, "
             "since models of this size answer no downstream question.",
-            f"Width growth raises the active parameters by {cost:.2f}; “{WIDTH['continued']}” spends the same FLOPs "
+            f"Width growth raises the FLOPs of a token by {cost:.2f}; “{WIDTH['continued']}” spends the same FLOPs "
             f"on the base instead, and “{WIDTH['keep']}” keeps the active parameters (Expert Upcycling's choice).",
             "Every grown model starts a new learning-rate schedule of the same shape, so when to grow is not mixed "
             "with where the schedule stands; the paper's own runs mix them.",
         ),
-        command=command("orthogonal-growth", size),
     )  # fmt: skip
 
 
 def _setting(size: Size) -> str:
     return (
         f"A {LAYERS}-layer mixture of {EXPERTS} experts, top-{TOP_K}, hidden size {SHAPE['hidden']}, on Python's "
-        f"standard library; grown to {2 * LAYERS} layers, or {2 * EXPERTS} experts and top-{2 * TOP_K}, then trained "
+        f"libraries; grown to {2 * LAYERS} layers, or {2 * EXPERTS} experts and top-{2 * TOP_K}, then trained "
         f"on {size.tokens(AFTER):,} tokens. {seeds_drawn(size)}"
     )
 
@@ -156,3 +156,6 @@ def _setting(size: Size) -> str:
 def _by_sunk(ends: dict[str, list[float]], size: Size, order: str) -> dict[float, list[float]]:
     arms = {size.tokens(tokens) / 1e6: f"{order}-{point}" for point, tokens in SUNK.items()}
     return {x: ends[arm] for x, arm in arms.items() if arm in ends}
+
+
+STUDY = Seeded("orthogonal-growth", CLAIMS, steps, read)

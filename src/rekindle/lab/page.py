@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rekindle.lab.claims import Finding
+from rekindle.lab.claims import Finding, Metric, Values, planned
+from rekindle.lab.margin import Margins
+from rekindle.lab.stats import MOST
+from rekindle.lab.text import Trained
 from rekindle.report.chart import Chart, publish
 from rekindle.report.csv_file import write_csv
 from rekindle.report.page import FIGURES, render
-from rekindle.report.words import listed
+from rekindle.report.words import count, listed, scientific
 from rekindle.store.publish import publishing
+
+COLUMNS = (
+    "claim", "paper", "metric", "unit", "arm", "rival", "kind", "margin", "n", "gain", "spread", "confidence", "low",
+    "high", "p", "p_holm", "judgement", "seeds_to_decide", "epochs_arm", "epochs_rival", "text", "margins",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,34 +34,35 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Study:
-    """What a study found; `setting` says on what, `limits` what it cannot show."""
+class Page:
+    """What a study found: `values` of each metric's arms; `setting` says on what, `limits` what it cannot show."""
 
     title: str
     paper: str
     url: str
     setting: str
-    findings: Sequence[Finding]
     charts: Sequence[Chart]
     limits: Sequence[str]
-    command: str
+    values: Mapping[Metric, Values] = field(default_factory=dict)
     tables: Sequence[Table] = ()
-    verdict: str = ""  # in place of one on the findings
 
 
 def verdict(findings: Sequence[Finding]) -> str:
     """One sentence: how many claims hold here, and which do not."""
     n = len(findings)
     by = {kind: [f for f in findings if f.judgement == kind] for kind in
-          ("reproduces", "does not reproduce", "undecided", "direction only")}  # fmt: skip
+          ("holds", "does not hold", "undecided", "direction only")}  # fmt: skip
     if by["direction only"]:
-        agree = sum(f.difference.mean > 0 for f in findings if not f.claim.alike)
+        agree = sum(f.gain.mean > 0 for f in findings if not f.claim.alike)
         of = sum(not f.claim.alike for f in findings)
-        return f"One seed: {agree} of {of} directions are the paper's. More seeds would give intervals."
-    said = f"{len(by['reproduces'])} of {n} claims reproduce at this size"
-    for kind, words in (("does not reproduce", "does not"), ("undecided", "cannot be decided")):
-        if by[kind]:
-            said += f"; {listed([_short(f) for f in by[kind]])} {words}"
+        seeds = findings[0].gain.n
+        much = "One seed" if seeds == 1 else f"{seeds} seeds"
+        return f"{much}: {agree} of {of} directions are the paper's. Directions only: nothing is decided by so little."
+    said = f"{len(by['holds'])} of {n} claims hold at this size"
+    if by["does not hold"]:
+        said += f"; {listed([_short(f) for f in by['does not hold']])} {_do(by['does not hold'])} not"
+    if by["undecided"]:
+        said += f"; undecided: {listed([f'{_short(f)} ({deciding(f)})' for f in by['undecided']])}"
     return said + "."
 
 
@@ -61,19 +70,66 @@ def _short(finding: Finding) -> str:
     return f"“{finding.claim.text}”"
 
 
-def write_study(study: Study, out: Path, overwrite: bool) -> Path:
-    """Write OUT/index.html, its figures and findings.csv. Returns the page."""
-    with publishing(out, overwrite=overwrite) as folder:
+def _do(findings: Sequence[Finding]) -> str:
+    return "does" if len(findings) == 1 else "do"
+
+
+def deciding(finding: Finding) -> str:
+    """What would decide a claim that is undecided."""
+    return f"{finding.decides or f'over {MOST}'} seeds would decide"
+
+
+def write_page(
+    page: Page,
+    findings: Sequence[Finding],
+    trained: Mapping[str, Trained],
+    margins: Margins,
+    out: Path,
+    command: str,
+    said: str = "",
+) -> Path:
+    """Write OUT/index.html, its figures and findings.csv. Returns the page; `said`: a verdict that is not of claims."""
+    with publishing(out, overwrite=True) as folder:
         (folder / FIGURES).mkdir()
         context = {
-            "title": study.title,
-            "study": study,
-            "verdict": study.verdict or verdict(study.findings),
-            "pictures": [publish(chart, folder / FIGURES) for chart in study.charts],
+            "title": page.title,
+            "study": page,
+            "findings": [(f, deciding(f) if f.judgement == "undecided" else "") for f in findings],
+            "margins": margins,
+            "asked": planned([f.claim for f in findings], margins),
+            "command": command,
+            "verdict": said or verdict(findings),
+            "tables": [*page.tables, *([_spent(trained)] if trained else [])],
+            "pictures": [publish(chart, folder / FIGURES) for chart in page.charts],
         }
         (folder / "index.html").write_text(render(context, "study.html.j2"), encoding="utf-8")
-        columns = ("claim", "paper", "low", "high", "difference_nats", "half_width_95", "seeds", "judgement")
-        rows = [(f.claim.text, f.claim.paper, f.claim.low, f.claim.high, f.difference.mean, f.difference.half,
-                 f.difference.seeds, f.judgement) for f in study.findings]  # fmt: skip
-        write_csv(folder / "findings.csv", columns, rows)
+        write_csv(folder / "findings.csv", COLUMNS, [_row(f, trained, margins) for f in findings])
     return out / "index.html"
+
+
+def _row(f: Finding, trained: Mapping[str, Trained], margins: Margins) -> tuple[Any, ...]:
+    claim, kind = f.claim, "alike" if f.claim.alike else "better"
+    arm, rival = trained.get(claim.arm), trained.get(claim.rival)
+    text = next((made.digest for made in (arm, rival) if made), "")
+    return (
+        claim.text, claim.paper, claim.metric.name, claim.metric.unit, claim.arm, claim.rival,
+        kind, f.margin.size, f.gain.n, f.gain.mean, f.gain.spread, f.confidence, *f.interval, f.p, f.adjusted,
+        f.judgement, f.decides or "", arm.epochs if arm else "", rival.epochs if rival else "", text, margins.digest,
+    )  # fmt: skip
+
+
+def _spent(trained: Mapping[str, Trained]) -> Table:
+    text = next(iter(trained.values()))
+    rows = [
+        (arm, count(made.tokens), scientific(made.flops, 3), count(made.line_tokens), f"{made.epochs:.3f}")
+        for arm, made in trained.items()
+    ]
+    again = any(made.epochs > 1 for made in trained.values())
+    note = (
+        "Tokens and FLOPs are those of the last training, tokens in all those of its parents too. FLOPs: forward and "
+        f"backward, attention in, input embedding out. The text is “{text.data}”, {count(text.text_tokens)} tokens to "
+        f"train on, digest {text.digest[:12]}: "
+        + ("a data set of fixed size, read several times" if again else "none of it is read twice on the way to an arm")
+        + "."
+    )
+    return Table("What each arm read and cost", ("arm", "tokens", "FLOPs", "tokens in all", "epochs"), rows, note)

@@ -12,14 +12,17 @@ sweep/grid.py), no run reads a token twice, and the second seed repeats a part. 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rekindle.lab.claims import Claim
 from rekindle.lab.figures import Line, lines
-from rekindle.lab.page import Study, write_study
+from rekindle.lab.margin import Margins
+from rekindle.lab.page import Page, write_page
+from rekindle.lab.study import Size, Study
 from rekindle.laws.config import FitConfig
 from rekindle.laws.decide import decide
 from rekindle.laws.doubt import rms
@@ -32,9 +35,8 @@ from rekindle.report.chart import Chart
 from rekindle.report.fitting import write_fit
 from rekindle.report.words import count
 from rekindle.sweep.collect import rows_of, write_table
-from rekindle.sweep.engines import Local
 from rekindle.sweep.grid import Grid, steps_of
-from rekindle.sweep.steps import Say, perform
+from rekindle.sweep.steps import Step
 
 MODEL = {"heads": 4, "context": 256, "tokenizer": "bpe:1024"}
 TRAIN = {"data": "python", "seq_len": 128, "batch_tokens": 4096, "lr": 3e-3, "eval_tokens": 131072}
@@ -60,36 +62,39 @@ def grids(quick: bool) -> list[Grid]:
     return [whole, Grid(MODEL, REPEATED, TRAIN, LENGTHS[::2], LENGTHS[::2], WAYS, seeds=(1,), step=4096)]
 
 
-def run(out: Path, say: Say, *, quick: bool) -> tuple[Path, str]:
-    """Run the grids into OUT/runs, write OUT/page with its law and table. Returns the page and the verdict."""
-    rows: list[dict[str, Any]] = []
-    for i, grid in enumerate(grids(quick)):
-        steps, cells = steps_of(grid)
-        with Local() as engine:
-            perform(steps, out / f"runs{i}", engine, say)
-        rows += rows_of(grid, cells, out / f"runs{i}")
-    write_table(rows, out / "runs.csv")
-    page, verdict = _glance(rows, out) if quick else _law(rows, out)
-    for path in (*out.glob("runs.csv"), *out.glob("law.yaml")):
-        (page.parent / path.name).write_bytes(path.read_bytes())
-    return page, verdict
+@dataclass(frozen=True)
+class Grown:
+    """A study of grids with seeds of their own, whose page is a law's: its questions are no claims on paired arms."""
+
+    name: str = "upcycling-laws"
+    claims: tuple[Claim, ...] = ()
+    fixed: bool = False
+
+    def steps(self, size: Size) -> list[Step]:
+        return [step for grid in grids(size.quick) for step in steps_of(grid)[0]]
+
+    def write(self, out: Path, size: Size, margins: Margins) -> tuple[Path, str]:
+        """OUT/page, with its law and table."""
+        rows = [row for grid in grids(size.quick) for row in rows_of(grid, steps_of(grid)[1], out / "runs")]
+        write_table(rows, out / "runs.csv")
+        page, verdict = _glance(rows, margins, out) if size.quick else _law(rows, out)
+        for path in (*out.glob("runs.csv"), *out.glob("law.yaml")):
+            (page.parent / path.name).write_bytes(path.read_bytes())
+        return page, verdict
 
 
-def _glance(rows: list[dict[str, Any]], out: Path) -> tuple[Path, str]:
+def _glance(rows: list[dict[str, Any]], margins: Margins, out: Path) -> tuple[Path, str]:
     """A page of the runs alone: two sizes and a few short stages carry no law."""
     verdict = "Two sizes and a few short stages: how the study runs. No law is claimed."
-    study = Study(
+    page = Page(
         title=TITLE,
         paper="Liew, Kato, Takase 2025",
         url="https://arxiv.org/abs/2502.03009",
         setting=f"{len(rows)} runs of {len(SIZES[:2])} sizes on Python sources; one seed.",
-        findings=(),
         charts=[overtaking(rows)],
         limits=("Two sizes leave B, beta and E undecided, and two D1 leave no degree of freedom to alpha1.",),
-        command="rekindle lab upcycling-laws --quick",
-        verdict=verdict,
     )
-    return write_study(study, out / "page", overwrite=True), verdict
+    return write_page(page, [], {}, margins, out / "page", "rekindle lab upcycling-laws --quick", verdict), verdict
 
 
 def _law(rows: list[dict[str, Any]], out: Path) -> tuple[Path, str]:
@@ -192,3 +197,6 @@ def overtaking(rows: list[dict[str, Any]]) -> Chart:
 
 def _tokens(n: float) -> str:
     return count(n) if np.isfinite(n) else "never"
+
+
+STUDY: Study = Grown()

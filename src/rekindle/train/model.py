@@ -122,8 +122,9 @@ def save_model(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | N
 
     `weights`: all that are saved, by the model's names for them; those that it holds itself where they are not given.
     """
-    # A source's own generation settings travel as a file; transformers would refuse to write many of them.
-    model.generation_config = type(model.generation_config).from_model_config(model.config)
+    if model.can_generate():
+        # A source's own generation settings travel as a file; transformers would refuse to write many of them.
+        model.generation_config = type(model.generation_config).from_model_config(model.config)
     with quietly():
         model.save_pretrained(folder, max_shard_size=_SHARD_SIZE, state_dict=None if weights is None else dict(weights))
     path = folder / "config.json"

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from rekindle.anatomy import family_of
+from rekindle.anatomy.flops import training_flops
 from rekindle.config import to_dict
 from rekindle.errors import CheckFailed, Ended
 from rekindle.progress import Progress
@@ -21,7 +23,6 @@ from rekindle.store.system import explained
 from rekindle.train.archive import Archiver
 from rekindle.train.device import device_name, peak_memory
 from rekindle.train.evaluate import validation_loss
-from rekindle.train.flops import count_parameters, training_flops
 from rekindle.train.held import Whole
 from rekindle.train.interrupts import Interrupts
 from rekindle.train.metrics import NAME as METRICS
@@ -40,7 +41,12 @@ class Session:
         self.stepper, self.source, self.work, self.run, self.archiver = stepper, source, work, run, archiver
         self.plan, self.config, self.accelerator = stepper.plan, stepper.config, stepper.accelerator
         self.main = stepper.accelerator.is_main_process
-        self.parameters = count_parameters(stepper.model)
+        family = family_of(source.config)
+        settings = family.settings(source.config)
+        self.parameters = family.parameters(settings)
+        read, written = self.plan.seq_len, stepper.objective.length  # of a row; of a decoder that is the same
+        share = 1 if written == read else written / read
+        self.flops_per_token = training_flops(family, settings, share, written, source=read)
         self.last = "not yet evaluated"  # here, where a run was resumed
         self.resumed_at: int | None = None
         self.held_out = stepper.objective.sample("validation", self.config.eval_tokens)
@@ -143,7 +149,7 @@ class Session:
     def _place(self, step: int) -> dict[str, Any]:
         """After `step` updates."""
         tokens = step * self.plan.batch_tokens
-        return {"step": step, "tokens": tokens, "flops": training_flops(self.parameters["active"], tokens)}
+        return {"step": step, "tokens": tokens, "flops": self.flops_per_token * tokens}
 
     def _save(self, step: int, position: int) -> None:
         """The state after `step` updates, with metrics.jsonl cut at `position` when it resumes; CheckFailed for NaN."""
@@ -204,6 +210,7 @@ class Session:
         return {
             "model_type": self.stepper.model.config.model_type,
             "parameters": self.parameters,
+            "flops_per_token": self.flops_per_token,
             "tokens_planned": self.plan.tokens,
             "batch_tokens": self.plan.batch_tokens,
             "seq_len": self.plan.seq_len,

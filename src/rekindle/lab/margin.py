@@ -1,0 +1,116 @@
+"""What counts, settled before the runs: margins/STUDY.yaml has a row for each claim, and the page names its digest.
+
+    pilot: three seeds of 2026-11-21     where the spreads come from
+    claims:
+      drop-below-copy:
+        least: 0.01        of a claim that an arm ends better: the smallest effect that would be worth the name
+        spread: 0.0077     standard deviation of the paired difference in the pilot; it gives the number of seeds
+        why: a tenth of what upcycling gains over scratch
+      noisy-as-copies:
+        within: 0.01       of a claim that two arms end alike
+
+A study whose claims and rows are not the same does not run, nor does one go on whose rows changed after it began.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rekindle.config import option, read_yaml, resolve
+from rekindle.errors import RekindleError, together
+from rekindle.store.index import read_json
+
+if TYPE_CHECKING:
+    from rekindle.lab.claims import Claim
+
+NOTED = "margins.json"  # in the folder of a study: what it began with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margin:
+    """A claim's row; sizes in the unit of its metric."""
+
+    least: float | None = option(None, help="least effect of a claim that an arm ends better")
+    within: float | None = option(None, help="margin of a claim that two arms end alike")
+    spread: float | None = option(None, help="standard deviation of the paired difference in the pilot")
+    why: str = option(help="why this size")
+
+    @property
+    def size(self) -> float:
+        """The least effect, or the margin."""
+        return self.within or self.least or 0.0
+
+
+@dataclass(frozen=True)
+class Margins:
+    rows: Mapping[str, Margin]
+    file: str
+    digest: str = ""  # of the file's bytes, SHA-256, its first twelve digits
+    pilot: str = ""
+
+
+def margins_of(study: str, claims: Sequence[Claim], folder: Path | None = None) -> Margins:
+    """The rows of a study's claims; raises RekindleError where they are not one for each, or hold no size."""
+    path = (folder or Path(str(resources.files("rekindle.lab") / "margins"))) / f"{study}.yaml"
+    if not claims:
+        return Margins({}, "")
+    data = read_yaml(path)
+    rows: dict[str, Margin] = {}
+    problems: list[RekindleError] = []
+    given = data.get("claims")
+    for key, values in (given if isinstance(given, dict) else {}).items():
+        try:
+            rows[key] = resolve(Margin, {}, values if isinstance(values, dict) else {}).config
+        except RekindleError as error:
+            problems.append(RekindleError(error.what, where=f"{path.name}: {key}", hint=error.hint))
+    known = {claim.key for claim in claims}
+    problems += [RekindleError(f"There is no claim {key!r}.", where=path) for key in rows if key not in known]
+    problems += [problem for claim in claims if (problem := _missing(claim, rows, path)) is not None]
+    if problems:
+        raise together(problems)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return Margins(rows, f"margins/{path.name}", digest, str(data.get("pilot", "")))
+
+
+def _missing(claim: Claim, rows: Mapping[str, Margin], path: Path) -> RekindleError | None:
+    row, wanted = rows.get(claim.key), "within" if claim.alike else "least"
+    if row is not None:
+        size, other = (row.within, row.least) if claim.alike else (row.least, row.within)
+        if size is not None and 0 < size < inf and other is None and (row.spread is None or 0 < row.spread < inf):
+            return None
+    return RekindleError(
+        f"The claim {claim.text!r} has no margin, so that nothing could decide it.",
+        where=f"{path}: claims: {claim.key}",
+        why="what counts is settled before the runs",
+        hint=f"{claim.key}: {{{wanted}: 0.01, why: ...}}",
+    )
+
+
+def begun_with(margins: Margins, out: Path) -> Margins:
+    """The margins with the digest that their file had when the study in OUT began, which is noted there.
+
+    Raises RekindleError where it began with other sizes; words and spreads may change.
+    """
+    path = out / NOTED
+    now = {key: ["within" if row.within else "least", row.size] for key, row in margins.rows.items()}
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"digest": margins.digest, "sizes": now}, indent=1) + "\n", encoding="utf-8")
+        return margins
+    noted = read_json(path, missing="")
+    before = noted["sizes"]
+    if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+        raise RekindleError(
+            f"The margins of {changed[0]} were others when these runs began.",
+            where=path,
+            why="a margin that is set after the runs decides nothing",
+            hint="--out, for a study with today's margins",
+        )
+    return replace(margins, digest=noted["digest"])

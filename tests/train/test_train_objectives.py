@@ -19,6 +19,7 @@ from tiny_models import V1_1, save_tiny
 from train_helpers import WORDS, curve, rows
 
 from rekindle import api
+from rekindle.anatomy.flops import forward_flops
 from rekindle.errors import RekindleError
 from rekindle.train import session
 from rekindle.train.config import TrainConfig
@@ -427,6 +428,9 @@ def test_a_folder_is_trained_by_its_own_objective_and_resumed(
     whole, summary = run(src, "whole", archive=str(tmp_path / "whole.rk"))
     described = rows(whole, "run")[0]
     assert (described["objective"], described["target_len"]) == ("span-corruption", 8)
+    checkpoint = api.open(src).checkpoint
+    flops = forward_flops(checkpoint.family, checkpoint.settings, 8, source=32)
+    assert described["flops_per_token"] == pytest.approx(3 * flops / 32)
     assert summary["val_loss"] < summary["val_loss_before"]
     assert (rows(whole, "step")[0]["aux_loss"] is not None) == (family == "switch_transformers")
     with monkeypatch.context() as patch:

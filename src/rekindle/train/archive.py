@@ -55,6 +55,10 @@ class Archiver:
 
     def save(self, whole: Whole, step: int, schedule: Mapping[str, Any]) -> None:
         """Copy the state, once the one before is packed, and pack it behind the run's back."""
+        strange = [name for name in whole.parameters if name not in self._names and name not in self._dtypes]
+        if strange:
+            what = f"What {strange[0]} is called on disk is not known, so that this model goes into no archive."
+            raise RekindleError(what, where=self.source.path, hint="without --archive, then rekindle pack")
         before = self._last.result() if self._last else None
         buffers = {name: x for name, x in whole.buffers.items() if name in self._dtypes}
         copy = Whole(_copied(whole.parameters), _copied(buffers), _copied(whole.moments), whole.betas)

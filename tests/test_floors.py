@@ -113,3 +113,24 @@ def test_a_room_s_map_has_all_its_modules(room):
     }
     named = {line.split()[0] for line in doc.splitlines() if line.split()}
     assert there - {"__init__.py"} <= named
+
+
+def reached(path: Path) -> set[Path]:
+    """The files of the package that a file imports, for its types too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rekindle"):
+            for alias in node.names:
+                place = SOURCE.joinpath(*node.module.split(".")[1:])
+                names = [place / f"{alias.name}.py", place.with_suffix(".py"), place / "__init__.py"]
+                found |= set([name for name in names if name.is_file()][:1])
+    return found - {path, SOURCE / "__init__.py"}
+
+
+def test_arrows_run_one_way():
+    """No file imports what imports it, by whatever way."""
+    imports_of = {path: reached(path) for path in FILES}
+    order: list[Path] = []
+    while ready := [path for path in imports_of if path not in order and imports_of[path] <= set(order)]:
+        order += ready
+    assert [str(path.relative_to(SOURCE)) for path in FILES if path not in order] == []

@@ -14,7 +14,7 @@ from tiny_models import FAMILIES as NAMES
 from tiny_models import MASKED, make, tiny_config
 
 from rekindle.anatomy import FAMILIES, family_named, family_of, on_disk, packs, runtime_names, serving_spelling
-from rekindle.anatomy.family import SYNONYMS
+from rekindle.anatomy.kinds import SYNONYMS
 from rekindle.errors import RekindleError
 
 NOT_OURS = {  # keys every transformers config has, and rope, which is spelt apart

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rekindle.anatomy.families import FAMILIES
-from rekindle.anatomy.family import OPAQUE, Family, Placed, Tensor, opaque_name
+from rekindle.anatomy.family import Family
 from rekindle.anatomy.nameless import Nameless, nameless
 from rekindle.anatomy.packing import Packed, on_disk, packs, stacks
 from rekindle.anatomy.settings import Role, Settings
+from rekindle.anatomy.tensor import OPAQUE, Placed, Tensor, opaque_name
 from rekindle.errors import RekindleError
 
 __all__ = [

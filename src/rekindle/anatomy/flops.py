@@ -18,8 +18,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rekindle.anatomy.family import Family, Shaped, Tensor
+    from rekindle.anatomy.family import Family
     from rekindle.anatomy.settings import Settings
+    from rekindle.anatomy.tensor import Shaped, Tensor
 
 # A row for each token, or a number for each distance, and no product.
 LOOKED_UP = ("embed", "positions", "token_types", "relative_bias", "attn.relative_bias")

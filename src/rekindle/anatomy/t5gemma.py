@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rekindle.anatomy.family import Family, Tensor
+from rekindle.anatomy.family import Family
 from rekindle.anatomy.rows import ATTENTION, BIASES, DENSE_KEYS, FFN, HEAD_QK_NORMS, L
+from rekindle.anatomy.tensor import Tensor
 from rekindle.anatomy.towers import Towers
 
 KEYS = DENSE_KEYS | BIASES | {

@@ -12,10 +12,11 @@ from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any
 
-from rekindle.anatomy.family import Family, Placed
+from rekindle.anatomy.family import Family
 from rekindle.anatomy.kinds import mended, misfits
 from rekindle.anatomy.settings import Role, Settings, role_of
 from rekindle.anatomy.sizes import check_each
+from rekindle.anatomy.tensor import Placed
 from rekindle.errors import RekindleError, together
 
 HEAD = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version"}  # of the model, not of a tower
@@ -65,6 +66,14 @@ class Towers(Family):
                 problems.append(RekindleError(f"{what}, not {getattr(wanted, setting)!r} for its {name}."))
         if problems:
             raise together(problems)
+
+    def remarks(self, settings: Settings) -> list[str]:
+        """What users of a model with these settings should know."""
+        reads, writes = (own.num_layers for own in settings.towers.values())
+        if writes <= reads or any(tower.section for tower in self.towers.values()):
+            return []
+        cache = "transformers (5.23) generates from it with use_cache=False alone: its cache has the encoder's layers"
+        return [f"the decoder has {writes} layers, the encoder {reads}: {cache}"]
 
     def parameters(self, settings: Settings) -> dict[str, int]:
         counts = [super().parameters(settings)]

@@ -10,9 +10,9 @@ from typing import Any
 from rekindle.errors import RekindleError, counted, first_line
 from rekindle.store.manifest import Record
 from rekindle.store.publish import publishing
-from rekindle.train.blank import TOKENS, Blank, blank_model
+from rekindle.train.blank import TOKENS, Blank, blank_model, family_of_options
 from rekindle.train.config import InitConfig
-from rekindle.train.tokenizer import bpe_size, make_tokenizer
+from rekindle.train.tokenizer import SENTINELS, bpe_size, make_tokenizer
 
 
 def init_model(
@@ -39,7 +39,8 @@ def init_model(
     # What makes no model is refused before a tokenizer is trained.
     context = blank_model(config, tokenizer_to_be(config)).settings.max_position_embeddings
     with publishing(out, overwrite=overwrite) as partial:
-        tokenizer = make_tokenizer(config.tokenizer, config.data, context, config.text_column)
+        towers = bool(family_of_options(config).towers)
+        tokenizer = make_tokenizer(config.tokenizer, config.data, context, config.text_column, sentinels=towers)
         tokenizer.save_pretrained(partial)
         blank = blank_model(config, tokenizer)
         try:
@@ -67,7 +68,8 @@ def tokenizer_to_be(config: InitConfig) -> Any:
     """The tokenizer of these options; one that is not trained yet has as many entries as it may get."""
     size = bpe_size(config.tokenizer)
     if size is not None:
-        return SimpleNamespace(get_vocab=lambda: {"": size - 1}, **dict.fromkeys(TOKENS))
+        most = size + (SENTINELS if family_of_options(config).towers else 0)
+        return SimpleNamespace(get_vocab=lambda: {"": most - 1}, **dict.fromkeys(TOKENS))
     return make_tokenizer(config.tokenizer, config.data, config.context)
 
 

@@ -37,7 +37,7 @@ def said(*words) -> dict:
 # -- as with the weights ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "t5gemma2"])  # a config names no eye
 def test_a_config_prices_what_the_weights_would(tiny, tmp_path, family):
     whole, bare = tiny(family), tmp_path / "bare"
     bare.mkdir()

@@ -20,7 +20,9 @@ from rekindle.cli.verbs import rekindle
 from rekindle.codec.container import create
 from rekindle.codec.pack import add_step
 from rekindle.errors import RekindleError
+from rekindle.store.lineage import sunk
 from rekindle.store.lock import alone
+from rekindle.store.manifest import read_manifest
 from rekindle.store.system import explained
 from rekindle.train import session
 
@@ -143,8 +145,34 @@ def test_a_killed_run_goes_on_in_its_archive_as_if_nothing_had_been(
     options = {"archive": str(tmp_path / "cut.rk"), **SIZE}
     killed(small(), tmp_path / "cut", corpus, module, name, count, **options)
     run(small(), "cut", resume=True, **options)
-    assert steps_of(tmp_path / "cut.rk") == steps_of(tmp_path / "whole.rk")
+    assert list(steps_of(tmp_path / "cut.rk")) == list(steps_of(tmp_path / "whole.rk"))
+    for step in steps_of(tmp_path / "cut.rk"):
+        folders = [tmp_path / f"{name}-{step}" for name in ("cut", "whole")]
+        for name, folder in zip(("cut", "whole"), folders, strict=True):
+            api.unpack(f"{tmp_path / name}.rk@{step}", folder)
+        assert_alike(*folders)
     assert not list(tmp_path.glob(".*"))
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """The same files, but for what each run was called."""
+    files = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
+    for file in files - {Path("rekindle.json")}:
+        assert (one / file).read_bytes() == (other / file).read_bytes()
+    lives = [read_manifest(folder).lineage[-1] for folder in (one, other)]
+    assert lives[0].tokens == lives[1].tokens > 0
+    assert lives[0].flops == lives[1].flops
+
+
+def test_states_of_one_run_share_their_life(small: Callable, run: Callable, tmp_path: Path):
+    """Averaged, they cost what the run did: none of it is counted twice."""
+    run(small(), "out", archive=str(tmp_path / "run.rk"), **SIZE)
+    out = api.merge(f"{tmp_path / 'run.rk'}@*", how="mean").save(tmp_path / "mean")
+    lineage = read_manifest(out).lineage
+    assert [record.verb for record in lineage[-2:]] == ["train", "merge"]
+    assert sunk(lineage) == sunk(read_manifest(tmp_path / "out").lineage)
+    assert sunk(lineage).tokens > 0
 
 
 def test_an_archive_begun_by_a_run_that_came_to_nothing_is_no_obstacle(small: Callable, run: Callable, tmp_path: Path):

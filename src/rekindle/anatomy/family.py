@@ -88,6 +88,8 @@ class Family:
         heads = given["num_heads"]
         given["num_kv_heads"] = given.get("num_kv_heads") or heads
         given["head_dim"] = given.get("head_dim") or config.get("head_dim") or given["hidden_size"] // heads
+        if given["tie_word_embeddings"] is None:  # T5's, which goes by the weights
+            given["tie_word_embeddings"] = True
         if given["intermediate_size"] is None:  # gpt2
             given["intermediate_size"] = 4 * given["hidden_size"]
         if given.get("norm_topk_prob", True) is None:  # no, to transformers

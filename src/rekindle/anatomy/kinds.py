@@ -66,12 +66,14 @@ _OF_FAMILY = {
     "flex_olmo": {"attention_dropout": "float?"},
     "gemma3_text": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
     "gpt_neox": {"classifier_dropout": "number"},
+    "t5gemma": {"initializer_range": "float?"},
+    "t5gemma2": {"vocab_size": "int?"},
     "t5_gemma_module": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
     "t5gemma2_text": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
     "t5gemma2_decoder": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
-    "t5": {"classifier_dropout": "number"},
+    "t5": {"classifier_dropout": "number", "tie_word_embeddings": "bool?"},
     "mt5": {"classifier_dropout": "number"},
-    "umt5": {"classifier_dropout": "number"},
+    "umt5": {"classifier_dropout": "number", "tie_word_embeddings": "bool?"},
     "switch_transformers": {"router_jitter_noise": "number"},
     "deepseek_v3": {"attention_dropout": "number?", "norm_topk_prob": "bool?", "num_experts_per_tok": "int?"},
 }
@@ -80,6 +82,7 @@ _NO_NULLS = {
     ("qwen2_moe", "num_key_value_heads"), ("qwen3_moe", "head_dim"), ("deepseek_v3", "first_k_dense_replace"),
     ("deepseek_v3", "head_dim"),
 }  # fmt: skip
+_ONE_OF = {("switch_transformers", "router_dtype"): ("float32", "float16", "bfloat16")}
 _RANGES = {("llama", "initializer_range"): (0.0, 1.0)}
 _SUB_CONFIGS = ("text_config", "decoder", "generator")  # where transformers looks for the config of a text model
 _BY_DEFAULT: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "str"}
@@ -119,6 +122,8 @@ def fits(family: Reading, key: str, value: Any) -> bool:
         return all(type(item) is _ITEMS[name] for item in value)
     if key == "id2label":
         return all(str(name).lstrip("-").isdecimal() for name in value or ())
+    if value not in _ONE_OF.get((family.model_type, key), (value,)):
+        return False
     low, high = _RANGES.get((family.model_type, key), (-math.inf, math.inf))
     return not isinstance(value, float) or (math.isfinite(value) and low <= value <= high)
 

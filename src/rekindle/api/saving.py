@@ -170,7 +170,7 @@ def _lineage(model: Decided, out: Path, options: Resolved[SaveConfig]) -> list[R
             lineage = [*(before.lineage if before else []), record]
         untouched -= {step.made, *step.of}
         lives[step.made] = first, None, Manifest(version=__version__, lineage=lineage)
-    found = lives[model.steps[-1].made][2]
+    found = lives[model.steps[-1].made if model.steps else next(iter(lives))][2]
     return found.lineage if found else []
 
 

@@ -64,9 +64,13 @@ class Manifest:
     measured: dict[str, dict[str, float]] = field(default_factory=dict)  # row -> column -> what making it has found
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)  # {file: {"bytes", "sha256" if hashed}}
 
-    def write(self, folder: Path) -> None:
+    def text(self) -> str:
+        """What rekindle.json holds."""
         data = asdict(self) | {"lineage": [record.to_dict() for record in self.lineage]}
-        (folder / NAME).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        return json.dumps(data, indent=2) + "\n"
+
+    def write(self, folder: Path) -> None:
+        (folder / NAME).write_text(self.text(), encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -27,6 +27,8 @@ from rekindle.errors import RekindleError
 from rekindle.store.dtypes import TORCH
 from rekindle.store.folder import Folder
 from rekindle.store.lock import alone
+from rekindle.store.manifest import NAME as MANIFEST
+from rekindle.store.manifest import Manifest
 from rekindle.store.system import explained
 from rekindle.train.held import Whole, split
 from rekindle.train.model import stored_dtypes
@@ -53,8 +55,8 @@ class Archiver:
         with Archive(self.path) as archive:
             return dict(zip(archive.names, (entry.digest for entry in archive.directory.steps), strict=True))
 
-    def save(self, whole: Whole, step: int, schedule: Mapping[str, Any]) -> None:
-        """Copy the state, once the one before is packed, and pack it behind the run's back."""
+    def save(self, whole: Whole, step: int, schedule: Mapping[str, Any], life: Manifest) -> None:
+        """Copy the state, once the one before is packed, and pack it behind the run's back; `life`: so far."""
         strange = [name for name in whole.parameters if name not in self._names and name not in self._dtypes]
         if strange:
             what = f"What {strange[0]} is called on disk is not known, so that this model goes into no archive."
@@ -62,7 +64,7 @@ class Archiver:
         before = self._last.result() if self._last else None
         buffers = {name: x for name, x in whole.buffers.items() if name in self._dtypes}
         copy = Whole(_copied(whole.parameters), _copied(buffers), _copied(whole.moments), whole.betas)
-        self._last = self._pool.submit(self._pack, copy, step, schedule, before)
+        self._last = self._pool.submit(self._pack, copy, step, schedule, life, before)
 
     def __enter__(self) -> Archiver:
         with ExitStack() as stack:
@@ -105,7 +107,9 @@ class Archiver:
             hint="the archive that the run wrote into, or another --archive",
         )
 
-    def _pack(self, whole: Whole, step: int, schedule: Mapping[str, Any], before: Source | None) -> Source:
+    def _pack(
+        self, whole: Whole, step: int, schedule: Mapping[str, Any], life: Manifest, before: Source | None
+    ) -> Source:
         names, dtypes = self._names, self._dtypes
         parts = chain.from_iterable(split(names, name, x) for name, x in whole.weights.items())
         on_disk = {disk: _held(part.to(dtypes[disk])) for disk, part in parts}
@@ -118,6 +122,7 @@ class Archiver:
         files["model.safetensors"] = on_disk
         files[f"{FOLDER}/{WEIGHTS}"] = kept
         files[f"{FOLDER}/{DESCRIPTION}"] = info_text(info).encode()
+        files[MANIFEST] = life.text().encode()
         source = held_source(files)
         with Archive(self.path) as archive:
             if step in archive.names:  # a run that goes on from a state that had come here already

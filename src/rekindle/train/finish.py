@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ def publish(
 
     `model` says how it is written, `whole` what.
     """
-    before = read_manifest(source.path)
     with publishing(out, overwrite=overwrite, trained=True) as partial, disc_explained(work):
         schedule = plan.schedule.at(plan.tokens)
         save_optimizer(whole, source.config, partial / FOLDER, schedule)
@@ -49,17 +49,21 @@ def publish(
         shutil.copyfile(work / METRICS, partial / METRICS)
         if (work / TRACKERS).is_dir():
             shutil.copytree(work / TRACKERS, partial / TRACKERS)
-        write_manifest(partial, [*(before.lineage if before else []), record], parameters, recipe)
+        write_manifest(partial, life_of(source, record, parameters), recipe)
 
 
-def write_manifest(
-    folder: Path, lineage: Sequence[Record], parameters: dict[str, int], recipe: Mapping[str, Any] | None
-) -> None:
+def life_of(source: Folder, record: Record, parameters: dict[str, int]) -> Manifest:
+    """Of what the source became by this step."""
+    before = read_manifest(source.path)
+    return Manifest(version=__version__, lineage=[*(before.lineage if before else []), record], parameters=parameters)
+
+
+def write_manifest(folder: Path, life: Manifest, recipe: Mapping[str, Any] | None) -> None:
     """What it is and where it came from; `recipe` is what makes it again."""
     if recipe:
         (folder / "rekindle.yaml").write_text(dump_yaml(recipe), encoding="utf-8")
     shards = {path.name: {"bytes": path.stat().st_size} for path in sorted(folder.glob("*.safetensors"))}
-    Manifest(version=__version__, lineage=list(lineage), parameters=parameters, shards=shards).write(folder)
+    replace(life, shards=shards).write(folder)
     mode = stat.S_IMODE((folder / MANIFEST).stat().st_mode)  # safetensors writes its files for the owner alone
     for path in folder.rglob("*.safetensors"):
         path.chmod(mode)

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from rekindle.errors import RekindleError, counted, first_line
-from rekindle.store.manifest import Record
+from rekindle.store.manifest import Manifest, Record
 from rekindle.store.publish import publishing
 from rekindle.train.blank import TOKENS, Blank, blank_model, family_of_options
 from rekindle.train.config import InitConfig
 from rekindle.train.tokenizer import SENTINELS, bpe_size, make_tokenizer
+from rekindle.version import __version__
 
 
 def init_model(
@@ -52,7 +53,8 @@ def init_model(
             raise RekindleError(f"transformers cannot make this model: {first_line(error)}.") from None
         save_model(model.to(getattr(torch, config.dtype)), partial)
         record = Record(verb="init", command=command, options=options, summary=_sentence(blank))
-        write_manifest(partial, [record], blank.parameters(), recipe)
+        life = Manifest(version=__version__, lineage=[record], parameters=blank.parameters())
+        write_manifest(partial, life, recipe)
     return Path(out)
 
 

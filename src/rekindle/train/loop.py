@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,21 +67,20 @@ def train(
         stack.enter_context(disc_explained(work_folder(out)))
         archived = _archiver(config, source, saved, out, overwrite) if accelerator.is_main_process else nullcontext()
         with archived as archiver:
-            session = Session(stepper, source, work_folder(out), run, archiver)
-            with reproducible(accelerator.device):
-                session.go(saved)
-        if whole := stepper.whole():
-            summary = summarise(session.metrics_path)
             record = Record(
                 verb="train",
                 command=command,
                 options=options,
                 source=source_name or str(src),
                 source_fingerprint=source.fingerprint,
-                summary="; ".join([_sentence(config, summary), *run["changes"]]),
-                tokens=summary["tokens"],
-                flops=summary["flops"],
             )
+            session = Session(stepper, source, work_folder(out), run, record, archiver)
+            with reproducible(accelerator.device):
+                session.go(saved)
+        if whole := stepper.whole():
+            summary = summarise(session.metrics_path)
+            told = "; ".join([_sentence(config, summary), *run["changes"]])
+            record = replace(record, summary=told, tokens=summary["tokens"], flops=summary["flops"])
             how = {"recipe": recipe, "overwrite": overwrite}
             publish(out, source, stepper.plan, whole, stepper.model, session.work, record, session.parameters, **how)
             shutil.rmtree(session.work, ignore_errors=True)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from rekindle.config import to_dict
 from rekindle.errors import CheckFailed, Ended
 from rekindle.progress import Progress
 from rekindle.store.folder import Folder
+from rekindle.store.manifest import Record
 from rekindle.store.system import explained
 from rekindle.train.archive import Archiver
 from rekindle.train.device import device_name, peak_memory
 from rekindle.train.evaluate import validation_loss
+from rekindle.train.finish import life_of
 from rekindle.train.held import Whole
 from rekindle.train.interrupts import Interrupts
 from rekindle.train.metrics import NAME as METRICS
@@ -33,12 +36,22 @@ from rekindle.train.step import Diverged, Stats, Stepper
 
 
 class Session:
-    """Drives `stepper`; `work` is the run's hidden folder, to which only the main rank writes."""
+    """Drives `stepper`; `work` is the run's hidden folder, to which only the main rank writes.
+
+    `record`: the run's in the lineage, but for how far it came.
+    """
 
     def __init__(
-        self, stepper: Stepper, source: Folder, work: Path, run: dict[str, Any], archiver: Archiver | None = None
+        self,
+        stepper: Stepper,
+        source: Folder,
+        work: Path,
+        run: dict[str, Any],
+        record: Record,
+        archiver: Archiver | None = None,
     ):
         self.stepper, self.source, self.work, self.run, self.archiver = stepper, source, work, run, archiver
+        self.record = record
         self.plan, self.config, self.accelerator = stepper.plan, stepper.config, stepper.accelerator
         self.main = stepper.accelerator.is_main_process
         family = family_of(source.config)
@@ -164,7 +177,10 @@ class Session:
 
     def _archive(self, whole: Whole, step: int) -> None:
         if self.archiver:
-            self.archiver.save(whole, step, self.plan.schedule.at(step * self.plan.batch_tokens))
+            place = self._place(step)
+            so_far = replace(self.record, tokens=place["tokens"], flops=place["flops"])
+            schedule = self.plan.schedule.at(place["tokens"])
+            self.archiver.save(whole, step, schedule, life_of(self.source, so_far, self.parameters))
 
     def _diverged(self, step: int, boundary: int, error: Diverged) -> CheckFailed:
         """Keep the weights from before the bad step, if they are sound, and say what to type."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from rekindle.anatomy import Settings
 from rekindle.api.decided import Decided
 from rekindle.config import resolve
 from rekindle.errors import RekindleError
@@ -25,11 +26,8 @@ def described(model: Decided) -> dict[str, Any]:
         "family": checkpoint.family.model_type,
         "summary": checkpoint.summary,
         "parameters": checkpoint.parameters(),
-        "layers": s.num_layers,
-        "hidden_size": s.hidden_size,
-        "heads": {"query": s.num_heads, "key_value": s.num_kv_heads, "dim": s.head_dim},
-        "feed_forward": {"dense": s.intermediate_size, "expert": s.expert_size, "shared": s.shared_size},
-        "experts": {"count": s.num_experts, "top_k": s.top_k, "layers": list(s.sparse_layers)},
+        **_layers(s),
+        "towers": {name: _layers(own) for name, own in s.towers.items()},
         "vocab_size": s.vocab_size,
         "context": s.max_position_embeddings,
         "tied": s.tie_word_embeddings,
@@ -42,6 +40,16 @@ def described(model: Decided) -> dict[str, Any]:
         "lineage": [record.to_dict() for record in manifest.lineage] if manifest else [],
         "can": {verb: _applies(model, verb) for verb in METHODS},
         "notes": checkpoint.notes,
+    }
+
+
+def _layers(s: Settings) -> dict[str, Any]:
+    return {
+        "layers": s.num_layers,
+        "hidden_size": s.hidden_size,
+        "heads": {"query": s.num_heads, "key_value": s.num_kv_heads, "dim": s.head_dim},
+        "feed_forward": {"dense": s.intermediate_size, "expert": s.expert_size, "shared": s.shared_size},
+        "experts": {"count": s.num_experts, "top_k": s.top_k, "layers": list(s.sparse_layers)},
     }
 
 

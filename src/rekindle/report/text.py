@@ -19,21 +19,23 @@ def plain(text: object) -> str:
 
 def inspected(data: dict[str, Any]) -> str:
     """What `inspect` found, in two columns."""
-    n, heads, width, experts = data["parameters"], data["heads"], data["feed_forward"], data["experts"]
+    n = data["parameters"]
     rows = [
         ("family", data["summary"]),
         (
             "parameters",
             count(n["total"]) + (f", {count(n['active'])} active" if n["active"] != n["total"] else ""),
         ),
-        ("layers", f"{data['layers']}, hidden size {data['hidden_size']}"),
-        ("heads", f"{heads['query']} query, {heads['key_value']} key/value, dim {heads['dim']}"),
-        ("feed-forward", ", ".join(f"{kind} {size}" for kind, size in width.items() if size)),
     ]
-    if experts["count"]:
-        rows.append(("experts", f"{experts['count']}, top-{experts['top_k']}, in layers {_ranges(experts['layers'])}"))
+    for name, own in data["towers"].items():
+        rows += [(name if not i else "", f"{row} {text}") for i, (row, text) in enumerate(_tower(own))]
+    if not data["towers"] and data["layers"]:
+        rows += _tower(data)
+    if data["vocab_size"]:
+        rows.append(
+            ("vocabulary", f"{data['vocab_size']}{', tied' if data['tied'] else ''}, context {data['context']}")
+        )
     rows += [
-        ("vocabulary", f"{data['vocab_size']}{', tied' if data['tied'] else ''}, context {data['context']}"),
         ("stored", f"{nbytes(data['bytes'])} {_files(data['shards'])}, {', '.join(data['dtypes'])}"),
     ]
     if data["unused"]:
@@ -58,6 +60,19 @@ def inspected(data: dict[str, Any]) -> str:
         )
     rows += [("note", note) for note in data["notes"]]
     return table([(name, plain(text)) for name, text in rows])
+
+
+def _tower(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """The layers of a model, or of one of its towers."""
+    heads, experts = data["heads"], data["experts"]
+    rows = [
+        ("layers", f"{data['layers']}, hidden size {data['hidden_size']}"),
+        ("heads", f"{heads['query']} query, {heads['key_value']} key/value, dim {heads['dim']}"),
+        ("feed-forward", ", ".join(f"{kind} {size}" for kind, size in data["feed_forward"].items() if size)),
+    ]
+    if experts["count"]:
+        rows.append(("experts", f"{experts['count']}, top-{experts['top_k']}, in layers {_ranges(experts['layers'])}"))
+    return rows
 
 
 def _step(record: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rekindle-gpu-") as work:
         os.environ["REKINDLE_CACHE"] = f"{work}/cache"
         bench = Bench(given.out, Path(work), sizes, given.budget)
-        bench.part("GPU against CPU", 90, checks.processors)
+        bench.part("GPU against CPU", 120, checks.processors)
         bench.part("resume", 75, checks.resume)
         bench.part("bf16 and verify", 60, checks.bf16)
         bench.part("peak", 20, measure_peak)

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Bench:
         self.where = described()
         self.rows: list[Row] = []
         self.found: dict[str, Any] = {}
+        self.peak = {"flops": nan, "bandwidth": nan}  # the device's, per second
         self.undone: dict[str, str] = {}  # part: why
         print(self.where, flush=True)
 

@@ -30,7 +30,7 @@ def measure_decoding(bench: Bench, heads: int) -> dict[str, Any]:
         prompt = torch.randint(2, 1000, (batch, sizes.prompt), device=DEVICE)
         runs = [decoded(model, prompt, sizes.new) for _ in range(1 + sizes.repeats)][1:]
         wall, (_, cache, peak) = median(run[0] for run in runs), runs[0]
-        floor = (weights + cache) / bench.found["peak"]["bandwidth"]
+        floor = (weights + cache) / bench.peak["bandwidth"]
         kernels = busy(model, prompt) if DEVICE.type == "cuda" else None
         times = f"{wall * 1e3:.2f} ms a token" + (f", kernels {kernels * 1e3:.2f} ms of it" if kernels else "")
         memory = f"cache {cache / 1e6:,.1f} MB, at most {peak / 1e9:.2f} GB held"

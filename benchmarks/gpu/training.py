@@ -37,6 +37,7 @@ def measure_peak(bench: Bench) -> dict[str, float]:
     found = {"flops": 2 * n**3 / best["product"], "bandwidth": 2 * source.nbytes / best["copy"]}
     bench.row(f"bf16 product of {n} x {n}", f"{found['flops'] / 1e12:,.1f} TFLOP/s")
     bench.row(f"copy of {source.nbytes / 1e6:,.0f} MB", f"{found['bandwidth'] / 1e9:,.0f} GB/s, read and written")
+    bench.peak = found
     return found
 
 
@@ -57,7 +58,7 @@ def measure_training(bench: Bench, family: str, **options: Any) -> dict[str, Any
     made = seconds(lambda: [stepper.objective.batch(step * rows, rows) for step in range(3)]) / 3
     speed = {name: sizes.batch_tokens * sizes.steps / median(times) for name, times in taken.items()}
     per_token, parameters = cost(stepper, source)
-    peak = bench.found["peak"]["flops"]
+    peak = bench.peak["flops"]
     ours, bare = (f"{x:,.0f} tokens/s, {x * per_token / peak:.1%} of the product's FLOP/s" for x in speed.values())
     how = ["torch.compile" if name == "compile" else f"{name} {value}" for name, value in options.items()]
     what = ", ".join([f"{family}, {parameters / 1e6:.0f} M, {sizes.batch_tokens:,} tokens a step", *how])

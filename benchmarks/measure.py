@@ -78,13 +78,18 @@ def _cpuinfo() -> list[str]:
 
 def record(title: str, rows: Sequence[Row], note: str = "") -> None:
     """Print a table and append it to results.md with machine and date."""
-    lines = [f"## {title}, {date.today()}", "", f"Machine: {machine()}.", ""]
-    lines += ["| what | value | against | ratio | target |", "|---|---|---|---|---|"]
-    lines += [f"| {r.what} | {r.value} | {r.against} | {r.ratio} | {r.target} |" for r in rows]
-    text = "\n".join([*lines, "", note, ""] if note else [*lines, ""])
+    text = section(title, machine(), rows, note)
     print(text, flush=True)
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write("\n" + text)
+
+
+def section(title: str, where: str, rows: Sequence[Row], note: str = "") -> str:
+    """A table as results.md has it, measured on the machine `where`."""
+    lines = [f"## {title}, {date.today()}", "", f"Machine: {where}.", ""]
+    lines += ["| what | value | against | ratio | target |", "|---|---|---|---|---|"]
+    lines += [f"| {r.what} | {r.value} | {r.against} | {r.ratio} | {r.target} |" for r in rows]
+    return "\n".join([*lines, "", note, ""] if note else [*lines, ""])
 
 
 def show(run_: Run) -> str:

@@ -31,8 +31,9 @@ class OutOfTime(BaseException):
 class Bench:
     """Sizes, places, and what was found so far: OUT/gpu.json, and OUT/gpu.md, a section for results.md."""
 
-    def __init__(self, out: Path, work: Path, sizes: Sizes, budget: float):
-        self.out, self.work, self.sizes = out, work, sizes
+    def __init__(self, out: Path, work: Path, sizes: Sizes, budget: float, only: tuple[str, ...]):
+        """`only`: the beginnings of the names of the parts that are wanted."""
+        self.out, self.work, self.sizes, self.only = out, work, sizes, only
         self.end = time.monotonic() + budget
         self.text, self.pairs = texts(work)
         self.where = described()
@@ -44,6 +45,8 @@ class Bench:
 
     def part(self, name: str, limit: float, do: Callable[[Bench], dict[str, Any]]) -> None:
         """Do a part in at most `limit` seconds of those that are left, and write down what it found."""
+        if not name.startswith(self.only):
+            return
         began, left = time.monotonic(), self.end - time.monotonic()
         print(f"{name}: {left:.0f} s left", flush=True)
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,20 @@ def combined(verb: str, models: Mapping[str, Model], options: Resolved[Any]) -> 
     """A method of several models applied to these, by name; raises RekindleError where it does not fit them."""
     parents = {name: model._as_parent().keyed(name) for name, model in models.items()}
     child = method_named(verb).function(parents, options.config)
-    sources = {joint(name, key): given for name, model in models.items() for key, given in model.given.items()}
-    steps = [step.keyed(name) for name, model in models.items() for step in model.steps]
-    return Model(next(iter(sources.values())), child, (*steps, Step(verb, options, of=tuple(models))), sources)
+    used = {name: models[name] for name, parent in parents.items() if parent.sources.keys() <= child.sources.keys()}
+    sources = {joint(name, key): given for name, model in used.items() for key, given in model.given.items()}
+    steps = [step.keyed(name) for name, model in used.items() for step in model.steps]
+    made = Model(next(iter(sources.values())), child, (*steps, Step(verb, options, of=tuple(used))), sources)
+    child.noting(*_twice(models))
+    return made
+
+
+def _twice(models: Mapping[str, Model]) -> Iterator[str]:
+    """Folders that stand among the models more than once, as they are."""
+    paths = Counter(model.checkpoint.folder.path.resolve() for model in models.values() if not model.steps)
+    for path, count in paths.items():
+        if count > 1:
+            yield f"{count} of the sources are one folder, {path}"
 
 
 def open(source: str | Path) -> Model:

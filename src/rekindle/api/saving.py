@@ -46,7 +46,10 @@ def save(
     workers: int,
     progress: Progress,
 ) -> None:
-    """Write the result, or a part of it, to `out`: whole or not at all; raises CheckFailed where it has NaN."""
+    """Write the result, or a part of it, to `out`: whole or not at all; raises CheckFailed where it has NaN.
+
+    A result of several sources that has NaN is not kept.
+    """
     for source in model.checkpoint.sources.values():
         source.folder.need_weights()
     check_apart(model, out, options.config)
@@ -71,6 +74,8 @@ def save(
     with place_of as folder:
         how = {"workers": workers, "resume": resume, "progress": progress, "calibrate": calibrate}
         written = saving.write(job, folder, out, part=part, unpacked=unpacked, **how)
+        if model.sources:  # where it came from is to be seen in them: the result is of no use
+            saving.check_finite(written, out, *model.given.values())
         _describe(model, folder, out, options, {} if part else written)
         if not part:
             saving.close_journal(folder)

@@ -2,9 +2,10 @@
 
 The point whose weighted squared angles to all directions are least: the mean of the tangents at it is zero. It lies in
 the span of the tensors, so all of the iteration is over their inner products, K numbers at a time, and the result is
-one sum with weights. Equal tensors come back bit for bit; two are SLERP halfway.
+one sum with weights. Equal tensors come back bit for bit; two of one length are SLERP halfway.
 
-Departures: none. Where directions are opposite there is no such point, and the line is taken.
+Departures: lengths are averaged apart. Where two directions are opposite, or a tensor is all zeros, there is no such
+point, and the line is taken.
 
 Source: Karcher 1977, "Riemannian center of mass and mollifier smoothing", CPAM 30; on the sphere Buss and Fillmore
 2001, ACM Trans. Graphics 20(2), algorithm A1.
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rekindle.edit import Expr
-from rekindle.edit.combine import Linear, linear
+from rekindle.edit.combine import Linear
 from rekindle.edit.weighing import Products
 
 STEPS, CLOSE = 200, 1e-12
@@ -58,6 +59,8 @@ def middle(products_KK: NDArray[np.float64], by_K: NDArray[np.float64]) -> NDArr
 
 
 def karcher(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
-    if sum(map(bool, weights)) == 1:
-        return linear(xs, weights)
-    return Linear(xs, Middle(xs, given=tuple(weights))["weights"])
+    counted = [(x, a) for x, a in zip(xs, weights, strict=True) if a]
+    if len(counted) == 1:
+        return counted[0][0]
+    xs = [x for x, _ in counted]
+    return Linear(xs, Middle(xs, given=tuple(a for _, a in counted))["weights"])

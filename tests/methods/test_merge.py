@@ -72,10 +72,12 @@ def paper_slerp(ws, w0, t=0.3):
 
 
 def paper_karcher(ws, w0, weights=None):
-    """Buss and Fillmore, algorithm A1, on the vectors themselves; the mean of the lengths."""
+    """Buss and Fillmore, algorithm A1, on the vectors themselves; the mean of the lengths. No arc: the line."""
     weights = np.full(len(ws), 1 / len(ws)) if weights is None else weights
     lengths = [np.linalg.norm(w) for w in ws]
     units = [w / n for w, n in zip(ws, lengths)]
+    if min((u * v).sum() for u in units for v in units) < -1 + 1e-12:
+        return paper_linear(ws, None, weights)
     q = paper_linear(units, None, weights)
     q = q / np.linalg.norm(q)
     for _ in range(300):
@@ -180,3 +182,218 @@ def test_a_way_is_its_formula(tmp_path, how, dtype):
         expected = formula(tensor, w0[name]) if formula else paper_dare(tensor, w0[name], f"tensor {name}")
         scale = max(1, *(np.abs(w).max() for w in tensor))
         assert np.abs(found[name] - expected).max() <= EPS[dtype] * scale, name
+
+
+# -- closed forms and hand examples ---------------------------------------------------------------------------------
+
+
+def products(*vectors):
+    return np.array([[x @ y for y in vectors] for x in map(np.asarray, vectors)], float)
+
+
+def test_slerp_of_known_angles():
+    """At right angles sin and cos of t's share of it; on a line, and where there is no arc, the line."""
+    right = products([1, 0], [0, 1])
+    for t in (0.0, 0.25, 0.5, 1.0):
+        assert arc(right, t) == pytest.approx([np.cos(t * np.pi / 2), np.sin(t * np.pi / 2)])
+    assert arc(products([1, 0], [np.cos(1.2), np.sin(1.2)]), 0.5) == pytest.approx(np.full(2, 0.5 / np.cos(0.6)))
+    for same in (
+        products([3, 4], [3, 4]),
+        products([3, 4], [6, 8]),
+        products([1, 0], [-1, 0]),
+        products([0, 0], [1, 0]),
+    ):
+        assert arc(same, 0.3) == pytest.approx([0.7, 0.3], abs=0)
+
+
+def test_karcher_of_two_is_slerp_halfway_and_of_any_number_has_no_order():
+    rng = np.random.default_rng(0)
+    vectors = [x / np.linalg.norm(x) for x in rng.standard_normal((5, 9))]
+    assert middle(products(*vectors[:2]), np.full(2, 0.5)) == pytest.approx(arc(products(*vectors[:2]), 0.5))
+    weights = np.array([0.1, 0.3, 0.2, 0.25, 0.15])
+    found = middle(products(*vectors), weights) @ vectors
+    order = [3, 1, 4, 0, 2]
+    again = middle(products(*[vectors[i] for i in order]), weights[order]) @ [vectors[i] for i in order]
+    assert again == pytest.approx(found, abs=1e-9)
+    assert np.linalg.norm(found) == pytest.approx(1)
+    assert middle(products([1, 0], [0, 1], [1, 0]), np.full(3, 1 / 3)) @ [[1, 0], [0, 1], [1, 0]] == pytest.approx(
+        [np.cos(np.pi / 6), np.sin(np.pi / 6)]  # a third of the way round the right angle
+    )
+    for opposite in (products([1, 0], [-1, 0]), products([2.0], [-3.0]), products([1, 0.0], [-1, 1e-9])):
+        assert middle(opposite, np.full(2, 0.5)).tolist() == [0.5, 0.5]
+    assert middle(products([1.0], [1.0], [-1.0]), np.full(3, 1 / 3)).tolist() == [1 / 3] * 3
+    assert middle(products([2, 0], [0, 4]), np.full(2, 0.5)) @ [[2, 0], [0, 4]] == pytest.approx(
+        3 * np.sqrt([0.5, 0.5])
+    )
+
+
+def test_stock_at_the_ends_and_between():
+    same, apart = products([1, 2], [1, 2]), products([1, 0], [0, 1])
+    assert ratio(same) == pytest.approx(1)
+    assert ratio(apart) == 0
+    half = products([1, 0], [0.5, np.sqrt(0.75)])
+    assert ratio(half) == pytest.approx(2 * 0.5 / 1.5)
+    assert ratio(products([1, 0], [-1, 0.1])) == 0
+    assert ratio(products([1, 0], [0, 0])) == 0
+
+
+def test_weights_of_a_series_by_hand():
+    assert mean(4) == [0.25] * 4
+    assert ema(3, 0.5) == [0.25, 0.25, 0.5]
+    assert ema(3, 0.9) == pytest.approx([0.81, 0.09, 0.1])
+    assert wsm(4, "linear") == pytest.approx(mean(4))
+    assert wsm(4, "1-sqrt") == pytest.approx(
+        [np.sqrt(0.25), np.sqrt(0.5) - 0.5, np.sqrt(0.75) - np.sqrt(0.5), 1 - np.sqrt(0.75)]
+    )
+    assert wsm(3, "cosine") == pytest.approx([0.25, 0.5, 0.25])
+    for count in (1, 2, 7, 40):
+        for weights in (mean(count), ema(count, 0.9), *(wsm(count, shape) for shape in ("linear", "cosine", "1-sqrt"))):
+            assert sum(weights) == pytest.approx(1)
+            assert min(weights) >= 0
+            shares = np.cumsum(weights[::-1])[::-1]  # what each update between two checkpoints counts
+            assert (np.diff(shares) <= 1e-15).all()
+
+
+def vectors(tmp_path, *rows, dtype="F64"):
+    return [written(tmp_path / f"v{i}", {"w": np.array(row, float)}, dtype) for i, row in enumerate(rows)]
+
+
+def test_ties_by_hand(tmp_path):
+    """Yadav et al., figure 1 in numbers: trim the small, elect the sign with the larger mass, mean of those that agree."""
+    base, one, two, three = vectors(
+        tmp_path, [1, 1, 1, 1, 1, 1], [4, 1.1, -1, 3, 1, 5], [2, -3, 0.9, -1, 1, 1], [3, -1, -4, 1, 1, 0]
+    )
+    # task vectors 3 .1 -2 2 0 4 | 1 -4 -.1 -2 0 0 | 2 -2 -5 0 0 -1, and of them the largest half, with those as large:
+    # 3 . -2 2 . 4 | 1 -4 . -2 . . | 2 -2 -5 . . .
+    out = api.merge([one, two, three], how="ties", base=base).save(tmp_path / "out")
+    assert read(out)["w"].tolist() == [1 + 2, 1 - 3, 1 - 3.5, 1, 1, 1 + 4]
+    out = api.merge([one, two, three], how="ties", base=base, weights=(1, 3, 0)).save(tmp_path / "more")
+    assert read(out)["w"].tolist() == [1 + (3 + 3) / 4, 1 - 4, 1 - 2, 1 - 2, 1, 1 + 4]
+
+
+def test_dare_keeps_its_share_and_the_expectation(tmp_path):
+    rng = np.random.default_rng(1)
+    base, one = rng.standard_normal(40_000), rng.standard_normal(40_000)
+    folders = [written(tmp_path / name, {"w": x}) for name, x in (("base", base), ("one", one))]
+    sums = np.zeros(40_000)
+    for seed in range(20):
+        out = api.merge([folders[1]], how="dare", base=folders[0], density=0.3, seed=seed).save(tmp_path / str(seed))
+        found = read(out)["w"]
+        kept = found != base
+        assert abs(kept.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / kept.size)
+        assert found[kept] == pytest.approx((base + (one - base) / 0.3)[kept])
+        sums += found
+    assert abs(((sums / 20 - one) / (one - base)).mean()) < 5 * np.sqrt(0.7 / 0.3 / 20 / kept.size)
+
+
+@pytest.mark.parametrize("how", ["dare", "slerp", "ties", "breadcrumbs", "stock", "karcher"])
+def test_workers_and_parts_make_the_same_bytes(tmp_path, how):
+    *folders, base = models(tmp_path, 3, "BF16")
+    over = {"base": base} if how not in ("slerp", "karcher") else {}
+    model = api.merge(folders, how=how, **over)
+    one = model.save(tmp_path / "one", workers=1, max_shard_size=500)
+    many = model.save(tmp_path / "many", workers=4, max_shard_size=500)
+    for part in ("1/3", "2/3", "3/3"):
+        api.merge(folders, how=how, **over).save(tmp_path / "parts", part=part, max_shard_size=500)
+    api.join(tmp_path / "parts")
+    for shard in sorted(one.glob("*.safetensors")):
+        assert shard.read_bytes() == (many / shard.name).read_bytes() == (tmp_path / "parts" / shard.name).read_bytes()
+    assert api.merge(folders, how=how, **over).save(tmp_path / "again", measurements=one if how != "dare" else None)
+    assert read(tmp_path / "again").keys() == read(one).keys()
+    assert all((read(tmp_path / "again")[name] == x).all() for name, x in read(one).items())
+
+
+# -- equal sources, and copies --------------------------------------------------------------------------------------
+
+KEEPS = {  # how -> (options, number of sources) of which equal ones come back bit for bit
+    "linear": ({"weights": ("0.3", "0.9", "-0.2")}, 3),
+    "slerp": ({"t": "0.3"}, 2),
+    "karcher": ({"weights": ("0.2", "0.5", "0.3")}, 3),
+    "ties": ({"density": 1.0, "weights": ("0.3", "0.1", "0.2")}, 3),
+    "mean": ({}, 3),
+    "ema": ({"decay": 0.7}, 3),
+    "wsm": ({"shape": "cosine"}, 3),
+}
+RANGE = {"F16": 1e4, "BF16": 1e37, "F32": 1e37, "F64": 1e300}
+
+
+@settings(max_examples=60, deadline=None)
+@given(how=st.sampled_from(list(KEEPS)), dtype=st.sampled_from(DTYPES), data=st.data())
+def test_equal_sources_come_back_bit_for_bit(tmp_path_factory, how, dtype, data):
+    """Zeros of both signs, numbers too small to be normal, large ones: the bits of each."""
+    size = RANGE[dtype]
+    numbers = st.one_of(
+        st.sampled_from([0.0, -0.0, 1.0, -1.0, size, -size, 6e-8, -6e-8]),
+        st.floats(-4, 4, width=32),
+        st.floats(-size, size),
+    )
+    values = data.draw(st.lists(numbers, min_size=1, max_size=40))
+    others = data.draw(st.lists(numbers, min_size=len(values), max_size=len(values)))
+    assume(dtype == "F64" or max(map(abs, values)) * len(values) < 1e19 or how not in ("slerp", "karcher"))
+    options, count = KEEPS[how]
+    tmp = tmp_path_factory.mktemp("equal")
+    folders = [written(tmp / str(i), {"w": np.array(values)}, dtype) for i in range(count)]
+    over = {"base": written(tmp / "base", {"w": np.array(others)}, dtype)} if how == "ties" else {}
+    out = api.merge(folders, how=how, **options, **over).save(tmp / "out")
+    assert stored(out) == stored(folders[0])
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    return {
+        name: Path(x.path).read_bytes()[x.offset : x.offset + x.nbytes]
+        for name, x in open_folder(folder).tensors.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "which"),
+    [
+        ("linear", {"weights": ("0", "1", "0")}, 1),
+        ("linear", {"weights": ("2", "0", "0"), "normalize": True}, 0),
+        ("karcher", {"weights": ("0", "0", "1")}, 2),
+        ("task", {"weights": ("0", "1", "0")}, 1),
+        ("task", {"weights": ("0", "0", "0")}, None),
+        ("ema", {"decay": 0.0}, 2),
+        ("dare", {"weights": ("0", "1", "0"), "density": 1.0}, 1),
+    ],
+)
+def test_a_source_of_weight_one_is_copied(tmp_path, how, options, which):
+    *folders, base = models(tmp_path, 4)
+    over = {"base": base} if how in ("task", "dare") else {}
+    model = api.merge(folders, how=how, **options, **over)
+    assert model.job().plan.counts["copied"]["tensors"] == len(TENSORS)
+    assert model.checkpoint.promise.exact
+    assert stored(model.save(tmp_path / "out")) == stored(base if which is None else folders[which])
+
+
+@pytest.mark.parametrize(("t", "which"), [("0", 0), ("1", 1)])
+def test_slerp_at_its_ends_is_a_copy(tmp_path, t, which):
+    folders = models(tmp_path, 2)
+    model = api.merge(folders, how="slerp", t=t)
+    assert model.job().plan.counts["copied"]["tensors"] == len(TENSORS)
+    assert model.job().measurements == []
+    assert stored(model.save(tmp_path / "out")) == stored(folders[which])
+
+
+# -- ranks ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    values=st.lists(st.sampled_from([0.0, 0.1, -0.1, 0.25, 1.0, -3.0, 1e-30, 7.0, 7.0000001]), min_size=1, max_size=60),
+    density=st.floats(0.01, 1),
+    gamma=st.floats(0, 0.5),
+)
+def test_what_is_kept_is_at_exact_ranks(tmp_path_factory, dtype, values, density, gamma):
+    """Against np.partition, with values that repeat, and ones that float32 cannot tell apart."""
+    assume(gamma + density <= 1)
+    tmp = tmp_path_factory.mktemp("ranks")
+    n = len(values)
+    folders = [written(tmp / str(i), {"w": x}, dtype) for i, x in enumerate([np.zeros(n), np.array(values)])]
+    out = api.merge([folders[1]], how="breadcrumbs", base=folders[0], density=density, gamma=gamma).save(tmp / "out")
+    tau, first = read(folders[1])["w"], round(gamma * n)
+    last = min(n, first + max(1, round(density * n))) - 1
+    ranked = -np.partition(-np.abs(tau), sorted({min(first, n - 1), last}))
+    expected = np.where((np.abs(tau) <= ranked[min(first, n - 1)]) & (np.abs(tau) >= ranked[last]), tau, 0)
+    assert read(out)["w"].tolist() == expected.tolist()

@@ -103,7 +103,7 @@ def merge(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
         weights = _summed([course.at(role, first.settings) for course in weights_of(role)], config, role)
         own = base.tensors[role] if base else None
         child.tensors[role] = combine([m.tensors[role] for m in models.values()], weights, own, config, str(role))
-    return child.noting(*notes(used, first)).promising(_promise(child, list(models.values())))
+    return child.noting(*notes(used, first)).promising(_promise(child, used.values()))
 
 
 def _base(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint | None:
@@ -117,7 +117,7 @@ def _way(how: str) -> Callable[[Sequence[Expr], Sequence[float], Expr | None, Co
     return getattr(import_module(MERGING + module), function)
 
 
-def _promise(child: Checkpoint, models: Sequence[Checkpoint]) -> Promise:
+def _promise(child: Checkpoint, models: Iterable[Checkpoint]) -> Promise:
     for model in models:
         if all(x is model.tensors[role] for role, x in child.tensors.items()):
             return exact("the child is one of the sources")

@@ -24,6 +24,7 @@ from rekindle.edit.combine import Linear
 from rekindle.edit.weighing import Products
 
 STEPS, CLOSE = 200, 1e-12
+OPPOSITE = 1e-6  # radians: as near to opposite, a direction has no one way to it
 
 
 class Middle(Products):
@@ -41,14 +42,16 @@ def middle(products_KK: NDArray[np.float64], by_K: NDArray[np.float64]) -> NDArr
     cosines_KK = products_KK / np.outer(norms, norms)  # of unit vectors u_i; a point p is a sum c_i u_i
     if np.allclose(cosines_KK, 1, atol=1e-9):
         return by_K  # one direction
-    c_K = by_K / np.sqrt(by_K @ cosines_KK @ by_K)
+    squared = by_K @ cosines_KK @ by_K
+    if squared < OPPOSITE**2:
+        return by_K
+    c_K = by_K / np.sqrt(squared)
     for _ in range(STEPS):
         cosine_K = np.clip(cosines_KK @ c_K, -1, 1)
         angle_K = np.arccos(cosine_K)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            stretch_K = np.where(angle_K > CLOSE, angle_K / np.sin(angle_K), 1.0)
-        if not np.isfinite(stretch_K).all():
+        if angle_K.max() > np.pi - OPPOSITE:
             return by_K
+        stretch_K = angle_K / np.where(angle_K > 0, np.sin(angle_K), 1.0) + (angle_K == 0)
         tangent_K = by_K * stretch_K - (by_K * stretch_K) @ cosine_K * c_K  # sum_i a_i log_p(u_i)
         length = float(np.sqrt(max(0.0, tangent_K @ cosines_KK @ tangent_K)))
         if length < CLOSE:

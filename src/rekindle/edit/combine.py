@@ -67,8 +67,11 @@ class Linear(Computed):
 
 
 def linear(xs: Sequence[Expr], by: Sequence[float]) -> Expr:
-    """sum_i a_i w_i without the tensors whose weight is 0; one with the weight 1 is that tensor itself."""
-    counted = [(x, a) for x, a in zip(xs, by, strict=True) if a]
+    """sum_i a_i w_i without the tensors whose weight is 0; one with the weight 1 is that tensor itself.
+
+    The largest weight comes first: from there the others are small steps, and Adam's second moments stay positive.
+    """
+    counted = sorted(((x, a) for x, a in zip(xs, by, strict=True) if a), key=lambda one: -one[1])
     if len(counted) == 1 and counted[0][1] == 1:
         return counted[0][0]
     if not counted:

@@ -18,7 +18,7 @@ from rekindle.methods import merge as merge_
 from rekindle.store.folder import open_folder
 
 BASE = "base"  # the key of what the others were trained from
-NAME = re.compile(r"[\w.-]+")
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")  # a/b: b of what is called a
 
 Source = Model | str | Path
 

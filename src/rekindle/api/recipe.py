@@ -63,10 +63,11 @@ class Bench:
         return self._models[self._last]
 
     def _named(self, names: Sequence[str]) -> dict[str, Model]:
-        """The models of these names; of a series all."""
+        """The models of these names; of a series all, where nothing is made of it yet that is called so."""
         found: dict[str, Model] = {}
         for name in names:
-            ones = {key: model for key, model in self._models.items() if key == name or key.startswith(f"{name}/")}
+            under = {key: model for key, model in self._models.items() if key.startswith(f"{name}/")}
+            ones = {name: self._models[name]} if name in self._models else under
             if not ones:
                 known = ", ".join(key for key in self._models if key)
                 raise RekindleError(f"Nothing in the recipe is called {name!r}.", where=self._path, hint=known)

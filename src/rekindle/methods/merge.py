@@ -182,7 +182,7 @@ def _summed(weights: Sequence[float], config: Config, role: Role) -> Sequence[fl
         raise RekindleError(what, hint="--how linear or task, where a model is to be taken away")
     if config.normalize:
         if abs(total) <= ONE:
-            raise RekindleError(f"The weights of {role} sum to {total:g}: they cannot be divided by it.")
+            raise RekindleError(f"The weights of {role} sum to 0: they cannot be divided by it.", hint="other weights")
         return [a / total for a in weights]
     if config.how in AVERAGES and abs(total) <= ONE:
         raise RekindleError(f"The weights of {role} sum to 0: nothing is left of the models.", hint="other weights")

@@ -20,7 +20,8 @@ PACKED = ("phi3", "gpt_neox", "gpt2")  # several roles in a tensor, or transpose
 DECODERS = DENSE + PLAIN + SPARSE
 ENCODERS = ("bert",)
 ENCODER_DECODERS = ("t5", "mt5", "umt5", "switch_transformers", "t5gemma", "t5gemma2")
-FAMILIES = DECODERS + ENCODERS
+ONE_TOWER = DECODERS + ENCODERS
+FAMILIES = ONE_TOWER + ENCODER_DECODERS
 V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}  # of t5
 MASKED = {"architectures": ["BertForMaskedLM"]}  # bert with its head
 

@@ -21,6 +21,9 @@ from rekindle.store.header import read_header
 
 TWIN = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe", "olmo2": "flex_olmo"}
 
+TOWERS = ("t5", "mt5", "umt5", "t5gemma", "t5gemma2")
+EVERYWHERE = {"num_sparse_encoder_layers": 4, "num_sparse_decoder_layers": 4}  # experts, of a switch
+
 NO_KV_HEADS = ("gpt2", "gpt_neox", "deepseek_v3")
 KV_HEADS = tuple(family for family in DECODERS if family not in NO_KV_HEADS)
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
@@ -55,6 +58,9 @@ ROWS = [
     ("grow-depth", {"layers": 5, "order": "llama-pro"}, ("mistral", "mixtral"), {"sliding_window": 8}),
     ("grow-depth", {"layers": 5, "order": "llama-pro"}, ("qwen2", "qwen3"), WINDOWS),
     ("grow-depth", {"layers": 3}, ("llama", "qwen2_moe"), {}),
+    ("grow-depth", {"factor": 2, "order": "llama-pro", "tower": "decoder"}, TOWERS, {}),
+    ("grow-depth", {"factor": 2, "order": "llama-pro", "tower": "both"}, ("t5", "t5gemma2"), {}),
+    ("grow-depth", {"factor": 2, "order": "llama-pro", "tower": "both"}, ("switch_transformers",), EVERYWHERE),
     ("grow-experts", {"noise": 0.0}, SPARSE, {}),
     ("grow-experts", {"noise": 0.0, "factor": 3}, SPARSE, {}),
     ("grow-experts", {"noise": 0.0}, ("qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo"), {"norm_topk_prob": True}),

@@ -15,7 +15,9 @@ from rekindle.apply.identity import identity
 from rekindle.apply.join import RECORD, measured_by_others
 from rekindle.apply.measure import FOLDER as FOUND
 from rekindle.apply.measure import Calibrate, Found, fingerprint, read_found, settle, write_found
-from rekindle.apply.optimizer import STATE, recycle, states_of, write_info
+from rekindle.apply.moments import DESCRIPTION as STATE
+from rekindle.apply.moments import write_info
+from rekindle.apply.optimizer import recycle, states_of
 from rekindle.apply.parts import Identity, Part, Record, owners
 from rekindle.apply.shards import Shard, cut, write_index
 from rekindle.apply.threads import cores, one_for_each_worker

@@ -120,7 +120,8 @@ class Checkpoint:
         tensors = {role: x for role, x in self.tensors.items() if role.tower != name}
         tensors |= {role._replace(tower=name): x for role, x in child.tensors.items()}
         made = self.derive(settings=family.settings(config), config=config, tensors=tensors)
-        return made.noting(*child.notes).telling(*child.findings).promising(child.promise)
+        remarks = [remark for remark in family.remarks(made.settings) if remark not in made.notes]
+        return made.noting(*child.notes, *remarks).telling(*child.findings).promising(child.promise)
 
     # -- making a child --------------------------------------------------------------------------------------
 

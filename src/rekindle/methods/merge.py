@@ -58,6 +58,7 @@ WAYS = {  # how -> (what combines one tensor of each, options it reads)
 SERIES = ("mean", "ema", "wsm")
 POSITIVE = ("karcher", "ties")  # weigh a mean of directions, or a vote: no weight below 0, and one above
 AVERAGES = ("linear", "karcher")  # weights sum to 1
+AVERAGED = ("linear", "task", *SERIES)  # moments can be averaged with the weights
 OVER_BASE = tuple(how for how, (_, reads) in WAYS.items() if "base" in reads)
 
 
@@ -103,7 +104,7 @@ def merge(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
         weights = _summed([course.at(role, first.settings) for course in weights_of(role)], config, role)
         own = base.tensors[role] if base else None
         child.tensors[role] = combine([m.tensors[role] for m in models.values()], weights, own, config, str(role))
-    return child.noting(*notes(used, first)).promising(_promise(child, used.values()))
+    return child.noting(*notes(used, first)).promising(_promise(child, used.values(), config.how))
 
 
 def _base(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint | None:
@@ -117,11 +118,12 @@ def _way(how: str) -> Callable[[Sequence[Expr], Sequence[float], Expr | None, Co
     return getattr(import_module(MERGING + module), function)
 
 
-def _promise(child: Checkpoint, models: Iterable[Checkpoint]) -> Promise:
+def _promise(child: Checkpoint, models: Iterable[Checkpoint], how: str) -> Promise:
     for model in models:
         if all(x is model.tensors[role] for role, x in child.tensors.items()):
             return exact("the child is one of the sources")
-    return lossy("a merge computes the function of none of its sources; moments, where they are carried, approximate")
+    carried = "; moments that are carried are approximate" if how in AVERAGED else ""
+    return lossy(f"a merge computes the function of none of its sources{carried}")
 
 
 # -- weights ---------------------------------------------------------------------------------------------------

@@ -255,13 +255,17 @@ def test_one_folder_twice_is_told(desk):
 
 def test_nothing_is_left_of_what_has_nan(desk):
     """In the pass that measures, or in what was written: neither OUT nor anything hidden beside it."""
-    tensors = {n: (d, s, b"\x80\x7f" + b[2:]) for n, (d, s, b) in llama_tensors().items()}
-    write_llama(desk / "bad", tensors=tensors)  # 0x7f80: infinity, whose difference to itself is none
+    odd = {"model.norm.weight": b"\xc0\x7f"}  # NaN; all others infinity
+    tensors = {n: (d, s, odd.get(n, b"\x80\x7f") + b[2:]) for n, (d, s, b) in llama_tensors().items()}
+    write_llama(desk / "bad", tensors=tensors)
     before = sorted(os.listdir(desk))
     with pytest.raises(CheckFailed, match="are NaN or infinite") as failed:
         rekindle.merge(["one", "bad"]).save("out")
     assert "a source has such values" in failed.value.why
     assert "inspect bad --nan" in failed.value.hint
+    for how in ({"how": "ties", "density": 1.0}, {"how": "dare", "density": 0.9}, {"how": "task", "lambda_": 0.5}):
+        with pytest.raises(CheckFailed, match="are NaN or infinite"):
+            rekindle.merge(["one", "bad"], base="base", **how).save("out")
     for how, over in (("slerp", {}), ("karcher", {}), ("ties", {"base": "base"}), ("stock", {"base": "base"})):
         with pytest.raises(RekindleError, match="has NaN or infinite values") as refused:
             rekindle.merge(["one", "bad"], how=how, **over).save("out")
@@ -325,6 +329,15 @@ def test_a_dry_run_prices_the_passes_and_names_what_is_not_read(desk):
     human = ran("merge", "one", "two", "out", "--weights", "1,0", "--dry-run")
     assert "dropped: s2:lm_head.weight" in human
     assert "exact: the child is one of the sources" in human
+
+
+def test_nan_is_not_taken_for_agreement(desk):
+    """TIES asks for signs, and NaN has none: it must not vanish into the base."""
+    tensors = llama_tensors()
+    dtype, shape, data = tensors["model.norm.weight"]
+    write_llama(desk / "bad", tensors=tensors | {"model.norm.weight": (dtype, shape, b"\xc0\x7f" + data[2:])})
+    with pytest.raises(CheckFailed, match=r"^1 computed values are NaN"):
+        rekindle.merge(["one", "bad"], how="ties", base="base", density=1.0).save("out")
 
 
 def test_card_report_and_lineage_name_every_source(desk, monkeypatch):

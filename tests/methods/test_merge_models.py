@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from apply.apply_moments import moments_of, write_moments
 from safetensors.numpy import load_file, save_file
 
 from rekindle import api
+from rekindle.anatomy import Role
 from rekindle.apply.load import quietly
 from rekindle.errors import RekindleError
 from rekindle.methods.merging.slerp import arc
+from rekindle.methods.merging.weights import course
 
 Arrays = dict[str, np.ndarray]
 
@@ -84,6 +87,20 @@ def test_each_tower_has_layers_of_its_own(pair, tmp_path):
     assert found["encoder.final_layer_norm.weight"] == pytest.approx(1, abs=1e-6)
     assert found["decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] == pytest.approx(0, abs=1e-6)
     assert found["shared.weight"] == pytest.approx(0, abs=1e-6)
+
+
+def test_values_stand_at_their_layers_exactly():
+    """Where a layer is as far as one of the values, it has that value: 0 and 1 are copies."""
+    for layers in range(2, 60):
+        for count in range(2, layers + 1):
+            if (layers - 1) % (count - 1):
+                continue
+            numbers = [i % 2 for i in range(count)]
+            every, settings = (layers - 1) // (count - 1), SimpleNamespace(towers={}, num_layers=layers)
+            found = [
+                course(":".join(map(str, numbers)), "t").at(Role("attn.q", i * every), settings) for i in range(count)
+            ]
+            assert found == numbers
 
 
 # -- layouts ---------------------------------------------------------------------------------------------------------

@@ -45,8 +45,8 @@ class Linear(Computed):
         by, near = (array(self.by).tolist(), CALCULATED) if isinstance(self.by, Found) else (self.by, ONE)
         first = self.xs[0].values(lo, hi, reader)
         affine = abs(sum(by) - 1) <= near
-        total = first.copy() if affine else first * first.dtype.type(by[0])
-        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are counted where they are written
+        with unsaid():
+            total = first.copy() if affine else first * first.dtype.type(by[0])
             for x, a in zip(self.xs[1:], by[1:], strict=True):
                 part = x.values(lo, hi, reader)
                 if affine:
@@ -93,7 +93,8 @@ class Kept(Computed):
 
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         x, base = self.x.values(lo, hi, reader), self.base.values(lo, hi, reader)
-        size = np.abs(x - base)
+        with unsaid():
+            size = np.abs(x - base)
         return np.where((size >= number(self.lo)) & (size <= number(self.hi)), x, base)
 
     def transposed(self) -> Expr:
@@ -116,7 +117,8 @@ class Dropped(Computed):
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         x, base, width = self.x.values(lo, hi, reader), self.base.values(lo, hi, reader), self.row_size
         kept = uniform_block(self.seed, self.key, lo * width, hi * width).reshape(x.shape) < self.density
-        return np.where(kept, base + (x - base) / x.dtype.type(self.density), base)
+        with unsaid():
+            return np.where(kept, base + (x - base) / x.dtype.type(self.density), base)
 
 
 class Elected(Computed):
@@ -144,9 +146,10 @@ class Elected(Computed):
         base = self.base.values(lo, hi, reader)
         xs = [x.values(lo, hi, reader) for x in self.xs]
         by = [base.dtype.type(a / max(self.by)) for a in self.by]  # the most is 1: its smallest entry has mass
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with unsaid():
             side = np.sign(sum((x - base) * a for x, a in zip(xs, by, strict=True)))
             mean, weight = np.where(xs[0] == base, xs[0], base), np.zeros_like(base)
+            mean[np.isnan(side)] = np.nan
             for x, a in zip(xs, by, strict=True):  # the mean of those so far moves a / weight of the way to the next
                 chosen = (np.sign(x - base) == side) & (side != 0)
                 weight = np.where(chosen, weight + a, weight)
@@ -156,6 +159,11 @@ class Elected(Computed):
 
     def transposed(self) -> Expr:
         return Elected([x.transposed() for x in self.xs], self.base.transposed(), self.by)
+
+
+def unsaid() -> np.errstate:
+    """No warnings of infinities and NaN: they are counted where they are written."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
 def alike(xs: Sequence[Expr]) -> None:

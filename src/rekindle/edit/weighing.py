@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rekindle.edit.combine import unsaid
 from rekindle.edit.expressions import Expr, Reader, Transposed
 from rekindle.edit.measure import STEP, Activations, Measurement
 from rekindle.errors import RekindleError
@@ -43,7 +44,7 @@ class Products(Measurement):
         for lo in range(0, rows, step):
             hi = min(lo + step, rows)
             block = np.stack([x.values(lo, hi, reader).reshape(-1).astype(np.float64) for x in xs])
-            with np.errstate(over="ignore", invalid="ignore"):
+            with unsaid():
                 block = block[:-1] - block[-1] if self.differences else block
                 total += block @ block.T
         _check_finite(total, self.of[0])
@@ -98,7 +99,7 @@ class Sizes(Measurement):
         step = max(1, STEP // max(1, x.row_size))
         for lo in range(0, x.num_rows, step):
             hi = min(lo + step, x.num_rows)
-            with np.errstate(over="ignore", invalid="ignore"):
+            with unsaid():
                 size = np.abs(x.values(lo, hi, reader) - base.values(lo, hi, reader)).reshape(-1)
             _check_finite(size, x)
             yield size.view(np.uint64 if size.itemsize == 8 else np.uint32)

@@ -340,6 +340,17 @@ def test_nan_is_not_taken_for_agreement(desk):
         rekindle.merge(["one", "bad"], how="ties", base="base", density=1.0).save("out")
 
 
+def test_measurements_are_those_of_the_same_sources(desk):
+    """Tensors of several are known by the names of their sources in the plan: s1, s2."""
+    out = rekindle.merge(["one", "two"], how="slerp").save("out")
+    again = rekindle.merge(["one", "two"], how="slerp").save("again", measurements=str(out))
+    assert hashes(again) == hashes(out)
+    for others in (["two", "one"], ["one", "base"]):
+        with pytest.raises(RekindleError, match="What was measured there is of one, two, not of") as refused:
+            rekindle.merge(others, how="slerp").save("no", measurements=str(out))
+        assert refused.value.hint
+
+
 def test_card_report_and_lineage_name_every_source(desk, monkeypatch):
     shutil.move("one", "first")
     out = rekindle.merge({"a": "first", "b": "two"}, how="task", base="base").save("out")

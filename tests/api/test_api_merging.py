@@ -340,6 +340,15 @@ def test_nan_is_not_taken_for_agreement(desk):
         rekindle.merge(["one", "bad"], how="ties", base="base", density=1.0).save("out")
 
 
+def test_a_copy_is_compared_with_what_it_is_a_copy_of(desk):
+    assert "next:  rekindle verify out --against two\n" in ran("merge", "one", "two", "out", "--weights", "0,1")
+    assert "next:  rekindle verify sum --against one\n" in ran("merge", "one", "two", "sum")
+    base = ("--how", "task", "--base", "base", "--lambda", "0")
+    assert "next:  rekindle verify none --against base\n" in ran("merge", "one", "two", "none", *base)
+    pooled = rekindle.merge([rekindle.gqa("one", kv_heads=1), rekindle.gqa("two", kv_heads=1)], weights=(0, 1))
+    assert not pooled.checkpoint.promise.exact
+
+
 def test_measurements_are_those_of_the_same_sources(desk):
     """Tensors of several are known by the names of their sources in the plan: s1, s2."""
     out = rekindle.merge(["one", "two"], how="slerp").save("out")

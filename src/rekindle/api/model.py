@@ -17,7 +17,7 @@ from rekindle.apply.parts import parse_part
 from rekindle.apply.save import Job, SaveConfig, default_workers, prepare
 from rekindle.apply.threads import check_workers
 from rekindle.config import Resolved, resolve
-from rekindle.edit import joint, open_checkpoint
+from rekindle.edit import Checkpoint, joint, open_checkpoint
 from rekindle.errors import RekindleError
 from rekindle.methods import method_named
 from rekindle.report.text import inspected
@@ -89,9 +89,15 @@ def combined(verb: str, models: Mapping[str, Model], options: Resolved[Any]) -> 
     used = {name: models[name] for name, parent in parents.items() if parent.sources.keys() <= child.sources.keys()}
     sources = {joint(name, key): given for name, model in used.items() for key, given in model.given.items()}
     steps = [step.keyed(name) for name, model in used.items() for step in model.steps]
-    made = Model(next(iter(sources.values())), child, (*steps, Step(verb, options, of=tuple(used))), sources)
     child.noting(*_twice(models))
-    return made
+    first = next(iter(used[_compared(child, {name: parents[name] for name in used})].given.values()))
+    return Model(first, child, (*steps, Step(verb, options, of=tuple(used))), sources)
+
+
+def _compared(child: Checkpoint, parents: Mapping[str, Checkpoint]) -> str:
+    """Which parent verify compares the child with: the one that it is, where it is one, else the first."""
+    same = (name for name, p in parents.items() if all(x is p.tensors.get(role) for role, x in child.tensors.items()))
+    return next(same, next(iter(parents)))
 
 
 def _twice(models: Mapping[str, Model]) -> Iterator[str]:

@@ -121,7 +121,7 @@ def _way(how: str) -> Callable[[Sequence[Expr], Sequence[float], Expr | None, Co
 def _promise(child: Checkpoint, models: Iterable[Checkpoint], how: str) -> Promise:
     for model in models:
         if all(x is model.tensors[role] for role, x in child.tensors.items()):
-            return exact("the child is one of the sources")
+            return exact("the child is one of the sources") if model.promise.exact else model.promise
     carried = "; moments that are carried are approximate" if how in AVERAGED else ""
     return lossy(f"a merge computes the function of none of its sources{carried}")
 

@@ -5,7 +5,7 @@ rest is taken for noise; what is kept is added to the base as in task arithmetic
 
 Departures: of entries of one size as large as the last outlier, or as the last one kept, all are kept.
 
-Source: Davari and Belilovsky 2023, "Model Breadcrumbs", arXiv 2312.06795, section 3: masks made layer by layer.
+Source: Davari and Belilovsky 2023, "Model Breadcrumbs", arXiv 2312.06795: masks made layer by layer.
 """
 
 from __future__ import annotations

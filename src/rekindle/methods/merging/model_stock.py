@@ -9,7 +9,7 @@ common are noise around it (t = 0).
 Departures: a mean cosine below 0 counts as 0 (the formula would step back behind the base), and so does that of a
 tensor which one of the fine-tunes has left as it was.
 
-Source: Jang et al. 2024, "Model Stock", arXiv 2403.19522, section 4.2, eq. 5 and its extension to k models.
+Source: Jang et al. 2024, "Model Stock", arXiv 2403.19522: the ratio for two models, and its extension to k.
 """
 
 from __future__ import annotations

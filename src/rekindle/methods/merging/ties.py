@@ -10,7 +10,7 @@ Departures: entries are ranked within their tensor, not within the whole model, 
 (other tools do the same); where several entries have the size of the last one kept, all are kept; `weights` weigh both
 the mass and the mean (the paper: equal), and a source of weight 0 has no say.
 
-Source: Yadav et al. 2023, "TIES-Merging", arXiv 2306.01708, section 3, algorithm 1.
+Source: Yadav et al. 2023, "TIES-Merging", arXiv 2306.01708, algorithm 1.
 """
 
 from __future__ import annotations

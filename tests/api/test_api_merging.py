@@ -360,6 +360,11 @@ def test_measurements_are_those_of_the_same_sources(desk):
         assert refused.value.hint
 
 
+def test_memory_does_not_grow_with_a_series(desk):
+    needed = [rekindle.merge(["one"] * count, how="mean").job().memory(2) for count in (2, 40)]
+    assert needed[0] == needed[1]
+
+
 def test_card_report_and_lineage_name_every_source(desk, monkeypatch):
     shutil.move("one", "first")
     out = rekindle.merge({"a": "first", "b": "two"}, how="task", base="base").save("out")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tiny_models import save_tiny
 
 from rekindle import api
 from rekindle.cli.verbs import GROUPS, rekindle
@@ -91,7 +92,8 @@ def desk(tmp_path_factory):
                 "'", ""
             )
         )
-        api.init("CKPT", hidden=32, layers=2, heads=4, ffn=64, tokenizer="bpe:512", data="corpus")
+        size = {"hidden": 32, "layers": 2, "heads": 4, "ffn": 64, "tokenizer": "bpe:512", "data": "corpus"}
+        api.init("CKPT", **size)
         api.rewrite("CKPT").save("SRC", checksum=True)
         api.upcycle("CKPT", experts=4).save("MOE")
         api.utility("MOE", "scores.json", data="corpus", batches=1, batch_tokens=1024, seq_len=64)
@@ -102,6 +104,9 @@ def desk(tmp_path_factory):
         (desk / "grid.yaml").write_text(GRID)
         for step in (1200, 1400, 1600):
             shutil.copytree(desk / "SRC", desk / "run" / f"step-{step}")
+        for seed, name in enumerate(("SRC2", "SRC3", "run/checkpoint-500", "run/checkpoint-1000"), 1):
+            api.init(name, **size, seed=seed)
+        save_tiny(desk / "T5", "t5", "float32", False, {})
         yield desk
 
 

@@ -89,12 +89,12 @@ def make(config: dict) -> Any:
     return cls.from_config(made) if name.startswith("Auto") else cls(made)
 
 
-def save_tiny(folder: Path, family: str, dtype: str, fused: bool, changes: dict) -> Path:
+def save_tiny(folder: Path, family: str, dtype: str, fused: bool, changes: dict, seed: int = 0) -> Path:
     import torch
 
     from rekindle.apply.load import quietly
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     with quietly():
         model = make(tiny_config(family, **changes) | {"model_type": family})
         for name, parameter in model.named_parameters():  # norms and biases too must matter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rekindle.methods import merge as merge_
 from rekindle.store.folder import open_folder
 
 BASE = "base"  # the key of what the others were trained from
-NAME = re.compile(r"[\w.-]+")
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")  # a/b: b of what is called a
 
 Source = Model | str | Path
 
@@ -37,11 +38,13 @@ def merge(
 
 
 def merged(models: Mapping[str, Model], base: Source | None, config: Resolved[merge_.Config]) -> Model:
-    """`merge` of models that have names already."""
-    own = {BASE: base if isinstance(base, Model) else _only(base)} if base is not None else {}
-    if taken := sorted(own.keys() & models.keys()):
-        raise RekindleError(f"One of the sources is called {taken[0]}, and so is the base.", hint="another name")
-    return combined("merge", {**models, **own}, config)
+    """`merge` of models that have names already, with a base that gets one."""
+    if base is None:
+        return combined("merge", models, config)
+    if BASE in models:
+        raise RekindleError(f"One of the sources is called {BASE}, and so is the base.", hint="another name")
+    own = base if isinstance(base, Model) else _only(base)
+    return combined("merge", {**models, BASE: own}, replace(config, config=replace(config.config, base=BASE)))
 
 
 def named(sources: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str, Model]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rekindle.apply.parts import parse_part
 from rekindle.apply.save import Job, SaveConfig, default_workers, prepare
 from rekindle.apply.threads import check_workers
 from rekindle.config import Resolved, resolve
-from rekindle.edit import joint, open_checkpoint
+from rekindle.edit import Checkpoint, joint, open_checkpoint
 from rekindle.errors import RekindleError
 from rekindle.methods import method_named
 from rekindle.report.text import inspected
@@ -85,9 +86,26 @@ def combined(verb: str, models: Mapping[str, Model], options: Resolved[Any]) -> 
     """A method of several models applied to these, by name; raises RekindleError where it does not fit them."""
     parents = {name: model.as_parent.keyed(name) for name, model in models.items()}
     child = method_named(verb).function(parents, options.config)
-    sources = {joint(name, key): given for name, model in models.items() for key, given in model.given.items()}
-    steps = [step.keyed(name) for name, model in models.items() for step in model.steps]
-    return Model(next(iter(sources.values())), child, (*steps, Step(verb, options, of=tuple(models))), sources)
+    used = {name: models[name] for name, parent in parents.items() if parent.sources.keys() <= child.sources.keys()}
+    sources = {joint(name, key): given for name, model in used.items() for key, given in model.given.items()}
+    steps = [step.keyed(name) for name, model in used.items() for step in model.steps]
+    child.noting(*_twice(models))
+    first = next(iter(used[_compared(child, {name: parents[name] for name in used})].given.values()))
+    return Model(first, child, (*steps, Step(verb, options, of=tuple(used))), sources)
+
+
+def _compared(child: Checkpoint, parents: Mapping[str, Checkpoint]) -> str:
+    """Which parent verify compares the child with: the one that it is, where it is one, else the first."""
+    same = (name for name, p in parents.items() if all(x is p.tensors.get(role) for role, x in child.tensors.items()))
+    return next(same, next(iter(parents)))
+
+
+def _twice(models: Mapping[str, Model]) -> Iterator[str]:
+    """Folders that stand among the models more than once, as they are."""
+    paths = Counter(model.checkpoint.folder.path.resolve() for model in models.values() if not model.steps)
+    for path, count in paths.items():
+        if count > 1:
+            yield f"{count} of the sources are one folder, {path}"
 
 
 def open(source: str | Path) -> Model:

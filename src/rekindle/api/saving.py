@@ -19,7 +19,7 @@ from rekindle.apply.measure import FOLDER as MEASURED
 from rekindle.apply.parts import Part
 from rekindle.apply.save import Job, SaveConfig
 from rekindle.apply.state import states_in
-from rekindle.config import Resolved, dump_yaml, only_in_files, option_name, to_dict
+from rekindle.config import Resolved, dump_yaml, only_in_files, option_name, read_yaml, to_dict
 from rekindle.edit.measure import Activations
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS
@@ -45,10 +45,14 @@ def save(
     workers: int,
     progress: Progress,
 ) -> None:
-    """Write the result, or a part of it, to `out`: whole or not at all; raises CheckFailed where it has NaN."""
+    """Write the result, or a part of it, to `out`: whole or not at all; raises CheckFailed where it has NaN.
+
+    A result of several sources that has NaN is not kept.
+    """
     for source in model.checkpoint.sources.values():
         source.folder.need_weights()
     check_apart(model, out, options.config)
+    _check_measured(model, options.config)
     if not part:
         check_free(out, overwrite)
     job = saving.prepare(model.checkpoint, options.config)
@@ -70,6 +74,8 @@ def save(
     with place_of as folder:
         how = {"workers": workers, "resume": resume, "progress": progress, "calibrate": calibrate}
         written = saving.write(job, folder, out, part=part, unpacked=unpacked, **how)
+        if model.sources:  # where it came from is to be seen in them: the result is of no use
+            saving.check_finite(written, out, *model.given.values())
         _describe(model, folder, out, options, {} if part else written)
         if not part:
             saving.close_journal(folder)
@@ -94,6 +100,20 @@ def check_apart(model: Decided, out: Path, config: SaveConfig) -> None:
         with explained(out):
             if out.is_dir() and not out.samefile(source.folder.path):
                 check_spares(out, None, *source.folder.shards)  # which may be links
+
+
+def _check_measured(model: Decided, config: SaveConfig) -> None:
+    """Raise RekindleError where measurements to use again are of other sources, or of these in another order.
+
+    Those of several know them by the names that they had in that plan, and by nothing else.
+    """
+    if model.sources and config.measurements:
+        recipe_there = Path(config.measurements) / "rekindle.yaml"
+        found = read_yaml(recipe_there).get("sources")
+        if found != dict(model.sources):
+            was = ", ".join(map(str, found.values())) if isinstance(found, dict) else "one source"
+            what = f"What was measured there is of {was}, not of {', '.join(model.sources.values())}."
+            raise RekindleError(what, where=recipe_there, hint="without --measurements")
 
 
 def check_keeps_state(model: Decided, out: Path, job: Job) -> None:

@@ -203,12 +203,12 @@ class Checkpoint:
         return {key: count + others for key, count in counts.items()}
 
 
-def united(parents: Sequence[Checkpoint]) -> Checkpoint:
-    """An empty child of the first, to be filled out of all of them."""
+def united(parents: Sequence[Checkpoint], like: Checkpoint) -> Checkpoint:
+    """An empty child of `like`, which is one of them, to be filled out of all of them."""
     made_of = {key: source for parent in parents for key, source in parent.sources.items()}
     notes = list(dict.fromkeys(note for parent in parents for note in parent.notes))
     findings = [found for parent in parents for found in parent.findings]
-    return replace(parents[0], made_of=made_of, notes=notes, findings=findings, tensors={}, promise=exact())
+    return replace(like, made_of=made_of, notes=notes, findings=findings, tensors={}, promise=exact())
 
 
 def _column(s: Settings) -> str:

@@ -3,7 +3,7 @@
 Each entry of w_i - w_0 is kept with probability `density` and divided by it, so that its expectation stays; what is
 kept is added to the base as in task arithmetic. Which are kept depends on the seed, the source and the tensor alone.
 
-Source: Yu et al. 2024, "Language Models are Super Mario", arXiv 2311.03099, section 3.2 (their p is 1 - density).
+Source: Yu et al. 2023, "Language Models are Super Mario", arXiv 2311.03099 (their drop rate p is 1 - density).
 """
 
 from __future__ import annotations

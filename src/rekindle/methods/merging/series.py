@@ -4,7 +4,7 @@ mean   the plain average: LAWA, of the last checkpoints of a run (Kaddour 2022, 
        arXiv 2306.03241)
 ema    e_1 = w_1, e_k = decay e_{k-1} + (1 - decay) w_k, from checkpoint to checkpoint
 wsm    the weights that a decaying learning rate would have given to the updates between the checkpoints (Tian et al.
-       2025, "WSM", arXiv 2507.17634, section 3: the theorem and its merging schemes). With w_k = w_0 + g_1 + ... + g_k,
+       2025, "WSM", arXiv 2507.17634: c_0 = 1 - r_1, c_j = r_j - r_{j+1}, c_k = r_k). With w_k = w_0 + g_1 + ... + g_k,
        sum_j c_j w_j gives update g_i the share r_i = sum_{j >= i} c_j. So for shares that fall from 1 to 0 by a shape,
        r_i = shape(i / N) for i = 1 .. N - 1 of N checkpoints, c_j = r_j - r_{j+1}. Linear decay is the plain average.
 """

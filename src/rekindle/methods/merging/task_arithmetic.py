@@ -4,7 +4,7 @@
 
 Negative weights take a task away.
 
-Source: Ilharco et al. 2023, "Editing Models with Task Arithmetic", arXiv 2212.04089, section 3.
+Source: Ilharco et al. 2023, "Editing Models with Task Arithmetic", arXiv 2212.04089.
 """
 
 from __future__ import annotations

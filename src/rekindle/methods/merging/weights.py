@@ -21,7 +21,7 @@ class Course(NamedTuple):
         if role.layer < 0:
             return self.values[-1 if role.part.split(".")[0] in AFTER else 0]
         layers = (settings.towers.get(role.tower) or settings).num_layers
-        place = role.layer / max(1, layers - 1) * (len(self.values) - 1)
+        place = role.layer * (len(self.values) - 1) / max(1, layers - 1)
         before = min(int(place), len(self.values) - 2)
         share = place - before
         return (1 - share) * self.values[before] + share * self.values[before + 1]

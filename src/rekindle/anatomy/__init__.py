@@ -15,7 +15,7 @@ from typing import Any
 
 from rekindle.anatomy.families import FAMILIES
 from rekindle.anatomy.family import OPAQUE, Family, Placed, Tensor, opaque_name
-from rekindle.anatomy.nameless import Nameless, nameless
+from rekindle.anatomy.nameless import Adapter, Nameless, adapter, nameless
 from rekindle.anatomy.packing import Packed, on_disk, packs, stacks
 from rekindle.anatomy.settings import Role, Settings
 from rekindle.errors import RekindleError
@@ -23,6 +23,7 @@ from rekindle.errors import RekindleError
 __all__ = [
     "FAMILIES",
     "OPAQUE",
+    "Adapter",
     "Family",
     "Nameless",
     "Packed",
@@ -31,6 +32,7 @@ __all__ = [
     "Settings",
     "Tensor",
     "UnknownFamily",
+    "adapter",
     "family_named",
     "family_of",
     "nameless",

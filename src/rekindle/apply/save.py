@@ -26,11 +26,12 @@ from rekindle.edit.expressions import Expr
 from rekindle.edit.measure import Measurement, measurements
 from rekindle.edit.plan import Plan, plan
 from rekindle.errors import CheckFailed, RekindleError
+from rekindle.store.folder import ADAPTER
 from rekindle.store.passengers import travels
 from rekindle.store.stamps import Stamps, check_unchanged, stamp, stamps, stamps_in
 
 MOMENTS = "optimizer/optimizer"  # of the files that hold Adam's moments
-TABLES = {"config.json", STATE}  # what the plan goes by, beside headers and indices
+TABLES = {"config.json", ADAPTER, STATE}  # what the plan goes by, beside headers and indices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from rekindle import api
-from rekindle.api.merging import BASE, merged, named
+from rekindle.api.merging import merged, named
 from rekindle.api.saving import check_apart, check_keeps_state, lost
 from rekindle.api.saving import recipe as recipe_of
 from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
@@ -46,11 +46,11 @@ def _verb(method: Method) -> click.Command:
     @click.option("--print-config", is_flag=True, help="print the resolved recipe as YAML and stop")
     def verb(sources: Any, out: str, config_file: str | None, print_config: bool, **given: Any) -> None:
         gc.disable()  # a plan is hundreds of thousands of objects that live to the end: a third of its time saved
-        base = given.get("base")
-        options = resolved(method.config, given | ({"base": BASE} if base else {}), config_file, out)
+        options = resolved(method.config, given, config_file, out)
         save = resolved(SaveConfig, given)
         if several:
-            model = merged(named(sources), base, options)
+            model = merged(named(sources), None, options)
+            options = model.steps[-1].options
         else:
             model = api.open(sources).then(method.verb, options, given.pop("tower", None))
         if print_config:

@@ -26,9 +26,10 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Literal
 
-from rekindle.anatomy import Role
+from rekindle.anatomy import Adapter, Role
 from rekindle.config import option
 from rekindle.edit import Checkpoint, Expr, Promise, exact, lossy, united
+from rekindle.edit.adapted import adapted
 from rekindle.edit.arithmetic import is_computable
 from rekindle.edit.combine import ONE
 from rekindle.errors import RekindleError, counted, together
@@ -68,7 +69,7 @@ class Config:
     by_role: dict[str, tuple[str, ...]] | None = option(
         None, help="weights of roles, such as {ffn: [1, 0], attn.q: [0.5, 0.5]}; of slerp t, [0.3]"
     )
-    base: str | None = option(None, help="the model that the sources were trained from")
+    base: str | None = option(None, help="the model that the sources were trained from, and adapters are put on")
     normalize: bool = option(False, help="divide the weights by their sum")
     any_sum: bool = option(False, help="linear: weights need not sum to 1")
     t: str = option("0.5", help="slerp: how far from the first to the second, 0 to 1; 0:1 from layer to layer")
@@ -82,10 +83,12 @@ class Config:
 
 
 def merge(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
-    """`parents` by name; the base is the one that `config.base` names."""
+    """`parents` by name; the base is the one that `config.base` names, and what adapters among them are put on."""
+    adapters = any(isinstance(model.family, Adapter) for model in parents.values())
+    parents = adapted(parents, config.base)
     base = parents.get(config.base or "")
     models = [model for name, model in parents.items() if model is not base][-(config.last or 0) :]
-    _check(config, len(models), base)
+    _check(config, len(models), base, adapters)
     check_alike({name: model for name, model in parents.items() if model is base or model in models})
     weights_of, combine = _weights(config, len(models)), _way(config.how)
     first = base or models[0]
@@ -96,8 +99,20 @@ def merge(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
             continue
         weights = _summed([course.at(role, first.settings) for course in weights_of(role)], config, role)
         own = base.tensors[role] if base else None
-        child.tensors[role] = combine([m.tensors[role] for m in models], weights, own, config, str(role))
+        xs = [model.tensors[role] for model in models]
+        same = _are_one(xs if own is None else [*xs, own]) and _keeps_equals(config.how, weights)
+        child.tensors[role] = xs[0] if same else combine(xs, weights, own, config, str(role))
     return child.promising(_promise(child, models))
+
+
+def _are_one(xs: Sequence[Expr]) -> bool:
+    """Whether these are the very same: what no adapter over one base has touched."""
+    return all(x is xs[0] for x in xs)
+
+
+def _keeps_equals(how: str, weights: Sequence[float]) -> bool:
+    """Whether tensors that are all equal come back."""
+    return how in (*OVER_BASE, "slerp") or abs(sum(weights) - 1) <= ONE
 
 
 def _way(how: str) -> Callable[[Sequence[Expr], Sequence[float], Expr | None, Config, str], Expr]:
@@ -108,7 +123,7 @@ def _way(how: str) -> Callable[[Sequence[Expr], Sequence[float], Expr | None, Co
 def _promise(child: Checkpoint, models: Sequence[Checkpoint]) -> Promise:
     for model in models:
         if all(x is model.tensors[role] for role, x in child.tensors.items()):
-            return exact("the child is one of the sources")
+            return exact("the child is one of the sources") if model.promise.exact else model.promise
     return lossy("a merge computes the function of none of its sources")
 
 
@@ -167,14 +182,15 @@ def _summed(weights: Sequence[float], config: Config, role: Role) -> Sequence[fl
 # -- refusals --------------------------------------------------------------------------------------------------
 
 
-def _check(config: Config, count: int, base: Checkpoint | None) -> None:
-    problems = [*_without_effect(config), *_out_of_range(config)]
+def _check(config: Config, count: int, base: Checkpoint | None, adapters: bool) -> None:
+    problems = [*_without_effect(config, ("how", "base") if adapters else ("how",)), *_out_of_range(config)]
     if config.how in OVER_BASE and base is None:
         why = "it adds to a base what its sources have learnt since"
         problems.append(
             RekindleError(f"--how {config.how} needs the model they were trained from.", why=why, hint="--base SRC")
         )
-    least = 1 if config.how in OVER_BASE and config.how != "stock" else 2
+    alone = adapters and config.how == "linear"  # the base with one adapter in it
+    least = 1 if alone or (config.how in OVER_BASE and config.how != "stock") else 2
     if config.how == "slerp" and count != 2:
         problems.append(RekindleError(f"SLERP is between two models, not {count}.", hint="--how karcher of any number"))
     elif count < least:
@@ -184,10 +200,10 @@ def _check(config: Config, count: int, base: Checkpoint | None) -> None:
         raise together(problems)
 
 
-def _without_effect(config: Config) -> Iterator[RekindleError]:
-    """Options that this way does not read: they would be ignored."""
+def _without_effect(config: Config, read: Sequence[str]) -> Iterator[RekindleError]:
+    """Options that this way does not read: they would be ignored. `read`: those that any way reads."""
     for f in fields(config):
-        if f.name != "how" and f.name not in WAYS[config.how][1] and getattr(config, f.name) != f.default:
+        if f.name not in read and f.name not in WAYS[config.how][1] and getattr(config, f.name) != f.default:
             flag, readers = (
                 f"--{f.name.strip('_').replace('_', '-')}",
                 [how for how, (_, reads) in WAYS.items() if f.name in reads],

@@ -19,6 +19,7 @@ from rekindle.errors import RekindleError
 from rekindle.methods import merge as merge_
 from rekindle.store.adapter import is_adapter, open_adapter
 from rekindle.store.folder import ADAPTER, open_folder
+from rekindle.store.hub import locate
 
 BASE = "base"  # the key of what the others were trained from
 NAME = re.compile(r"[\w.-]+")
@@ -123,5 +124,6 @@ def _only(source: str | Path) -> Model:
 def _opened(one: Located) -> Model:
     path = one.path
     if is_adapter(path):
+        path = path if one.archive else locate(one.given, adapter=True)
         return Model(one.given, adapter_of(open_adapter(path)))
     return Model(one.given, open_checkpoint(open_folder(path, bare=True)))

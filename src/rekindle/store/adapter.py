@@ -12,7 +12,7 @@ from rekindle.store.legacy import read_pickle
 from rekindle.store.stamps import stamps_in
 from rekindle.store.weights import Tensors, choice
 
-WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"  # in the order in which peft looks
+WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"  # in the order in which peft looks
 
 
 def is_adapter(path: Path) -> bool:
@@ -28,10 +28,10 @@ def open_adapter(path: Path) -> Folder:
     seen = stamps_in(path)
     try:
         config = read_json(path / ADAPTER, missing="")
-        file = next((path / name for name in (WEIGHTS, PICKLE) if (path / name).is_file()), None)
+        file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     except OSError as error:
         raise RekindleError(f"The folder cannot be read: {error.strerror}.", where=path) from None
     if file is None:
-        raise RekindleError(f"{path} is an adapter without weights.", where=f"{WEIGHTS} or {PICKLE} in {path}")
-    tensors: Tensors = {**(read_pickle(file) if file.name == PICKLE else read_header(file)[0])}
+        raise RekindleError(f"{path} is an adapter without weights.", where=f"{' or '.join(WEIGHTS)} in {path}")
+    tensors: Tensors = {**(read_pickle(file) if file.suffix == ".bin" else read_header(file)[0])}
     return Folder(path, config, tensors, fingerprint(config, tensors), native=False, seen=seen)

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from methods.adapters_made import matrices, write_adapter
+from safetensors.torch import load_file
 
 from rekindle import api
 from rekindle.cli.verbs import GROUPS, rekindle
@@ -102,6 +104,9 @@ def desk(tmp_path_factory):
         (desk / "grid.yaml").write_text(GRID)
         for step in (1200, 1400, 1600):
             shutil.copytree(desk / "SRC", desk / "run" / f"step-{step}")
+        for seed, name in enumerate(("ADAPTER", "CODE", "MATHS", "lora/checkpoint-1", "lora/checkpoint-2")):
+            ab = matrices(load_file("SRC/model.safetensors"), ["model.layers.0.self_attn.q_proj"], rank=2, seed=seed)
+            write_adapter(desk / name, ab, r=2)
         yield desk
 
 

@@ -31,7 +31,7 @@ def write_adapter(folder: Path, pairs: Pairs, more: Mapping[str, torch.Tensor] |
     tensors = dict(more or {})
     for module, (a, b) in pairs.items():
         tensors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
-    folder.mkdir()
+    folder.mkdir(parents=True)
     described = {"peft_type": "LORA", "base_model_name_or_path": None, "r": 8, "lora_alpha": 8} | config
     (folder / "adapter_config.json").write_text(json.dumps(described))
     save_file({name: x.clone().contiguous() for name, x in tensors.items()}, folder / "adapter_model.safetensors")

@@ -328,6 +328,13 @@ def test_dora_is_known_by_its_tensors(tiny, tmp_path):
     assert "DoRA" in refused(write_adapter(tmp_path / "adapter", ab, more=more, r=2), tiny("llama"))
 
 
+def test_tokens_that_the_base_lacks(tiny, tmp_path):
+    more = {"base_model.model.model.embed_tokens.weight": torch.ones(66, 32)}
+    said = refused(write_adapter(tmp_path / "adapter", {}, more=more), tiny("llama"))
+    assert "[66, 32], and model.embed_tokens.weight of the base [64, 32]" in said
+    assert "tokens were added to the base" in said
+
+
 def test_an_adapter_needs_one_base(tiny, two, tmp_path):
     adapters, ab = two
     assert "for a model it does not name" in refused(adapters[0])

@@ -122,7 +122,8 @@ def combined(verb: str, models: Mapping[str, Model], options: Resolved[Any]) -> 
     child = method_named(verb).function(parents, options.config)
     sources = {joint(name, key): given for name, model in models.items() for key, given in model.given.items()}
     steps = [step.keyed(name) for name, model in models.items() for step in model.steps]
-    return Model(next(iter(sources.values())), child, (*steps, Step(verb, options, of=tuple(models))), sources)
+    first = sources[next(iter(child.sources))]  # the one whose files travel
+    return Model(first, child, (*steps, Step(verb, options, of=tuple(models))), sources)
 
 
 def open(source: str | Path) -> Model:

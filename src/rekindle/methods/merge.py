@@ -32,6 +32,7 @@ from rekindle.edit import Checkpoint, Expr, Promise, exact, lossy, united
 from rekindle.edit.adapted import adapted
 from rekindle.edit.arithmetic import is_computable
 from rekindle.edit.combine import ONE
+from rekindle.edit.vocabulary import of_one_vocabulary
 from rekindle.errors import RekindleError, counted, together
 from rekindle.methods.merging import series
 from rekindle.methods.merging.alike import check_alike
@@ -79,6 +80,9 @@ class Config:
     seed: int = option(0, help="dare: random seed of what is dropped")
     decay: float = option(0.9, help="ema: share of the average that stays at each checkpoint")
     shape: Literal["linear", "cosine", "1-sqrt"] = option("1-sqrt", help="wsm: how the learning rate would decay")
+    vocab: Literal["same", "base", "union"] = option(
+        "same", help="tokens: the same in all; those of the base, or the first; or those of all"
+    )
     last: int | None = option(None, help="mean, ema, wsm: only the last so many checkpoints")
 
 
@@ -87,22 +91,33 @@ def merge(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
     adapters = any(isinstance(model.family, Adapter) for model in parents.values())
     parents = adapted(parents, config.base)
     base = parents.get(config.base or "")
-    models = [model for name, model in parents.items() if model is not base][-(config.last or 0) :]
+    models = {name: model for name, model in parents.items() if model is not base}
+    models = dict(list(models.items())[-(config.last or 0) :])
     _check(config, len(models), base, adapters)
-    check_alike({name: model for name, model in parents.items() if model is base or model in models})
     weights_of, combine = _weights(config, len(models)), _way(config.how)
-    first = base or models[0]
-    child = united([base, *models] if base else models)
+    used = models if base is None else {str(config.base): base, **models}
+    settings = next(iter(used.values())).settings
+
+    def shares(role: Role) -> dict[str, float]:
+        """The weight of each model in a tensor; of slerp both."""
+        at = [course.at(role, settings) for course in weights_of(role)]
+        return dict(zip(models, [1 - at[0], *at] if config.how == "slerp" else at, strict=True))
+
+    used = of_one_vocabulary(used, config.vocab, shares)
+    check_alike(used)
+    base, merged = used.get(config.base or ""), [used[name] for name in models]
+    first = base or merged[0]
+    child = united(list(used.values()))
     for role, x in first.tensors.items():
         if not is_computable(x):
             child.tensors[role] = x
             continue
         weights = _summed([course.at(role, first.settings) for course in weights_of(role)], config, role)
         own = base.tensors[role] if base else None
-        xs = [model.tensors[role] for model in models]
+        xs = [model.tensors[role] for model in merged]
         same = _are_one(xs if own is None else [*xs, own]) and _keeps_equals(config.how, weights)
         child.tensors[role] = xs[0] if same else combine(xs, weights, own, config, str(role))
-    return child.promising(_promise(child, models))
+    return child.promising(_promise(child, merged))
 
 
 def _are_one(xs: Sequence[Expr]) -> bool:
@@ -183,7 +198,7 @@ def _summed(weights: Sequence[float], config: Config, role: Role) -> Sequence[fl
 
 
 def _check(config: Config, count: int, base: Checkpoint | None, adapters: bool) -> None:
-    problems = [*_without_effect(config, ("how", "base") if adapters else ("how",)), *_out_of_range(config)]
+    problems = [*_without_effect(config, ("how", "vocab", *(["base"] if adapters else []))), *_out_of_range(config)]
     if config.how in OVER_BASE and base is None:
         why = "it adds to a base what its sources have learnt since"
         problems.append(

@@ -11,6 +11,7 @@ import torch
 from found.folders import logits
 from found.tokenizers_made import save_bytes_tokenizer
 from safetensors.torch import load_file
+from tiny_models import MASKED
 
 import rekindle
 from rekindle import api
@@ -134,6 +135,35 @@ def test_the_base_of_task_vectors_says_the_tokens(model, tmp_path):
     assert (out / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "names"),
+    [
+        ("gpt2", {}, ["transformer.wte.weight"]), ("phi3", {}, ["model.embed_tokens.weight", "lm_head.weight"]),
+        ("gpt_neox", {}, ["gpt_neox.embed_in.weight", "embed_out.weight"]),
+        ("bert", MASKED, ["bert.embeddings.word_embeddings.weight", "cls.predictions.bias"]),
+        ("bert", {}, ["embeddings.word_embeddings.weight"]),
+    ],
+)  # fmt: skip
+def test_rows_of_tokens_in_families(tiny, tmp_path, family, changes, names):
+    """A bias of the head, tied heads, other names; all else is merged as ever."""
+    folders = []
+    for i, tokens in enumerate((["<x>", "<y>"], ["<y>"])):
+        made = tiny(family, vocab_size=264 + 8 * i, initializer_range=0.2 + i / 10, **changes)
+        folders.append(shutil.copytree(made, tmp_path / str(i)))
+        tokenizer = save_bytes_tokenizer(folders[-1])
+        tokenizer.add_tokens(tokens)
+        tokenizer.save_pretrained(folders[-1])
+    out = rekindle.merge(folders, vocab="base").save(tmp_path / "out")
+    one, two, found = (load_file(f / "model.safetensors") for f in (*folders, out))
+    assert found.keys() == one.keys()
+    for name, x in found.items():
+        theirs = two[name]
+        if name in names:
+            theirs = one[name].clone()
+            theirs[:257], theirs[258] = two[name][:257], two[name][257]
+        torch.testing.assert_close(x, (one[name] + theirs) / 2, rtol=1e-6, atol=1e-6)
+
+
 def test_numbers_that_are_all_others(model, tmp_path):
     """Every token under another number: rows are gathered one by one, in fours of workers alike."""
     a, b = model("a", NEW), model("bb", NEW)
@@ -251,3 +281,76 @@ def test_parts_of_a_union(model, tmp_path):
     for path in whole.glob("*"):
         if path.suffix in (".safetensors", ".json") and path.name != "rekindle.json":
             assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "and", "runs", "away", "from", "them"]
+
+
+def word_piece(folder: Path):
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {
+        token: i for i, token in enumerate(["[PAD]", "[UNK]", *WORDS, *(f"##{c}" for c in "abcdefgh"), *"abcdefgh"])
+    }
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")
+
+
+def unigram(folder: Path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [
+        ("<unk>", 0.0),
+        ("\u2581", -2.0),
+        *((f"\u2581{w}", -3.0) for w in WORDS),
+        *((c, -5.0) for c in "abcdefgh"),
+    ]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("make", [word_piece, unigram])
+def test_other_kinds_of_tokenizers(tiny, tmp_path, make):
+    """As the library itself adds them: the same numbers, flags and cuts."""
+    from tokenizers import AddedToken
+
+    folders, added = [], [AddedToken("<Tool>", special=True), AddedToken("lazier", single_word=True, normalized=True)]
+    for i in range(2):
+        folders.append(shutil.copytree(tiny("llama", vocab_size=64, initializer_range=(1 + i) / 8), tmp_path / str(i)))
+        tokenizer = make(folders[-1])
+        tokenizer.add_tokens(added if i else [])
+        tokenizer.save_pretrained(folders[-1])
+    out = rekindle.merge(folders, vocab="union").save(tmp_path / "out")
+    old, new = tokenizer_of(folders[0]), tokenizer_of(out)
+    old_texts = ["the quick fox", "lazy dogs, bad cafe", "<tool> them"]
+    assert [new.encode(text) for text in old_texts] == [old.encode(text) for text in old_texts]
+    old.add_tokens(added)
+    assert old.get_vocab() == new.get_vocab()
+    texts = [*old_texts, "the lazier dogs", "the<Tool>fox", "lazierfox Lazier"]
+    assert [new.encode(text) for text in texts] == [old.encode(text) for text in texts]
+    assert (
+        new.decode(new.encode("<Tool> fox"), skip_special_tokens=True).strip()
+        == old.decode(old.encode("<Tool> fox"), skip_special_tokens=True).strip()
+    )
+
+
+def test_lists_of_tokens_beside_are_kept_up(model, tmp_path):
+    """As transformers 4 wrote them: added_tokens_decoder, and added_tokens.json."""
+    a, b = model("a", []), model("bb", NEW)
+    (a / "added_tokens.json").write_text(json.dumps({"<end>": 256}))
+    file = a / "tokenizer_config.json"
+    described = json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    file.write_text(json.dumps(described | {"added_tokens_decoder": {"256": {"content": "<end>"} | flags}}))
+    out = rekindle.merge([a, b], vocab="union").save(tmp_path / "out")
+    numbers = {"<end>": 256, NEW[0]: 257, NEW[1]: 258}
+    assert json.loads((out / "added_tokens.json").read_text()) == numbers
+    told = json.loads((out / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert told == {str(i): {"content": token} | flags for token, i in numbers.items()}
+    assert tokenizer_of(out).convert_tokens_to_ids(NEW) == [257, 258]
+    assert [tokenizer_of(out).encode(text) for text in TEXTS] == [tokenizer_of(a).encode(text) for text in TEXTS]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters_made import QKV, matrices, write_adapter
-from found.folders import logits
+from found.folders import edit_config, logits
 from safetensors.torch import load_file, save_file
 
 import rekindle
@@ -111,6 +111,21 @@ def test_names_of_memory_are_found(tiny, tmp_path):
         tmp_path / "adapter", {"model.layers.0.mlp.gate": gate, "layers.0.self_attn.q_proj": q}, r=2
     )
     changed = {f"{n}.weight": old[f"{n}.weight"] + 4 * (b @ a) for n, (a, b) in ab.items()}
+    check(merged(adapter, base, tmp_path / "out"), old, changed)
+
+
+@pytest.mark.parametrize(
+    ("family", "module"), [("llama", "model.layers.0.mlp.up_proj"), ("gpt2", "transformer.h.1.attn.c_attn")]
+)
+def test_a_class_that_no_table_knows(tiny, tmp_path, family, module):
+    """Names are those on disk, and only the adapter says whether matrices are [in, out]."""
+    base = shutil.copytree(tiny(family), tmp_path / "base")
+    edit_config(base, model_type="wild", architectures=["WildModel"])
+    old, turned = weights(base), family == "gpt2"
+    ab = matrices(old, [module], rank=2, turned=turned)
+    adapter = write_adapter(tmp_path / "adapter", ab, r=2, fan_in_fan_out=turned)
+    added = 4 * (ab[module][1] @ ab[module][0])
+    changed = {f"{module}.weight": old[f"{module}.weight"] + (added.T if turned else added)}
     check(merged(adapter, base, tmp_path / "out"), old, changed)
 
 
@@ -222,6 +237,35 @@ def test_the_base_is_one_source_for_all(tiny, two, tmp_path):
     }  # fmt: skip
     assert len({source.fingerprint for source in record.sources.values()}) == 3
     assert f"--base {tiny('llama')}" in record.command
+
+
+def test_a_series_out_of_an_archive(tiny, two, tmp_path):
+    (run := tmp_path / "run").mkdir()
+    for step, adapter in enumerate(two[0], 1):
+        shutil.copytree(adapter, run / f"checkpoint-{step}")
+    api.pack(sorted(run.iterdir()), tmp_path / "run.rk")
+    one = rekindle.merge(run, base=tiny("llama"), how="mean")
+    other = rekindle.merge(f"{tmp_path / 'run.rk'}@1:2", base=tiny("llama"), how="mean")
+    assert list(one.given)[:2] == ["step-1", "step-2"]
+    one, other = one.save(tmp_path / "one"), other.save(tmp_path / "other")
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_what_is_read_is_never_replaced(tiny, two, tmp_path):
+    base = shutil.copytree(tiny("llama"), tmp_path / "base")
+    for out in (two[0][0], base):
+        with pytest.raises(RekindleError):
+            rekindle.merge(two[0][0], base=base).save(out, overwrite=True)
+    assert (two[0][0] / "adapter_config.json").exists()
+    assert (base / "model.safetensors").exists()
+
+
+def test_an_adapter_that_changes_meanwhile(tiny, two, tmp_path):
+    model = rekindle.merge(two[0][0], base=tiny("llama"))
+    config = two[0][0] / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 80'))
+    with pytest.raises(RekindleError, match="changed"):
+        model.save(tmp_path / "out")
 
 
 def test_an_adapter_beside_a_model(tiny, two, tmp_path):

@@ -87,7 +87,8 @@ def _rows(models: Mapping[str, Checkpoint], found: Mapping[str, Vocabulary], how
             if new
             else []
         )
-        notes += [f"{before} rows of embeddings become {rows}, a multiple of {multiple} again"] if rows > before else []
+        again = f", a multiple of {multiple} again" if multiple > 1 else ""
+        notes += [f"{before} rows of embeddings become {rows}{again}"] if rows > before else []
         size = rows
     at = {key: np.full(size, -1) for key in models}
     own = models[name].settings.vocab_size

@@ -14,6 +14,7 @@ import torch
 
 from rekindle import api
 from rekindle.apply.load import load_model
+from rekindle.train.held import whole_of
 from rekindle.train.losses import cross_entropy
 from rekindle.train.model import save_model
 from rekindle.train.optimizer import load_optimizer, make_optimizer, save_optimizer
@@ -55,7 +56,7 @@ def trained(folder: Path, out: Path, steps: int = 4) -> Path:
     out.mkdir(parents=True)
     save_model(model, out)
     config = json.loads((out / "config.json").read_text())
-    save_optimizer(model, optimizer, config, out / "optimizer", SCHEDULE)
+    save_optimizer(whole_of(model, optimizer), config, out / "optimizer", SCHEDULE)
     return out
 
 

@@ -15,13 +15,13 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """tiny("llama", dtype="bfloat16", tie_word_embeddings=True): the folder of a saved model."""
+    """tiny("llama", dtype="bfloat16", tie_word_embeddings=True): the folder of a saved model; another for each seed."""
     made: dict[tuple, Path] = {}
 
-    def make(family: str, dtype: str = "float32", fused: bool = False, **changes: object) -> Path:
-        key = (family, dtype, fused, *sorted((k, str(v)) for k, v in changes.items()))
+    def make(family: str, dtype: str = "float32", fused: bool = False, seed: int = 0, **changes: object) -> Path:
+        key = (family, dtype, fused, seed, *sorted((k, str(v)) for k, v in changes.items()))
         if key not in made:
-            made[key] = save_tiny(tmp_path_factory.mktemp(family), family, dtype, fused, changes)
+            made[key] = save_tiny(tmp_path_factory.mktemp(family), family, dtype, fused, changes, seed)
         return made[key]
 
     return make

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from methods.adapters_made import matrices, write_adapter
 from safetensors.torch import load_file
+from tiny_models import save_tiny
 
 from rekindle import api
 from rekindle.cli.verbs import GROUPS, rekindle
@@ -93,7 +94,8 @@ def desk(tmp_path_factory):
                 "'", ""
             )
         )
-        api.init("CKPT", hidden=32, layers=2, heads=4, ffn=64, tokenizer="bpe:512", data="corpus")
+        size = {"hidden": 32, "layers": 2, "heads": 4, "ffn": 64, "tokenizer": "bpe:512", "data": "corpus"}
+        api.init("CKPT", **size)
         api.rewrite("CKPT").save("SRC", checksum=True)
         api.upcycle("CKPT", experts=4).save("MOE")
         api.utility("MOE", "scores.json", data="corpus", batches=1, batch_tokens=1024, seq_len=64)
@@ -107,6 +109,9 @@ def desk(tmp_path_factory):
         for seed, name in enumerate(("ADAPTER", "CODE", "MATHS", "lora/checkpoint-1", "lora/checkpoint-2")):
             ab = matrices(load_file("SRC/model.safetensors"), ["model.layers.0.self_attn.q_proj"], rank=2, seed=seed)
             write_adapter(desk / name, ab, r=2)
+        for seed, name in enumerate(("SRC2", "SRC3", "run/checkpoint-500", "run/checkpoint-1000"), 1):
+            api.init(name, **size, seed=seed)
+        save_tiny(desk / "T5", "t5", "float32", False, {})
         yield desk
 
 

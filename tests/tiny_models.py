@@ -20,7 +20,8 @@ PACKED = ("phi3", "gpt_neox", "gpt2")  # several roles in a tensor, or transpose
 DECODERS = DENSE + PLAIN + SPARSE
 ENCODERS = ("bert",)
 ENCODER_DECODERS = ("t5", "mt5", "umt5", "switch_transformers", "t5gemma", "t5gemma2")
-FAMILIES = DECODERS + ENCODERS
+ONE_TOWER = DECODERS + ENCODERS
+FAMILIES = ONE_TOWER + ENCODER_DECODERS
 V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}  # of t5
 MASKED = {"architectures": ["BertForMaskedLM"]}  # bert with its head
 
@@ -88,12 +89,12 @@ def make(config: dict) -> Any:
     return cls.from_config(made) if name.startswith("Auto") else cls(made)
 
 
-def save_tiny(folder: Path, family: str, dtype: str, fused: bool, changes: dict) -> Path:
+def save_tiny(folder: Path, family: str, dtype: str, fused: bool, changes: dict, seed: int = 0) -> Path:
     import torch
 
     from rekindle.apply.load import quietly
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     with quietly():
         model = make(tiny_config(family, **changes) | {"model_type": family})
         for name, parameter in model.named_parameters():  # norms and biases too must matter

@@ -13,8 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rekindle.errors import RekindleError
-
-__version__ = "0.1.0"
+from rekindle.version import __version__
 
 if TYPE_CHECKING:
     from rekindle.api import (

@@ -22,6 +22,8 @@ from rekindle.errors import RekindleError, nearest, together
 Count = NewType("Count", int)  # a number of things, written 50M or 5e7
 Size = NewType("Size", int)  # a number of bytes, written 5GB or 500MB (powers of ten) or 4GiB
 
+Table = NewType("Table", dict[str, Any])  # keys and plain values; on the command line KEY=VALUE, as often as wanted
+
 C = TypeVar("C")
 
 _LONGEST = 1 << 22  # bytes of a file of options or a recipe
@@ -82,6 +84,11 @@ def option_name(f: Field) -> str:
     return f.name.rstrip("_")
 
 
+def only_in_files(kind: Any) -> bool:
+    """Whether a field of this kind has no flag: keys whose values have a kind of their own."""
+    return any(get_origin(part) is dict for part in (kind, *get_args(kind)))
+
+
 def _shown(value: Any) -> str:
     """A value as it was given, cut short."""
     text = repr(value)
@@ -110,6 +117,8 @@ def parse(value: Any, kind: Any) -> Any:
         if not isinstance(items, (list, tuple)):
             raise ValueError("it must be a list")
         return tuple(parse(item, args[0]) for item in items)
+    if kind is Table:
+        return _table(value)
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError("it must be keys and values")
@@ -119,6 +128,34 @@ def parse(value: Any, kind: Any) -> Any:
     if kind is Size:
         return _scaled(value, _SIZE_UNITS, "a size such as 500MB, 5GB or 4GiB", suffix="b?")
     return _plain(value, kind)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    else:
+        given = [value] if isinstance(value, str) else value
+        if not isinstance(given, (list, tuple)) or not all(isinstance(item, str) and "=" in item for item in given):
+            raise ValueError("it must be KEY=VALUE")
+        pairs = [(key.strip(), _yaml_value(text)) for key, _, text in (item.partition("=") for item in given)]
+    if not all(isinstance(key, str) and key for key, _ in pairs):
+        raise ValueError("its keys must be texts")
+    if len(table := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands there twice")
+    try:
+        _check_plain(table, "", iter(range(_MOST)))
+    except RekindleError as error:
+        raise ValueError(error.what) from None
+    return table
+
+
+def _yaml_value(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.load(text, _loader())
+    except (yaml.YAMLError, RecursionError, ValueError):
+        raise ValueError(f"{text!r} is no YAML value") from None
 
 
 def _plain(value: Any, kind: Any) -> Any:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from apply.apply_moments import write_moments
+from apply.apply_moments import moments_of, write_moments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,7 +99,48 @@ def test_one_pass_is_the_steps_one_by_one(tiny, family, dtype, data):
 
 
 def test_every_method_is_among_the_steps():
-    assert {verb for verb, _ in STEPS} == METHODS.keys()
+    assert {verb for verb, _ in STEPS} | {verb for verb, *_ in MERGES} == METHODS.keys()
+
+
+# How two models that were grown become one, over a third where the way needs a base, and what is done to that.
+MERGES = [
+    ("merge", {"how": "linear", "weights": ("0.3", "0.7")}, ("upcycle", {"experts": 2})),
+    ("merge", {"how": "slerp", "t": "0:1"}, ("grow-depth", {"layers": 7})),
+    ("merge", {"how": "karcher", "by_role": {"attn": ("1", "0")}}, ("rewrite", {})),
+    ("merge", {"how": "ties", "base": True}, ("gqa", {"kv_heads": 1})),
+    ("merge", {"how": "dare", "base": True}, ("upcycle", {"experts": 2, "init": "noise"})),
+    ("merge", {"how": "stock", "base": True}, ("rewrite", {"dtype": "float16"})),
+]
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "after"), MERGES, ids=lambda x: x.get("how") if isinstance(x, dict) else ""
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merged_in_one_pass_is_merged_through_disk(tiny, tmp_path, verb, options, after, dtype):
+    """Each parent computes something before: pooled heads are rounded once, and then merged, as on disk."""
+    before = ("gqa", {"kv_heads": 1})
+    folders = [tiny("llama", dtype=dtype, seed=seed) for seed in range(2 + ("base" in options))]
+    states = [
+        str(write_moments(tmp_path / f"state-{i}", folder, moments_of(folder, seed=i)))
+        for i, folder in enumerate(folders)
+    ]
+    planned = [chained(folder, [before]) for folder in folders]
+    places = [tmp_path / f"grown-{i}" for i in range(len(folders))]
+    saved = [through_disk(*given, [before], place) for *given, place in zip(folders, states, places)]
+
+    def merged(models):
+        *models, base = models if "base" in options else [*models, None]
+        return api.apply(verb, models, **(options | ({"base": base} if base else {})))
+
+    together = api.apply(after[0], merged(planned), **after[1])
+    together.save(tmp_path / "together", optimizer_state=tuple(states))
+    middle = merged(saved).save(tmp_path / "merged", optimizer_state=tuple(str(x / "optimizer") for x in saved))
+    apart = api.apply(after[0], middle, **after[1])
+    apart.save(tmp_path / "apart", optimizer_state=str(middle / "optimizer"))
+    assert files(tmp_path / "together") == files(tmp_path / "apart")
+    recipe = api.run(tmp_path / "together" / "rekindle.yaml", tmp_path / "again")
+    assert files(recipe) == files(tmp_path / "together")
 
 
 NOISE = ("grow-experts", {"noise": 0.1, "noise_router": True})

@@ -11,9 +11,9 @@ from store.safetensors_bytes import file_of
 from rekindle.store.folder import open_folder
 
 
-def moments_of(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+def moments_of(folder: Path, seed: int = 1) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """exp_avg and exp_avg_sq of each tensor: random, the second positive."""
-    rng, made = np.random.default_rng(1), {}
+    rng, made = np.random.default_rng(seed), {}
     for name, tensor in open_folder(folder).tensors.items():
         first = rng.standard_normal(tensor.shape, np.float32)
         made[f"{name}.exp_avg"] = ("F32", tensor.shape, first.tobytes())

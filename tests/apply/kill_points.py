@@ -89,13 +89,15 @@ def say(data: dict) -> None:
 
 def main(source: str, work: str, options: dict) -> None:
     out, old = Path(work) / "out", options.pop("old", None)
-    experts, every, joins = options.pop("experts"), options.pop("every", 1), options.pop("join", False)
+    experts, every, joins = options.pop("experts", 0), options.pop("every", 1), options.pop("join", False)
+    merge = options.pop("merge", None)
 
     def save(**how):
         if joins:
             api.join(out) if (out / "parts").exists() else None
         else:
-            api.upcycle(source, experts=experts).save(out, **options, **how)
+            model = api.merge(**merge) if merge else api.upcycle(source, experts=experts)
+            model.save(out, **options, **how)
 
     def fresh():
         for path in Path(work).iterdir():

@@ -107,3 +107,20 @@ def test_a_join_makes_it_whole_or_can_be_done_again(tmp_path):
         assert kill["resumed"] == whole
         assert kill["left"] == ["out"] or kill["out"] == whole
     assert sum("config.json" in kill["out"] for kill in killed) > 1
+
+
+def test_a_merge_that_measures_too(tmp_path):
+    one, two, base = (write_llama(tmp_path / name, shards=2) for name in ("one", "two", "base"))
+    for folder, seed in ((one, 1), (two, 2)):
+        for shard in folder.glob("*.safetensors"):
+            data = bytearray(shard.read_bytes())
+            data[-64 * seed :: 4] = data[: len(data[-64 * seed :: 4])]
+            shard.write_bytes(data)
+    merge = {"sources": [str(one), str(two)], "how": "ties", "base": str(base)}
+    whole, killed = kills(one, tmp_path, every=4, merge=merge, max_shard_size="20kB", checksum=True)
+    assert "measurements/found.safetensors" in whole
+    for kill in killed:
+        assert kill["out"] in (None, whole)
+        assert kill["resumed"] == whole
+        assert kill["kept"] == kill["done"]
+    assert max(len(kill["done"]) for kill in killed) == len(weights(whole)) - 1  # but for what was measured

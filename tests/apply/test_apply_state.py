@@ -12,6 +12,7 @@ from tiny_models import make, tiny_config
 from rekindle import api
 from rekindle.apply.state import read_state
 from rekindle.errors import RekindleError
+from rekindle.train.held import whole_of
 from rekindle.train.optimizer import load_optimizer, make_optimizer, save_optimizer
 
 
@@ -42,7 +43,7 @@ def config(folder):
 def test_moments_come_to_their_own_weights(tmp_path, family):
     folder = tmp_path / "checkpoint-3"
     model, optimizer = trained(family, folder)
-    save_optimizer(model, optimizer, config(folder), tmp_path / "truth", {})
+    save_optimizer(whole_of(model, optimizer), config(folder), tmp_path / "truth", {})
     truth = load_file(tmp_path / "truth" / "optimizer.safetensors")
     for place in (folder, folder / "optimizer.pt"):
         out = api.rewrite(api.open(folder)).save(tmp_path / "out", optimizer_state=str(place), overwrite=True)
@@ -95,7 +96,7 @@ def test_a_state_by_names_is_read_from_torchs_own_conversion(tmp_path):
     assert f"{command} {folder / 'optimizer_0'} optimizer.pt" in refused.value.hint
     dcp_to_torch_save(folder / "optimizer_0", tmp_path / "optimizer.pt")
     found = read_state(tmp_path / "optimizer.pt", config(folder))
-    save_optimizer(model, optimizer, config(folder), tmp_path / "truth", {})
+    save_optimizer(whole_of(model, optimizer), config(folder), tmp_path / "truth", {})
     truth = load_file(tmp_path / "truth" / "optimizer.safetensors")
     out = api.rewrite(api.open(folder)).save(tmp_path / "out", optimizer_state=str(tmp_path / "optimizer.pt"))
     made = load_file(out / "optimizer" / "optimizer.safetensors")

@@ -20,6 +20,7 @@ from tiny_models import save_tiny
 from rekindle import api
 from rekindle.anatomy import FAMILIES
 from rekindle.errors import RekindleError
+from rekindle.methods import method_named
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "README.md"
 
@@ -51,6 +52,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "aligned": {"kv_heads": 1, "pool": "aligned"},
     },
     "rewrite": {"same dtype": {}, "bfloat16": {"dtype": "bfloat16"}},
+    "merge": {  # with a second one of the same shape, the parent first
+        "weights 1, 0": {"weights": ("1", "0")},
+        "linear": {},
+        "slerp": {"how": "slerp"},
+        "karcher": {"how": "karcher"},
+    },
 }
 
 
@@ -60,9 +67,10 @@ class Cell(NamedTuple):
     reason: str  # of a refusal
 
 
-def measure(family: str, verb: str, options: dict[str, Any], parent: Path, out: Path) -> Cell:
+def measure(family: str, verb: str, options: dict[str, Any], parent: Path, other: Path, out: Path) -> Cell:
     try:
-        model = api.apply(verb, parent, **options)
+        several = method_named(verb).takes == "models"
+        model = api.apply(verb, [parent, other] if several else parent, **options)
     except RekindleError as error:
         because = f" ({error.why.splitlines()[0].rstrip('.')})" if error.why else ""
         return Cell("refused", 0.0, error.what.splitlines()[0] + because)
@@ -74,7 +82,7 @@ def measure(family: str, verb: str, options: dict[str, Any], parent: Path, out: 
 def row(family: str, tiny: Callable[..., Path], work: Path) -> dict[tuple[str, str], Cell]:
     """Every variant of every method on one family."""
     return {
-        (verb, name): measure(family, verb, options, tiny(family), work / f"{family}-{verb}-{i}")
+        (verb, name): measure(family, verb, options, tiny(family), tiny(family, seed=1), work / f"{family}-{verb}-{i}")
         for verb, variants in VARIANTS.items()
         for i, (name, options) in enumerate(variants.items())
     }
@@ -119,8 +127,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
 
-        def make(family: str) -> Path:
-            made = work / f"tiny-{family}"
-            return made if made.exists() else save_tiny(made, family, "float32", False, {})
+        def make(family: str, seed: int = 0) -> Path:
+            made = work / f"tiny-{family}-{seed}"
+            return made if made.exists() else save_tiny(made, family, "float32", False, {}, seed)
 
         PAGE.write_text(everything(make, work), encoding="utf-8")

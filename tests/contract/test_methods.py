@@ -21,6 +21,9 @@ from rekindle.store.header import read_header
 
 TWIN = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe", "olmo2": "flex_olmo"}
 
+TOWERS = ("t5", "mt5", "umt5", "t5gemma", "t5gemma2")
+EVERYWHERE = {"num_sparse_encoder_layers": 4, "num_sparse_decoder_layers": 4}  # experts, of a switch
+
 NO_KV_HEADS = ("gpt2", "gpt_neox", "deepseek_v3")
 KV_HEADS = tuple(family for family in DECODERS if family not in NO_KV_HEADS)
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
@@ -55,6 +58,9 @@ ROWS = [
     ("grow-depth", {"layers": 5, "order": "llama-pro"}, ("mistral", "mixtral"), {"sliding_window": 8}),
     ("grow-depth", {"layers": 5, "order": "llama-pro"}, ("qwen2", "qwen3"), WINDOWS),
     ("grow-depth", {"layers": 3}, ("llama", "qwen2_moe"), {}),
+    ("grow-depth", {"factor": 2, "order": "llama-pro", "tower": "decoder"}, TOWERS, {}),
+    ("grow-depth", {"factor": 2, "order": "llama-pro", "tower": "both"}, ("t5", "t5gemma2"), {}),
+    ("grow-depth", {"factor": 2, "order": "llama-pro", "tower": "both"}, ("switch_transformers",), EVERYWHERE),
     ("grow-experts", {"noise": 0.0}, SPARSE, {}),
     ("grow-experts", {"noise": 0.0, "factor": 3}, SPARSE, {}),
     ("grow-experts", {"noise": 0.0}, ("qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo"), {"norm_topk_prob": True}),
@@ -79,7 +85,14 @@ def label(value):
 
 
 def parent_of(verb, tiny, **changes):
-    return tiny(PARENT.get(verb, "llama"), **changes)
+    """What a method is given: a folder, or two of a method that takes several."""
+    family = PARENT.get(verb, "llama")
+    first = tiny(family, **changes)
+    return [first, tiny(family, seed=1, **changes)] if METHODS[verb].takes == "models" else first
+
+
+def folders(parent):
+    return parent if isinstance(parent, list) else [parent]
 
 
 def tensors(folder):
@@ -112,8 +125,9 @@ def test_dtype_is_kept(tiny, tmp_path, verb, dtype):
     parent = parent_of(verb, tiny, dtype=dtype)
     out = api.apply(verb, parent, **METHODS[verb].trial).save(tmp_path / "out")
     stored = {t.dtype for t in read_header(out / "model.safetensors")[0].values()}
-    assert stored == {t.dtype for t in read_header(parent / "model.safetensors")[0].values()}
-    verdict = api.verify(out, against=parent, tokens=128)
+    first = folders(parent)[0]
+    assert stored == {t.dtype for t in read_header(first / "model.safetensors")[0].values()}
+    verdict = api.verify(out, against=first, tokens=128)
     assert verdict.held
     assert (verdict.stored_difference is None) == (dtype == "float32")
 
@@ -151,7 +165,8 @@ def test_config_survives_yaml_both_ways(verb):
 def test_command_line_is_the_api(tiny, tmp_path, verb):
     options = {name.replace("_", "-"): value for name, value in METHODS[verb].trial.items()}
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "rekindle", verb, str(parent_of(verb, tiny)), str(tmp_path / "cli"), *flags]
+    sources = map(str, folders(parent_of(verb, tiny)))
+    command = [sys.executable, "-m", "rekindle", verb, *sources, str(tmp_path / "cli"), *flags]
     subprocess.run(command, check=True, capture_output=True)
     api.apply(verb, parent_of(verb, tiny), **METHODS[verb].trial).save(tmp_path / "api")
     for name in ("model.safetensors", "config.json", "rekindle.yaml"):
@@ -184,7 +199,7 @@ def test_card_and_lineage_say_where_it_came_from(tiny, tmp_path, verb):
     parent = parent_of(verb, tiny)
     out = api.apply(verb, parent, **METHODS[verb].trial).save(tmp_path / "out")
     card = (out / "README.md").read_text()
-    assert str(parent) in card
+    assert all(str(folder) in card for folder in folders(parent))
     assert METHODS[verb].url in card
     assert api.inspect(out)["lineage"][-1]["verb"] == verb
 
@@ -194,7 +209,8 @@ def test_method_reads_like_a_method_section(verb):
     module = METHODS[verb].module
     assert "Preserves the" in module.__doc__
     assert all(f.metadata["help"] for f in fields(module.Config))
-    assert list(inspect.signature(METHODS[verb].function).parameters) == ["parent", "config"]
+    first = "parents" if METHODS[verb].takes == "models" else "parent"
+    assert list(inspect.signature(METHODS[verb].function).parameters) == [first, "config"]
     assert METHODS[verb].paper == "" or "arXiv" in module.__doc__
 
 

@@ -15,12 +15,14 @@ import rekindle.edit
 import rekindle.methods
 from rekindle.edit.arithmetic import Alike, Cast, Computed, Fill, Fresh, Normal, Rounded, Scale, Sum, Twin
 from rekindle.edit.choose import Chosen
+from rekindle.edit.combine import Dropped, Elected, Kept, Linear
 from rekindle.edit.expressions import Columns, Expr, Leaf, Rows, Transposed, fields_of, signature
 from rekindle.edit.heads import Folded, Heads
 from rekindle.edit.joining import Beside, Joined
 from rekindle.edit.keyed import Keyed
 from rekindle.edit.lowrank import LowRank
 from rekindle.edit.measure import Found, Measurement, Statistics, measurements
+from rekindle.edit.weighing import Products, Sizes
 from rekindle.store.header import Stored
 
 ABSTRACT = {Expr, Alike, Computed}
@@ -40,6 +42,9 @@ def examples():
         Heads(x, 2, np.array([[0], [1]]), turn_HAA=np.ones((2, 2, 2)), scale_J=np.ones(2)),
         Normal("F32", (4, 4), Statistics(x)["std"] * 0.5, 7, "key"),
         LowRank(x, leaf("a", (2, 4)), leaf("b", (4, 2)), 0.5),
+        Linear([x, y], (0.3, 0.7)), Linear([x, y], Products([x, y])["weights"]), Kept(x, y, 0.1, 0.2),
+        Kept(x, y, Sizes(x, y, 7, 1)["lo"], Sizes(x, y, 7, 1)["hi"]), Dropped(x, y, 0.5, 7, "key"),
+        Elected([x, y], leaf("base"), (0.3, 0.7)),
     ]  # fmt: skip
 
 

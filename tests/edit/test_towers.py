@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ENCODER_DECODERS, V1_1, save_tiny
 
 from rekindle import api
-from rekindle.anatomy import FAMILIES, Nameless, Role, families, family_of
-from rekindle.anatomy.family import OPAQUE
+from rekindle.anatomy import FAMILIES, OPAQUE, Nameless, Role, families, family_of
 from rekindle.apply.load import quietly
 from rekindle.errors import RekindleError
 
@@ -97,6 +96,21 @@ def test_switch_keeps_experts_where_its_config_can_say_so(tiny, tmp_path):
     stacked = api.grow_depth(tiny("switch_transformers"), factor=2, order="stack", tower="encoder")
     assert stacked.checkpoint.settings.towers["encoder"].sparse_layers == (1, 3, 5, 7)
     logits(stacked.save(tmp_path / "stacked"))
+
+
+def test_a_decoder_deeper_than_its_encoder_is_told_of_as_long_as_transformers_cannot_cache_it(tiny, tmp_path):
+    from transformers import AutoModelForSeq2SeqLM
+
+    grown = api.grow_depth(tiny("t5"), factor=2, tower="decoder")
+    assert any("use_cache=False" in note for note in grown.checkpoint.notes)
+    assert not any(
+        "use_cache" in note for note in api.grow_depth(tiny("t5gemma"), factor=2, tower="decoder").checkpoint.notes
+    )
+    model = AutoModelForSeq2SeqLM.from_pretrained(grown.save(tmp_path / "out"))
+    how = {"input_ids": torch.arange(3, 9)[None], "max_new_tokens": 3, "do_sample": False}
+    assert model.generate(**how, use_cache=False).shape[1] > 1
+    with pytest.raises(IndexError):  # where this passes, the note can go
+        model.generate(**how)
 
 
 def test_a_tower_must_be_named_where_there_are_two(tiny):

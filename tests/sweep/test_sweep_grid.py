@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from rekindle import api
+from rekindle.anatomy.flops import training_flops
 from rekindle.errors import RekindleError
 from rekindle.laws.law import law_named
-from rekindle.sweep.count import cost_of, dense_parameters
+from rekindle.sweep.count import begun, cost_of, dense_parameters
 from rekindle.sweep.grid import read_grid, steps_of
 from rekindle.sweep.run import next_of, sweep
 from rekindle.sweep.steps import same_steps
@@ -64,6 +65,42 @@ def test_shared_trunks_cost_a_fraction(tmp_path):
     assert cost.tokens == pytest.approx(2 * 7 * (trunk + branches), rel=0.02)
     assert cost.saved > 0.5
     assert cost.naive_tokens == sum(c.sunk + c.tokens for c in cells)
+
+
+def test_each_step_costs_what_its_own_model_does(tmp_path, monkeypatch):
+    """Mixtures and models of a further way too, by what `init` and the methods make of the sizes."""
+    monkeypatch.chdir(tmp_path)
+    corpus(tmp_path)
+    found = read_grid(grid(tmp_path, experts=[4, 8], top_k=[1, 2], seeds=[0, 1]))
+    steps, cells = steps_of(found)
+    cost = cost_of(found, steps, cells)
+    assert cost.work.keys() == {step.name for step in steps if step.verb == "train"}
+    shape = GRID["model"] | GRID["sizes"][1]
+    dense = api.open(api.init("dense", **shape))
+    mixture = {"experts": 8, "top_k": 2}
+    made = {
+        "dense-4096": dense,
+        "scratch-8x2-4096": api.open(api.init("scratch", family="mixtral", **shape, **mixture)),
+        "upcycled-8x2-after7936-trunk3328": api.apply("upcycle", dense, **mixture),
+        "grown-after4096-7936": api.apply("grow-depth", dense, factor=2),
+    }
+    for seed in (0, 1):
+        for name, model in made.items():
+            work, checkpoint = cost.work[f"size1-seed{seed}-{name}"], model.checkpoint
+            assert work.active == checkpoint.parameters()["active"], name
+            assert work.each == training_flops(checkpoint.family, checkpoint.settings, 1, 32), name
+
+
+@pytest.mark.parametrize("family", ["qwen3", "olmo2", "mixtral", "qwen2_moe"])
+def test_the_ways_of_other_families(tmp_path, family):
+    """From scratch is trained what upcycling makes, and N1 is that of the family."""
+    found = read_grid(grid(tmp_path, model=GRID["model"] | {"family": family}, ways=["dense", "scratch"]))
+    options = {step.options["family"] for step in steps_of(found)[0] if step.verb == "init"}
+    assert options == {family, {"qwen3": "qwen3_moe", "olmo2": "flex_olmo"}.get(family, family)}
+    sizes = {dense_parameters({**found.model, **found.sizes[0], **more}) for more in ({}, {"experts": 4, "top_k": 1})
+             if family not in ("qwen3", "olmo2") or not more}  # fmt: skip
+    assert len(sizes) == 1
+    assert sizes != {dense_parameters({**GRID["model"], **found.sizes[0]})} or family == "mixtral"
 
 
 @pytest.mark.parametrize("size", GRID["sizes"])
@@ -136,7 +173,9 @@ def test_hours_are_those_of_the_steps_that_are_there(tmp_path):
     assert not before.by_measure
     trained = [step for step in steps if step.verb == "train"]
     tokens = {step.name: step.options["tokens"] + 2 * 2048 // 3 for step in trained}
-    flops = {name: 6 * sizes[int(name[4])] * count for name, count in tokens.items()}
+    models = [begun({**GRID["model"], **size}) for size in GRID["sizes"]]
+    each = [training_flops(model.family, model.settings, 1, GRID["train"]["seq_len"]) for model in models]
+    flops = {name: each[int(name[4])] * count for name, count in tokens.items()}
     assert before.hours == pytest.approx(sum(flops.values()) / 4e10 / 2 / 3600)
     same_steps({step.name: step for step in steps}, out / "runs")
     for i in range(2):  # the small one is slow
@@ -206,6 +245,10 @@ def test_a_grid_ends_in_a_table_that_fit_reads(tmp_path, monkeypatch):
         ({"ways": ["upcycle"]}, "no way 'upcycle'"),
         ({"ways": [{"grown": {"grow": {}}}]}, "The way grown"),
         ({"sizes": [{"hidden": 16}]}, "Size 0"),
+        ({"sizes": [{"hidden": 16}]}, "Size 0 does not say layers"),
+        ({"model": {**GRID["model"], "family": "gpt2"}, "ways": ["scratch"]}, "a gpt2, of which no family with exp"),
+        ({"model": {**GRID["model"], "family": "gtp2"}}, "'gtp2' is not known"),
+        ({"model": {**GRID["model"], "set": {"hiden_act": "gelu"}}}, "no key 'hiden_act'"),
         ({"sizes": [{"hiden": 16, "layers": 1}]}, "Size 0"),
         ({"train": {"lrr": 1}}, "train: "),
         ({"decay": 2}, "decay is 2"),

@@ -34,6 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Callable[..., Path]:
     """small("mixtral", dtype="bfloat16"): the folder of an untrained model with a tokenizer of 300 entries."""
+    from rekindle.anatomy import FAMILIES
     from rekindle.train.config import InitConfig
     from rekindle.train.init import init_model
 
@@ -43,7 +44,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Callable[..
         key = (family, *sorted(changes.items()))
         if key not in made:
             sizes = {"hidden": 16, "layers": 2, "heads": 2, "ffn": 32, "context": 64, "init_std": 0.1} | changes
-            sizes |= {"experts": 4} if family in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo") else {}
+            sizes |= {"experts": 4} if FAMILIES[family].sparse else {}
             config = InitConfig(family=family, data=str(corpus), tokenizer="bpe:300", **sizes)  # type: ignore[arg-type]
             out = tmp_path_factory.mktemp(family) / "model"
             made[key] = init_model(out, config, command="rekindle init ...", options={})

@@ -129,7 +129,7 @@ def cut_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "count"),
     [
-        ("step", "cross_entropy", "2"),  # before the first state
+        ("labelled", "cross_entropy", "2"),  # before the first state
         ("archive", "add_step", "1"),  # the first state is there, its step is not
         ("archive", "add_step", "3"),
         ("state", "save_file", "5"),  # in the middle of the third state

@@ -24,6 +24,7 @@ from rekindle.train.encoder import Encoder
 from rekindle.train.evaluate import validation_loss
 from rekindle.train.losses import inputs_and_targets
 from rekindle.train.model import load_tokenizer
+from rekindle.train.objectives.next_token import NextToken
 from rekindle.train.text import Chat, open_source
 from rekindle.train.tokens import cache_folder, open_corpus
 
@@ -286,10 +287,11 @@ def test_ranks_weigh_their_answers_by_number(chatty: Callable[..., Path], talks:
         for rank in range(ranks):
             alone = dataclasses.make_dataclass("Rank", ["num_processes", "process_index", "device"])
             stepper = Stepper.__new__(Stepper)
-            stepper.__dict__ |= {"corpus": corpus, "plan": make_plan(config, ranks), "config": config, "micro_batch": 3}
+            stepper.__dict__ |= {"objective": NextToken(corpus, 16), "plan": make_plan(config, ranks), "config": config}
+            stepper.micro_batch = 3
             stepper.accelerator = alone(ranks, rank, torch.device("cpu"))  # type: ignore[assignment]
             batch, shares = stepper._batch(0)
-            counts = (batch[:, 1:] >= 0).sum(1).split(3)
+            counts = (batch["windows"][:, 1:] >= 0).sum(1).split(3)
             weights += [
                 share / ranks * n / part.sum() for share, part in zip(shares, counts, strict=True) for n in part
             ]
@@ -299,9 +301,9 @@ def test_ranks_weigh_their_answers_by_number(chatty: Callable[..., Path], talks:
 def test_validation_loss_is_per_token_with_a_loss(chatty: Callable[..., Path], talks: Path):
     folder = chatty()
     corpus = open_corpus(str(talks), load_tokenizer(folder), mask_prompt=True)
-    windows = corpus.sample("all", 10**6, 16)
+    windows, objective = corpus.sample("all", 10**6, 16), NextToken(corpus, 16)
     model, accelerator = load_model(folder), make_accelerator("fp32")
-    found = validation_loss(model, windows, accelerator, 5)
+    found = validation_loss(model, objective, objective.sample("all", 10**6), accelerator, 5)
     inputs, targets = inputs_and_targets(torch.from_numpy(windows))
     with torch.no_grad():
         expected = cross_entropy(model(input_ids=inputs).logits.flatten(0, 1), targets.flatten())

@@ -4,35 +4,71 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from train_helpers import rows
 
-from rekindle.anatomy import family_of
-from rekindle.apply.load import load_model
+from rekindle import api
+from rekindle.anatomy import FAMILIES, family_of
+from rekindle.apply.load import load_model, model_class, quietly
+from rekindle.config import resolve
 from rekindle.errors import RekindleError
 from rekindle.store.folder import open_folder
 from rekindle.store.manifest import read_manifest
-from rekindle.train.config import Family, InitConfig
+from rekindle.train.config import InitConfig
 from rekindle.train.init import init_model
 from rekindle.train.model import load_tokenizer
 
 SIZES = {"hidden": 16, "layers": 2, "heads": 4, "ffn": 24, "context": 64, "tokenizer": "bpe:300"}
 
 
-@pytest.mark.parametrize("family", get_args(Family))
-def test_each_family_loads_tokenises_and_trains(family: str, small: Callable[..., Path], run: Callable):
-    folder = small(family, kv_heads=1)
+EYED = "t5gemma2"  # with a vision tower that no option shapes
+CAUSAL = [name for name, family in FAMILIES.items() if "causal" in family.classes]
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != EYED])
+def test_each_family_loads_where_its_users_load_it(family: str, tmp_path: Path, corpus: Path):
+    """With nothing but a family said: as transformers has it of the folder alone, as `inspect` and a price see it."""
+    told = {"family": family, "tokenizer": "bpe:300", "data": str(corpus)}
+    made = api.init(tmp_path / "m", **told)
+    seen, price = api.inspect(made), api.init_cost(**told)
+    assert seen["family"] == family
+    assert not seen["notes"]
+    settings = family_of(open_folder(made).config).settings(open_folder(made).config)
+    with quietly():
+        model, report = model_class(settings.output).from_pretrained(made, output_loading_info=True)
+    assert not any(report.values())
+    assert type(model).__name__ == FAMILIES[family].classes[settings.output]
+    assert settings.output == next(output for output in FAMILIES[family].classes if output != "none")
+    assert seen["parameters"]["total"] == price["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert price["bytes"] == 4 * price["parameters"]["total"]
+    assert (seen["hidden_size"], seen["layers"], seen["heads"]["query"], seen["vocab_size"]) == (64, 2, 4, 300)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    two = {"decoder_input_ids": torch.arange(10)[None]} if FAMILIES[family].towers else {}
+    out = model(input_ids=torch.arange(10)[None], **two)
+    assert out.logits.shape == (1, 10, 300)
+    assert torch.isfinite(out.logits).all()
+    again = api.run(made / "rekindle.yaml", tmp_path / "again")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (again / name).read_bytes() == (made / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_each_decoder_tokenises_and_trains(family: str, small: Callable[..., Path], run: Callable):
+    table = FAMILIES[family]
+    folder = small(family, **{"kv_heads": 1} if "num_kv_heads" in table.keys else {})
     opened = open_folder(folder)
     assert opened.config["model_type"] == family
-    assert opened.config["rope_theta"] == 10000.0  # the spelling that serving engines read
-    family_of(opened.config).settings(opened.config)  # the anatomy knows what we wrote
-    assert not any("gate_up_proj" in name for name in opened.tensors)
+    if table.rope == "whole":
+        assert opened.config["rope_theta"] == 10000.0  # the spelling that serving engines read
+    table.settings(opened.config)  # the anatomy knows what we wrote
+    assert not any("gate_up_proj" in name for name in opened.tensors) or family == "phi3"
     text = "def f(x):\n    return  x + 1  # naïve\t😀"
     tokenizer = load_tokenizer(folder)
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
@@ -40,11 +76,12 @@ def test_each_family_loads_tokenises_and_trains(family: str, small: Callable[...
     assert summary["val_loss"] < summary["val_loss_before"]
     assert set(open_folder(out).tensors) == set(opened.tensors)
     sparse = rows(out, "eval")[0]["expert_load"] is not None
-    assert sparse == (family not in ("llama", "mistral", "qwen2", "qwen3", "olmo2"))
+    assert sparse == bool(table.sparse)
     loaded = load_model(out)
     assert loaded.config.pad_token_id is None  # a padding row would never be trained
     assert loaded.config.eos_token_id == tokenizer.eos_token_id
-    assert opened.config.get("use_sliding_window") or opened.config.get("sliding_window") is None
+    windows = opened.config.get("use_sliding_window") or opened.config.get("sliding_window") is None
+    assert windows or table.windows == "patterned"
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, corpus: Path):
@@ -101,6 +138,30 @@ def test_an_existing_tokenizer(tmp_path: Path, small: Callable[..., Path]):
         ({"tokenizer": "bpe:many"}, "at least 257"),
         ({"tokenizer": "no/such-tokenizer"}, "No tokenizer can be loaded"),
         ({"data": "./missing.txt"}, "no such file"),
+        ({"family": "lama"}, "'lama' is not known(.|\n)*--family llama"),
+        ({"family": "gpt2", "experts": 4}, "gpt2 has no experts(.|\n)*deepseek_v3"),
+        ({"family": "gpt2", "kv_heads": 2}, "Each head of a gpt2"),
+        ({"family": "deepseek_v3", "kv_heads": 2}, "Each head of a deepseek_v3"),
+        ({"family": "deepseek_v3", "hidden": 24}, "4 heads do not divide a hidden size of 24"),
+        ({"family": "gpt2", "hidden": 18}, "4 heads do not divide a hidden size of 18 into equal parts"),
+        ({"family": "bert", "rope_theta": 1e6}, "bert has no rotary"),
+        ({"decoder_layers": 2}, "llama is one column of layers"),
+        ({"decoder_layers": 0}, "decoder_layers is 0"),
+        ({"set": {"hiden_act": "gelu"}}, "llama has no key 'hiden_act'(.|\n)*hidden_act"),
+        ({"set": {"model_type": "gpt2", "dtype": "bfloat16"}}, "2 problems(.|\n)*--family(.|\n)*--dtype"),
+        ({"set": {"mlp_bias": 1}}, "mlp_bias is 1, but of llama it is true or false"),
+        ({"set": {"hidden_act": "sillu"}}, "'sillu', which transformers does not know"),
+        ({"set": {"num_attention_heads": 3}}, "3 heads cannot share 4"),
+        ({"set": {"num_hidden_layers": 0}}, "num_hidden_layers is 0"),
+        ({"family": "gpt_neox", "set": {"hidden_size": 2}}, "leaves nothing to each of 4 heads"),
+        ({"family": "deepseek_v3", "set": {"moe_intermediate_size": 0}}, "no expert has any units"),
+        ({"set": {"vocab_size": 299}}, "vocab_size is 299, but the tokenizer has ids up to 299"),
+        ({"set": {"pad_token_id": 300}}, "pad_token_id is 300, but the vocabulary ends at 299"),
+        ({"set": {"rope_scaling": {"rope_type": "foo"}}}, "RoPE of the kind 'foo'"),
+        ({"set": {"architectures": ["BertModel"]}}, "llama has no key 'architectures'"),
+        ({"family": "bert", "set": {"architectures": ["BertFor"]}}, "class BertFor is not known"),
+        ({"family": "qwen2", "set": {"use_sliding_window": True}}, "changes nothing"),
+        ({"family": "gpt2", "set": {"resid_pdrop": 2.0}}, "transformers cannot make this model: dropout"),
     ],
 )
 def test_refused(tmp_path: Path, corpus: Path, changes: dict[str, Any], said: str):
@@ -108,6 +169,69 @@ def test_refused(tmp_path: Path, corpus: Path, changes: dict[str, Any], said: st
     with pytest.raises(RekindleError, match=said):
         init_model(tmp_path / "m", config, command="", options={})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "read"),
+    [
+        ("llama", {"mlp_bias": True, "head_dim": 6}, {"mlp_bias": True, "head_dim": 6}),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, {"rope_theta": 7.0}),
+        ("llama", {"vocab_size": 320, "initializer_range": 1}, {"vocab_size": 320}),
+        ("gpt2", {"hidden_size": 32}, {"hidden_size": 32}),  # under another name of the key
+        ("gemma3_text", {"sliding_window_pattern": 2, "sliding_window": 8}, {"windows": (8, None)}),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 2}, {"windows": (None, None)}),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 1}, {"windows": (None, 4096)}),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, {"sparse_layers": (1,)}),
+        ("qwen2_moe", {"num_local_experts": 4, "shared_expert_intermediate_size": 8}, {"num_experts": 4}),
+        ("deepseek_v3", {"q_lora_rank": None, "n_shared_experts": 2}, {"q_rank": None, "shared_size": 48}),
+        ("gpt_neox", {"rotary_pct": 1}, {"rotary_dim": 4}),
+        ("bert", {"architectures": ["BertModel"]}, {"output": "none"}),
+    ],
+)
+def test_any_key_of_the_config_can_be_set(family: str, given: dict, read: dict, tmp_path: Path, corpus: Path):
+    made = api.init(tmp_path / "m", family=family, data=str(corpus), set=given, **SIZES)
+    settings = api.open(made).checkpoint.settings
+    assert {name: getattr(settings, name) for name in read} == read
+    load_model(made, output=settings.output)
+    again = api.run(made / "rekindle.yaml", tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+
+
+def test_what_is_typed_again_is_the_same(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch):
+    """`--set` as it was given, over and over, and a family's ties undone."""
+    from click.testing import CliRunner
+
+    from rekindle.cli.verbs import rekindle
+
+    monkeypatch.chdir(tmp_path)
+    typed = ["init", "m", "--family", "gpt2", "--no-tie-embeddings", "--set", "n_head=2", "--set", "n_inner=20",
+             "--tokenizer", "bpe:300", "--data", str(corpus)]  # fmt: skip
+    assert CliRunner().invoke(rekindle, typed).exit_code == 0
+    settings = api.open("m").checkpoint.settings
+    assert (settings.num_heads, settings.intermediate_size, settings.tie_word_embeddings) == (2, 20, False)
+    manifest = read_manifest(Path("m"))
+    assert manifest is not None
+    again = shlex.split(manifest.lineage[0].command.replace(" m ", " again "))[1:]
+    assert CliRunner().invoke(rekindle, again).exit_code == 0
+    assert Path("again/model.safetensors").read_bytes() == Path("m/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["mlp_bias", "=true", "mlp_bias=[1", "mlp_bias=2020-01-01"])
+def test_what_says_no_key_and_value(text: str):
+    with pytest.raises(RekindleError, match="set is"):
+        resolve(InitConfig, {"set": (text,)})
+
+
+@pytest.mark.parametrize("family", [name for name, table in FAMILIES.items() if table.towers and name != EYED])
+def test_a_decoder_of_its_own_depth(family: str, tmp_path: Path, corpus: Path):
+    made = api.init(tmp_path / "m", family=family, decoder_layers=3, **SIZES | {"data": str(corpus)})
+    settings = api.open(made).checkpoint.settings
+    assert [tower.num_layers for tower in settings.towers.values()] == [2, 3]
+    with quietly():
+        model = model_class(settings.output).from_pretrained(made)
+    model(input_ids=torch.arange(10)[None], labels=torch.arange(7)[None]).loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if ".experts." not in name}
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients.values())
 
 
 def test_weights_are_readable_by_whom_other_files_are(run: Callable, corpus: Path, tmp_path: Path):

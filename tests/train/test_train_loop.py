@@ -24,6 +24,7 @@ from train_helpers import broken, curve, defaults, rows, write_corpus
 
 from rekindle import api
 from rekindle.apply.load import load_model
+from rekindle.apply.moments import read_info
 from rekindle.cli import main
 from rekindle.errors import CheckFailed, Ended, RekindleError
 from rekindle.store.folder import open_folder
@@ -31,7 +32,8 @@ from rekindle.store.manifest import read_manifest
 from rekindle.train import step as step_module
 from rekindle.train.losses import cross_entropy
 from rekindle.train.model import load_tokenizer
-from rekindle.train.optimizer import load_optimizer, make_optimizer, read_description
+from rekindle.train.objectives import labelled
+from rekindle.train.optimizer import load_optimizer, make_optimizer
 from rekindle.train.state import work_folder
 from rekindle.train.tokens import open_corpus
 
@@ -199,16 +201,16 @@ def test_learning_rates_are_those_of_the_schedule(small: Small, run: Run):
 def test_continuing_a_schedule_and_its_optimizer_is_one_long_run(small: Small, run: Run, tmp_path: Path):
     """At the level of rates and moments: the data starts over, as the run is a new one."""
     first, _ = run(small(), "first", schedule="inverse-sqrt", warmup=0.25)
-    saved = read_description(first / "optimizer")
+    saved = read_info(first / "optimizer")
     assert saved["schedule"]["start"] == 12 * 256
     state = str(first / "optimizer")
     second, _ = run(first, "second", schedule="continue", optimizer_state=state, warmup=0.0)
     rate = lambda step: 1e-2 * math.sqrt(3 / (step + 0.5))  # noqa: E731
     assert [row["lr"] for row in rows(second, "step")] == pytest.approx([rate(step) for step in range(12, 24)])
-    assert set(read_description(second / "optimizer")["steps"].values()) == {24}
-    assert read_description(second / "optimizer")["schedule"]["start"] == 24 * 256
+    assert set(read_info(second / "optimizer")["steps"].values()) == {24}
+    assert read_info(second / "optimizer")["schedule"]["start"] == 24 * 256
     without, _ = run(first, "without", schedule="continue")  # found beside the weights; fresh moments
-    assert set(read_description(without / "optimizer")["steps"].values()) == {12}
+    assert set(read_info(without / "optimizer")["steps"].values()) == {12}
     with pytest.raises(RekindleError, match="no schedule to continue"):
         run(small(), "third", schedule="continue")
 
@@ -223,7 +225,7 @@ def test_a_saved_optimizer_fits_the_saved_model(small: Small, run: Run):
 
 def test_a_loss_that_is_no_number_stops_the_run(small: Small, run: Run, monkeypatch: pytest.MonkeyPatch):
     reference, _ = run(small(), "reference")
-    real = step_module.cross_entropy
+    real = labelled.cross_entropy
     calls = 0
 
     def sick(*args: Any) -> torch.Tensor:
@@ -231,7 +233,7 @@ def test_a_loss_that_is_no_number_stops_the_run(small: Small, run: Run, monkeypa
         calls += 1
         return real(*args) * (float("nan") if calls == 7 else 1.0)
 
-    monkeypatch.setattr(step_module, "cross_entropy", sick)
+    monkeypatch.setattr(labelled, "cross_entropy", sick)
     with pytest.raises(CheckFailed) as caught:
         run(small(), "out")
     assert "diverged in step 7 of 12: loss nan" in str(caught.value)
@@ -245,17 +247,17 @@ def test_a_saved_state_that_is_itself_sick_is_not_to_be_resumed_again(
 ):
     """Finite, and still too large for any loss: no lower rate from there on helps."""
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "cross_entropy", fails_at(7, math.nan))
+        patch.setattr(labelled, "cross_entropy", fails_at(7, math.nan))
         with pytest.raises(CheckFailed, match=r"--resume \(from step 6\) with a lower --lr"):
             run(small(), "out")
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "cross_entropy", fails_at(1, math.nan))
+        patch.setattr(labelled, "cross_entropy", fails_at(1, math.nan))
         with pytest.raises(CheckFailed, match="diverged in step 7 of 12") as caught:
             run(small(), "out", resume=True, lr=1e-4)
     assert "start afresh (--overwrite, without --resume) with a lower --lr (now 0.0001)" in str(caught.value)
     assert "--resume (from" not in str(caught.value)
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "cross_entropy", fails_at(3, math.nan))
+        patch.setattr(labelled, "cross_entropy", fails_at(3, math.nan))
         with pytest.raises(CheckFailed, match=r"--resume \(from step 8\) with a lower --lr"):
             run(small(), "out", resume=True)
     out, _ = run(small(), "out", overwrite=True)
@@ -293,7 +295,7 @@ def test_a_source_that_is_not_finite_is_named_and_not_the_learning_rate(
 def test_a_first_loss_that_is_no_number_is_no_matter_of_the_rate(
     small: Small, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(step_module, "cross_entropy", lambda *args: cross_entropy(*args) * math.nan)
+    monkeypatch.setattr(labelled, "cross_entropy", lambda *args: cross_entropy(*args) * math.nan)
     with pytest.raises(CheckFailed, match="no matter of --lr") as caught:
         run(small())
     assert "a lower --lr" not in str(caught.value)
@@ -339,7 +341,7 @@ FULL = "Error while serializing: I/O error: No space left on device (os error 28
     [
         ("rekindle.train.state.save_file", 1, "then start it again"),
         ("rekindle.train.state.save_file", 4, r"then --resume \(from step 4\)"),
-        ("rekindle.train.optimizer.save_file", 1, r"then --resume \(from step 12\)"),
+        ("rekindle.train.optimizer.write_moments", 1, r"then --resume \(from step 12\)"),
         ("rekindle.train.finish.save_model", 1, r"then --resume \(from step 12\)"),
     ],
 )
@@ -371,7 +373,7 @@ def test_ctrl_c_saves_and_resume_continues(
     small: Small, run: Run, monkeypatch: pytest.MonkeyPatch, number: int, tmp_path: Path
 ):
     reference, _ = run(small("mixtral"), "reference")
-    real, calls, before = step_module.cross_entropy, 0, signal.getsignal(number)
+    real, calls, before = labelled.cross_entropy, 0, signal.getsignal(number)
 
     def interrupted(*args: Any) -> torch.Tensor:
         nonlocal calls
@@ -380,7 +382,7 @@ def test_ctrl_c_saves_and_resume_continues(
             os.kill(os.getpid(), number)
         return real(*args)
 
-    monkeypatch.setattr(step_module, "cross_entropy", interrupted)
+    monkeypatch.setattr(labelled, "cross_entropy", interrupted)
     with pytest.raises(KeyboardInterrupt, match="Stopped after step 6 of 12") as stopped:
         run(small("mixtral"), "out")
     again = pickle.loads(pickle.dumps(stopped.value))  # as from a worker
@@ -407,7 +409,7 @@ def test_the_command_line_says_where_it_stopped(
     number: int,
     code: int,
 ):
-    real = step_module.cross_entropy
+    real = labelled.cross_entropy
 
     def interrupted(*args: Any) -> torch.Tensor:
         os.kill(os.getpid(), number)
@@ -417,7 +419,7 @@ def test_the_command_line_says_where_it_stopped(
     words = [w for key, value in defaults(corpus).items() for w in (f"--{key.replace('_', '-')}", str(value))]
     source = str(small())
     before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    monkeypatch.setattr(step_module, "cross_entropy", interrupted)
+    monkeypatch.setattr(labelled, "cross_entropy", interrupted)
     try:
         with pytest.raises(SystemExit) as ended:
             main(["train", source, str(tmp_path / "out"), *words])

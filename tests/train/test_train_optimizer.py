@@ -14,8 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rekindle.apply.load import load_model
+from rekindle.apply.moments import read_info
 from rekindle.errors import RekindleError
-from rekindle.train.optimizer import load_optimizer, make_optimizer, read_description, save_optimizer
+from rekindle.train.held import whole_of
+from rekindle.train.optimizer import load_optimizer, make_optimizer, save_optimizer
 
 SCHEDULE = {"name": "constant", "peak": 1e-3, "total": 10, "warmup": 0, "decay": 0, "start": 10, "rewarm": 0}
 
@@ -44,7 +46,7 @@ def config(folder: Path) -> dict:
 
 def test_round_trip(trained: tuple, tmp_path: Path):
     folder, model, optimizer = trained
-    save_optimizer(model, optimizer, config(folder), tmp_path, SCHEDULE)
+    save_optimizer(whole_of(model, optimizer), config(folder), tmp_path, SCHEDULE)
     other = load_model(folder)
     loaded = make_optimizer(other, 0.1, 0.95)
     load_optimizer(other, loaded, config(folder), tmp_path)
@@ -63,12 +65,12 @@ def test_round_trip(trained: tuple, tmp_path: Path):
 
 def test_names_and_shapes_are_those_of_the_weights(trained: tuple, tmp_path: Path):
     folder, model, optimizer = trained
-    save_optimizer(model, optimizer, config(folder), tmp_path, SCHEDULE)
+    save_optimizer(whole_of(model, optimizer), config(folder), tmp_path, SCHEDULE)
     weights, moments = load_file(folder / "model.safetensors"), load_file(tmp_path / "optimizer.safetensors")
     assert set(moments) == {f"{name}.{moment}" for name in weights for moment in ("exp_avg", "exp_avg_sq")}
     assert all(moments[f"{name}.exp_avg"].shape == weight.shape for name, weight in weights.items())
     assert all(tensor.dtype == torch.float32 for tensor in moments.values())
-    described = read_description(tmp_path)
+    described = read_info(tmp_path)
     assert described["steps"] == dict.fromkeys(described["steps"], 2)
     assert set(described["steps"]) == set(weights)
     assert (described["betas"], described["eps"], described["schedule"]) == ([0.9, 0.95], 1e-8, SCHEDULE)
@@ -77,7 +79,7 @@ def test_names_and_shapes_are_those_of_the_weights(trained: tuple, tmp_path: Pat
 def test_an_experts_part_is_its_slice_of_the_stack(small: Callable[..., Path], tmp_path: Path):
     folder = small("mixtral")
     model, optimizer = after_steps(folder)
-    save_optimizer(model, optimizer, config(folder), tmp_path, SCHEDULE)
+    save_optimizer(whole_of(model, optimizer), config(folder), tmp_path, SCHEDULE)
     experts = model.model.layers[1].mlp.experts
     with safe_open(tmp_path / "optimizer.safetensors", "pt") as file:
         prefix = "model.layers.1.block_sparse_moe.experts.2"
@@ -92,8 +94,8 @@ def test_an_experts_part_is_its_slice_of_the_stack(small: Callable[..., Path], t
 def test_a_recycled_state_has_new_tensors_at_zero(small: Callable[..., Path], tmp_path: Path):
     folder = small("mixtral")
     model, optimizer = after_steps(folder)
-    save_optimizer(model, optimizer, config(folder), tmp_path, SCHEDULE)
-    moments, described = load_file(tmp_path / "optimizer.safetensors"), read_description(tmp_path)
+    save_optimizer(whole_of(model, optimizer), config(folder), tmp_path, SCHEDULE)
+    moments, described = load_file(tmp_path / "optimizer.safetensors"), read_info(tmp_path)
     router = "model.layers.0.block_sparse_moe.gate.weight"
     expert = "model.layers.0.block_sparse_moe.experts.1.w1.weight"
     for name in (router, expert):
@@ -129,8 +131,8 @@ def test_decay_is_for_matrices(small: Callable[..., Path]):
 def test_what_does_not_fit_is_named(small: Callable[..., Path], tmp_path: Path):
     folder = small("llama")
     model, optimizer = after_steps(folder)
-    save_optimizer(model, optimizer, config(folder), tmp_path, SCHEDULE)
-    moments, described = load_file(tmp_path / "optimizer.safetensors"), read_description(tmp_path)
+    save_optimizer(whole_of(model, optimizer), config(folder), tmp_path, SCHEDULE)
+    moments, described = load_file(tmp_path / "optimizer.safetensors"), read_info(tmp_path)
 
     def refused(entries: dict, text: dict = described) -> str:
         save_file(entries, tmp_path / "optimizer.safetensors")
@@ -154,4 +156,4 @@ def test_what_does_not_fit_is_named(small: Callable[..., Path], tmp_path: Path):
         assert f"that of model.norm.weight is {step!r}" in strange
     (tmp_path / "optimizer.json").unlink()
     with pytest.raises(RekindleError, match="holds no optimizer state"):
-        read_description(tmp_path)
+        read_info(tmp_path)

@@ -19,7 +19,7 @@ from rekindle.errors import RekindleError
 from rekindle.store.lock import alone, lock_of
 from rekindle.store.manifest import read_manifest
 from rekindle.train import session
-from rekindle.train import step as step_module
+from rekindle.train.objectives import labelled
 from rekindle.train.state import find_state, work_folder
 
 # Trains in a process of its own, which kills itself at a chosen call of a chosen function.
@@ -28,7 +28,8 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from rekindle.train import archive, finish, loop, session, state, step
+from rekindle.train import archive, finish, loop, session, state
+from rekindle.train.objectives import labelled
 from rekindle.train.config import TrainConfig
 sys.path.insert(0, {tests!r})
 from train_helpers import defaults
@@ -61,7 +62,7 @@ def killed(src: Path, out: Path, corpus: Path, *where: str, **changes: Any) -> N
 @pytest.mark.slow
 def test_killed_once(small: Callable, run: Callable, corpus: Path, tmp_path: Path):
     reference, _ = run(small(), "reference")
-    killed(small(), tmp_path / "out", corpus, "step", "cross_entropy", "7")
+    killed(small(), tmp_path / "out", corpus, "labelled", "cross_entropy", "7")
     resumed, _ = run(small(), "out", resume=True)
     assert curve(resumed) == curve(reference)
     assert (resumed / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
@@ -73,9 +74,9 @@ def test_killed_again_and_again(small: Callable, run: Callable, corpus: Path, tm
     reference, _ = run(src, "reference")
     out = tmp_path / "out"
     work = work_folder(out)
-    killed(src, out, corpus, "step", "cross_entropy", "3")  # before anything is saved
+    killed(src, out, corpus, "labelled", "cross_entropy", "3")  # before anything is saved
     assert find_state(work) is None
-    killed(src, out, corpus, "step", "cross_entropy", "6")  # between two states
+    killed(src, out, corpus, "labelled", "cross_entropy", "6")  # between two states
     saved = find_state(work)
     assert saved is not None
     assert saved.step == 4
@@ -121,11 +122,10 @@ def test_other_text_of_the_same_length_is_refused(
     small: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from rekindle.errors import RekindleError
-    from rekindle.train import step
 
     data = tmp_path / "data.jsonl"
     write_corpus(data)
-    real, calls = step.cross_entropy, []
+    real, calls = labelled.cross_entropy, []
 
     def stopping(*args):
         calls.append(1)
@@ -133,7 +133,7 @@ def test_other_text_of_the_same_length_is_refused(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(step, "cross_entropy", stopping)
+    monkeypatch.setattr(labelled, "cross_entropy", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(small(), "out", data=str(data))
     lines = data.read_text().splitlines(keepends=True)
@@ -287,7 +287,7 @@ def test_a_run_that_has_ended_is_not_resumed(small: Callable, run: Callable, mon
 
 def killed_at(run: Callable, src: Path, monkeypatch: pytest.MonkeyPatch, call: int, **changes: Any) -> None:
     """A run that is interrupted in its `call`-th step, after which its state is saved."""
-    real, calls = step_module.cross_entropy, []
+    real, calls = labelled.cross_entropy, []
 
     def stopping(*args: Any) -> Any:
         calls.append(1)
@@ -296,7 +296,7 @@ def killed_at(run: Callable, src: Path, monkeypatch: pytest.MonkeyPatch, call: i
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "cross_entropy", stopping)
+        patch.setattr(labelled, "cross_entropy", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(src, **changes)
 

@@ -10,14 +10,15 @@ on_disk(table, settings)   all tensors on disk, with their shapes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rekindle.anatomy.families import FAMILIES
-from rekindle.anatomy.family import OPAQUE, Family, Placed, Tensor, opaque_name
+from rekindle.anatomy.family import Family
 from rekindle.anatomy.nameless import Adapter, Nameless, adapter, nameless
 from rekindle.anatomy.packing import Packed, on_disk, packs, stacks
 from rekindle.anatomy.settings import Role, Settings
+from rekindle.anatomy.tensor import OPAQUE, Placed, Tensor, opaque_name
 from rekindle.errors import RekindleError
 
 __all__ = [
@@ -80,8 +81,13 @@ def family_of(config: Mapping[str, Any]) -> Family:
     return family_named(name)
 
 
-def runtime_names(config: Mapping[str, Any]) -> dict[str, str | tuple[tuple[str, ...], ...]]:
-    """transformers' parameter name -> its name on disk, or for stacked experts, expert by expert, the names of each."""
+def runtime_names(
+    config: Mapping[str, Any], parameters: Iterable[str] = ()
+) -> dict[str, str | tuple[tuple[str, ...], ...]]:
+    """transformers' parameter name -> its name on disk, or for stacked experts, expert by expert, the names of each.
+
+    `parameters`: those that the model has, some of which no row of the table may name.
+    """
     family = family_of(config)
     settings = family.settings(config)
     disk = {role: name for role, (name, _, _) in family.table(settings)}
@@ -94,7 +100,8 @@ def runtime_names(config: Mapping[str, Any]) -> dict[str, str | tuple[tuple[str,
         held = [disk[role] for role in stack.roles]
         each = len(held) // settings.num_experts
         names[stack.name] = tuple(tuple(held[at : at + each]) for at in range(0, len(held), each))
-    return names
+    others = {name: family.name_on_disk(name) for name in parameters if name not in names}
+    return names | {name: there for name, there in others.items() if family.opaque_role(there) is not None}
 
 
 def serving_spelling(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rekindle.anatomy.family import Family, Tensor
+from rekindle.anatomy.family import Family
 from rekindle.anatomy.rows import (
     ATTENTION,
     ATTENTION_OUT,
@@ -26,6 +26,7 @@ from rekindle.anatomy.rows import (
     layer_norm,
     with_bias,
 )
+from rekindle.anatomy.tensor import Tensor
 
 LLAMA = Family(
     "llama", {"causal": "LlamaForCausalLM"}, TOP, ATTENTION + PRE_NORMS, FFN, (),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rekindle.anatomy.family import Family, Tensor
+from rekindle.anatomy.family import Family
 from rekindle.anatomy.rows import INTERMEDIATE, KEYS, layer_norm, with_bias
+from rekindle.anatomy.tensor import Tensor
 
 E, MLM = "bert.encoder.layer.{layer}.", "cls.predictions."
 

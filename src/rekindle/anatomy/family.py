@@ -16,40 +16,8 @@ from rekindle.anatomy.rope import ROPE, ROPE_KEYS
 from rekindle.anatomy.settings import ROUTING, Role, Settings, meaning, role_of
 from rekindle.anatomy.sizes import check_each, check_together
 from rekindle.anatomy.spelling import Spelling
+from rekindle.anatomy.tensor import OPAQUE, Placed, Shaped, Tensor, is_present, shape_of
 from rekindle.errors import RekindleError, together
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One row: its role, its name on disk, its shape in letters (see Settings.dims), when it is there.
-
-    `when` names the setting that must be true, or "setting=value"; several are divided by commas. `neutral` is the
-    value it takes in a child whose parent lacks it, chosen so that the function is kept and training is not blocked:
-    "zeros", "ones", or "first ROLE" (the first units of the parent's tensor). How tensors that are not one role each
-    are said: see `packing`. A `buffer` is not trained: it has no moments.
-    """
-
-    part: str
-    name: str
-    shape: str
-    when: str = ""
-    neutral: str = ""
-    packed: str = ""
-    transposed: bool = False
-    stacked: str = ""
-    buffer: bool = False
-
-
-Placed = tuple[str, tuple[int, ...], Tensor]  # name of the tensor that holds a role, the role's shape, its row
-Shaped = list[tuple[Tensor, tuple[int, ...]]]
-
-
-OPAQUE = "tensor "  # begins the part of a role that no row names; then comes its name, `{layer}` for the layer's number
-
-
-def opaque_name(role: Role) -> str | None:
-    """The name on disk of a tensor that no row names; None of any other."""
-    return role.part.removeprefix(OPAQUE).replace("{layer}", str(role.layer)) if role.part.startswith(OPAQUE) else None
 
 
 @dataclass(frozen=True)
@@ -238,9 +206,13 @@ class Family:
         dims = settings.dims()
 
         def shaped(rows: tuple[Tensor, ...]) -> Shaped:
-            return [(row, _shape(row, dims)) for row in rows if _present(row.when, settings)]
+            return [(row, shape_of(row, dims)) for row in rows if is_present(row.when, settings)]
 
         return shaped(self.top), shaped(self.block + self.sparse), shaped(self.block + self.dense)
+
+    def remarks(self, settings: Settings) -> list[str]:
+        """What users of a model with these settings should know."""
+        return []
 
     def parameters(self, settings: Settings) -> dict[str, int]:
         """{"total", "active"}: a token uses all parameters but those of the experts it is not routed to."""
@@ -277,7 +249,7 @@ class Family:
 
     def names_of(self, part: str, settings: Settings) -> tuple[str, ...]:
         """The names on disk of a part outside the layers, whether these settings have it or not (a tied head)."""
-        rows: Shaped = [(row, ()) for row in self.top if row.part == part and _present(row.when, settings)]
+        rows: Shaped = [(row, ()) for row in self.top if row.part == part and is_present(row.when, settings)]
         if part == "head" and not rows and settings.output != "none":
             rows = [(row, ()) for row in self.top if row.part == "head"]
         return tuple(name for _, name, _ in self._named(rows, settings, fused=False))
@@ -300,6 +272,18 @@ class Family:
         tied = {self._in_memory("head", settings): self._in_memory("embed", settings)}
         return (tied if settings.tie_word_embeddings else {}) | dict(self.copies or {})
 
+    def name_in_memory(self, name: str) -> str:
+        """What transformers calls a tensor of this name on disk, where it does not stack it."""
+        for disk, memory in (self.runtime or {}).items():
+            name = name.replace(disk, memory)
+        return name
+
+    def name_on_disk(self, name: str) -> str:
+        """The same the other way round."""
+        for disk, memory in (self.runtime or {}).items():
+            name = name.replace(memory, disk)
+        return name
+
     def _in_memory(self, part: str, settings: Settings) -> str:
         """transformers' name of a part outside the layers, whether these settings have it or not."""
         return self._named([(row, ()) for row in self.top if row.part == part], settings, fused=True)[0][1]
@@ -308,24 +292,9 @@ class Family:
         named = []
         for row, shape in rows:
             name = row.stacked if fused and row.stacked else row.name
-            for disk, memory in (self.runtime or {}).items() if fused else ():
-                name = name.replace(disk, memory)
+            name = self.name_in_memory(name) if fused else name
             named.append((row, name.removeprefix(self.prefix) if settings.output == "none" else name, shape))
         return named
-
-
-def _shape(row: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(dims[letter] for letter in row.shape.split())
-
-
-def _present(when: str, settings: Settings) -> bool:
-    return all(_holds(condition, settings) for condition in when.split(",")) if when else True
-
-
-def _holds(condition: str, settings: Settings) -> bool:
-    name, _, value = condition.removeprefix("not ").partition("=")
-    there = getattr(settings, name)
-    return str(there) == value if value else bool(there) != condition.startswith("not ")
 
 
 _SPELLINGS = {

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rekindle.anatomy.spelling import Reading
 from rekindle.errors import RekindleError
-
-if TYPE_CHECKING:
-    from rekindle.anatomy.family import Family
 
 # The same thing under two names: transformers v4 and v5, or one family's own history. The first is written.
 SYNONYMS = {
@@ -96,7 +94,7 @@ ACTIVATIONS = {
 _ACTIVATION_KEYS = ("hidden_act", "activation_function", "hidden_activation")
 
 
-def kind(family: Family, key: str) -> str | None:
+def kind(family: Reading, key: str) -> str | None:
     """The kind of a key: "int", "number?", ...; None for one that the family does not know."""
     spelt = _OWN.get(key)
     if key not in family.defaults:
@@ -108,7 +106,7 @@ def kind(family: Family, key: str) -> str | None:
     return own or _BY_DEFAULT.get(type(default))
 
 
-def fits(family: Family, key: str, value: Any) -> bool:
+def fits(family: Reading, key: str, value: Any) -> bool:
     """Whether transformers takes this value for the key."""
     wanted = kind(family, key)
     if wanted is None or (value is None and wanted.endswith("?")):
@@ -125,7 +123,7 @@ def fits(family: Family, key: str, value: Any) -> bool:
     return not isinstance(value, float) or (math.isfinite(value) and low <= value <= high)
 
 
-def mended(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+def mended(family: Reading, config: Mapping[str, Any]) -> dict[str, Any]:
     """The same config, whole numbers as floats where transformers wants those."""
     as_floats = {
         key: float(value)
@@ -135,7 +133,7 @@ def mended(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **as_floats}
 
 
-def misfits(family: Family, config: Mapping[str, Any]) -> Iterator[RekindleError]:
+def misfits(family: Reading, config: Mapping[str, Any]) -> Iterator[RekindleError]:
     """A sentence for each value that transformers would refuse."""
     from rekindle.store.dtypes import TORCH
 

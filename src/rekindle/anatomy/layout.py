@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rekindle.anatomy.spelling import Config, Spelling
+from rekindle.anatomy.settings import Settings
+from rekindle.anatomy.spelling import Config, Reading, Spelling
 from rekindle.errors import RekindleError
-
-if TYPE_CHECKING:
-    from rekindle.anatomy.family import Family
-    from rekindle.anatomy.settings import Settings
 
 # -- attention windows -------------------------------------------------------------------------------------
 
@@ -18,7 +15,7 @@ Windows = tuple[int | None, ...]
 _KINDS = ("full_attention", "sliding_attention")
 
 
-def _no_windows(config: Config, family: Family, layers: int) -> Windows:
+def _no_windows(config: Config, family: Reading, layers: int) -> Windows:
     return (None,) * layers
 
 
@@ -26,7 +23,7 @@ def _write_no_windows(settings: Settings, config: dict[str, Any]) -> str | None:
     return f"has no attention window; the parent has one of {max(_widths(settings))}" if _widths(settings) else None
 
 
-def _uniform(config: Config, family: Family, layers: int) -> Windows:
+def _uniform(config: Config, family: Reading, layers: int) -> Windows:
     return (family.value(config, "sliding_window"),) * layers
 
 
@@ -35,7 +32,7 @@ def _write_uniform(settings: Settings, config: dict[str, Any]) -> str | None:
     return None if len(set(settings.windows)) <= 1 else "has one attention window for all layers; the parent's differ"
 
 
-def _switched(config: Config, family: Family, layers: int) -> Windows:
+def _switched(config: Config, family: Reading, layers: int) -> Windows:
     on = family.value(config, "use_sliding_window")
     return (family.value(config, "sliding_window") or 4096 if on else None,) * layers
 
@@ -45,7 +42,7 @@ def _write_switched(settings: Settings, config: dict[str, Any]) -> str | None:
     return _write_uniform(settings, config)
 
 
-def _listed(config: Config, family: Family, layers: int) -> Windows:
+def _listed(config: Config, family: Reading, layers: int) -> Windows:
     window = (family.value(config, "sliding_window") or 4096) if family.value(config, "use_sliding_window") else None
     kinds = config.get("layer_types")
     if kinds is not None:
@@ -67,7 +64,7 @@ def _write_listed(settings: Settings, config: dict[str, Any]) -> str | None:
     return _one_width(settings)
 
 
-def _patterned(config: Config, family: Family, layers: int) -> Windows:
+def _patterned(config: Config, family: Reading, layers: int) -> Windows:
     window = family.value(config, "sliding_window")
     kinds = config.get("layer_types")
     if kinds is not None:
@@ -91,7 +88,7 @@ def _write_patterned(settings: Settings, config: dict[str, Any]) -> str | None:
     return _one_width(settings)
 
 
-def _alternating(config: Config, family: Family, layers: int) -> Windows:
+def _alternating(config: Config, family: Reading, layers: int) -> Windows:
     """Where no list says otherwise, every other layer from the first on has the window."""
     window = family.value(config, "sliding_window")
     kinds = config.get("layer_types")
@@ -139,7 +136,7 @@ def _one_width(settings: Settings) -> str | None:
 
 
 def _windows(
-    read: Callable[[Config, Family, int], Windows], write: Callable[[Settings, dict[str, Any]], str | None]
+    read: Callable[[Config, Reading, int], Windows], write: Callable[[Settings, dict[str, Any]], str | None]
 ) -> Spelling:
     return Spelling(("windows",), lambda c, family, given: {"windows": read(c, family, given["num_layers"])}, write)
 
@@ -158,7 +155,7 @@ WINDOWS = {
 Layers = tuple[int, ...]
 
 
-def _no_experts(config: Config, family: Family, layers: int) -> Layers:
+def _no_experts(config: Config, family: Reading, layers: int) -> Layers:
     return ()
 
 
@@ -166,7 +163,7 @@ def _write_no_experts(settings: Settings, config: dict[str, Any]) -> str | None:
     return "has no experts" if settings.sparse_layers else None
 
 
-def _all_experts(config: Config, family: Family, layers: int) -> Layers:
+def _all_experts(config: Config, family: Reading, layers: int) -> Layers:
     return tuple(range(layers))
 
 
@@ -176,7 +173,7 @@ def _write_all_experts(settings: Settings, config: dict[str, Any]) -> str | None
     return f"has experts in every layer; asked for are {len(settings.sparse_layers)} of {settings.num_layers}"
 
 
-def _stepped(config: Config, family: Family, layers: int) -> Layers:
+def _stepped(config: Config, family: Reading, layers: int) -> Layers:
     dense = set(family.value(config, "mlp_only_layers") or ())
     step = family.value(config, "decoder_sparse_step")
     if step < 1:
@@ -191,7 +188,7 @@ def _write_stepped(settings: Settings, config: dict[str, Any]) -> str | None:
     return None
 
 
-def _first_dense(config: Config, family: Family, layers: int) -> Layers:
+def _first_dense(config: Config, family: Reading, layers: int) -> Layers:
     return tuple(range(min(family.value(config, "first_k_dense_replace") or 0, layers), layers))
 
 
@@ -210,7 +207,7 @@ def _every(step_key: str, count_key: str) -> Spelling:
     def at(step: int, layers: int) -> Layers:
         return tuple(layer for layer in range(layers) if step == 1 or (step and layer % step == 1))
 
-    def read(config: Config, family: Family, layers: int) -> Layers:
+    def read(config: Config, family: Reading, layers: int) -> Layers:
         step = config.get(step_key)
         if step is None:
             count = family.value(config, count_key)
@@ -233,9 +230,9 @@ def _every(step_key: str, count_key: str) -> Spelling:
 
 
 def _sparsity(
-    read: Callable[[Config, Family, int], Layers], write: Callable[[Settings, dict[str, Any]], str | None]
+    read: Callable[[Config, Reading, int], Layers], write: Callable[[Settings, dict[str, Any]], str | None]
 ) -> Spelling:
-    def settings(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(config: Config, family: Reading, given: Mapping[str, Any]) -> dict[str, Any]:
         return {"sparse_layers": read(config, family, given["num_layers"])}
 
     return Spelling(("sparse_layers",), settings, write)
@@ -253,7 +250,7 @@ SPARSE = {
 # -- how many shared experts, where their size is that of the others ---------------------------------------
 
 
-def _read_shared(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+def _read_shared(config: Config, family: Reading, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"shared_size": (family.value(config, "n_shared_experts") or 0) * given["expert_size"]}
 
 

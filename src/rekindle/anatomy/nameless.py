@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rekindle.anatomy.family import Family, Placed
+from rekindle.anatomy.family import Family
 from rekindle.anatomy.settings import Role, Settings
+from rekindle.anatomy.tensor import Placed
 from rekindle.errors import RekindleError
 
 NOTHING = Settings(

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from rekindle.anatomy.family import Family, Placed
+    from rekindle.anatomy.family import Family
     from rekindle.anatomy.settings import Role, Settings
+    from rekindle.anatomy.tensor import Placed
 
 
 class Piece(NamedTuple):

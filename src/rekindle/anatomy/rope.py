@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rekindle.anatomy.spelling import Config, Spelling
+from rekindle.anatomy.settings import Settings
+from rekindle.anatomy.spelling import Config, Reading, Spelling
 from rekindle.errors import RekindleError
-
-if TYPE_CHECKING:
-    from rekindle.anatomy.family import Family
-    from rekindle.anatomy.settings import Settings
 
 _TRAINED = "original_max_position_embeddings"  # positions before they were stretched
 _FACTORS = ("short_factor", "long_factor")  # lists, a number for each pair of dims
@@ -81,7 +78,7 @@ def _unread(what: str, key: str) -> RekindleError:
     return RekindleError(f"{what}.", where=f"config.json: {key}", why="transformers cannot run such a model either")
 
 
-def _read(config: Config, family: Family, rotary_dim: int) -> Rope:
+def _read(config: Config, family: Reading, rotary_dim: int) -> Rope:
     rope = _said(config)
     partial = rope.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     theta, scaling = _split(rope, config.get("rope_theta", family.rope_theta), config, rotary_dim)
@@ -98,7 +95,7 @@ def _scaling(settings: Settings) -> dict[str, Any] | None:
 # -- every dim of a head is turned -------------------------------------------------------------------------
 
 
-def _read_whole(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+def _read_whole(config: Config, family: Reading, given: Mapping[str, Any]) -> dict[str, Any]:
     theta, scaling = _read(config, family, given["head_dim"])
     return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": given["head_dim"]}
 
@@ -114,7 +111,7 @@ def _write_whole(settings: Settings, config: dict[str, Any]) -> str | None:
 
 
 def _partial(theta_key: str, factor_key: str, default: float, kind_key: str) -> Spelling:
-    def read(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+    def read(config: Config, family: Reading, given: Mapping[str, Any]) -> dict[str, Any]:
         rope = _said(config)
         factor = rope.pop("partial_rotary_factor", config.get(factor_key, default))
         if not _is_number(factor) or not 0 < factor <= 1:
@@ -150,7 +147,7 @@ def _partial(theta_key: str, factor_key: str, default: float, kind_key: str) -> 
 _LOCAL = ("full_attention", "sliding_attention")
 
 
-def _read_local(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+def _read_local(config: Config, family: Reading, given: Mapping[str, Any]) -> dict[str, Any]:
     rotary = given["head_dim"]
     nested = config.get("rope_parameters") or {}
     scaled = config.get("rope_scaling") or {}
@@ -177,7 +174,7 @@ def _write_local(settings: Settings, config: dict[str, Any]) -> str | None:
 # -- some dims of a head are turned, which latent attention keeps apart (deepseek) -------------------------
 
 
-def _read_latent(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+def _read_latent(config: Config, family: Reading, given: Mapping[str, Any]) -> dict[str, Any]:
     turned, others = (family.value(config, key) for key in ("qk_rope_head_dim", "qk_nope_head_dim"))
     if config.get("head_dim") not in (None, turned):
         what = f"head_dim is {config['head_dim']}, but RoPE turns qk_rope_head_dim {turned}"
@@ -196,7 +193,7 @@ def _write_latent(settings: Settings, config: dict[str, Any]) -> str | None:
 # -- no RoPE -----------------------------------------------------------------------------------------------
 
 
-def _read_none(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+def _read_none(config: Config, family: Reading, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": 0.0, "rope_scaling": None, "rotary_dim": 0}
 
 

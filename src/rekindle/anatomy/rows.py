@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from rekindle.anatomy.family import Tensor
+from rekindle.anatomy.tensor import Tensor
 
 L = "model.layers.{layer}."
 

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rekindle.anatomy.family import Family, Tensor
+from rekindle.anatomy.family import Family
 from rekindle.anatomy.kinds import ACTIVATIONS
 from rekindle.anatomy.settings import Settings
-from rekindle.anatomy.spelling import Config, Spelling
+from rekindle.anatomy.spelling import Config, Reading, Spelling
+from rekindle.anatomy.tensor import Tensor
 from rekindle.anatomy.towers import Towers
 from rekindle.errors import RekindleError
 
 # -- T5: the feed-forward's name says its activation and whether it has a gate -------------------------------
 
 
-def _read_feed_forward(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+def _read_feed_forward(config: Config, family: Reading, given: Mapping[str, Any]) -> dict[str, Any]:
     said = family.value(config, "feed_forward_proj")
     gate, _, act = said.rpartition("-")
     if gate not in ("", "gated") or act not in ACTIVATIONS:
@@ -37,7 +38,7 @@ def _write_feed_forward(settings: Settings, config: dict[str, Any]) -> str | Non
 FEED_FORWARD = Spelling(("gated", "hidden_act"), _read_feed_forward, _write_feed_forward)
 
 
-def _read_scale(config: Config, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+def _read_scale(config: Config, family: Reading, given: Mapping[str, Any]) -> dict[str, Any]:
     tied = family.value(config, "tie_word_embeddings") is not False
     return {"scaled_output": config.get("scale_decoder_outputs", tied)}
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rekindle.anatomy.settings import Settings
+from rekindle.anatomy.spelling import Reading
 from rekindle.errors import RekindleError, together
-
-if TYPE_CHECKING:
-    from rekindle.anatomy.family import Family
-    from rekindle.anatomy.settings import Settings
 
 MAY_BE_ZERO = {
     "intermediate_size", "token_types", "shared_size", "num_experts", "top_k", "kv_rank", "q_rank", "value_dim",
@@ -19,7 +17,7 @@ NEEDED = {"num_experts", "top_k", "expert_size", "num_groups", "top_k_groups", "
 AT_MOST = {"num_layers": 100_000, "num_experts": 1_000_000}  # longer tables than any model's would only take for ever
 
 
-def check_each(family: Family, given: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def check_each(family: Reading, given: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Refuse sizes that no model has, and values of which only one is known."""
     for name, value in given.items():
         key = family.keys.get(name, name)
@@ -37,9 +35,13 @@ def check_each(family: Family, given: Mapping[str, Any], config: Mapping[str, An
             )
 
 
-def check_together(family: Family, s: Settings) -> None:
+def check_together(family: Reading, s: Settings) -> None:
     """Sizes that must fit one another, in every family or in transformers' class of this one."""
     problems = []
+    if s.head_dim < 1:
+        problems.append(f"A hidden size of {s.hidden_size} leaves nothing to each of {s.num_heads} heads")
+    if s.sparse_layers and s.expert_size < 1:
+        problems.append("There are layers of experts, but no expert has any units")
     if s.num_heads % s.num_kv_heads and not s.latent_attention:
         problems.append(f"{s.num_heads} heads cannot share {s.num_kv_heads} key-value heads evenly")
     if family.whole_heads and s.hidden_size % s.num_heads:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rekindle.anatomy.family import Family, Tensor
+from rekindle.anatomy.family import Family
 from rekindle.anatomy.layout import COUNTED_SHARED
 from rekindle.anatomy.rows import (
     ATTENTION,
@@ -27,6 +27,7 @@ from rekindle.anatomy.rows import (
     L,
     experts,
 )
+from rekindle.anatomy.tensor import Tensor
 
 MIXTRAL_EXPERTS = (
     Tensor("router", L + "block_sparse_moe.gate.weight", "E D"),

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rekindle.anatomy.family import Family, Tensor
+from rekindle.anatomy.family import Family
 from rekindle.anatomy.rows import ATTENTION, BIASES, DENSE_KEYS, FFN, HEAD_QK_NORMS, L
+from rekindle.anatomy.tensor import Tensor
 from rekindle.anatomy.towers import Towers
 
 KEYS = DENSE_KEYS | BIASES | {
@@ -104,6 +105,10 @@ T5GEMMA2 = Towers(
         ),
     },
     embeddings="encoder", only={"is_encoder_decoder": True},
+    copies={
+        f"model.decoder.embed_tokens.{of}": f"model.encoder.text_model.embed_tokens.{of}"
+        for of in ("weight", "eoi_embedding")
+    },
     opaque=("model.encoder.vision_tower.", "model.encoder.multi_modal_projector.",
             "model.encoder.embed_tokens.eoi_embedding"),
 )  # fmt: skip

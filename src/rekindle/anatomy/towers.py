@@ -12,10 +12,11 @@ from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any
 
-from rekindle.anatomy.family import Family, Placed
+from rekindle.anatomy.family import Family
 from rekindle.anatomy.kinds import mended, misfits
 from rekindle.anatomy.settings import Role, Settings, role_of
 from rekindle.anatomy.sizes import check_each
+from rekindle.anatomy.tensor import Placed
 from rekindle.errors import RekindleError, together
 
 HEAD = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version"}  # of the model, not of a tower
@@ -66,6 +67,14 @@ class Towers(Family):
         if problems:
             raise together(problems)
 
+    def remarks(self, settings: Settings) -> list[str]:
+        """What users of a model with these settings should know."""
+        reads, writes = (own.num_layers for own in settings.towers.values())
+        if writes <= reads or any(tower.section for tower in self.towers.values()):
+            return []
+        cache = "transformers (5.23) generates from it with use_cache=False alone: its cache has the encoder's layers"
+        return [f"the decoder has {writes} layers, the encoder {reads}: {cache}"]
+
     def parameters(self, settings: Settings) -> dict[str, int]:
         counts = [super().parameters(settings)]
         counts += [tower.parameters(settings.towers[name]) for name, tower in self.towers.items()]
@@ -80,6 +89,16 @@ class Towers(Family):
     def names_of(self, part: str, settings: Settings) -> tuple[str, ...]:
         theirs = (tower.names_of(part, settings.towers[name]) for name, tower in self.towers.items())
         return (*super().names_of(part, settings), *chain.from_iterable(theirs))
+
+    def name_in_memory(self, name: str) -> str:
+        for family in self.towers.values():
+            name = family.name_in_memory(name)
+        return super().name_in_memory(name)
+
+    def name_on_disk(self, name: str) -> str:
+        for family in self.towers.values():
+            name = family.name_on_disk(name)
+        return super().name_on_disk(name)
 
     def _in_memory(self, part: str, settings: Settings) -> str:
         if part == "embed" and self.embeddings:

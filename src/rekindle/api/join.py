@@ -20,5 +20,5 @@ def join(out: str | Path) -> Path:
     written = join_parts(out)
     manifest = read_manifest(out)
     sources = last_sources(manifest.lineage) if manifest else []
-    check_finite(written, out, ", ".join(sources) or str(out))
+    check_finite(written, out, *(sources or [str(out)]))
     return out

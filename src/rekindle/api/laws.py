@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rekindle.anatomy.counts import dense_parameters, parameters_of
 from rekindle.api.options import takes
 from rekindle.api.saving import command
 from rekindle.api.source import place
@@ -127,11 +128,10 @@ def _checkpoint(source: str | Path) -> Checkpoint:
         raise RekindleError(what, hint="the dense checkpoint that it was made from")
     manifest = read_manifest(checkpoint.folder.path)
     total = checkpoint.parameters()["total"]
-    branches = [x for role, x in checkpoint.tensors.items() if role.part.startswith(_FEED_FORWARD)]
     return Checkpoint(
         params=total,
         sunk=sunk(manifest.lineage).tokens or None if manifest else None,
-        feed_forward=sum(x.num_rows * x.row_size for x in branches) / total,
+        feed_forward=parameters_of(checkpoint.family, s, *_FEED_FORWARD) / total,
         kv_bytes=2.0 * 2 * s.num_layers * s.num_kv_heads * s.head_dim,
     )
 
@@ -217,15 +217,13 @@ def _ending(folder: Path) -> dict[str, Any]:
     N1 counts the dense model, also where a mixture was trained from scratch: its active parameters less those of all
     experts but one and of the routers.
     """
-    from rekindle.api.look import inspect
+    from rekindle.api.model import open
     from rekindle.report.runs import read_runs
     from rekindle.store.lineage import before, sunk
 
     (run,) = read_runs([folder])
-    seen = inspect(folder)
-    n, experts, top_k = seen["parameters"], seen["experts"]["count"], seen["experts"]["top_k"]
-    expert = (n["total"] - n["active"]) / (experts - top_k) if experts > top_k else 0.0
-    routers = len(seen["experts"]["layers"]) * experts * seen["hidden_size"]
+    checkpoint = open(folder).checkpoint
+    experts = checkpoint.settings.num_experts
     verbs = [record.verb for record in run.lineage]
     grown = [i for i, verb in enumerate(verbs) if verb not in ("init", "train", "rewrite")]
     spent, total = sunk(before(run.lineage, grown[-1]) if grown else []).tokens, sunk(run.lineage).tokens
@@ -235,7 +233,7 @@ def _ending(folder: Path) -> dict[str, Any]:
     source = run.lineage[grown[-1]].source if grown else None
     return {
         "way": way,
-        "params": n["active"] - max(top_k - 1, 0) * expert - routers,
+        "params": dense_parameters(checkpoint.family, checkpoint.settings),
         "sunk": spent,
         "tokens": total - spent,
         "experts": max(experts, 1),

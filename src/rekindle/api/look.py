@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rekindle import __version__
+from rekindle.api.described import described
 from rekindle.api.model import Model, open
 from rekindle.api.saving import papers
 from rekindle.api.source import local
 from rekindle.apply.threads import cores
 from rekindle.codec.kernel import kernel
-from rekindle.config import Count, parse, resolve
+from rekindle.config import Count, parse
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
-from rekindle.methods import METHODS, method_named
 from rekindle.store.folder import open_folder
 from rekindle.store.manifest import Manifest, read_manifest
+from rekindle.version import __version__
 
 if TYPE_CHECKING:
     from rekindle.apply.verify import Verdict
@@ -30,54 +29,7 @@ if TYPE_CHECKING:
 
 def inspect(source: str | Path | Model) -> dict[str, Any]:
     """What a checkpoint is and what can be done with it, from headers alone; also of a model not saved yet."""
-    model = source if isinstance(source, Model) else open(source)
-    checkpoint, s = model.checkpoint, model.checkpoint.settings
-    manifest = read_manifest(checkpoint.folder.path)
-    tensors, promise = checkpoint.folder.tensors.values(), manifest.promise if manifest else None
-    if model.steps:  # decided, and not there yet
-        tensors = checkpoint.tensors.values()
-        promise = {"kind": checkpoint.promise.kind, "text": checkpoint.promise.text}
-    return {
-        "source": model.source,
-        "family": checkpoint.family.model_type,
-        "summary": checkpoint.summary,
-        "parameters": checkpoint.parameters(),
-        "layers": s.num_layers,
-        "hidden_size": s.hidden_size,
-        "heads": {"query": s.num_heads, "key_value": s.num_kv_heads, "dim": s.head_dim},
-        "feed_forward": {"dense": s.intermediate_size, "expert": s.expert_size, "shared": s.shared_size},
-        "experts": {"count": s.num_experts, "top_k": s.top_k, "layers": list(s.sparse_layers)},
-        "vocab_size": s.vocab_size,
-        "context": s.max_position_embeddings,
-        "tied": s.tie_word_embeddings,
-        "dtypes": dict(Counter(t.dtype for t in tensors)),
-        "bytes": sum(t.nbytes for t in tensors),
-        "shards": [] if model.steps else [path.name for path in checkpoint.folder.shards],
-        "unused": checkpoint.unused,
-        "fingerprint": checkpoint.folder.fingerprint,
-        "promise": promise,
-        "lineage": [record.to_dict() for record in manifest.lineage] if manifest else [],
-        "can": {verb: _applies(model, verb) for verb in METHODS},
-        "notes": checkpoint.notes,
-    }
-
-
-def _applies(model: Model, verb: str) -> str:
-    """ "yes: what it would become", or "no: why not"."""
-    if METHODS[verb].takes == "models":
-        return "yes: with others of its kind"
-    method, towers = method_named(verb), [*model.checkpoint.family.towers]
-    found: dict[str | None, str] = {}
-    reason = ""
-    for tower in towers if towers and method.takes == "tower" else [None]:
-        try:
-            found[tower] = model.then(verb, resolve(method.config, method.trial), tower).checkpoint.summary
-        except RekindleError as error:
-            reason = reason or f"no: {error.why or error.what}".splitlines()[0]
-    if not found:
-        return reason
-    where = f" (--tower {' or '.join(map(str, found))})" if None not in found else ""
-    return f"yes: {next(iter(found.values()))}{where}"
+    return described(source if isinstance(source, Model) else open(source))
 
 
 def verify(

@@ -22,7 +22,7 @@ from rekindle.store.folder import ADAPTER, open_folder
 from rekindle.store.hub import locate
 
 BASE = "base"  # the key of what the others were trained from
-NAME = re.compile(r"[\w.-]+")
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")  # a/b: b of what is called a
 
 Source = Model | str | Path
 
@@ -42,16 +42,16 @@ def merge(
 
 def merged(models: Mapping[str, Model], base: Source | None, config: Resolved[merge_.Config]) -> Model:
     """`merge` of models that have names already; without a base, adapters among them are put on the one they name."""
-    origin = "flag" if base is not None else config.origins["base"]
-    base = config.config.base if base is None else base
+    origin = "flag"
     if base is None and (base := _base_of(models)) is not None:
         origin = ADAPTER
-    if base is not None:
-        config = Resolved(replace(config.config, base=BASE), config.origins | {"base": origin})
-    own = {BASE: base if isinstance(base, Model) else _only(base)} if base is not None else {}
-    if taken := sorted(own.keys() & models.keys()):
-        raise RekindleError(f"One of the sources is called {taken[0]}, and so is the base.", hint="another name")
-    return combined("merge", {**models, **own}, config)
+    if base is None:
+        return combined("merge", models, config)
+    if BASE in models:
+        raise RekindleError(f"One of the sources is called {BASE}, and so is the base.", hint="another name")
+    own = base if isinstance(base, Model) else _only(base)
+    config = Resolved(replace(config.config, base=BASE), config.origins | {"base": origin})
+    return combined("merge", {**models, BASE: own}, config)
 
 
 def _base_of(models: Mapping[str, Model]) -> str | None:

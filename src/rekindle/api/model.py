@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rekindle.api import saving
+from rekindle.api.decided import Decided, Step
+from rekindle.api.described import described
 from rekindle.api.options import takes
 from rekindle.api.source import local
 from rekindle.apply.parts import parse_part
 from rekindle.apply.save import Job, SaveConfig, default_workers, prepare
 from rekindle.apply.threads import check_workers
-from rekindle.config import Resolved, resolve, to_dict
-from rekindle.edit import Checkpoint, joint, open_checkpoint
+from rekindle.config import Resolved, resolve
+from rekindle.edit import joint, open_checkpoint
 from rekindle.errors import RekindleError
 from rekindle.methods import method_named
 from rekindle.report.text import inspected
@@ -24,41 +27,9 @@ from rekindle.store.folder import open_folder
 Progress = Callable[[int], object]
 
 
-@dataclass(frozen=True)
-class Step:
-    """One method applied, with its options: to which models, by name, and the name of what comes out."""
-
-    verb: str
-    options: Resolved[Any]
-    of: tuple[str, ...] = ("",)  # a source's key, or what a step before it has made
-    made: str = ""
-    tower: str | None = None  # of a model of several
-
-    def keyed(self, key: str) -> Step:
-        """The same step where its model is one of several."""
-        return replace(self, of=tuple(joint(key, name) for name in self.of), made=joint(key, self.made))
-
-    def written(self) -> dict[str, Any]:
-        """As a recipe has it; what is made of the only model there is, or goes on under its name, need not be named."""
-        named = {} if self.of == ("",) else {"of": self.of[0] if len(self.of) == 1 else list(self.of)}
-        named |= {"as": self.made} if self.made and self.of != (self.made,) else {}
-        named |= {"tower": self.tower} if self.tower else {}
-        return {self.verb: to_dict(self.options.config)} | named
-
-
 @dataclass(frozen=True, repr=False)
-class Model:
+class Model(Decided):
     """Checkpoints on disk, and what has been decided to do to them. Nothing is written until `save`."""
-
-    source: str  # as given; of several the first
-    checkpoint: Checkpoint
-    steps: tuple[Step, ...] = field(default=())
-    sources: Mapping[str, str] = field(default_factory=dict)  # of several: key -> as given
-
-    @property
-    def given(self) -> Mapping[str, str]:
-        """Every source as given, by its key in the checkpoint."""
-        return self.sources or {"": self.source}
 
     def then(self, verb: str, options: Resolved[Any], tower: str | None = None) -> Model:
         """This model with one more method applied; raises RekindleError where it does not fit what is there.
@@ -66,7 +37,7 @@ class Model:
         `tower`: to which of its towers, where it has several: one by name, or "both".
         """
         try:
-            child = method_named(verb).apply(self._as_parent(), options.config, tower)
+            child = method_named(verb).apply(self.as_parent, options.config, tower)
         except RekindleError as error:
             if not self.steps:
                 raise
@@ -75,18 +46,13 @@ class Model:
             raise RekindleError(what, where=error.where or made, why=error.why, hint=error.hint) from None
         return replace(self, checkpoint=child, steps=(*self.steps, Step(verb, options, tower=tower)))
 
-    def _as_parent(self) -> Checkpoint:
-        return self.checkpoint.as_saved() if self.steps else self.checkpoint
-
     def __repr__(self) -> str:
         steps = "".join(f", {step.verb}" for step in self.steps)
         return f"<Model {self.source!r}{steps}: {self.checkpoint.summary}>"
 
     def __str__(self) -> str:
         """What `inspect` shows."""
-        from rekindle.api.look import inspect
-
-        return inspected(inspect(self))
+        return inspected(described(self))
 
     @takes(SaveConfig)
     def job(self, **save_options: Any) -> Job:
@@ -118,12 +84,23 @@ class Model:
 
 def combined(verb: str, models: Mapping[str, Model], options: Resolved[Any]) -> Model:
     """A method of several models applied to these, by name; raises RekindleError where it does not fit them."""
-    parents = {name: model._as_parent().keyed(name) for name, model in models.items()}
+    parents = {name: model.as_parent.keyed(name) for name, model in models.items()}
     child = method_named(verb).function(parents, options.config)
-    sources = {joint(name, key): given for name, model in models.items() for key, given in model.given.items()}
-    steps = [step.keyed(name) for name, model in models.items() for step in model.steps]
-    first = sources[next(iter(child.sources))]  # the one whose files travel
-    return Model(first, child, (*steps, Step(verb, options, of=tuple(models))), sources)
+    used = {name: models[name] for name, parent in parents.items() if parent.sources.keys() <= child.sources.keys()}
+    sources = {joint(name, key): given for name, model in used.items() for key, given in model.given.items()}
+    steps = [step.keyed(name) for name, model in used.items() for step in model.steps]
+    first = sources[next(iter(child.sources))]  # of adapters their base
+    made = Model(first, child, (*steps, Step(verb, options, of=tuple(used))), sources)
+    child.noting(*_twice(models))
+    return made
+
+
+def _twice(models: Mapping[str, Model]) -> Iterator[str]:
+    """Folders that stand among the models more than once, as they are."""
+    paths = Counter(model.checkpoint.folder.path.resolve() for model in models.values() if not model.steps)
+    for path, count in paths.items():
+        if count > 1:
+            yield f"{count} of the sources are one folder, {path}"
 
 
 def open(source: str | Path) -> Model:

@@ -44,7 +44,7 @@ class Bench:
     def apply(self, step: Written, options: Resolved[Any]) -> None:
         method = method_named(step.verb)
         if method.takes == "models":
-            models = self._named(step.of) if step.of else dict(self._models)
+            models = self._named([*step.of, *self._base(options)]) if step.of else dict(self._models)
             self._set(step.to, combined(step.verb, models, options))
             self._used |= models.keys()
             return
@@ -63,15 +63,21 @@ class Bench:
         return self._models[self._last]
 
     def _named(self, names: Sequence[str]) -> dict[str, Model]:
-        """The models of these names; of a series all."""
+        """The models of these names; of a series all, where nothing is made of it yet that is called so."""
         found: dict[str, Model] = {}
         for name in names:
-            ones = {key: model for key, model in self._models.items() if key == name or key.startswith(f"{name}/")}
+            under = {key: model for key, model in self._models.items() if key.startswith(f"{name}/")}
+            ones = {name: self._models[name]} if name in self._models else under
             if not ones:
                 known = ", ".join(key for key in self._models if key)
                 raise RekindleError(f"Nothing in the recipe is called {name!r}.", where=self._path, hint=known)
             found |= ones
         return found
+
+    def _base(self, options: Resolved[Any]) -> list[str]:
+        """What an option names as the base, where it is a model here: it need not be listed."""
+        base = getattr(options.config, "base", None)
+        return [base] if base in self._models else []
 
     def _set(self, name: str, model: Model) -> None:
         self._models[name] = model

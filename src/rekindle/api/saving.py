@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_type_hints
 
-from rekindle import __version__
 from rekindle.api.calibration import calibration
+from rekindle.api.decided import Decided, Step
 from rekindle.api.source import digest_of, files_read, place
 from rekindle.apply import save as saving
 from rekindle.apply.join import is_there, publishing_part
@@ -18,7 +19,7 @@ from rekindle.apply.measure import FOLDER as MEASURED
 from rekindle.apply.parts import Part
 from rekindle.apply.save import Job, SaveConfig
 from rekindle.apply.state import states_in
-from rekindle.config import Resolved, dump_yaml, option_name, to_dict
+from rekindle.config import Resolved, dump_yaml, only_in_files, option_name, to_dict
 from rekindle.edit.measure import Activations
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS
@@ -28,15 +29,13 @@ from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import check_free, check_spares, publishing
 from rekindle.store.system import explained
-
-if TYPE_CHECKING:
-    from rekindle.api.model import Model, Step
+from rekindle.version import __version__
 
 Progress = Callable[[int], object]
 
 
 def save(
-    model: Model,
+    model: Decided,
     out: Path,
     options: Resolved[SaveConfig],
     *,
@@ -46,7 +45,10 @@ def save(
     workers: int,
     progress: Progress,
 ) -> None:
-    """Write the result, or a part of it, to `out`: whole or not at all; raises CheckFailed where it has NaN."""
+    """Write the result, or a part of it, to `out`: whole or not at all; raises CheckFailed where it has NaN.
+
+    A result of several sources that has NaN is not kept.
+    """
     for source in model.checkpoint.sources.values():
         source.folder.need_weights()
     check_apart(model, out, options.config)
@@ -71,6 +73,8 @@ def save(
     with place_of as folder:
         how = {"workers": workers, "resume": resume, "progress": progress, "calibrate": calibrate}
         written = saving.write(job, folder, out, part=part, unpacked=unpacked, **how)
+        if model.sources:  # where it came from is to be seen in them: the result is of no use
+            saving.check_finite(written, out, *model.given.values())
         _describe(model, folder, out, options, {} if part else written)
         if not part:
             saving.close_journal(folder)
@@ -80,7 +84,7 @@ def save(
 # -- what OUT may be --------------------------------------------------------------------------------------------
 
 
-def check_apart(model: Model, out: Path, config: SaveConfig) -> None:
+def check_apart(model: Decided, out: Path, config: SaveConfig) -> None:
     """Raise RekindleError where something that is read would be deleted with an OUT that is replaced.
 
     The only source may be replaced by what computes the same with the same sizes, and by nothing else.
@@ -97,7 +101,7 @@ def check_apart(model: Model, out: Path, config: SaveConfig) -> None:
                 check_spares(out, None, *source.folder.shards)  # which may be links
 
 
-def check_keeps_state(model: Model, out: Path, job: Job) -> None:
+def check_keeps_state(model: Decided, out: Path, job: Job) -> None:
     """Raise RekindleError where OUT is the source, and optimizer state in it would be gone when it is replaced."""
     if out.resolve() != model.checkpoint.folder.path.resolve():
         return
@@ -107,7 +111,7 @@ def check_keeps_state(model: Model, out: Path, job: Job) -> None:
         raise RekindleError(what, where=state, hint="another OUT")
 
 
-def lost(model: Model, out: Path, job: Job) -> list[str]:
+def lost(model: Decided, out: Path, job: Job) -> list[str]:
     """What lies in OUT beside the model that is read from there, and has no like in the result: gone with OUT."""
     made = {"config.json", MANIFEST, "rekindle.yaml", "README.md", "verify.json", PARTS}
     made |= {PurePath(shard.file).parts[0] for shard in job.share(None)}
@@ -123,7 +127,7 @@ def lost(model: Model, out: Path, job: Job) -> list[str]:
 # -- the papers -------------------------------------------------------------------------------------------------
 
 
-def recipe(model: Model, options: Resolved[SaveConfig] | None = None) -> dict[str, Any]:
+def recipe(model: Decided, options: Resolved[SaveConfig] | None = None) -> dict[str, Any]:
     """What OUT/rekindle.yaml holds: `rekindle run` repeats it."""
     made: dict[str, Any] = {"rekindle": __version__}
     made |= {"sources": dict(model.sources)} if model.sources else {"source": model.source}
@@ -131,7 +135,9 @@ def recipe(model: Model, options: Resolved[SaveConfig] | None = None) -> dict[st
     return made | ({"save": to_dict(options.config)} if options else {})
 
 
-def _describe(model: Model, folder: Path, out: Path, options: Resolved[SaveConfig], written: Mapping[str, Any]) -> None:
+def _describe(
+    model: Decided, folder: Path, out: Path, options: Resolved[SaveConfig], written: Mapping[str, Any]
+) -> None:
     from rekindle.report.card import write_card
 
     manifest = Manifest(
@@ -148,7 +154,7 @@ def _describe(model: Model, folder: Path, out: Path, options: Resolved[SaveConfi
     write_card(folder, manifest, model.checkpoint.config, None, papers(step.verb for step in model.steps), folders)
 
 
-def _lineage(model: Model, out: Path, options: Resolved[SaveConfig]) -> list[Record]:
+def _lineage(model: Decided, out: Path, options: Resolved[SaveConfig]) -> list[Record]:
     """The life of the result: its sources' own, and a record for each step."""
     lives: dict[str, tuple[str, str | None, Manifest | None]] = {}
     untouched = set(model.given)
@@ -186,15 +192,17 @@ def command(verb: str, arguments: list[str], *options: Resolved[Any]) -> str:
     """What to type to do this again: the arguments, and each option that is not its default."""
     words = ["rekindle", verb, *arguments]
     for resolved in options:
-        values = to_dict(resolved.config)
+        values, kinds = to_dict(resolved.config), get_type_hints(type(resolved.config))
         for f in fields(resolved.config):
             name = option_name(f)
             value = values[name]
-            if value == f.default or resolved.origins[name] == "default" or isinstance(value, dict):
+            if value == f.default or resolved.origins[name] == "default" or only_in_files(kinds[f.name]):
                 continue
             flag = f"--{name.replace('_', '-')}"
             if isinstance(value, bool):
                 words += [flag if value else f"--no-{flag[2:]}"]
+            elif isinstance(value, dict):
+                words += [word for key, held in value.items() for word in (flag, f"{key}={json.dumps(held)}")]
             else:
                 words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return shlex.join(words)

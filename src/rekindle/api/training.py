@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekindle import __version__
 from rekindle.api.model import open
 from rekindle.api.options import takes
 from rekindle.api.saving import command
@@ -20,6 +19,7 @@ from rekindle.report.config import ReportConfig
 from rekindle.store.publish import check_spares
 from rekindle.store.system import explained
 from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
+from rekindle.version import __version__
 
 if TYPE_CHECKING:
     from rekindle.report.page import Report
@@ -116,8 +116,7 @@ def train_cost(
 
 def init_cost(options: Resolved[InitConfig] | None = None, **given: Any) -> dict[str, Any]:
     """Parameters and bytes of what `init` would make."""
-    from rekindle.train.config import InitConfig
-    from rekindle.train.price import price_init
+    from rekindle.train.init import price_init
 
     return price_init((options or resolve(InitConfig, given)).config)
 

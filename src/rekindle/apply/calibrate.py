@@ -6,7 +6,7 @@ sixth of a dense model's float32 weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rekindle.anatomy import Role
+from rekindle.apply.probe import PROBES, Shown
 from rekindle.apply.verify import loaded
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.errors import RekindleError
-
-Batch = Mapping[str, Any]  # what the model is called with: input_ids [N, T], and attention_mask where rows are padded
 
 
 def nbytes(checkpoint: Checkpoint) -> int:
@@ -30,8 +29,8 @@ def nbytes(checkpoint: Checkpoint) -> int:
 class Calibration:
     """The activations of a checkpoint on a text; see edit.measure.Activations."""
 
-    def __init__(self, checkpoint: Checkpoint, batches: Iterable[Batch], *, blockwise: bool = False):
-        """Runs the model of the checkpoint's folder, in float32, on all batches.
+    def __init__(self, checkpoint: Checkpoint, batches: Iterable[Shown], *, blockwise: bool = False):
+        """Runs the model of the checkpoint's folder, in float32, on all batches, see apply.probe.
 
         Raises RekindleError where keys do not come out of the hidden state (latent attention), and where the model
         computes NaN.
@@ -48,9 +47,10 @@ class Calibration:
     def attention_inputs(self, layer: int) -> NDArray[np.float64]:
         return self._moments[layer] / self._tokens
 
-    def _run(self, checkpoint: Checkpoint, batches: Iterable[Batch], blockwise: bool) -> None:
+    def _run(self, checkpoint: Checkpoint, batches: Iterable[Shown], blockwise: bool) -> None:
         import torch
 
+        probe = PROBES[checkpoint.settings.output]
         with loaded(checkpoint, "float32", blockwise) as model, torch.no_grad(), ExitStack() as hooks:
             for layer, name in enumerate(_key_projections(checkpoint)):
                 hook = model.get_submodule(name).register_forward_pre_hook(partial(self._add, layer))
@@ -59,7 +59,7 @@ class Calibration:
                 mask = batch.get("attention_mask")
                 self._kept = None if mask is None else mask.flatten().bool()
                 self._tokens += batch["input_ids"].numel() if mask is None else int(mask.sum())
-                model.base_model(**batch)  # without the head: logits are not needed, and large
+                model.base_model(**probe.inputs(model, batch))  # without the head: logits are not needed, and large
 
     def _add(self, layer: int, module: Any, inputs: tuple[Any, ...]) -> None:
         """Called before a layer's keys are computed, with their input [N, T, D]."""

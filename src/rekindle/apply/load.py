@@ -42,7 +42,12 @@ def model_class(output: str) -> Any:
     """The transformers class that loads models with this output, see Settings.output."""
     import transformers
 
-    names = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "none": "AutoModel"}
+    names = {
+        "causal": "AutoModelForCausalLM",
+        "masked": "AutoModelForMaskedLM",
+        "none": "AutoModel",
+        "seq2seq": "AutoModelForSeq2SeqLM",
+    }
     return getattr(transformers, names[output])
 
 
@@ -59,6 +64,18 @@ def config_of(folder: Folder, *, unaided: bool = False) -> Any:
         return AutoConfig.for_model(**folder.config)
 
 
+def check_output(folder: Folder, output: str, hint: str | None = None) -> None:
+    """Raises RekindleError where a checkpoint's model puts out something else, see Settings.output."""
+    found = family_of(folder.config).settings(folder.config).output
+    if found != output:
+        raise RekindleError(
+            f"This {folder.config['model_type']} {meaning('output', found)}; "
+            f"needed is one that {meaning('output', output)}.",
+            where=folder.path,
+            hint=hint,
+        )
+
+
 def load_model(source: Folder | Path, dtype: str = "float32", output: str = "causal", *, unaided: bool = False) -> Any:
     """The model of an opened checkpoint's folder, or of a path, in `dtype`, on the CPU, with grouped expert kernels
     where its sizes allow them.
@@ -70,13 +87,7 @@ def load_model(source: Folder | Path, dtype: str = "float32", output: str = "cau
     import transformers
 
     folder = source if isinstance(source, Folder) else checkpoint_at(source).folder
-    found = family_of(folder.config).settings(folder.config).output
-    if found != output:
-        raise RekindleError(
-            f"This {folder.config['model_type']} {meaning('output', found)}; "
-            f"needed is one that {meaning('output', output)}.",
-            where=folder.path,
-        )
+    check_output(folder, output)
     try:
         with quietly(), Files() as files:
             how = {"dtype": getattr(torch, dtype), "output_loading_info": True}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rekindle.anatomy import Adapter, on_disk, runtime_names
 from rekindle.anatomy.adam import MOMENTS
-from rekindle.apply.state import DESCRIPTION as STATE
+from rekindle.apply.moments import moment_name, weight_of
 from rekindle.apply.state import read_state
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Leaf
@@ -27,7 +26,7 @@ class OptimizerState:
         found = read_state(folder, parent.config)
         self.info, self._stored, self._key = found.info, found.moments, key
         names = {leaf.name for x in parent.tensors.values() for leaf in x.leaves()}
-        runtime = runtime_names(parent.config)
+        runtime = runtime_names(parent.config, map(parent.family.name_in_memory, names))
         self._stacked = {name: runtime[name] for name in names if not isinstance(runtime.get(name, ""), str)}
         self._check(parent)
 
@@ -35,15 +34,16 @@ class OptimizerState:
         """The moment of a stored tensor; of a stacked one, stacked the same way."""
         suffix = MOMENTS[order - 1]
         if leaf.name in self._stacked:
-            return Joined([self._leaf(f"{n}.{suffix}") for row in self._stacked[leaf.name] for n in row], leaf.shape)
-        return self._leaf(f"{leaf.name}.{suffix}")
+            parts = [self._leaf(moment_name(n, suffix)) for row in self._stacked[leaf.name] for n in row]
+            return Joined(parts, leaf.shape)
+        return self._leaf(moment_name(leaf.name, suffix))
 
     def _leaf(self, name: str) -> Leaf:
         return Leaf(name, self._stored[name], self._key)
 
     def step(self, moment: Leaf) -> int:
         """Steps behind a stored moment."""
-        return int(self.info["steps"].get(moment.name.rsplit(".", 1)[0], 0))
+        return int(self.info["steps"].get(weight_of(moment.name), 0))
 
     def _check(self, parent: Checkpoint) -> None:
         problems = []
@@ -54,7 +54,7 @@ class OptimizerState:
                     RekindleError("The optimizer state does not say the step of a weight.", where=name, hint=_WHOLE)
                 )
             for suffix in MOMENTS:
-                stored = self._stored.get(f"{name}.{suffix}")
+                stored = self._stored.get(moment_name(name, suffix))
                 if stored is None:
                     problems.append(
                         RekindleError(f"The optimizer state lacks {suffix} of a weight.", where=name, hint=_WHOLE)
@@ -103,10 +103,6 @@ def recycle(plan: Plan, state: OptimizerStates) -> tuple[dict[str, Expr], dict[s
         if name in plan.buffers:
             continue
         for order, suffix in enumerate(MOMENTS, 1):
-            tensors[f"{name}.{suffix}"] = expr.moment(order, state.moment)
-        steps[name] = state.step(tensors[f"{name}.{MOMENTS[0]}"])
+            tensors[moment_name(name, suffix)] = expr.moment(order, state.moment)
+        steps[name] = state.step(tensors[moment_name(name, MOMENTS[0])])
     return tensors, state.info | {"steps": steps}
-
-
-def write_info(folder: Path, info: dict[str, Any]) -> None:
-    (folder / STATE).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")

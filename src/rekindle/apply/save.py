@@ -15,7 +15,9 @@ from rekindle.apply.identity import identity
 from rekindle.apply.join import RECORD, measured_by_others
 from rekindle.apply.measure import FOLDER as FOUND
 from rekindle.apply.measure import Calibrate, Found, fingerprint, read_found, settle, write_found
-from rekindle.apply.optimizer import STATE, recycle, states_of, write_info
+from rekindle.apply.moments import DESCRIPTION as STATE
+from rekindle.apply.moments import write_info
+from rekindle.apply.optimizer import recycle, states_of
 from rekindle.apply.parts import Identity, Part, Record, owners
 from rekindle.apply.shards import Shard, cut, write_index
 from rekindle.apply.threads import cores, one_for_each_worker
@@ -210,16 +212,17 @@ def close_journal(folder: Path) -> None:
     (folder / JOURNAL).unlink(missing_ok=True)
 
 
-def check_finite(written: Mapping[str, Written], out: Path, source: str) -> None:
+def check_finite(written: Mapping[str, Written], out: Path, *sources: str) -> None:
     """Raise CheckFailed where computed values are NaN or infinite."""
     bad = {file: w for file, w in written.items() if w.not_finite}
     if bad:
         file, w = next(iter(bad.items()))
+        one = "the source" if len(sources) == 1 else "a source"
         raise CheckFailed(
             f"{sum(w.not_finite for w in bad.values())} computed values are NaN or infinite.",
             where=f"{w.where} in {out / file}",
-            why="the source has such values, or they overflowed",
-            hint=f"rekindle inspect {source} --nan",
+            why=f"{one} has such values, or they overflowed",
+            hint="; ".join(f"rekindle inspect {source} --nan" for source in list(dict.fromkeys(sources))[:4]),
         )
 
 

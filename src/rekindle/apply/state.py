@@ -1,41 +1,26 @@
-"""Adam's state as it is found: this project's folder `optimizer/`, or a file that torch or a Trainer saved.
-
-optimizer/optimizer.safetensors   <disk name>.exp_avg, <disk name>.exp_avg_sq; in shards with an index where large
-optimizer/optimizer.json          {"algorithm", "betas", "eps", "steps": {disk name: int}, "schedule"}
-"""
+"""Adam's state as it is found: this project's folder `optimizer/`, or a file that torch or a Trainer saved."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from rekindle.anatomy import runtime_names
 from rekindle.anatomy.adam import MOMENTS, Adam, Shape, adams_in, deal, parameters_of
+from rekindle.apply.moments import DESCRIPTION, FOLDER, State, described, moment_name, read_moments
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import BITS
-from rekindle.store.header import Stored, read_header
-from rekindle.store.index import read_json, shard_names
+from rekindle.store.header import Stored
 from rekindle.store.torch_file import TorchFile, View, read_torch
 
-FOLDER, DESCRIPTION, WEIGHTS = "optimizer", "optimizer.json", "optimizer.safetensors"
 TORCH_FILES = ("optimizer.pt", "optimizer.bin")  # Trainer's name, and accelerate's
 # Beside the weights or in a Trainer's checkpoint: ours, torch's, one of FSDP's, those of DeepSpeed's ranks.
 _PLACES = (FOLDER, *TORCH_FILES, "optimizer_[0-9]*", "global_step*/*optim_states*")
 
 Disk = str | tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class State:
-    """`moments` by disk name and suffix, `info` as in optimizer.json, `path` where it is described."""
-
-    info: dict[str, Any]
-    moments: dict[str, Stored]
-    path: Path
 
 
 def read_state(place: Path, config: Mapping[str, Any], parameters: Mapping[str, Shape] | None = None) -> State:
@@ -45,11 +30,7 @@ def read_state(place: Path, config: Mapping[str, Any], parameters: Mapping[str, 
     """
     place = place.expanduser()
     if (place / DESCRIPTION).is_file():
-        index = place / f"{WEIGHTS}.index.json"
-        files = sorted(set(shard_names(index).values())) if index.exists() else [WEIGHTS]
-        stored = {name: tensor for file in files for name, tensor in read_header(place / file)[0].items()}
-        path = place / DESCRIPTION
-        return State(checked(read_json(path, missing=""), path), stored, path)
+        return read_moments(place)
     found = [place] if place.is_file() else [place / name for name in TORCH_FILES if (place / name).is_file()]
     if not found:
         raise _none(place)
@@ -67,20 +48,6 @@ def states_in(folder: Path) -> list[Path]:
     """Where optimizer state lies in the folder of a training, by its name alone."""
     folders = (folder, *sorted(folder.glob("checkpoint-*")))
     return [path for place in folders for pattern in _PLACES for path in sorted(place.glob(pattern))]
-
-
-def checked(info: dict[str, Any], path: Path) -> dict[str, Any]:
-    """An optimizer.json; raises RekindleError where it is another algorithm's, or a step is no number of them."""
-    if info.get("algorithm", "adamw") != "adamw":
-        raise RekindleError(f"This is the state of {info['algorithm']!r}, not of adamw.", where=path)
-    steps = info.get("steps")
-    if not isinstance(steps, dict):
-        raise RekindleError("The optimizer state does not say the step of each tensor.", where=path)
-    for name, step in steps.items():
-        if type(step) not in (int, float) or not 0 <= step < 2**53:
-            what = f"The optimizer state does not say the step of each tensor: that of {name} is {step!r}."
-            raise RekindleError(what, where=path)
-    return info
 
 
 def _of_torch(
@@ -102,7 +69,7 @@ def _of_torch(
         what = f"Which weights the {held} parameters of this optimizer state are cannot be told for sure."
         hint = "AdamW(model.named_parameters()) writes names too; or no --optimizer-state"
         raise RekindleError(what, where=path, why=why, hint=hint)
-    disk, moments, steps = runtime_names(config), {}, {}
+    disk, moments, steps = runtime_names(config, parameters or ()), {}, {}
     for number, name in names.items():
         for order, suffix in enumerate(MOMENTS):
             view = adam.moment(number, order)
@@ -110,11 +77,11 @@ def _of_torch(
             if name not in disk or stored is None:
                 raise RekindleError(f"{suffix} of {name} cannot be read.", where=path)
             for part, place in _parts(disk[name], stored):
-                moments[f"{part}.{suffix}"] = place
+                moments[moment_name(part, suffix)] = place
                 steps[part] = _number(content, adam.state[number].get("step"))
     betas, eps = adam.options.get("betas"), adam.options.get("eps")
-    info = {"algorithm": "adamw", "betas": list(betas) if isinstance(betas, list | tuple) else None, "eps": eps}
-    return State(info | {"steps": steps, "schedule": {}}, moments, path)
+    info = described(betas if isinstance(betas, list | tuple) else None, eps, steps, {})
+    return State(info, moments, path)
 
 
 def _parts(disk: Disk, stored: Stored) -> Iterator[tuple[str, Stored]]:

@@ -6,27 +6,22 @@ hooks ask for them one module at a time, and the checkpoint's own expressions an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rekindle.anatomy.settings import meaning
 from rekindle.apply.load import config_of, fit_experts, load_model, model_class, quietly, unloadable
+from rekindle.apply.probe import PROBES
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.plan import plan
-from rekindle.edit.promise import EXACT
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import COMPUTED, TORCH
 from rekindle.store.files import Files
-
-if TYPE_CHECKING:
-    import torch
-
-COMPARED = {"causal": "logits", "masked": "logits of all tokens", "none": "hidden states"}  # by Settings.output
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Verdict:
 
     promise: str  # "exact", "lossy" or "none"
     held: bool | None  # None: nothing was promised
-    compared: str  # what the model puts out, see COMPARED
+    compared: str  # what the model puts out, see apply.probe
     relative_difference: float  # max |difference of logits| / max |logit|, or of hidden states, float32
     stored_difference: float | None  # the same with both sides in the stored dtype; None where that is float32
     dtype: str
@@ -69,20 +64,21 @@ def verify(
     difference, loss_parent, loss_child = compare(child, parent, tokens, "float32", blockwise)
     stored = compare(child, parent, tokens, dtype, blockwise)[0] if dtype != "float32" else None
     finite = bool(np.isfinite(difference)) and not bad
-    held = None if promise == "none" else finite and (promise != "exact" or difference <= EXACT)
+    probe = PROBES[child.settings.output]
+    held = None if promise == "none" else finite and (promise != "exact" or difference <= probe.exact)
     return Verdict(
-        promise,
-        held,
-        COMPARED[child.settings.output],
-        difference,
-        stored,
-        dtype,
-        loss_parent,
-        loss_child,
-        int(tokens.size),
-        text,
-        bad,
-        blockwise,
+        promise=promise,
+        held=held,
+        compared=probe.compared,
+        relative_difference=difference,
+        stored_difference=stored,
+        dtype=dtype,
+        loss_parent=loss_parent,
+        loss_child=loss_child,
+        tokens=int(tokens.size),
+        text=text,
+        not_finite=bad,
+        blockwise=blockwise,
     )
 
 
@@ -105,35 +101,31 @@ def compare(
     """(max |difference| / max |output|, the parent's loss, the child's loss), computed in `dtype`."""
     import torch
 
+    probe = PROBES[parent.settings.output]
     ids = torch.from_numpy(tokens.astype(np.int64))
     batches = [ids] if blockwise else list(ids.split(max(1, 512 // ids.shape[1])))
+    shown = [probe.shown(batch) for batch in batches]
     with torch.no_grad():
-        before = [logits.clone() for logits in run(parent, batches, dtype, blockwise)]
-        largest = max(float(logits.abs().max()) for logits in before)
-        causal = parent.settings.output == "causal"
-        losses = [_loss(x, b) for x, b in zip(before, batches, strict=True)] if causal else []
+        before = [outputs.clone() for outputs in run(parent, batches, dtype, blockwise)]
+        largest = max(float(outputs.abs().max()) for outputs in before)
+        losses = [probe.loss(outputs, batch) for outputs, batch in zip(before, shown, strict=True)]
         worst, losses_child = 0.0, []
         made = run(child, batches, dtype, blockwise, unaided=True)
-        for logits, reference, batch in zip(made, before, batches, strict=True):
-            difference = float((logits - reference).abs().max())
+        for outputs, reference, batch in zip(made, before, shown, strict=True):
+            difference = float((outputs - reference).abs().max())
             worst = max(worst, difference) if difference == difference else float("nan")
-            losses_child += [_loss(logits, batch)] if causal else []
-    return _relative(worst, largest), _mean(losses), _mean(losses_child)
-
-
-def _relative(difference: float, largest: float) -> float:
-    """Of outputs that are all zero, as a head that was zeroed makes them, any difference is infinitely large."""
-    return difference / largest if largest else float("inf") if difference else 0.0
+            losses_child.append(probe.loss(outputs, batch))
+    return probe.difference(worst, largest), _mean(losses), _mean(losses_child)
 
 
 def run(
     checkpoint: Checkpoint, batches: list[Any], dtype: str, blockwise: bool, *, unaided: bool = False
 ) -> Iterator[Any]:
-    """The output [N, T, ...] in float32 for each batch [N, T], from a model that is gone afterwards."""
+    """The outputs [N, T, ...] in float32 for each batch of text [N, T], from a model that is gone afterwards."""
+    probe = PROBES[checkpoint.settings.output]
     with loaded(checkpoint, dtype, blockwise, unaided=unaided) as model:
         for batch in batches:
-            out = model(input_ids=batch, use_cache=False)
-            yield (_hidden(out) if checkpoint.settings.output == "none" else out.logits).float()
+            yield probe.outputs(model(**probe.inputs(model, probe.shown(batch))))
 
 
 @contextmanager
@@ -149,21 +141,9 @@ def loaded(checkpoint: Checkpoint, dtype: str, blockwise: bool, *, unaided: bool
             yield load_model(checkpoint.folder, dtype, checkpoint.settings.output, unaided=unaided).eval()
 
 
-def _hidden(out: Any) -> torch.Tensor:
-    """Hidden states [N, T, D], and what a pooler makes of them as one more: [N, T + 1, D]."""
-    import torch
-
-    return torch.cat([out.last_hidden_state, out.pooler_output[:, None]], 1)
-
-
-def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:
-    from torch.nn.functional import cross_entropy
-
-    return float(cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
-
-
-def _mean(losses: list[float]) -> float | None:
-    return float(np.mean(losses)) if losses else None
+def _mean(losses: Sequence[float | None]) -> float | None:
+    known = [loss for loss in losses if loss is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _blockwise(checkpoint: Checkpoint, dtype: str, files: Files, unaided: bool) -> Any:

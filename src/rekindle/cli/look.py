@@ -75,7 +75,7 @@ def verify(
     rekindle verify OUT --against SRC
     rekindle verify OUT --against SRC --tokens 4096 --blockwise
     """
-    from rekindle.apply.verify import EXACT
+    from rekindle.edit.promise import EXACT
 
     verdict = api.verify(out, against, tokens=tokens, data=data, text_column=text_column, blockwise=blockwise)
     rows = []

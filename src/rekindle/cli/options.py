@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from rekindle.config import Count, Resolved, Size, option_name, read_yaml, resolve
+from rekindle.config import Count, Resolved, Size, Table, only_in_files, option_name, read_yaml, resolve
 from rekindle.store.publish import check_spares
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,7 +24,7 @@ def options_of(*configs: type) -> Callable[[F], F]:
         for cls in reversed(configs):
             hints = typing.get_type_hints(cls)
             for f in reversed(fields(cls)):  # type: ignore[arg-type]
-                if not _is_table(hints[f.name]):  # for a file alone
+                if not only_in_files(hints[f.name]):
                     function = _flag(f, hints[f.name])(function)
         return function
 
@@ -47,17 +47,15 @@ def _flag(f: Any, kind: Any) -> Callable[[F], F]:
         text += f"  [{_short(f.default, kind)}]"
     if f.default is MISSING:
         text += "  [required]"
-    if kind is bool:
-        # None: not given, so that a file's value or the default holds
-        decls = f"--{name}/--no-{name}" if f.default else f"--{name}"
-        return click.option(
-            decls, f.name, default=None, is_flag=True, flag_value=None if f.default else True, help=text
-        )
+    # None: not given, so that a file's value or the default holds
+    if bool in (kind, *get_args(kind)):
+        if f.default is False:
+            return click.option(f"--{name}", f.name, default=None, is_flag=True, flag_value=True, help=text)
+        return click.option(f"--{name}/--no-{name}", f.name, default=None, is_flag=True, type=bool, help=text)
+    if Table in (kind, *get_args(kind)):
+        once = {"multiple": True, "callback": lambda context, parameter, value: value or None}
+        return click.option(f"--{name}", f.name, type=str, metavar=_metavar(kind), help=text, **once)
     return click.option(f"--{name}", f.name, default=None, type=str, metavar=_metavar(kind), help=text)
-
-
-def _is_table(kind: Any) -> bool:
-    return any(get_origin(part) is dict for part in (kind, *get_args(kind)))
 
 
 def _metavar(kind: Any) -> str:
@@ -67,7 +65,7 @@ def _metavar(kind: Any) -> str:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
         return _metavar(get_args(kind)[0]) + ",..."
-    return {int: "N", float: "X", str: "TEXT", Count: "COUNT", Size: "SIZE"}[kind]
+    return {int: "N", float: "X", str: "TEXT", Count: "COUNT", Size: "SIZE", Table: "KEY=VALUE"}[kind]
 
 
 def _short(value: Any, kind: Any) -> str:

@@ -50,7 +50,7 @@ def _verb(method: Method) -> click.Command:
         options = resolved(method.config, given, config_file, out)
         save = resolved(SaveConfig, given)
         if several:
-            model = merged(named(sources), None, options)
+            model = merged(named(sources), options.config.base, options)
             options = model.steps[-1].options  # with the base that adapters name
             options = replace(options, config=replace(options.config, base=model.given.get(BASE)))
         else:

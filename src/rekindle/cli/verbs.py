@@ -6,9 +6,9 @@ from importlib import import_module
 
 import click
 
-from rekindle import __version__
 from rekindle.errors import nearest
 from rekindle.methods import METHODS
+from rekindle.version import __version__
 
 GROUPS = {
     "look": {

@@ -121,7 +121,8 @@ class Checkpoint:
         tensors = {role: x for role, x in self.tensors.items() if role.tower != name}
         tensors |= {role._replace(tower=name): x for role, x in child.tensors.items()}
         made = self.derive(settings=family.settings(config), config=config, tensors=tensors)
-        return made.noting(*child.notes).telling(*child.findings).promising(child.promise)
+        remarks = [remark for remark in family.remarks(made.settings) if remark not in made.notes]
+        return made.noting(*child.notes, *remarks).telling(*child.findings).promising(child.promise)
 
     # -- making a child --------------------------------------------------------------------------------------
 
@@ -203,12 +204,12 @@ class Checkpoint:
         return {key: count + others for key, count in counts.items()}
 
 
-def united(parents: Sequence[Checkpoint]) -> Checkpoint:
-    """An empty child of the first, to be filled out of all of them."""
+def united(parents: Sequence[Checkpoint], like: Checkpoint) -> Checkpoint:
+    """An empty child of `like`, which is one of them, to be filled out of all of them."""
     made_of = {key: source for parent in parents for key, source in parent.sources.items()}
     notes = list(dict.fromkeys(note for parent in parents for note in parent.notes))
     findings = [found for parent in parents for found in parent.findings]
-    return replace(parents[0], made_of=made_of, notes=notes, findings=findings, tensors={}, promise=exact())
+    return replace(like, made_of=made_of, notes=notes, findings=findings, tensors={}, promise=exact())
 
 
 def _column(s: Settings) -> str:

@@ -1,7 +1,8 @@
 """Expressions over the same tensor of several checkpoints: sums with weights, and what task vectors keep of it.
 
-Where weights sum to 1 a sum is w_1 + sum_{i>1} a_i (w_i - w_1), so that equal tensors give themselves back, bit for
-bit. What is kept of a task vector w_i - w_0 is said as weights too: w_i where an entry is kept, w_0 where it is not.
+Where weights sum to 1 a sum is w_1 - sum_{i>1} |a_i| d_i, where d_i is w_1 - w_i, or w_i - w_1 of a negative weight. So
+equal tensors give themselves back, bit for bit: d_i is +0, and taking +0 away leaves -0 as it is, which adding it would
+not. What is kept of a task vector w_i - w_0 is said as weights too: w_i where an entry is kept, w_0 where it is not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from rekindle.edit.expressions import Expr, Moments, Reader
 from rekindle.edit.measure import Found, Number, array, number
 from rekindle.edit.noise import uniform_block
 
-ONE = 1e-6  # weights whose sum is no farther from 1 sum to 1
+ONE = 1e-6  # weights that are given and whose sum is no farther from 1 sum to 1
+CALCULATED = 1e-9  # the same of weights that are measured
 
 Weights = tuple[float, ...] | Found  # of K tensors: numbers, or an array [K] that is measured
 
@@ -40,14 +42,18 @@ class Linear(Computed):
         return self.xs
 
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        by = array(self.by).tolist() if isinstance(self.by, Found) else self.by
+        by, near = (array(self.by).tolist(), CALCULATED) if isinstance(self.by, Found) else (self.by, ONE)
         first = self.xs[0].values(lo, hi, reader)
-        affine = abs(sum(by) - 1) <= ONE
+        affine = abs(sum(by) - 1) <= near
         total = first.copy() if affine else first * first.dtype.type(by[0])
-        for x, a in zip(self.xs[1:], by[1:], strict=True):
-            part = x.values(lo, hi, reader)
-            part = part - first if affine else part
-            total += part * part.dtype.type(a)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are counted where they are written
+            for x, a in zip(self.xs[1:], by[1:], strict=True):
+                part = x.values(lo, hi, reader)
+                if affine:
+                    part = first - part if a >= 0 else part - first
+                    total -= part * part.dtype.type(abs(a))
+                else:
+                    total += part * part.dtype.type(a)
         return total
 
     def moment(self, order: int, of: Moments) -> Expr:
@@ -61,8 +67,11 @@ class Linear(Computed):
 
 
 def linear(xs: Sequence[Expr], by: Sequence[float]) -> Expr:
-    """sum_i a_i w_i without the tensors whose weight is 0; one with the weight 1 is that tensor itself."""
-    counted = [(x, a) for x, a in zip(xs, by, strict=True) if a]
+    """sum_i a_i w_i without the tensors whose weight is 0; one with the weight 1 is that tensor itself.
+
+    The largest weight comes first: from there the others are small steps, and Adam's second moments stay positive.
+    """
+    counted = sorted(((x, a) for x, a in zip(xs, by, strict=True) if a), key=lambda one: -one[1])
     if len(counted) == 1 and counted[0][1] == 1:
         return counted[0][0]
     if not counted:
@@ -113,13 +122,16 @@ class Dropped(Computed):
 class Elected(Computed):
     """The mean, weighted, of those w_i whose entry lies to the same side of base as most of the mass does.
 
-    Base where none of them differs from it, or the mass of both sides is the same.
+    Base where the mass of both sides is the same; w_1 where that is base, but for the sign of a zero. Weights are
+    positive.
     """
 
     __slots__ = ("base", "by", "xs")
 
     def __init__(self, xs: Sequence[Expr], base: Expr, by: tuple[float, ...]):
         alike((*xs, base))
+        assert len(by) == len(xs), (len(xs), by)
+        assert min(by) > 0, by
         self.xs, self.base, self.by, self.dtype, self.shape = tuple(xs), base, by, base.dtype, base.shape
 
     def children(self) -> Sequence[Expr]:
@@ -131,16 +143,15 @@ class Elected(Computed):
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         base = self.base.values(lo, hi, reader)
         xs = [x.values(lo, hi, reader) for x in self.xs]
-        mass = sum((x - base) * base.dtype.type(a) for x, a in zip(xs, self.by, strict=True))
-        side = np.sign(mass)
-        mean, weight = base, np.zeros_like(base)
-        for x, a in zip(xs, self.by, strict=True):  # the mean of those so far moves a / weight of the way to the next
-            chosen = (np.sign((x - base) * base.dtype.type(a)) == side) & (side != 0)
-            weight = np.where(chosen, weight + base.dtype.type(abs(a)), weight)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                share = base.dtype.type(abs(a)) / weight
-                moved = np.where(share == 1, x, mean + (x - mean) * share)
-            mean = np.where(chosen, moved, mean)
+        by = [base.dtype.type(a / max(self.by)) for a in self.by]  # the most is 1: its smallest entry has mass
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            side = np.sign(sum((x - base) * a for x, a in zip(xs, by, strict=True)))
+            mean, weight = np.where(xs[0] == base, xs[0], base), np.zeros_like(base)
+            for x, a in zip(xs, by, strict=True):  # the mean of those so far moves a / weight of the way to the next
+                chosen = (np.sign(x - base) == side) & (side != 0)
+                weight = np.where(chosen, weight + a, weight)
+                share = a / weight
+                mean = np.where(chosen, np.where(share == 1, x, mean - (mean - x) * share), mean)
         return mean
 
     def transposed(self) -> Expr:

@@ -112,7 +112,7 @@ def plan(checkpoint: Checkpoint, *, fused: bool = False) -> Plan:
     if len(checkpoint.tensors) > len(table) - len(problems):
         for role in checkpoint.tensors.keys() - table.keys():
             if (name := opaque_name(role)) is not None:
-                tensors[name] = checkpoint.tensors[role]
+                tensors[checkpoint.family.name_in_memory(name) if fused else name] = checkpoint.tensors[role]
             else:
                 problems.append(RekindleError(f"{checkpoint.family.model_type} has no {role}.", where="the method"))
     if problems:

@@ -36,11 +36,16 @@ HINT = "--vocab base, the first one's tokens; --vocab union, those of all"
 Shares = Callable[[Role], Mapping[str, float]]  # of a tensor the weight of each model by name; a base may have none
 
 
-def of_one_vocabulary(models: Mapping[str, Checkpoint], how: str, shares: Shares) -> dict[str, Checkpoint]:
-    """The same models, all with the tokens and rows that `how` says; the first one's files are those that travel.
+def of_one_vocabulary(models: Mapping[str, Checkpoint], first: str, how: str, shares: Shares) -> dict[str, Checkpoint]:
+    """The same models, all with the tokens and rows that `how` says; `first`: whose files are those that travel.
 
     Raises RekindleError with what differs, or why rows cannot be matched.
     """
+    made = _matched({first: models[first], **models}, how, shares)
+    return {name: made[name] for name in models}
+
+
+def _matched(models: Mapping[str, Checkpoint], how: str, shares: Shares) -> dict[str, Checkpoint]:
     (_, first), *others = models.items()
     if any(first.family.model_type != model.family.model_type for _, model in others):
         return dict(models)  # which are refused as a whole

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.edit.expressions import Expr, Reader
+from rekindle.edit.expressions import Expr, Reader, Transposed
 from rekindle.edit.measure import STEP, Activations, Measurement
 from rekindle.errors import RekindleError
 
-HALF = 1 << 16  # of a float's 32 bits the upper and the lower 16 are counted apart
+DIGIT = 1 << 16  # values of 16 bits: those of a float are counted from the upper ones down
+DIGITS = 40  # binary ones that weights are rounded to: machines that add in another order agree on them
 
 
 class Products(Measurement):
@@ -25,7 +26,7 @@ class Products(Measurement):
 
     def __init__(self, xs: Sequence[Expr], base: Expr | None = None, given: tuple[float, ...] = ()):
         """`given`: what else the weights depend on."""
-        of = (*xs, base) if base is not None else tuple(xs)
+        of = as_stored((*xs, base) if base is not None else xs)
         state = f"{[x.label() for x in of]} {base is not None} {given}"
         name = f"{type(self).__name__.lower()}/{of[0].label()}/{hashlib.sha256(state.encode()).hexdigest()[:16]}"
         super().__init__(name, of)
@@ -42,59 +43,71 @@ class Products(Measurement):
         for lo in range(0, rows, step):
             hi = min(lo + step, rows)
             block = np.stack([x.values(lo, hi, reader).reshape(-1).astype(np.float64) for x in xs])
-            block = block[:-1] - block[-1] if self.differences else block
-            total += block @ block.T
+            with np.errstate(over="ignore", invalid="ignore"):
+                block = block[:-1] - block[-1] if self.differences else block
+                total += block @ block.T
         _check_finite(total, self.of[0])
-        return {"weights": self.weights(total)}
+        digits, exponent = np.frexp(self.weights(total))
+        return {"weights": np.ldexp(np.round(np.ldexp(digits, DIGITS)), exponent - DIGITS)}
 
 
 class Sizes(Measurement):
     """Of the task vector x - base: "lo" and "hi", the sizes of its entries of two ranks, 0 being the largest.
 
-    Exact for tensors of 32 bits or fewer; in two passes, whatever the tensor's size.
+    Exact, whatever the tensor's size, in a pass for each 16 bits of a value.
     """
 
     __slots__ = ("ranks",)
 
     def __init__(self, x: Expr, base: Expr, lo: int, hi: int):
-        of = (x, base)
+        of = as_stored((x, base))
         state = f"{[y.label() for y in of]} {lo} {hi}"
-        name = f"sizes/{x.label()}/{hashlib.sha256(state.encode()).hexdigest()[:16]}"
+        name = f"sizes/{of[0].label()}/{hashlib.sha256(state.encode()).hexdigest()[:16]}"
         super().__init__(name, of)
         self.ranks = {"lo": lo, "hi": hi}
 
     @property
     def nbytes(self) -> int:
-        return 2 * super().nbytes
+        return len(self._shifts) * super().nbytes
+
+    @property
+    def _shifts(self) -> tuple[int, ...]:
+        return (48, 32, 16, 0) if self.of[0].dtype == "F64" else (16, 0)
 
     def find(self, reader: Reader, activations: Activations | None) -> dict[str, NDArray]:
-        upper = np.zeros(HALF, np.int64)
-        for bits in self._bits(reader):
-            upper += np.bincount(bits >> 16, minlength=HALF)
-        above = np.cumsum(upper[::-1])[::-1]  # entries whose upper half is this or more
-        bins = {key: int(np.flatnonzero(above > rank)[-1]) for key, rank in self.ranks.items()}
-        if above[0] and upper[0x7F80:].any():
-            raise _not_finite(self.of[0])
-        lower = {key: np.zeros(HALF, np.int64) for key in bins}
-        for bits in self._bits(reader):
-            for key, which in bins.items():
-                lower[key] += np.bincount(bits[bits >> 16 == which] & 0xFFFF, minlength=HALF)
-        found = {}
-        for key, rank in self.ranks.items():
-            left = rank - (int(above[bins[key] + 1]) if bins[key] + 1 < HALF else 0)
-            within = np.cumsum(lower[key][::-1])[::-1]
-            exact = (bins[key] << 16) | int(np.flatnonzero(within > left)[-1])
-            found[key] = np.asarray(exact, np.uint32).view(np.float32)
-        return found
+        left, known = dict(self.ranks), dict.fromkeys(self.ranks, 0)  # entries to go past; the bits known so far
+        for shift in self._shifts:
+            counts = {bits: np.zeros(DIGIT, np.int64) for bits in known.values()}
+            for bits in self._bits(reader):
+                for above, count in counts.items():
+                    digits = bits >> bits.dtype.type(shift)
+                    if shift != self._shifts[0]:
+                        digits = digits[digits >> 16 == above] & 0xFFFF
+                    count += np.bincount(digits.astype(np.int64), minlength=DIGIT)
+            for key, above in known.items():
+                down = np.append(np.cumsum(counts[above][::-1])[::-1], 0)  # entries with this digit or a larger one
+                digit = int(np.flatnonzero(down > left[key])[-1])
+                left[key] -= int(down[digit + 1])
+                known[key] = above << 16 | digit
+        unsigned, dtype = (np.uint64, np.float64) if self._shifts[0] == 48 else (np.uint32, np.float32)
+        return {key: np.asarray(bits, unsigned).view(dtype) for key, bits in known.items()}
 
-    def _bits(self, reader: Reader) -> Iterator[NDArray[np.uint32]]:
-        """The sizes of all entries, a block at a time, as the bits of float32: in their order."""
+    def _bits(self, reader: Reader) -> Iterator[NDArray]:
+        """The sizes of all entries, a block at a time, as the bits of floats: in their order."""
         x, base = self.of
         step = max(1, STEP // max(1, x.row_size))
         for lo in range(0, x.num_rows, step):
             hi = min(lo + step, x.num_rows)
-            size = np.abs(x.values(lo, hi, reader) - base.values(lo, hi, reader)).astype(np.float32, copy=False)
-            yield size.reshape(-1).view(np.uint32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                size = np.abs(x.values(lo, hi, reader) - base.values(lo, hi, reader)).reshape(-1)
+            _check_finite(size, x)
+            yield size.view(np.uint64 if size.itemsize == 8 else np.uint32)
+
+
+def as_stored(xs: Sequence[Expr]) -> tuple[Expr, ...]:
+    """The tensors to look at: what they are turned from, where all are turned; it has the same entries."""
+    turned = [x.x for x in xs if isinstance(x, Transposed)]
+    return tuple(turned if len(turned) == len(xs) else xs)
 
 
 def _check_finite(total: NDArray, x: Expr) -> None:

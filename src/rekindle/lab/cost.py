@@ -12,14 +12,10 @@ from pathlib import Path
 def training_flops(folder: Path, tokens: float, length: int) -> float:
     """Of `tokens` tokens in sequences of `length`, forward and backward, of the checkpoint in `folder`."""
     from rekindle import api
+    from rekindle.anatomy import flops
 
     checkpoint = api.open(folder).checkpoint
-    s = checkpoint.settings
-    looked_up = 0 if s.tie_word_embeddings else s.vocab_size * s.hidden_size
-    active = checkpoint.parameters()["active"] - looked_up
-    seen = (length + 1) / 2  # tokens that a token sees, itself among them
-    attention = s.num_layers * s.num_heads * (s.head_dim + (s.value_dim or s.head_dim)) * seen
-    return 6.0 * (active + attention) * tokens  # a product and a sum, once forward and twice backward
+    return flops.training_flops(checkpoint.family, checkpoint.settings, tokens, length)
 
 
 def times(one: Path, other: Path, length: int) -> float:

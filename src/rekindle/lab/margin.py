@@ -21,16 +21,24 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rekindle.config import option, read_yaml, resolve
 from rekindle.errors import RekindleError, together
 from rekindle.store.index import read_json
 
-if TYPE_CHECKING:
-    from rekindle.lab.claims import Claim
-
 NOTED = "margins.json"  # in the folder of a study: what it began with
+
+
+class Judged(Protocol):
+    """A claim, as far as its size goes."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def alike(self) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,7 @@ class Margins:
     pilot: str = ""
 
 
-def margins_of(study: str, claims: Sequence[Claim], folder: Path | None = None) -> Margins:
+def margins_of(study: str, claims: Sequence[Judged], folder: Path | None = None) -> Margins:
     """The rows of a study's claims; raises RekindleError where they are not one for each, or hold no size."""
     path = (folder or Path(str(resources.files("rekindle.lab") / "margins"))) / f"{study}.yaml"
     if not claims:
@@ -79,7 +87,7 @@ def margins_of(study: str, claims: Sequence[Claim], folder: Path | None = None) 
     return Margins(rows, f"margins/{path.name}", digest, str(data.get("pilot", "")))
 
 
-def _missing(claim: Claim, rows: Mapping[str, Margin], path: Path) -> RekindleError | None:
+def _missing(claim: Judged, rows: Mapping[str, Margin], path: Path) -> RekindleError | None:
     row, wanted = rows.get(claim.key), "within" if claim.alike else "least"
     if row is not None:
         size, other = (row.within, row.least) if claim.alike else (row.least, row.within)

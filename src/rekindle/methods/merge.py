@@ -12,7 +12,9 @@ Weights: one for each source; 0:1 goes from 0 at the first layer to 1 at the las
 what stands before the layers has the first value, what stands after them the last. `by_role` overrules them for roles
 whose names begin so (attn, ffn.down, embed).
 
-Adam's moments: those of linear averages (see `edit.combine.Linear`); else they start empty.
+Whole numbers (counters, masks, ids) are no averages: they are those of the checkpoint whose config is taken.
+
+Adam's moments: those of linear averages, as an approximation (see `edit.combine.Linear`); else they start empty.
 
 Source: see each way's file; arXiv 2203.05482 (soups), 2212.04089 (task vectors), 2306.01708 (TIES), 2311.03099 (DARE),
 2312.06795 (breadcrumbs), 2403.19522 (model stock), 2507.17634 (WSM).
@@ -21,28 +23,28 @@ Source: see each way's file; arXiv 2203.05482 (soups), 2212.04089 (task vectors)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Literal
 
-from rekindle.anatomy import Adapter, Role
+from rekindle.anatomy import Adapter, Role, opaque_name
 from rekindle.config import option
 from rekindle.edit import Checkpoint, Expr, Promise, exact, lossy, united
 from rekindle.edit.adapted import adapted
 from rekindle.edit.arithmetic import is_computable
 from rekindle.edit.combine import ONE
 from rekindle.edit.vocabulary import of_one_vocabulary
-from rekindle.errors import RekindleError, counted, together
+from rekindle.errors import RekindleError, counted, nearest, together
 from rekindle.methods.merging import series
-from rekindle.methods.merging.alike import check_alike
+from rekindle.methods.merging.alike import check_alike, notes
 from rekindle.methods.merging.weights import Course, course
 
 MERGING = "rekindle.methods.merging."
 WAYS = {  # how -> (what combines one tensor of each, options it reads)
     "linear": ("linear:linear", ("weights", "normalize", "any_sum", "by_role")),
     "slerp": ("slerp:slerp", ("t", "by_role")),
-    "karcher": ("karcher:karcher", ("weights", "by_role")),
+    "karcher": ("karcher:karcher", ("weights", "normalize", "by_role")),
     "task": ("task_arithmetic:task_arithmetic", ("base", "weights", "normalize", "lambda_", "by_role")),
     "ties": ("ties:ties", ("base", "weights", "lambda_", "density", "by_role")),
     "dare": ("dare:dare", ("base", "weights", "normalize", "lambda_", "density", "seed", "by_role")),
@@ -56,6 +58,9 @@ WAYS = {  # how -> (what combines one tensor of each, options it reads)
     "wsm": ("linear:linear", ("last", "shape")),
 }
 SERIES = ("mean", "ema", "wsm")
+POSITIVE = ("karcher", "ties")  # weigh a mean of directions, or a vote: no weight below 0, and one above
+AVERAGES = ("linear", "karcher")  # weights sum to 1
+AVERAGED = ("linear", "task", *SERIES)  # moments can be averaged with the weights
 OVER_BASE = tuple(how for how, (_, reads) in WAYS.items() if "base" in reads)
 
 
@@ -87,27 +92,26 @@ class Config:
 
 
 def merge(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
-    """`parents` by name; the base is the one that `config.base` names, and what adapters among them are put on."""
+    """`parents` by name, in their order; the base is the one that `config.base` names, and below all adapters."""
     adapters = any(isinstance(model.family, Adapter) for model in parents.values())
-    parents = adapted(parents, config.base)
-    base = parents.get(config.base or "")
+    base = _base(parents := adapted(parents, config.base), config)
     models = {name: model for name, model in parents.items() if model is not base}
-    models = dict(list(models.items())[-(config.last or 0) :])
     _check(config, len(models), base, adapters)
-    weights_of, combine = _weights(config, len(models)), _way(config.how)
-    used = models if base is None else {str(config.base): base, **models}
-    settings = next(iter(used.values())).settings
+    models = dict(list(models.items())[-(config.last or 0) :])
+    used = {name: model for name, model in parents.items() if model is base or name in models}
+    first = base or next(iter(models.values()))
+    weights_of, combine = _weights(config, len(models), first), _way(config.how)
 
     def shares(role: Role) -> dict[str, float]:
         """The weight of each model in a tensor; of slerp both."""
-        at = [course.at(role, settings) for course in weights_of(role)]
+        at = [course.at(role, first.settings) for course in weights_of(role)]
         return dict(zip(models, [1 - at[0], *at] if config.how == "slerp" else at, strict=True))
 
-    used = of_one_vocabulary(used, config.vocab, shares)
+    used = of_one_vocabulary(used, next(name for name in used if used[name] is first), config.vocab, shares)
     check_alike(used)
-    base, merged = used.get(config.base or ""), [used[name] for name in models]
+    base, merged = _base(used, config), [used[name] for name in models]
     first = base or merged[0]
-    child = united(list(used.values()))
+    child = united(list(used.values()), first)
     for role, x in first.tensors.items():
         if not is_computable(x):
             child.tensors[role] = x
@@ -117,7 +121,13 @@ def merge(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
         xs = [model.tensors[role] for model in merged]
         same = _are_one(xs if own is None else [*xs, own]) and _keeps_equals(config.how, weights)
         child.tensors[role] = xs[0] if same else combine(xs, weights, own, config, str(role))
-    return child.promising(_promise(child, merged))
+    return child.noting(*notes(used, first)).promising(_promise(child, used.values(), config.how))
+
+
+def _base(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint | None:
+    if config.base is not None and config.base not in parents:
+        raise RekindleError(f"No source is called {config.base}, the base.", hint=", ".join(parents))
+    return parents[config.base] if config.base is not None else None
 
 
 def _are_one(xs: Sequence[Expr]) -> bool:
@@ -135,17 +145,18 @@ def _way(how: str) -> Callable[[Sequence[Expr], Sequence[float], Expr | None, Co
     return getattr(import_module(MERGING + module), function)
 
 
-def _promise(child: Checkpoint, models: Sequence[Checkpoint]) -> Promise:
+def _promise(child: Checkpoint, models: Iterable[Checkpoint], how: str) -> Promise:
     for model in models:
         if all(x is model.tensors[role] for role, x in child.tensors.items()):
             return exact("the child is one of the sources") if model.promise.exact else model.promise
-    return lossy("a merge computes the function of none of its sources")
+    carried = "; moments that are carried are approximate" if how in AVERAGED else ""
+    return lossy(f"a merge computes the function of none of its sources{carried}")
 
 
 # -- weights ---------------------------------------------------------------------------------------------------
 
 
-def _weights(config: Config, count: int) -> Callable[[Role], Sequence[Course]]:
+def _weights(config: Config, count: int, first: Checkpoint) -> Callable[[Role], Sequence[Course]]:
     """The weights of a role's tensor, one for each model (of slerp t alone), as they run over the layers."""
     if config.how in SERIES:
         found = {
@@ -157,10 +168,11 @@ def _weights(config: Config, count: int) -> Callable[[Role], Sequence[Course]]:
     if config.how == "slerp":
         given, count = (config.t,), 1
     else:
-        equal = str(1 / count) if config.how in ("linear", "karcher") else "1"
+        equal = str(1 / count) if config.how in AVERAGES else "1"
         given = config.weights or (equal,) * count
     usual = _courses(given, count, "weights" if count > 1 else "t")
     own = {part: _courses(texts, count, f"by_role {part}") for part, texts in (config.by_role or {}).items()}
+    _check_courses(config, [*usual, *(one for courses in own.values() for one in courses)], own, first)
 
     def of(role: Role) -> Sequence[Course]:
         longest = max((part for part in own if f"{role.part}.".startswith(f"{part}.")), key=len, default=None)
@@ -176,21 +188,37 @@ def _courses(texts: Sequence[str], count: int, option: str) -> Sequence[Course]:
     return [course(text, option) for text in texts]
 
 
+def _check_courses(config: Config, given: Sequence[Course], parts: Iterable[str], first: Checkpoint) -> None:
+    """Raise RekindleError for what these weights cannot mean in a model such as `first`."""
+    known = dict.fromkeys(role.part for role in first.tensors if opaque_name(role) is None)
+    for part in parts:
+        if not any(f"{name}.".startswith(f"{part}.") for name in known):
+            hint = nearest(part, known) or ", ".join(dict.fromkeys(name.split(".")[0] for name in known)) or None
+            raise RekindleError(f"by_role has {part!r}, and no tensor's role begins so.", hint=hint)
+    if any(len(one.values) > 1 for one in given) and not first.settings.num_layers:
+        what = f"Weights cannot run over the layers of a {first.family.model_type}: which those are is not known."
+        raise RekindleError(what, hint="one number for each source")
+    if config.how == "slerp" and not all(0 <= t <= 1 for one in given for t in one.values):
+        raise RekindleError("slerp goes from 0, the first, to 1, the second, and t is beyond.", hint="--t 0.5")
+
+
 def _summed(weights: Sequence[float], config: Config, role: Role) -> Sequence[float]:
     """The weights as they count, refused where their sum makes no average."""
     total = sum(weights)
     reads = WAYS[config.how][1]
+    if config.how in POSITIVE and (min(weights) < 0 or max(weights) == 0):
+        what = f"{config.how} takes weights from 0 on, and those of {role} are {', '.join(f'{a:g}' for a in weights)}."
+        raise RekindleError(what, hint="--how linear or task, where a model is to be taken away")
     if config.normalize:
         if abs(total) <= ONE:
-            raise RekindleError(f"The weights of {role} sum to {total:g}: they cannot be divided by it.")
+            raise RekindleError(f"The weights of {role} sum to 0: they cannot be divided by it.", hint="other weights")
         return [a / total for a in weights]
-    if config.how == "ties" and min(weights) <= 0:
-        raise RekindleError(f"TIES weighs a vote, and a weight of {role} is {min(weights):g}.", hint="positive weights")
-    if "any_sum" in reads and not config.any_sum and abs(total - 1) > ONE:
+    if config.how in AVERAGES and abs(total) <= ONE:
+        raise RekindleError(f"The weights of {role} sum to 0: nothing is left of the models.", hint="other weights")
+    if config.how in AVERAGES and not config.any_sum and abs(total - 1) > ONE:
+        ways = ["--normalize to divide by it", *["--any-sum"] * ("any_sum" in reads)]
         what = f"The weights of {role} sum to {total:g}, not to 1: that is no average."
-        raise RekindleError(
-            what, hint="--normalize to divide by it, or --any-sum" if abs(total) > ONE else "other weights"
-        )
+        raise RekindleError(what, hint=", or ".join(ways))
     return weights
 
 
@@ -208,6 +236,9 @@ def _check(config: Config, count: int, base: Checkpoint | None, adapters: bool) 
     least = 1 if alone or (config.how in OVER_BASE and config.how != "stock") else 2
     if config.how == "slerp" and count != 2:
         problems.append(RekindleError(f"SLERP is between two models, not {count}.", hint="--how karcher of any number"))
+    elif count < (config.last or 0):
+        what = f"The last {config.last} are asked for, and there are {counted(count, 'checkpoint')}."
+        problems.append(RekindleError(what, hint=f"--last {count}, or all of them without"))
     elif count < least:
         what = f"{config.how} needs {counted(least, 'source')} or more, not {count}."
         problems.append(RekindleError(what, hint=f"rekindle merge SRC SRC OUT --how {config.how}"))
@@ -240,5 +271,3 @@ def _out_of_range(config: Config) -> Iterator[RekindleError]:
         yield RekindleError(f"The last {config.last} of a series make no average.", hint="--last 10")
     if not math.isfinite(config.lambda_):
         yield RekindleError(f"lambda is {config.lambda_}, not a number.", hint="--lambda 1")
-    if config.how == "slerp" and not all(0 <= t <= 1 for t in course(config.t, "t").values):
-        yield RekindleError(f"t is {config.t}, not a way from 0 to 1.", hint="--t 0.5")

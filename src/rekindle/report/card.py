@@ -136,7 +136,8 @@ def _parents(manifest: Manifest) -> str:
 
 def _verification(manifest: Manifest, verify: dict[str, Any] | None) -> str:
     promise = manifest.promise or {}
-    text = f"Promise: {_inline(promise.get('kind', 'none'))}. {_inline(promise.get('text', ''))}".strip()
+    said = f" {_inline(promise['text'])}." if promise.get("text") else ""
+    text = f"Promise: {_inline(promise.get('kind', 'none'))}.{said}"
     if not verify:
         return f"## Verification\n\n{text} Not verified yet; `rekindle verify` measures it."
     rows = [(_inline(key.replace("_", " ")), _value(value)) for key, value in verify.items() if value is not None]

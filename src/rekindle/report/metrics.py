@@ -1,18 +1,22 @@
 """Read `metrics.jsonl`, the diary a training run leaves: one JSON object a line.
 
 A run that was killed and resumed may hold a step twice (the later line counts) and end in half a line
-(tolerated). Anything else that is not JSON is an error that names the line.
+(tolerated). Anything else that is not JSON is an error that names the line. FLOPs that an earlier version counted
+otherwise are counted anew, from the folder's config.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rekindle.anatomy import family_of
+from rekindle.anatomy.flops import training_flops
 from rekindle.errors import RekindleError
+from rekindle.store.index import read_json
 
 NAME = "metrics.jsonl"
 FAR = 1e30  # nothing that is measured here is larger: what claims to be is infinite
@@ -90,7 +94,26 @@ def read_metrics(folder: Path) -> Metrics:
             f"{path} holds no evaluation, so there is no validation loss to report.",
             hint="train on until the first evaluation, or `rekindle evaluate`",
         )
+    each = None if "flops_per_token" in metrics.header else _recounted(folder, metrics.header.get("seq_len"))
+    if each is not None:
+        metrics.steps = [replace(step, flops=each * step.tokens) for step in metrics.steps]
+        metrics.evaluations = [replace(found, flops=each * found.tokens) for found in metrics.evaluations]
     return metrics
+
+
+def _recounted(folder: Path, length: Any) -> float | None:
+    """FLOPs of a token of a run that an earlier version wrote down, embedding in and attention out.
+
+    Runs are compared at equal FLOPs, and so all must be counted alike. None where the folder does not say its model.
+    """
+    if type(length) is not int or length < 1:
+        return None
+    try:
+        config = read_json(folder / "config.json", missing="")
+        family = family_of(config)
+        return training_flops(family, family.settings(config), 1, length)
+    except RekindleError:
+        return None
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Record:
     source_fingerprint: str | None = None  # see store.folder: headers, config and sizes of the source
     summary: str = ""  # one sentence for the report: "64 experts from 1 feed-forward, top-2"
     tokens: int = 0  # trained in this step
-    flops: float = 0.0  # training FLOPs of this step, 6 x active parameters x tokens
+    flops: float = 0.0  # training FLOPs of this step, attention included
     sources: dict[str, Source] = field(default_factory=dict)  # of a step that has several, in place of `source`
     after: int | None = PREVIOUS  # the place of the record it goes on from; None: it begins with what has no record
 

@@ -92,4 +92,5 @@ def broken(path: object, reason: str, hint: str | None = None) -> RekindleError:
 
 
 def unreadable(path: object, error: OSError) -> RekindleError:
-    return RekindleError(f"The file cannot be read: {error.strerror}.", where=path)
+    kind = "folder" if os.path.isdir(str(path)) else "file"
+    return RekindleError(f"The {kind} cannot be read: {error.strerror}.", where=path)

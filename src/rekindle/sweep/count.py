@@ -7,20 +7,33 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
+from rekindle.anatomy import counts
+from rekindle.anatomy.flops import training_flops
 from rekindle.config import resolve
+from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
 from rekindle.report.metrics import read_metrics
 from rekindle.sweep.grid import Cell, Grid
+from rekindle.sweep.rehearse import models_of
 from rekindle.sweep.steps import Step
+from rekindle.train.blank import Blank, blank_model
 from rekindle.train.config import InitConfig, TrainConfig
-from rekindle.train.flops import training_flops
+from rekindle.train.init import tokenizer_to_be
+
+
+class Work(NamedTuple):
+    """Of a step that trains: active parameters, FLOPs of a token, tokens with its two evaluations."""
+
+    active: int
+    each: float
+    tokens: float
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`naive`: every cell trained on its own, its first stage included."""
+    """`naive`: every cell trained on its own, its first stage included. FLOPs as in `anatomy.flops`."""
 
     cells: int
     steps: int
@@ -28,7 +41,7 @@ class Cost:
     flops: float
     naive_tokens: int
     naive_flops: float
-    work: Mapping[str, tuple[float, float]]  # trained step -> active parameters, FLOPs with its two evaluations
+    work: Mapping[str, Work]
 
     @property
     def saved(self) -> float:
@@ -38,7 +51,21 @@ class Cost:
     def hours(self, speeds: Mapping[float, float], workers: int, done: Collection[str] = ()) -> float:
         """Of the steps that are not done, by the speed in FLOP/s of the size nearest to each."""
         left = [work for name, work in self.work.items() if name not in done]
-        return sum(flops / speeds[_nearest(size, speeds)] for size, flops in left) / workers / 3600
+        return sum(w.each * w.tokens / speeds[_nearest(w.active, speeds)] for w in left) / workers / 3600
+
+    def measured(self, out: Path, names: Collection[str]) -> dict[float, float]:
+        """Active parameters -> FLOP/s of a worker: the median of the steps that are there and logged their speed."""
+        found: dict[float, list[float]] = {}
+        for name in names:
+            try:
+                steps = read_metrics(out / name).steps
+            except RekindleError:
+                continue
+            speeds = [step.tokens_per_s for step in steps if step.tokens_per_s > 0]
+            if speeds and name in self.work:
+                work = self.work[name]
+                found.setdefault(work.active, []).append(work.each * median(speeds))
+        return {active: median(speeds) for active, speeds in found.items()}
 
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "work"} | {"saved": self.saved}
@@ -48,67 +75,38 @@ def _nearest(size: float, speeds: Mapping[float, float]) -> float:
     return min(speeds, key=lambda known: abs(math.log(known / size)))
 
 
-def measured(out: Path, names: Collection[str]) -> dict[float, float]:
-    """Active parameters -> FLOP/s of a worker: the median of the steps that are there and logged their speed."""
-    found: dict[float, list[float]] = {}
-    for name in names:
-        try:
-            metrics = read_metrics(out / name)
-        except RekindleError:
-            continue
-        active = (metrics.header.get("parameters") or {}).get("active")
-        speeds = [step.tokens_per_s for step in metrics.steps if step.tokens_per_s > 0]
-        if active and speeds:
-            found.setdefault(active, []).append(training_flops(active, 1) * median(speeds))
-    return {active: median(speeds) for active, speeds in found.items()}
-
-
 def cost_of(grid: Grid, steps: Sequence[Step], cells: Sequence[Cell]) -> Cost:
-    """FLOPs by active parameters: 6 a token and parameter. A further way is counted as its dense model."""
-    dense = [dense_parameters({**grid.model, **size}) for size in grid.sizes]
-    active = {cell.step: _active(grid, dense, cell) for cell in cells}
-    sizes = {step.name: _size_of(step.name, dense, active) for step in steps if step.verb == "train"}
+    train = resolve(TrainConfig, {**grid.train, "tokens": 1}).config
+    validation = 2 * train.eval_tokens / 3  # a third of training
+    models = models_of(steps)
+
+    def each(model: Checkpoint | Blank) -> float:
+        return training_flops(model.family, model.settings, 1, train.seq_len)
+
     trained = {step.name: int(step.options["tokens"]) for step in steps if step.verb == "train"}
-    validation = 2 * resolve(TrainConfig, {**grid.train, "tokens": 1}).config.eval_tokens / 3  # a third of training
-    work = {name: (sizes[name], training_flops(sizes[name], n + int(validation))) for name, n in trained.items()}
-    naive = [(cell.sunk, cell.tokens, dense[cell.size], active[cell.step]) for cell in cells]
+    work = {
+        name: Work(models[name].parameters()["active"], each(models[name]), tokens + int(validation))
+        for name, tokens in trained.items()
+    }
+    dense = [each(begun({**grid.model, **size})) for size in grid.sizes]
     return Cost(
         cells=len(cells),
         steps=len(steps),
         tokens=sum(trained.values()),
-        flops=sum(training_flops(sizes[name], tokens) for name, tokens in trained.items()),
-        naive_tokens=sum(sunk + tokens for sunk, tokens, _, _ in naive),
-        naive_flops=sum(training_flops(n1, d1) + training_flops(n2, d2) for d1, d2, n1, n2 in naive),
+        flops=sum(work[name].each * tokens for name, tokens in trained.items()),
+        naive_tokens=sum(cell.sunk + cell.tokens for cell in cells),
+        naive_flops=sum(dense[cell.size] * cell.sunk + work[cell.step].each * cell.tokens for cell in cells),
         work=work,
     )
 
 
-def dense_parameters(options: dict[str, Any]) -> int:
-    """N1 of a size: what `init` makes of these options, experts left out."""
-    config = resolve(InitConfig, {k: v for k, v in options.items() if k not in ("family", "experts", "top_k")}).config
-    kind, _, size = config.tokenizer.partition(":")
-    if kind != "bpe" or not size.isdigit():
-        raise RekindleError(f"How many parameters {config.tokenizer} gives is not known.", hint="tokenizer: bpe:1024")
-    h, ffn = config.hidden, config.ffn or 4 * config.hidden
-    kv = h // config.heads * (config.kv_heads or config.heads)
-    embeddings = int(size) * h * (1 if config.tie_embeddings else 2)
-    return embeddings + config.layers * (2 * h * h + 2 * h * kv + 3 * h * ffn + 2 * h) + h
+def dense_parameters(options: Mapping[str, Any]) -> int:
+    """N1 of a size: what `init` makes of these options, experts but one and routers left out."""
+    blank = begun(options)
+    return counts.dense_parameters(blank.family, blank.settings)
 
 
-def _active(grid: Grid, dense: Sequence[int], cell: Cell) -> int:
-    """N2: the dense model, further experts of a token, and routers."""
-    if cell.experts == 1:
-        return dense[cell.size]
-    config = resolve(InitConfig, {**grid.model, **grid.sizes[cell.size]}).config
-    ffn = config.ffn or 4 * config.hidden
-    further = (cell.top_k - 1) * 3 * config.hidden * ffn + cell.experts * config.hidden
-    return dense[cell.size] + config.layers * further
-
-
-def _size_of(name: str, dense: Sequence[int], active: dict[str, int]) -> int:
-    """Active parameters of a trained step: those of the cells on its trunk, or the dense model's."""
-    if name in active:
-        return active[name]
-    trunk = name.rpartition("-trunk")[0] or name.rpartition("-")[0]
-    alike = [size for step, size in active.items() if step.rpartition("-")[0] == trunk]
-    return alike[0] if alike else dense[int(name.removeprefix("size").partition("-")[0])]
+def begun(options: Mapping[str, Any]) -> Blank:
+    """What `init` makes of these options."""
+    config = resolve(InitConfig, options).config
+    return blank_model(config, tokenizer_to_be(config))

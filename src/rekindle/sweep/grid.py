@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rekindle.anatomy import FAMILIES
 from rekindle.config import Count, parse, read_yaml, resolve
 from rekindle.errors import RekindleError, nearest, together
 from rekindle.methods import METHODS, method_named
@@ -26,7 +27,7 @@ KEYS = ("model", "sizes", "train", "sunk", "tokens", "ways", "experts", "top_k",
 _KINDS = (("model", dict, "{heads: 4}"), ("train", dict, "{lr: 0.003}"), ("ways", list, "[dense, upcycled]"),
           ("seeds", list, "[0]"), ("decay", float, "0.2"))  # fmt: skip
 WAYS = ("dense", "scratch", "upcycled")
-SPARSE = "mixtral"  # the family of a mixture from scratch
+_SIZES = ("hidden", "layers", "heads")  # that a size must say: the points of a law are no defaults
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,16 @@ def _check(grid: Grid, path: Path) -> None:
         )
     for i, size in enumerate(grid.sizes):
         try:
-            resolve(InitConfig, {**grid.model, **size})
+            config = resolve(InitConfig, {**grid.model, **size}).config
         except RekindleError as error:
             problems.append(RekindleError(f"Size {i}: {error.what}", where=path, hint=error.hint))
+            continue
+        if silent := [name for name in _SIZES if name not in {**grid.model, **size}]:
+            what = f"Size {i} does not say {', '.join(silent)}."
+            problems.append(RekindleError(what, where=path, hint="{hidden: 32, layers: 2, heads: 4}"))
+        if "scratch" in grid.ways and config.family in FAMILIES and not sparse_twin(config.family):
+            what = f"Size {i} is a {config.family}, of which no family with experts is known: there is no way scratch."
+            problems.append(RekindleError(what, where=path, hint=f"ways: {[w for w in grid.ways if w != 'scratch']}"))
     for lengths in (grid.sunk, grid.tokens):
         marks = [0, *(leaves(grid, length) for length in lengths)]
         short = any(b - a < grid.step for a, b in zip(marks, marks[1:]))
@@ -169,6 +177,12 @@ def _check(grid: Grid, path: Path) -> None:
         problems.append(RekindleError("No top_k is within the experts.", where=path, hint="top_k: [2]"))
     if problems:
         raise together(problems)
+
+
+def sparse_twin(family: str) -> str | None:
+    """The family of a mixture from scratch beside dense models of `family`: that which upcycling makes of them."""
+    own = FAMILIES.get(family)
+    return next(iter(own.twins), own.model_type if own.sparse else None) if own else None
 
 
 def steps_of(grid: Grid) -> tuple[list[Step], list[Cell]]:
@@ -200,7 +214,8 @@ def _of_size(grid: Grid, size: int, seed: int) -> Iterator[Step | Cell]:
         for experts, top_k in grid.mixtures if not step else [(1, 1)]:
             name = f"{base}-{way}" + (f"-{experts}x{top_k}" if not step else "")
             if way == "scratch":
-                mixture = {**shape, "family": SPARSE, "experts": experts, "top_k": top_k}
+                twin = sparse_twin(resolve(InitConfig, shape).config.family)
+                mixture = {**shape, "family": twin, "experts": experts, "top_k": top_k}
                 yield Step(f"{name}-start", "init", options=mixture)
                 yield from _trunk(grid, name, f"{name}-start", grid.tokens, seed, 0)
                 for tokens in grid.tokens:

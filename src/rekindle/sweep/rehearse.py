@@ -1,10 +1,11 @@
-"""A grid's steps on configs alone: all that a step would be refused for, before anything is trained."""
+"""A grid's steps on configs alone: what each would make, and all that it would be refused for, before any training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rekindle.config import resolve
 from rekindle.edit import Checkpoint, open_checkpoint
@@ -34,6 +35,22 @@ def rehearse(grid: Grid, where: object) -> None:
         raise together(list(problems.values()))
 
 
+def models_of(steps: Sequence[Step]) -> dict[str, Checkpoint]:
+    """Name of a step -> the model that it makes, without weights; seeds tell it nothing."""
+    models: dict[str, Checkpoint] = {}
+    made: dict[Any, Checkpoint] = {}
+    for step in steps:
+        if step.verb == "train":
+            models[step.name] = models[step.source]
+            continue
+        options = repr({name: value for name, value in step.options.items() if name != "seed"})
+        key = step.verb, id(models[step.source]) if step.source else None, options
+        if key not in made:
+            made[key] = _made(step, models)
+        models[step.name] = made[key]
+    return models
+
+
 def _made(step: Step, models: Mapping[str, Checkpoint]) -> Checkpoint:
     """What the step makes, without weights."""
     from rekindle.train.price import price_training
@@ -48,9 +65,8 @@ def _made(step: Step, models: Mapping[str, Checkpoint]) -> Checkpoint:
 
 
 def _begun(config: InitConfig) -> Checkpoint:
-    from rekindle.train.init import check_sizes, model_settings
-    from rekindle.train.price import tokenizer_to_be
+    from rekindle.train.blank import blank_model
+    from rekindle.train.init import tokenizer_to_be
 
-    check_sizes(config)
-    settings = {"model_type": config.family, **model_settings(config, tokenizer_to_be(config))}
-    return open_checkpoint(Folder(Path(config.family), settings, {}, "", bare=True))
+    made = blank_model(config, tokenizer_to_be(config))
+    return open_checkpoint(Folder(Path(config.family), made.config, {}, "", bare=True))

@@ -11,7 +11,7 @@ from rekindle.errors import RekindleError, counted
 from rekindle.laws.next_run import BEYOND, next_run
 from rekindle.laws.question import Question
 from rekindle.sweep.collect import Collected, write_table
-from rekindle.sweep.count import Cost, cost_of, measured
+from rekindle.sweep.count import Cost, cost_of
 from rekindle.sweep.grid import read_grid, steps_of
 from rekindle.sweep.prospect import ENOUGH, carried, foreseen
 from rekindle.sweep.rehearse import rehearse
@@ -78,7 +78,7 @@ def sweep(
     cost, collected = cost_of(found, steps, cells), Collected(found, cells, out / "runs")
     if dry_run:
         done = [step.name for step in steps if (out / "runs" / step.name).is_dir()]
-        known = {1.0: speed} if speed else measured(out / "runs", done)
+        known = {1.0: speed} if speed else cost.measured(out / "runs", done)
         hours = cost.hours(known or {1.0: SPEED}, workers or 1, done)
         return Swept(None, cost, [], {}, done=len(done), hours=hours, by_measure=bool(known) and not speed,
                      lawless=foreseen(found, cells))  # fmt: skip

@@ -12,9 +12,10 @@ model.py      checkpoint folder <-> transformers model
 schedule.py   learning rate as a function of tokens
 rate.py       its peak, where none is given
 budget.py     how many tokens a run trains on
-flops.py      parameters and training FLOPs
-losses.py     language-model, load-balance and z loss; expert load
-optimizer.py  Adam's moments under the checkpoint's own tensor names
+losses.py     cross entropy, load-balance and z loss; expert load
+objectives/   what a run learns: batches, what the model is called with, losses, evaluation
+held.py       whole weights and moments, gathered by all ranks
+optimizer.py  AdamW, and its moments under the weights' own names
 state.py      what a run needs to continue bit for bit
 archive.py    its saved states as an archive
 metrics.py    metrics.jsonl
@@ -28,5 +29,7 @@ prepare.py    from folder and options to the first step
 finish.py     the folder a run leaves
 loop.py       train
 evaluate.py   evaluate
+blank.py      a model of any family that has no weights yet
 init.py       init_model
+utility.py    utility of each expert
 """

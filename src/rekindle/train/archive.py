@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from rekindle.anatomy import runtime_names
-from rekindle.apply.state import DESCRIPTION, FOLDER, WEIGHTS
+from rekindle.apply.moments import DESCRIPTION, FOLDER, WEIGHTS, described, info_text
 from rekindle.codec.archive import Archive, Step
 from rekindle.codec.container import create
 from rekindle.codec.pack import add_step, lock_of
@@ -28,8 +28,9 @@ from rekindle.store.dtypes import TORCH
 from rekindle.store.folder import Folder
 from rekindle.store.lock import alone
 from rekindle.store.system import explained
+from rekindle.train.held import Whole, split
 from rekindle.train.model import stored_dtypes
-from rekindle.train.optimizer import MOMENTS, description, split
+from rekindle.train.optimizer import EPS
 from rekindle.train.state import Saved
 
 _NAMES = {getattr(torch, name): stored for stored, name in TORCH.items()}
@@ -52,23 +53,16 @@ class Archiver:
         with Archive(self.path) as archive:
             return dict(zip(archive.names, (entry.digest for entry in archive.directory.steps), strict=True))
 
-    def save(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, schedule: Mapping[str, Any]
-    ) -> None:
+    def save(self, whole: Whole, step: int, schedule: Mapping[str, Any]) -> None:
         """Copy the state, once the one before is packed, and pack it behind the run's back."""
+        strange = [name for name in whole.parameters if name not in self._names and name not in self._dtypes]
+        if strange:
+            what = f"What {strange[0]} is called on disk is not known, so that this model goes into no archive."
+            raise RekindleError(what, where=self.source.path, hint="without --archive, then rekindle pack")
         before = self._last.result() if self._last else None
-        buffers = [(name, x) for name, x in model.named_buffers() if name in self._dtypes]  # on disk too, not trained
-        weights = {name: _copied(x) for name, x in (*model.named_parameters(), *buffers)}
-        moments = {
-            moment: {n: _copied(optimizer.state[p][moment]) for n, p in model.named_parameters()} for moment in MOMENTS
-        }
-        steps = {
-            disk: int(optimizer.state[p]["step"])
-            for name, p in model.named_parameters()
-            for disk, _ in split(self._names, name, p)
-        }
-        described = description(optimizer, steps, schedule)
-        self._last = self._pool.submit(self._pack, weights, moments, described, step, before)
+        buffers = {name: x for name, x in whole.buffers.items() if name in self._dtypes}
+        copy = Whole(_copied(whole.parameters), _copied(buffers), _copied(whole.moments), whole.betas)
+        self._last = self._pool.submit(self._pack, copy, step, schedule, before)
 
     def __enter__(self) -> Archiver:
         with ExitStack() as stack:
@@ -111,30 +105,19 @@ class Archiver:
             hint="the archive that the run wrote into, or another --archive",
         )
 
-    def _pack(
-        self,
-        weights: dict[str, torch.Tensor],
-        moments: dict[str, dict[str, torch.Tensor]],
-        described: dict[str, Any],
-        step: int,
-        before: Source | None,
-    ) -> Source:
+    def _pack(self, whole: Whole, step: int, schedule: Mapping[str, Any], before: Source | None) -> Source:
         names, dtypes = self._names, self._dtypes
-        parts = (split(names, n, x) if n in names else [(n, x)] for n, x in weights.items())
-        on_disk = {disk: _held(part.to(dtypes[disk])) for disk, part in chain.from_iterable(parts)}
-        kept = {
-            f"{disk}.{moment}": _held(part)
-            for moment in MOMENTS
-            for n, x in moments[moment].items()
-            for disk, part in split(names, n, x)
-        }
+        parts = chain.from_iterable(split(names, name, x) for name, x in whole.weights.items())
+        on_disk = {disk: _held(part.to(dtypes[disk])) for disk, part in parts}
+        kept = {name: _held(part) for name, part in whole.moments_on_disk(names)}
+        info = described(whole.betas, EPS, whole.steps_on_disk(names), schedule)
         files: dict[str, bytes | Mapping[str, Held]] = {
             str(path.relative_to(self.source.path)): path.read_bytes() for path in self.source.passengers()
         }
         files["config.json"] = (json.dumps(self.source.config, indent=2) + "\n").encode()
         files["model.safetensors"] = on_disk
         files[f"{FOLDER}/{WEIGHTS}"] = kept
-        files[f"{FOLDER}/{DESCRIPTION}"] = (json.dumps(described, indent=1) + "\n").encode()
+        files[f"{FOLDER}/{DESCRIPTION}"] = info_text(info).encode()
         source = held_source(files)
         with Archive(self.path) as archive:
             if step in archive.names:  # a run that goes on from a state that had come here already
@@ -158,8 +141,9 @@ def _same(there: Step, ours: Source) -> bool:
     return True
 
 
-def _copied(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().to("cpu", copy=True)
+def _copied(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """In memory of its own, at any depth."""
+    return {name: _copied(x) if isinstance(x, Mapping) else x.to("cpu", copy=True) for name, x in tensors.items()}
 
 
 def _held(x: torch.Tensor) -> Held:

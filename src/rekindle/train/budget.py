@@ -38,7 +38,8 @@ def with_tokens(config: TrainConfig, source: Folder) -> TrainConfig:
 def number_problems(config: TrainConfig) -> list[RekindleError]:
     """Options that are no number of what they count, whatever the checkpoint is."""
     problems = []
-    positive = ("tokens", "batch_tokens", "seq_len", "lr", "eval_tokens", "eval_every", "save_every", "micro_batch")
+    positive = ("tokens", "batch_tokens", "seq_len", "target_len", "lr", "eval_tokens", "eval_every", "save_every")
+    positive += ("micro_batch",)
     not_negative = ("weight_decay", "clip", "aux_loss", "z_loss", "seed", "skip")
     for name in positive + not_negative:
         value = getattr(config, name)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rekindle.config import Count, option
+from rekindle.anatomy.families import FAMILIES
+from rekindle.config import Count, Table, option
 
-Family = Literal[
-    "llama", "mistral", "qwen2", "qwen3", "olmo2", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo"
-]
+Objective = Literal["next-token", "seq2seq", "span-corruption"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 DATA = "text, JSON, CSV, Parquet or Arrow, a folder of them, a datasets NAME, stdlib, or python"
+SOURCE_COLUMN = "seq2seq: column of the rows that holds the texts to read (default: source, or input beside output)"
+TARGET_COLUMN = "seq2seq: column of the rows that holds the texts to write (default: target, or output)"
 TEXT_COLUMN = "column of the rows that holds the text, or a chat (default: text, or else a chat)"
 
 
@@ -20,17 +21,20 @@ TEXT_COLUMN = "column of the rows that holds the text, or a chat (default: text,
 class InitConfig:
     """A model from scratch."""
 
-    family: Family = option("llama", help="architecture")
-    hidden: int = option(help="hidden size")
-    layers: int = option(help="number of layers")
-    heads: int = option(help="attention heads per layer")
+    family: str = option("llama", help=f"architecture: {', '.join(FAMILIES)}")
+    hidden: int = option(64, help="hidden size")
+    layers: int = option(2, help="number of layers")
+    decoder_layers: int | None = option(None, help="of the decoder of a model with two towers (default: as layers)")
+    heads: int = option(4, help="attention heads per layer")
     kv_heads: int | None = option(None, help="key-value heads per layer (default: as many as heads)")
     ffn: int | None = option(None, help="intermediate size, of each expert in a MoE (default: 4 x hidden)")
     experts: int | None = option(None, help="experts per layer, MoE families only (default: 8)")
     top_k: int = option(2, help="experts per token, MoE families only")
     context: int = option(2048, help="longest sequence, tokens")
-    rope_theta: float = option(10000.0, help="base of the rotary position embedding")
-    tie_embeddings: bool = option(False, help="the output layer is the embedding matrix")
+    rope_theta: float | None = option(None, help="base of the rotary position embedding (default: 10000)")
+    tie_embeddings: bool | None = option(
+        None, help="the output layer is the embedding matrix (default: as the family's models have it)"
+    )
     init_std: float = option(0.02, help="standard deviation of the initial weights")
     aux_loss: float = option(0.01, help="load-balance coefficient written to the config of a MoE")
     tokenizer: str = option("bpe:2048", help="bpe:SIZE, trained on the data, or a tokenizer's folder or name")
@@ -38,6 +42,7 @@ class InitConfig:
     text_column: str | None = option(None, help=TEXT_COLUMN)
     dtype: Literal["float32", "bfloat16"] = option("float32", help="dtype of the weights on disk")
     seed: int = option(0, help="random seed: the same seed gives the same bytes")
+    set: Table | None = option(None, help="a key of config.json, over what follows from the other options; repeatable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,10 @@ class TrainConfig:
 
     data: str = option("stdlib", help=DATA)
     text_column: str | None = option(None, help=TEXT_COLUMN)
+    objective: Objective | None = option(None, help="what it learns (default: what its family was trained by)")
+    source_column: str | None = option(None, help=SOURCE_COLUMN)
+    target_column: str | None = option(None, help=TARGET_COLUMN)
+    target_len: int | None = option(None, help="seq2seq: tokens per target (default: as per source, --seq-len)")
     mask_prompt: bool = option(False, help="of chats only the assistant's answers have a loss")
     tokens: Count | None = option(None, help="tokens to train on, rounded down to whole steps")
     fraction_of_parent: float | None = option(None, help="instead: of the tokens the parent was trained on, e.g. 0.05")
@@ -85,6 +94,10 @@ class EvaluateConfig:
 
     data: str = option("stdlib", help=DATA)
     text_column: str | None = option(None, help=TEXT_COLUMN)
+    objective: Objective | None = option(None, help="what is measured (default: what its family was trained by)")
+    source_column: str | None = option(None, help=SOURCE_COLUMN)
+    target_column: str | None = option(None, help=TARGET_COLUMN)
+    target_len: int | None = option(None, help="seq2seq: tokens per target (default: as per source, --seq-len)")
     split: Literal["validation", "all"] = option("validation", help="documents train never sees, or all")
     tokens: Count = option(Count(262144), help="most tokens to evaluate on")
     seq_len: int | None = option(None, help="tokens per sequence (default: the context, 1024 at most)")

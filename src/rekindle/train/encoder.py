@@ -13,7 +13,8 @@ import numpy as np
 
 from rekindle.errors import RekindleError
 from rekindle.train.chat import Template
-from rekindle.train.text import Chat, Document, cut
+from rekindle.train.text import Chat, Document, Pair, cut
+from rekindle.train.text.source import characters
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ class Encoder:
     end-of-text token where the template does not write that.
     """
 
-    def __init__(self, tokenizer: Any, *, mask_prompt: bool = False):
-        self.mask_prompt = mask_prompt
+    def __init__(self, tokenizer: Any, *, mask_prompt: bool = False, pairs: bool = False):
+        self.mask_prompt, self.pairs = mask_prompt, pairs
         self.largest: int = max(tokenizer.get_vocab().values())
         self.template = Template(tokenizer)
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -38,6 +39,13 @@ class Encoder:
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
+        self._ends = [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None]
+        if pairs and not self._ends:
+            raise RekindleError(
+                "The tokenizer has no end-of-text token: nothing would say where a target ends.",
+                where=tokenizer.name_or_path or None,
+                hint="eos_token in its tokenizer_config.json",
+            )
         known = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
         self.end: list[int] = [token for token in known if token is not None][:1] or self._blank_line(tokenizer)
 
@@ -53,9 +61,15 @@ class Encoder:
         return end
 
     @property
+    def masks(self) -> bool:
+        """Whether some tokens have no loss."""
+        return self.mask_prompt or self.pairs
+
+    @property
     def fingerprint(self) -> str:
         description = self._backend.to_str() if self._backend else [repr(self._slow), self._slow.get_vocab()]
-        return short_hash([description, self.end, self.template.source, self.mask_prompt])
+        how = ["pairs", self._ends] if self.pairs else [self.mask_prompt]
+        return short_hash([description, self.end, self.template.source, *how])
 
     def __call__(self, texts: list[str]) -> Iterator[np.ndarray]:
         """The ids of each text, int64."""
@@ -67,17 +81,33 @@ class Encoder:
             else:
                 yield np.concatenate([next(self._encoded([piece])) for piece in _pieces(text)])
 
-    def _encoded(self, texts: list[str]) -> Iterator[np.ndarray]:
+    def _encoded(self, texts: list[str], special: bool = False) -> Iterator[np.ndarray]:
         if self._backend is not None:
-            for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False):
+            for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=special):
                 yield np.array(encoding.ids, dtype=np.int64)
         elif texts:
-            for ids in self._slow(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+            for ids in self._slow(texts, add_special_tokens=special, verbose=False)["input_ids"]:
                 yield np.array(ids, dtype=np.int64)
+
+    def _of_pairs(self, pairs: Sequence[Document]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Source and target of each, one after the other, both as the tokenizer begins and ends a text by itself.
+
+        And with the end-of-text token, where it writes none. Only the target has a loss.
+        """
+        both = [text for pair in pairs for text in _source_and_target(pair)]
+        encoded = map(self._ended, self._encoded(both, special=True))
+        for source, target in zip(encoded, encoded, strict=True):
+            yield np.concatenate([source, target]), np.repeat([False, True], [len(source), len(target)])
+
+    def _ended(self, ids: np.ndarray) -> np.ndarray:
+        return ids if len(ids) and ids[-1] in self._ends else np.append(ids, self._ends[:1]).astype(np.int64)
 
     def documents(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """For each document its ids with their end, and which of them have a loss, None being all of them."""
-        texts = [self.template.write(d) if isinstance(d, Chat) else d for d in documents]
+        if self.pairs:
+            yield from self._of_pairs(documents)
+            return
+        texts = [self._written(d) for d in documents]
         spans = [self._answers(d, text) for d, text in zip(documents, texts, strict=True)]
         wanted = (text[:end] for text, cuts in zip(texts, spans, strict=True) for end in (None, *sum(cuts, ())))
         encoded = (ids for some in chunks(wanted, CHUNK_CHARS * (os.cpu_count() or 1)) for ids in self(some))
@@ -95,6 +125,11 @@ class Encoder:
                 answered = loss is not None and isinstance(document, Chat) and _answered(document)
                 loss = None if loss is None else np.append(loss, np.full(len(self.end), answered))
             yield ids, loss
+
+    def _written(self, document: Document) -> str:
+        if isinstance(document, Chat):
+            return self.template.write(document)
+        return document if isinstance(document, str) else document.text
 
     def _answers(self, document: Document, text: str) -> list[tuple[int, int]]:
         if not self.mask_prompt:
@@ -135,6 +170,17 @@ def _pieces(text: str) -> Iterator[str]:
         yield text[:end]
         text = text[end:]
     yield text
+
+
+def _source_and_target(document: Document) -> tuple[str, str]:
+    if isinstance(document, Pair):
+        return characters(document.source), characters(document.target)
+    shown = document if isinstance(document, str) else document.text
+    raise RekindleError(
+        f"seq2seq reads a source and a target text, but this document is one text: {shown[:60]!r}.",
+        where="option data",
+        hint="rows with the columns source and target, or --source-column and --target-column",
+    )
 
 
 def _answered(chat: Chat) -> bool:

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch.nn import functional as F
 
 from rekindle.apply.load import load_model
 from rekindle.edit import checkpoint_at
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.train.config import EvaluateConfig
 from rekindle.train.device import make_accelerator, micro_batch_size, out_of_memory_explained
-from rekindle.train.losses import NO_LOAD, describe_load, expert_counts, expert_grid, forward, inputs_and_targets
+from rekindle.train.losses import (
+    NO_LOAD,
+    describe_load,
+    expert_counts,
+    expert_grid,
+    experts_per_token,
+    forward,
+    router_logits,
+)
 from rekindle.train.model import (
     cast_experts,
-    check_ids,
     check_lengths,
     check_vocabulary,
     load_tokenizer,
     model_sizes,
     not_finite_weights,
 )
-from rekindle.train.tokens import open_corpus
+from rekindle.train.objectives import Batch, Objective, objective_of, on, rows_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,43 +54,50 @@ class Result:
     tokens: int
     counts: torch.Tensor | None
     losses: tuple[float, ...]  # of each sequence
+    others: dict[str, float] = field(default_factory=dict)  # what else the objective measures
 
     def row(self, each: bool = False) -> dict[str, Any]:
         """A row of metrics; with `each` the loss of every sequence, so that runs can be compared pair by pair."""
         load = NO_LOAD if self.counts is None else describe_load(self.counts)
         pairs = {"val_losses": [round(loss, 6) for loss in self.losses]} if each else {}
-        return {"val_loss": self.loss, "val_loss_stderr": self.stderr, **load, **pairs}
+        others = {f"val_{name}": value for name, value in self.others.items()}
+        return {"val_loss": self.loss, "val_loss_stderr": self.stderr, **load, **others, **pairs}
 
 
 @torch.no_grad()
-def validation_loss(model: Any, windows: np.ndarray, accelerator: Accelerator, micro_batch: int) -> Result:
-    """The pure language-model loss over windows [N, T + 1], each rank taking every W-th of them.
+def validation_loss(
+    model: Any, objective: Objective, held_out: Batch, accelerator: Accelerator, micro_batch: int
+) -> Result:
+    """The objective's own loss over held-out rows, without those of routers; each rank takes every W-th row.
 
-    The mean over all tokens that have a loss; its error is that of a ratio of two means over sequences.
+    The mean over all targets; its error is that of a ratio of two means over rows.
     """
-    grid, training = expert_grid(model), model.training
+    grid, training, n = expert_grid(model), model.training, rows_of(held_out)
     model.eval()
-    losses = torch.zeros(len(windows), device=accelerator.device)
+    each: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(n, device=accelerator.device))
     counts = torch.zeros(grid, device=accelerator.device) if grid else None
-    mine = np.arange(accelerator.process_index, len(windows), accelerator.num_processes)
-    for first in range(0, len(mine), micro_batch):
-        rows = mine[first : first + micro_batch]
-        batch = torch.from_numpy(windows[rows]).to(accelerator.device)
-        inputs, targets = inputs_and_targets(batch)
-        logits, router_logits = forward(model, inputs, sparse=grid is not None)
-        each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        losses[torch.from_numpy(rows)] = each.view(len(rows), -1).mean(1)
+    mine = torch.arange(accelerator.process_index, n, accelerator.num_processes)
+    for rows in mine.split(micro_batch) if len(mine) else ():
+        batch = on({name: tensor[rows] for name, tensor in held_out.items()}, accelerator.device)
+        out = forward(model, objective.inputs(model, batch), routers=grid is not None)
+        for name, values in objective.each(out, batch).items():
+            each[name][rows] = values.float()
         if counts is not None:
-            top_k = model.config.num_experts_per_tok
-            counts += torch.stack([expert_counts(layer, top_k) for layer in router_logits])
+            layers = router_logits(out, objective.seen(batch))
+            counts += torch.stack([expert_counts(layer, experts_per_token(model)) for layer in layers])
     model.train(training)
-    targets = torch.from_numpy((windows[:, 1:] >= 0).sum(1))  # of each sequence
+    targets = objective.targets(held_out)
     tokens = int(targets.sum())
-    losses = accelerator.reduce(losses, "sum").cpu().double() * (windows[:, 1:].size / tokens)
+    whole = {
+        name: accelerator.reduce(each[name], "sum").cpu().double() * (n * objective.length / tokens)
+        for name in objective.measures
+    }
     counts = None if counts is None else accelerator.reduce(counts, "sum").cpu()
-    apart = losses - losses.mean() * (targets.double() * len(losses) / tokens - 1)
-    stderr = apart.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
-    return Result(losses.mean().item(), stderr, tokens, counts, tuple(losses.tolist()))
+    losses = whole.pop("loss")
+    apart = losses - losses.mean() * (targets.double() * n / tokens - 1)
+    stderr = apart.std().item() / math.sqrt(n) if n > 1 else 0.0
+    others = {name: values.mean().item() for name, values in whole.items()}
+    return Result(losses.mean().item(), stderr, tokens, counts, tuple(losses.tolist()), others)
 
 
 def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
@@ -104,22 +117,22 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
             where=folder,
             hint=f"rekindle rewrite {folder} OUT, then OUT",
         )
+    kind = objective_of(config, source)
     vocab_size, context = model_sizes(source.config)
     seq_len = config.seq_len or min(context, _DEFAULT_SEQ_LEN)
     check_lengths(seq_len, context, config.micro_batch)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, vocab_size, folder)
-    corpus = open_corpus(config.data, tokenizer, config.text_column)
-    check_ids(corpus.meta.largest_id, vocab_size)
-    windows = corpus.sample(config.split, config.tokens, seq_len)
+    objective: Objective = kind.open(config, seq_len, tokenizer, vocab_size)
+    held_out = objective.sample(config.split, config.tokens)
     accelerator = make_accelerator(config.precision)
-    model = load_model(source)
+    model = load_model(source, output=kind.output)
     if accelerator.mixed_precision == "bf16" and expert_grid(model):
         cast_experts(model)
     with out_of_memory_explained("a smaller --micro-batch or --seq-len"):
         model = accelerator.prepare_model(model, evaluation_mode=True)
-        size = micro_batch_size(config.micro_batch, seq_len, vocab_size)
-        result = validation_loss(model, windows, accelerator, size)
+        size = micro_batch_size(config.micro_batch, max(seq_len, objective.length), vocab_size)
+        result = validation_loss(model, objective, held_out, accelerator, size)
     if not math.isfinite(result.loss):
         sick = not_finite_weights(source)
         raise CheckFailed(
@@ -129,14 +142,14 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
             hint="rekindle inspect CKPT --nan lists them" if sick else "--precision fp32",
         )
     perplexity = math.exp(min(result.loss, 700.0))
-    stderr = result.stderr if len(windows) > 1 else None  # one sequence tells nothing of others
+    stderr = result.stderr if rows_of(held_out) > 1 else None  # one sequence tells nothing of others
     return {
         "loss": result.loss,
         "loss_stderr": stderr,
         "perplexity": perplexity,
         "perplexity_stderr": None if stderr is None else perplexity * stderr,
         "tokens": result.tokens,
-        "sequences": len(windows),
+        "sequences": rows_of(held_out),
         "seq_len": seq_len,
         "data": config.data,
         "split": config.split,

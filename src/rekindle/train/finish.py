@@ -8,24 +8,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rekindle import __version__
-from rekindle.apply.state import FOLDER
+from rekindle.apply.moments import FOLDER
 from rekindle.config import dump_yaml
 from rekindle.store.folder import Folder
 from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
 from rekindle.store.publish import publishing
+from rekindle.train.held import Whole
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.model import as_stored, save_model
 from rekindle.train.optimizer import save_optimizer
+from rekindle.train.plan import Plan
 from rekindle.train.state import TRACKERS, disc_explained
-from rekindle.train.step import Stepper
+from rekindle.version import __version__
 
 
 def publish(
     out: Path,
     source: Folder,
-    stepper: Stepper,
+    plan: Plan,
+    whole: Whole,
+    model: Any,
     work: Path,
     record: Record,
     parameters: dict[str, int],
@@ -33,13 +36,15 @@ def publish(
     recipe: Mapping[str, Any] | None,
     overwrite: bool,
 ) -> None:
-    """Write OUT, whole or not at all; each weight in the dtype the source has it in on disk."""
+    """Write OUT, whole or not at all; each weight in the dtype the source has it in on disk.
+
+    `model` says how it is written, `whole` what.
+    """
     before = read_manifest(source.path)
-    plan, model = stepper.plan, stepper.model
     with publishing(out, overwrite=overwrite, trained=True) as partial, disc_explained(work):
         schedule = plan.schedule.at(plan.tokens)
-        save_optimizer(model, stepper.optimizer, source.config, partial / FOLDER, schedule)
-        save_model(as_stored(model, source), partial)
+        save_optimizer(whole, source.config, partial / FOLDER, schedule)
+        save_model(model, partial, as_stored(whole.weights, source))
         source.carry(partial)
         shutil.copyfile(work / METRICS, partial / METRICS)
         if (work / TRACKERS).is_dir():

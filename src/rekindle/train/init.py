@@ -1,24 +1,18 @@
-"""A model from scratch: `init_model`."""
+"""A model from scratch: `init_model`, and what it would take: `price_init`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import torch
-
-from rekindle.errors import RekindleError, counted, together
+from rekindle.errors import RekindleError, counted, first_line
 from rekindle.store.manifest import Record
 from rekindle.store.publish import publishing
+from rekindle.train.blank import TOKENS, Blank, blank_model, family_of_options
 from rekindle.train.config import InitConfig
-from rekindle.train.finish import write_manifest
-from rekindle.train.flops import count_parameters
-from rekindle.train.model import save_model
-from rekindle.train.tokenizer import make_tokenizer
-
-SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo")
-DEFAULT_EXPERTS = 8
+from rekindle.train.tokenizer import SENTINELS, bpe_size, make_tokenizer
 
 
 def init_model(
@@ -35,94 +29,53 @@ def init_model(
     `command` is what to type, `recipe` what rekindle.yaml says.
     Raises RekindleError for sizes that make no model and data that make no tokenizer.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import torch
+    from transformers import AutoConfig
 
-    check_sizes(config)
+    from rekindle.apply.load import model_class, quietly
+    from rekindle.train.finish import write_manifest
+    from rekindle.train.model import save_model
+
+    # What makes no model is refused before a tokenizer is trained.
+    context = blank_model(config, tokenizer_to_be(config)).settings.max_position_embeddings
     with publishing(out, overwrite=overwrite) as partial:
-        tokenizer = make_tokenizer(config.tokenizer, config.data, config.context, config.text_column)
+        towers = bool(family_of_options(config).towers)
+        tokenizer = make_tokenizer(config.tokenizer, config.data, context, config.text_column, sentinels=towers)
         tokenizer.save_pretrained(partial)
-        settings = AutoConfig.for_model(config.family, **model_settings(config, tokenizer))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
-        parameters = count_parameters(model)
+        blank = blank_model(config, tokenizer)
+        try:
+            with torch.random.fork_rng(devices=[]), quietly():
+                torch.manual_seed(config.seed)
+                made = AutoConfig.for_model(**blank.config)
+                model = model_class(blank.settings.output).from_config(made, dtype=torch.float32)
+        except Exception as error:  # of values that the table does not judge, such as a dropout of 2
+            raise RekindleError(f"transformers cannot make this model: {first_line(error)}.") from None
         save_model(model.to(getattr(torch, config.dtype)), partial)
-        record = Record(verb="init", command=command, options=options, summary=_sentence(config, parameters))
-        write_manifest(partial, [record], parameters, recipe)
+        record = Record(verb="init", command=command, options=options, summary=_sentence(blank))
+        write_manifest(partial, [record], blank.parameters(), recipe)
     return Path(out)
 
 
-def model_settings(config: InitConfig, tokenizer: Any) -> dict[str, Any]:
-    """The config.json of the family, every value that matters written out."""
-    ffn = config.ffn or 4 * config.hidden
-    settings: dict[str, Any] = {
-        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
-        "hidden_size": config.hidden,
-        "intermediate_size": ffn,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads or config.heads,
-        "max_position_embeddings": config.context,
-        "initializer_range": config.init_std,
-        "tie_word_embeddings": config.tie_embeddings,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    if config.family in ("llama", "mistral", "mixtral", "qwen3", "qwen3_moe"):
-        settings["head_dim"] = config.hidden // config.heads
-    if config.family in ("mistral", "mixtral"):
-        settings["sliding_window"] = None
-    if config.family in SPARSE:
-        experts = config.experts or DEFAULT_EXPERTS
-        settings |= {
-            "num_local_experts" if config.family == "mixtral" else "num_experts": experts,
-            "num_experts_per_tok": config.top_k,
-            "router_aux_loss_coef": config.aux_loss,
-        }
-    if config.family in SPARSE and config.family != "mixtral":  # which always renormalises
-        settings["norm_topk_prob"] = True
-    if config.family in ("qwen2_moe", "qwen3_moe"):
-        settings["moe_intermediate_size"] = ffn
-    if config.family == "qwen2_moe":
-        settings["shared_expert_intermediate_size"] = ffn
-    return settings
+def price_init(config: InitConfig) -> dict[str, Any]:
+    """{"parameters", "vocab_size", "bytes"}: the most, as data that is too little makes a smaller vocabulary."""
+    blank = blank_model(config, tokenizer_to_be(config))
+    itemsize = {"float32": 4, "bfloat16": 2}[config.dtype]
+    n = blank.parameters()
+    return {"parameters": n, "vocab_size": blank.settings.vocab_size, "bytes": itemsize * n["total"]}
 
 
-def check_sizes(config: InitConfig) -> None:
-    """All that is wrong with the sizes, at once."""
-    problems = []
-    for name in ("hidden", "layers", "heads", "kv_heads", "ffn", "experts", "top_k", "context", "rope_theta"):
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            problems.append(RekindleError(f"{name} is {value}, but it must be positive.", where=f"option {name}"))
-    if problems:
-        raise together(problems)
-    kv_heads = config.kv_heads or config.heads
-    if config.hidden % (2 * config.heads):
-        problems.append(
-            RekindleError(
-                f"{config.heads} heads do not divide a hidden size of {config.hidden} into even parts.",
-                why="rotary embeddings turn pairs of numbers",
-                hint=f"--hidden {2 * config.heads * -(-config.hidden // (2 * config.heads))}",
-            )
-        )
-    if config.heads % kv_heads:
-        problems.append(RekindleError(f"{config.heads} heads cannot share {kv_heads} key-value heads evenly."))
-    if config.family not in SPARSE and config.experts is not None:
-        problems.append(
-            RekindleError(f"{config.family} has no experts.", hint=f"--family {', '.join(SPARSE[:-1])} or {SPARSE[-1]}")
-        )
-    experts = config.experts or DEFAULT_EXPERTS
-    if config.family in SPARSE and config.top_k > experts:
-        problems.append(RekindleError(f"A token cannot be sent to {config.top_k} of {experts} experts."))
-    if problems:
-        raise together(problems)
+def tokenizer_to_be(config: InitConfig) -> Any:
+    """The tokenizer of these options; one that is not trained yet has as many entries as it may get."""
+    size = bpe_size(config.tokenizer)
+    if size is not None:
+        most = size + (SENTINELS if family_of_options(config).towers else 0)
+        return SimpleNamespace(get_vocab=lambda: {"": most - 1}, **dict.fromkeys(TOKENS))
+    return make_tokenizer(config.tokenizer, config.data, config.context)
 
 
-def _sentence(config: InitConfig, parameters: dict[str, int]) -> str:
+def _sentence(blank: Blank) -> str:
+    n, settings = blank.parameters(), blank.settings
     return (
-        f"{config.family} from scratch: hidden {config.hidden}, {counted(config.layers, 'layer')}, "
-        f"{parameters['total']:,} parameters ({parameters['active']:,} active)"
+        f"{blank.family.model_type} from scratch: hidden {settings.hidden_size}, "
+        f"{counted(settings.num_layers, 'layer')}, {n['total']:,} parameters ({n['active']:,} active)"
     )

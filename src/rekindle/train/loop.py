@@ -69,7 +69,7 @@ def train(
             session = Session(stepper, source, work_folder(out), run, archiver)
             with reproducible(accelerator.device):
                 session.go(saved)
-        if accelerator.is_main_process:
+        if whole := stepper.whole():
             summary = summarise(session.metrics_path)
             record = Record(
                 verb="train",
@@ -82,7 +82,7 @@ def train(
                 flops=summary["flops"],
             )
             how = {"recipe": recipe, "overwrite": overwrite}
-            publish(out, source, stepper, session.work, record, session.parameters, **how)
+            publish(out, source, stepper.plan, whole, stepper.model, session.work, record, session.parameters, **how)
             shutil.rmtree(session.work, ignore_errors=True)
         accelerator.wait_for_everyone()
     return summary

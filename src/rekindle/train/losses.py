@@ -9,6 +9,7 @@ B sequences   T tokens   V vocabulary   L MoE layers   E experts   K experts per
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,15 +31,37 @@ def cross_entropy(logits_BTV: torch.Tensor, target_BT: torch.Tensor) -> torch.Te
 
 def expert_grid(model: Any) -> tuple[int, int] | None:
     """(L, E) of a mixture of experts, None of a dense model."""
-    stacks = [p.shape[0] for name, p in model.named_parameters() if name.endswith(".experts.down_proj")]
-    return (len(stacks), stacks[0]) if stacks else None
+    mixtures = [module for name, module in model.named_modules() if name.endswith(".experts")]
+    return (len(mixtures), mixtures[0].num_experts) if mixtures else None
 
 
-def forward(model: Any, input_BT: torch.Tensor, sparse: bool) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Logits [B, T, V] and, of a sparse model, each MoE layer's router logits [B * T, E]."""
-    extra = {"output_router_logits": True} if sparse else {}
-    out = model(input_ids=input_BT, use_cache=False, **extra)
-    return out.logits, tuple(out.router_logits) if sparse else ()
+def experts_per_token(model: Any) -> int:
+    """K of a mixture; a family whose config does not say it sends each token to one."""
+    return getattr(model.config, "num_experts_per_tok", 1)
+
+
+def forward(model: Any, inputs: Mapping[str, Any], routers: bool = False) -> Any:
+    """The outputs of a model; with those of its `routers`, where it is a mixture."""
+    return model(**inputs, **({"output_router_logits": True} if routers else {}))
+
+
+def router_logits(out: Any, seen: Mapping[str, torch.Tensor] | None = None) -> tuple[torch.Tensor, ...]:
+    """Each MoE layer's router logits [tokens, E]: of an encoder's layers first, then of a decoder's.
+
+    `seen`: which tokens [B, T] of the "encoder" and the "decoder" are no padding; where none is said, all.
+    """
+    found = []
+    for tower in ("", "encoder", "decoder"):
+        mask = (seen or {}).get(tower)
+        for layer in getattr(out, f"{tower}_router_logits".lstrip("_"), None) or ():
+            logits = layer.flatten(0, -2)
+            found.append(logits if mask is None else logits[mask.flatten()])
+    return tuple(found)
+
+
+def router_losses(logits: tuple[torch.Tensor, ...], top_k: int) -> dict[str, torch.Tensor]:
+    """Load-balance and z loss of a mixture, by the names that metrics.jsonl has for them."""
+    return {"aux_loss": load_balance_loss(logits, top_k), "z_loss": router_z_loss(logits)}
 
 
 def load_balance_loss(router_logits: tuple[torch.Tensor, ...], top_k: int) -> torch.Tensor:

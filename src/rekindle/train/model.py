@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from itertools import chain
 from pathlib import Path
@@ -89,19 +89,19 @@ def stored_dtypes(source: Folder) -> dict[str, torch.dtype]:
     return {name: _DTYPES.get(tensor.dtype, torch.float32) for name, tensor in tensors.items()}
 
 
-def as_stored(model: Any, source: Folder) -> Any:
-    """The model with each weight in the dtype that its source has it in; of stacked experts in the widest of theirs.
+def as_stored(weights: Mapping[str, torch.Tensor], source: Folder) -> dict[str, torch.Tensor]:
+    """Weights in the dtypes that their source has them in; of stacked experts in the widest of theirs.
 
     transformers casts all of them to the config's dtype where it loads a folder, but engines and readers of files
     do not, and a router or a bias is in float32 for a reason.
     """
-    names, dtypes = runtime_names(source.config), stored_dtypes(source)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    names, dtypes, cast = runtime_names(source.config, weights), stored_dtypes(source), {}
+    for name, tensor in weights.items():
         disk = names.get(name, name)
         held = {dtypes[part] for part in ([disk] if isinstance(disk, str) else chain(*disk)) if part in dtypes}
-        if held and tensor.is_floating_point():
-            tensor.data = tensor.data.to(reduce(torch.promote_types, held))
-    return model
+        fits = held and tensor.is_floating_point()
+        cast[name] = tensor.to(reduce(torch.promote_types, held)) if fits else tensor
+    return cast
 
 
 def not_finite_weights(source: Folder) -> str | None:
@@ -117,23 +117,31 @@ def not_finite_weights(source: Folder) -> str | None:
     return f"{counted(values, 'NaN or infinite value')} in {name}{others}"
 
 
-def save_model(model: Any, folder: Path) -> None:
-    """Weights in the original per-expert layout and config.json as the serving engines read it."""
-    # A source's own generation settings travel as a file; transformers would refuse to write many of them.
-    model.generation_config = type(model.generation_config).from_model_config(model.config)
+def save_model(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Weights in the original per-expert layout and config.json as the serving engines read it.
+
+    `weights`: all that are saved, by the model's names for them; those that it holds itself where they are not given.
+    """
+    if model.can_generate():
+        # A source's own generation settings travel as a file; transformers would refuse to write many of them.
+        model.generation_config = type(model.generation_config).from_model_config(model.config)
     with quietly():
-        model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
+        model.save_pretrained(folder, max_shard_size=_SHARD_SIZE, state_dict=None if weights is None else dict(weights))
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": _dtype_of_most(model)}
+    written = weights or dict(model.named_parameters())
+    config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": _dtype_of_most(written.values())}
+    if (head := model.get_output_embeddings()) is not None:  # transformers says that a T5's is tied whatever it is
+        embeddings = (module for module in model.modules() if isinstance(module, torch.nn.Embedding))
+        config["tie_word_embeddings"] = any(module.weight is head.weight for module in embeddings)
     config = serving_spelling(config)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _dtype_of_most(model: Any) -> str:
+def _dtype_of_most(weights: Iterable[torch.Tensor]) -> str:
     """Of most bytes; transformers would write the first tensor's."""
     sizes: Counter[torch.dtype] = Counter()
-    for p in model.parameters():
-        sizes[p.dtype] += p.nbytes
+    for tensor in weights:
+        sizes[tensor.dtype] += tensor.nbytes
     return str(sizes.most_common(1)[0][0]).removeprefix("torch.")
 
 

@@ -1,32 +1,29 @@
 """AdamW, and its moments on disk under the checkpoint's own tensor names.
 
-In OUT/optimizer, float32, as `apply/state.py` says. The layout is the weights' layout on disk, expert by expert, so
+In OUT/optimizer, float32, as `apply/moments.py` says. The layout is the weights' layout on disk, expert by expert, so
 that a method can recycle the moments by the same expressions as the weights. In memory transformers stacks the experts
 of a layer into one parameter (gate_up_proj [E, 2F, D], down_proj [E, D, F]); `runtime_names` maps one to the other.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from rekindle.anatomy import runtime_names
 from rekindle.anatomy.adam import MOMENTS
-from rekindle.apply.state import DESCRIPTION, WEIGHTS, checked, read_state
+from rekindle.apply.moments import ALGORITHM, DESCRIPTION, described, moment_name, weight_of, write_moments
+from rekindle.apply.state import read_state
 from rekindle.errors import CheckFailed, RekindleError, counted, together
 from rekindle.store.dtypes import TORCH
 from rekindle.store.files import Files
 from rekindle.store.header import Stored
-from rekindle.store.index import read_json
+from rekindle.train.held import Whole, split
 
 BETA1, EPS = 0.9, 1e-8
-
-Names = Mapping[str, str | tuple[tuple[str, ...], ...]]
 
 
 def make_optimizer(model: torch.nn.Module, weight_decay: float, beta2: float) -> torch.optim.AdamW:
@@ -39,34 +36,13 @@ def make_optimizer(model: torch.nn.Module, weight_decay: float, beta2: float) ->
     return torch.optim.AdamW(groups, lr=0.0, betas=(BETA1, beta2), eps=EPS, fused=True)
 
 
-def save_optimizer(
-    model: torch.nn.Module,
-    optimizer: torch.optim.AdamW,
-    config: Mapping[str, Any],
-    folder: Path,
-    schedule: Mapping[str, Any],
-) -> None:
-    """Write the moments of `model`'s parameters into `folder`; `config` is the model's config.json."""
-    names = runtime_names(config)
-    tensors, steps = {}, {}
-    for name, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
-        for moment in MOMENTS:
-            for disk, part in split(names, name, state[moment]):
-                tensors[f"{disk}.{moment}"] = part.to("cpu", torch.float32, copy=True).contiguous()
-                steps[disk] = int(state["step"])
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS)
-    described = description(optimizer, steps, schedule)
-    (folder / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-
-
-def description(
-    optimizer: torch.optim.Optimizer, steps: Mapping[str, int], schedule: Mapping[str, Any]
-) -> dict[str, Any]:
-    """optimizer.json."""
-    betas = list(optimizer.param_groups[0]["betas"])
-    return {"algorithm": "adamw", "betas": betas, "eps": EPS, "steps": dict(steps), "schedule": dict(schedule)}
+def save_optimizer(whole: Whole, config: Mapping[str, Any], folder: Path, schedule: Mapping[str, Any]) -> None:
+    """Write the moments into `folder`; `config` is the model's config.json."""
+    names = runtime_names(config, whole.parameters)
+    moments = {
+        name: part.to("cpu", torch.float32, copy=True).contiguous() for name, part in whole.moments_on_disk(names)
+    }
+    write_moments(folder, moments, described(whole.betas, EPS, whole.steps_on_disk(names), schedule))
 
 
 def load_optimizer(
@@ -80,14 +56,16 @@ def load_optimizer(
     """
     parameters = dict(model.named_parameters())
     found = read_state(folder, config, {name: tuple(x.shape) for name, x in parameters.items()})
-    names, steps, stored = runtime_names(config), _described(found.info, found.path)["steps"], found.moments
+    if found.info.get("algorithm") is None:
+        raise RekindleError(f"This state does not say that it is of {ALGORITHM}.", where=found.path)
+    names, steps, stored = runtime_names(config, parameters), found.info["steps"], found.moments
     wanted = {
-        f"{disk}.{moment}": part.shape
+        moment_name(disk, moment): part.shape
         for name, parameter in parameters.items()
         for disk, part in split(names, name, parameter.data)
         for moment in MOMENTS
     }
-    _check(wanted, {key: tensor.shape for key, tensor in stored.items()}, steps, folder)
+    _check(wanted, {name: tensor.shape for name, tensor in stored.items()}, steps, folder)
     sick = []
     with Files() as files:
         for name, parameter in parameters.items():
@@ -95,9 +73,9 @@ def load_optimizer(
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(parameter, dtype=torch.float32)
                 for disk, part in split(names, name, state[moment]):
-                    part.copy_(_tensor(files, stored[f"{disk}.{moment}"]))
+                    part.copy_(_tensor(files, stored[moment_name(disk, moment)]))
                     if not part.isfinite().all():
-                        sick.append(f"{disk}.{moment}")
+                        sick.append(moment_name(disk, moment))
             taken = max(steps[disk] for disk, _ in split(names, name, parameter.data))
             state["step"] = torch.tensor(float(taken), device=parameter.device)
             optimizer.state[parameter] = state
@@ -116,43 +94,21 @@ def _tensor(files: Files, stored: Stored) -> torch.Tensor:
     return torch.frombuffer(data, dtype=getattr(torch, TORCH[stored.dtype])).reshape(stored.shape)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """optimizer.json, checked; raises RekindleError where it is missing or another algorithm's."""
-    path = folder / DESCRIPTION
-    return _described(read_json(path, missing=f"{folder} holds no optimizer state."), path)
-
-
-def _described(description: dict[str, Any], path: Path) -> dict[str, Any]:
-    if checked(description, path).get("algorithm") is None:
-        raise RekindleError("This state does not say that it is of adamw.", where=path)
-    return description
-
-
-def split(names: Names, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Views of a parameter-shaped tensor, each with its name on disk."""
-    disk = names[name]
-    if isinstance(disk, str):
-        yield disk, tensor
-        return
-    for expert, parts in zip(tensor, disk, strict=True):
-        yield from zip(parts, expert.chunk(len(parts)), strict=True)
-
-
 def _check(
     wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], steps: Mapping[str, int], folder: Path
 ) -> None:
     """All that is wrong with the entries of a state, at once."""
     problems = [
-        RekindleError(f"The optimizer state has no {key}.", hint="recycle it with the weights, or start fresh")
-        for key in sorted(wanted.keys() - found.keys())
+        RekindleError(f"The optimizer state has no {name}.", hint="recycle it with the weights, or start fresh")
+        for name in sorted(wanted.keys() - found.keys())
     ]
-    problems += [RekindleError(f"No weight is called {key}.") for key in sorted(found.keys() - wanted.keys())]
+    problems += [RekindleError(f"No weight is called {name}.") for name in sorted(found.keys() - wanted.keys())]
     problems += [
-        RekindleError(f"{key} has the shape {list(found[key])}, but its weight has {list(wanted[key])}.")
-        for key in sorted(wanted.keys() & found.keys())
-        if tuple(found[key]) != tuple(wanted[key])
+        RekindleError(f"{name} has the shape {list(found[name])}, but its weight has {list(wanted[name])}.")
+        for name in sorted(wanted.keys() & found.keys())
+        if tuple(found[name]) != tuple(wanted[name])
     ]
-    weights = sorted({key.rpartition(".")[0] for key in wanted} - steps.keys())
+    weights = sorted(set(map(weight_of, wanted)) - steps.keys())
     problems += [RekindleError(f"{DESCRIPTION} has no step for {name}.") for name in weights]
     if problems:
         raise RekindleError(f"The optimizer state does not fit the weights. {together(problems)}", where=folder)

@@ -1,4 +1,4 @@
-"""The order in which training sees its text: a permutation computed on the spot, never held or stored."""
+"""The order in which training sees its text, computed on the spot, never held or stored; and what else is drawn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import math
 
 import numpy as np
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # of splitmix64
 
 
 def sample_windows(first: int, count: int, windows: int, seed: int) -> np.ndarray:
@@ -46,6 +48,13 @@ def permuted(index: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
     while (outside := out >= size).any():
         out[outside] = encrypt(out[outside])
     return out.astype(np.int64)
+
+
+def drawn(seed: int, rows: np.ndarray, width: int) -> np.ndarray:
+    """Random words [n, width], uint64: those of a row are a function of (seed, row), whatever rows are beside it."""
+    key = np.frombuffer(hashlib.blake2b(repr(seed).encode(), digest_size=8).digest(), dtype="<u8")
+    states = _mixed(key + rows.astype(np.uint64) * _STEP)
+    return _mixed(states[:, None] + np.arange(1, width + 1, dtype=np.uint64) * _STEP)
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:

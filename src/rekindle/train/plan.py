@@ -8,7 +8,6 @@ from pathlib import Path
 from rekindle.errors import RekindleError, together
 from rekindle.train.budget import number_problems
 from rekindle.train.config import TrainConfig
-from rekindle.train.model import check_ids
 from rekindle.train.schedule import Schedule, make_schedule, saved_schedule
 from rekindle.train.tokens import Corpus
 
@@ -63,15 +62,14 @@ def make_plan(config: TrainConfig, ranks: int, source: Path | None = None) -> Pl
     )
 
 
-def check_corpus(corpus: Corpus, seq_len: int, vocab_size: int) -> None:
-    """Refuse a corpus without a full sequence, or with a token the model has no embedding for."""
+def check_corpus(corpus: Corpus, seq_len: int) -> None:
+    """Refuse a corpus without a full sequence to train on."""
     if corpus.windows(seq_len) < 1:
         answers = " with an answer in it" if corpus.losses else ""
         raise RekindleError(
             f"The training text is {len(corpus.train)} tokens, too short for one sequence of {seq_len}{answers}.",
             hint="a smaller --seq-len, or more --data",
         )
-    check_ids(corpus.meta.largest_id, vocab_size)
 
 
 def _problems(config: TrainConfig, ranks: int) -> list[RekindleError]:

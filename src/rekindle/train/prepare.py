@@ -13,11 +13,11 @@ from rekindle.train.config import TrainConfig
 from rekindle.train.device import make_accelerator, micro_batch_size
 from rekindle.train.losses import expert_grid
 from rekindle.train.model import cast_experts, check_lengths, check_vocabulary, load_tokenizer, model_sizes
+from rekindle.train.objectives import Objective, objective_of
 from rekindle.train.optimizer import load_optimizer, make_optimizer
-from rekindle.train.plan import check_corpus, make_plan
+from rekindle.train.plan import make_plan
 from rekindle.train.state import TRACKERS, Saved, describe_run, find_start, load_state, resumed, work_folder
 from rekindle.train.step import Stepper
-from rekindle.train.tokens import open_corpus
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,22 +32,23 @@ def prepare(
 
     Raises RekindleError for whatever does not fit.
     """
+    kind = objective_of(config, source)
     vocab_size, context = model_sizes(source.config)
     plan = make_plan(config, accelerator.num_processes, source.path)
     check_lengths(config.seq_len, context, config.micro_batch)
     tokenizer = load_tokenizer(source.path)
     check_vocabulary(tokenizer, vocab_size, source.path)
     with accelerator.main_process_first():
-        corpus = open_corpus(config.data, tokenizer, config.text_column, mask_prompt=config.mask_prompt)
-    check_corpus(corpus, plan.seq_len, vocab_size)
-    run = describe_run(config, source.fingerprint, corpus)
+        objective: Objective = kind.open(config, plan.seq_len, tokenizer, vocab_size)
+    rows = objective.rows
+    run = describe_run(config, source.fingerprint, objective)
     saved = find_start(out, run, resume=resume, overwrite=overwrite)
     if saved:
         run, different = resumed(saved, run)
         if accelerator.is_main_process:
             log.warning("%s: %s", out.name, "; ".join([f"goes on from step {saved.step} of {plan.steps}", *different]))
 
-    model = load_model(source)
+    model = load_model(source, output=kind.output)
     wrapped = _wrapped(model, config, accelerator)
     optimizer = make_optimizer(model, config.weight_decay, config.beta2)
     if saved:
@@ -55,12 +56,13 @@ def prepare(
     elif config.optimizer_state:
         load_optimizer(model, optimizer, source.config, Path(config.optimizer_state).expanduser())
     if config.mask_prompt and accelerator.is_main_process:
-        log.warning("%s of %s training tokens have a loss", corpus.meta.train_losses, len(corpus.train))
-    epochs = plan.steps * plan.batch / corpus.windows(plan.seq_len)
+        text = objective.described()
+        log.warning("%s of %s training tokens have a loss", text["train_losses"], text["train_tokens"])
+    epochs = plan.steps * plan.batch / rows
     if epochs > 1:
         log.info("%s tokens are %.1f passes over the training text, each in another order", plan.tokens, epochs)
-    micro_batch = micro_batch_size(config.micro_batch, plan.seq_len, vocab_size)
-    return Stepper(model, wrapped, optimizer, accelerator, corpus, plan, config, micro_batch), run, saved
+    micro_batch = micro_batch_size(config.micro_batch, max(plan.seq_len, objective.length), vocab_size)
+    return Stepper(model, wrapped, optimizer, accelerator, objective, plan, config, micro_batch), run, saved
 
 
 def accelerator_of(config: TrainConfig, out: Path) -> Accelerator:

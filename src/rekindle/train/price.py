@@ -6,25 +6,21 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-
+from rekindle.anatomy.flops import training_flops
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
 from rekindle.ranks import number_of_ranks
 from rekindle.train.budget import with_tokens
-from rekindle.train.config import InitConfig, TrainConfig
+from rekindle.train.config import TrainConfig
 from rekindle.train.device import device_name, micro_batch_size
-from rekindle.train.flops import count_parameters, training_flops
-from rekindle.train.init import check_sizes, model_settings
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import read_rows
 from rekindle.train.model import check_lengths
+from rekindle.train.objectives import objective_of
 from rekindle.train.plan import make_plan
 from rekindle.train.state import Saved, check_start, describe_run, find_start, resumed
-from rekindle.train.tokenizer import bpe_size, make_tokenizer
 
 _FLOAT = 4  # bytes; weights, gradients and both moments are float32 while training
 
@@ -43,6 +39,7 @@ def price_training(
     data = Path(config.data).expanduser()
     if config.data.startswith((".", "/", "~")) and not data.exists():
         raise RekindleError("There is no such file or folder.", where=data)
+    objective_of(config, parent.folder)
     config = with_tokens(config, parent.folder)
     ranks = number_of_ranks()
     plan = make_plan(config, ranks, parent.folder.path)
@@ -60,7 +57,7 @@ def price_training(
         "tokens": plan.tokens,
         "from_step": done,
         "changes": resumed(saved, run)[1] if saved else [],
-        "flops": training_flops(n["active"], left),
+        "flops": training_flops(parent.family, parent.settings, left, plan.seq_len),
         "lr": plan.schedule.peak,
         "schedule": plan.schedule.name,
         "data": config.data,
@@ -81,27 +78,6 @@ def _start(out: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool) 
     out = Path(os.path.abspath(out))
     check_start(out, resume=resume, overwrite=overwrite)
     return find_start(out, run, resume=resume, overwrite=overwrite)
-
-
-def price_init(config: InitConfig) -> dict[str, Any]:
-    """{"parameters", "vocab_size", "bytes"}: the most, as data that is too little makes a smaller vocabulary."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    check_sizes(config)
-    settings = AutoConfig.for_model(config.family, **model_settings(config, tokenizer_to_be(config)))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, config.dtype))
-    nbytes = sum(p.numel() * p.itemsize for p in model.parameters())
-    return {"parameters": count_parameters(model), "vocab_size": settings.vocab_size, "bytes": nbytes}
-
-
-def tokenizer_to_be(config: InitConfig) -> Any:
-    """One that is not trained yet has as many entries as it may get."""
-    size = bpe_size(config.tokenizer)
-    if size is not None:
-        none = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-        return SimpleNamespace(get_vocab=lambda: {"": size - 1}, **none)
-    return make_tokenizer(config.tokenizer, config.data, config.context)
 
 
 def _speed(folder: Path, parameters: dict[str, int], ranks: int) -> float | None:

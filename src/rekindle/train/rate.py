@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rekindle.apply.state import DESCRIPTION
+from rekindle.apply.moments import DESCRIPTION
 from rekindle.config import Resolved
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError

@@ -20,9 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rekindle.apply.state import DESCRIPTION, FOLDER, checked
+from rekindle.apply.moments import DESCRIPTION, FOLDER, read_info
 from rekindle.errors import RekindleError
-from rekindle.store.index import read_json
 from rekindle.train.config import TrainConfig
 
 COSINE_FLOOR = 0.1
@@ -98,8 +97,7 @@ def make_schedule(config: TrainConfig, tokens: int, saved: Mapping[str, Any] | N
 def saved_schedule(source: Path, optimizer_state: str | None) -> dict[str, Any] | None:
     """The schedule of the run that made the checkpoint in `source`, or the moments at hand; None where none is said."""
     folder = Path(optimizer_state).expanduser() if optimizer_state else source / FOLDER
-    path = folder / DESCRIPTION
-    found = checked(read_json(path, missing=""), path).get("schedule") if path.is_file() else None
+    found = read_info(folder).get("schedule") if (folder / DESCRIPTION).is_file() else None
     return found if isinstance(found, dict) else None
 
 

@@ -11,6 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rekindle.anatomy import family_of
+from rekindle.anatomy.flops import training_flops
 from rekindle.config import to_dict
 from rekindle.errors import CheckFailed, Ended
 from rekindle.progress import Progress
@@ -19,7 +23,7 @@ from rekindle.store.system import explained
 from rekindle.train.archive import Archiver
 from rekindle.train.device import device_name, peak_memory
 from rekindle.train.evaluate import validation_loss
-from rekindle.train.flops import count_parameters, training_flops
+from rekindle.train.held import Whole
 from rekindle.train.interrupts import Interrupts
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import Metrics
@@ -37,19 +41,25 @@ class Session:
         self.stepper, self.source, self.work, self.run, self.archiver = stepper, source, work, run, archiver
         self.plan, self.config, self.accelerator = stepper.plan, stepper.config, stepper.accelerator
         self.main = stepper.accelerator.is_main_process
-        self.parameters = count_parameters(stepper.model)
+        family = family_of(source.config)
+        settings = family.settings(source.config)
+        self.parameters = family.parameters(settings)
+        read, written = self.plan.seq_len, stepper.objective.length  # tokens of a row, and targets
+        self.flops_per_token = training_flops(family, settings, written / read, written, source=read)
         self.last = "not yet evaluated"  # here, where a run was resumed
         self.resumed_at: int | None = None
-        self.windows = stepper.corpus.sample("validation", self.config.eval_tokens, self.plan.seq_len)
+        self.held_out = stepper.objective.sample("validation", self.config.eval_tokens)
 
     def go(self, saved: Saved | None) -> None:
         """All steps from `saved`, or from the first, to the last, and the evaluations between."""
         start = saved.step if saved else 0
         self.resumed_at = saved.step if saved else None
         with self._opened(saved), Interrupts() as interrupts:
-            if saved and self.archiver:  # the run may have been cut off before the archive had this state
-                self._archive(start)
-                self.archiver.steps()
+            if saved and self.config.archive:
+                whole = self.stepper.whole()  # the run may have been cut off before the archive had this state
+                if whole and self.archiver:
+                    self._archive(whole, start)
+                    self.archiver.steps()
             for step in range(start, self.plan.steps):
                 boundary = self.metrics.position  # where a state saved now resumes, evaluating again if it is due
                 if step > start and step % self.plan.save_interval == 0:
@@ -113,20 +123,19 @@ class Session:
     def _write_step(self, step: int, stats: Stats, speed: float) -> None:
         row = {
             **self._place(step + 1),
-            "loss": stats.loss,
-            "aux_loss": stats.aux_loss,
-            "z_loss": stats.z_loss,
+            **stats.losses,
             "lr": self.plan.learning_rate(step),
             "grad_norm": stats.grad_norm,
             "tokens_per_s": round(speed, 1),
             "peak_memory": peak_memory(self.accelerator.device),
         }
         self._write("step", row)
-        told = f"step {step + 1} of {self.plan.steps}, loss {stats.loss:.3f}, {self.last}"
+        told = f"step {step + 1} of {self.plan.steps}, loss {stats.losses['loss']:.3f}, {self.last}"
         self.progress.update(self.plan.batch_tokens, told)
 
     def _evaluate(self, step: int) -> None:
-        result = validation_loss(self.stepper.model, self.windows, self.accelerator, self.stepper.micro_batch)
+        on = (self.accelerator, self.stepper.micro_batch)
+        result = validation_loss(self.stepper.model, self.stepper.objective, self.held_out, *on)
         self._write("eval", {**self._place(step), **result.row(each=step == self.plan.steps)})
         self.last = f"validation {result.loss:.3f}"
 
@@ -139,39 +148,38 @@ class Session:
     def _place(self, step: int) -> dict[str, Any]:
         """After `step` updates."""
         tokens = step * self.plan.batch_tokens
-        return {"step": step, "tokens": tokens, "flops": training_flops(self.parameters["active"], tokens)}
+        return {"step": step, "tokens": tokens, "flops": self.flops_per_token * tokens}
 
     def _save(self, step: int, position: int) -> None:
         """The state after `step` updates, with metrics.jsonl cut at `position` when it resumes; CheckFailed for NaN."""
         if not self._sound():
             what = f"Training diverged in step {step} of {self.plan.steps}: its update made weights NaN or infinite."
             raise self._failed(what, updated=True)
-        if self.main:
+        if whole := self.stepper.whole():
             self.metrics.sync()
             archived = self.archiver.steps() if self.archiver else {}  # all before this one, before their states go
-            how = {"step": step, "position": position, "run": self.run, "archived": archived}
-            save_state(self.work, self.stepper.model, self.stepper.optimizer, **how)
-            self._archive(step)
+            save_state(self.work, whole, step=step, position=position, run=self.run, archived=archived)
+            self._archive(whole, step)
         self.accelerator.wait_for_everyone()
 
-    def _archive(self, step: int) -> None:
+    def _archive(self, whole: Whole, step: int) -> None:
         if self.archiver:
-            schedule = self.plan.schedule.at(step * self.plan.batch_tokens)
-            self.archiver.save(self.stepper.model, self.stepper.optimizer, step, schedule)
+            self.archiver.save(whole, step, self.plan.schedule.at(step * self.plan.batch_tokens))
 
     def _diverged(self, step: int, boundary: int, error: Diverged) -> CheckFailed:
         """Keep the weights from before the bad step, if they are sound, and say what to type."""
-        saved = find_state(self.work)
+        saved, sound = find_state(self.work), self._sound()
         there = saved is not None and saved.step == step
-        if step > 0 and not there and self._sound():
+        if step > 0 and not there and sound:
             self._save(step, boundary)
         what = "Training diverged in" if step else "Training cannot begin with"
         what = f"{what} step {step + 1} of {self.plan.steps}: {error}."
         return self._failed(what, updated=step > 0, again=step == self.resumed_at)
 
     def _sound(self) -> bool:
-        """Whether all weights are numbers."""
-        return all(bool(p.isfinite().all()) for p in self.stepper.model.parameters())
+        """Whether all weights of all ranks are numbers; all ranks ask."""
+        sick = sum(not bool(p.isfinite().all()) for p in self.stepper.model.parameters())
+        return not self.accelerator.reduce(torch.tensor(sick, device=self.accelerator.device), "sum").item()
 
     def _failed(self, what: str, *, updated: bool, again: bool = False) -> CheckFailed:
         """`what` is no number, and why: weights of the source, or, where they were `updated`, what can be lowered.
@@ -197,9 +205,11 @@ class Session:
 
     def _description(self) -> dict[str, Any]:
         """The run row of metrics.jsonl."""
+        objective = self.stepper.objective
         return {
             "model_type": self.stepper.model.config.model_type,
             "parameters": self.parameters,
+            "flops_per_token": self.flops_per_token,
             "tokens_planned": self.plan.tokens,
             "batch_tokens": self.plan.batch_tokens,
             "seq_len": self.plan.seq_len,
@@ -207,11 +217,10 @@ class Session:
             "devices": self.accelerator.num_processes,
             "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
             "data": self.config.data,
-            "text": self.stepper.corpus.digest,
-            "val_set": hashlib.sha256(self.windows.tobytes()).hexdigest()[:16],
-            "train_tokens": len(self.stepper.corpus.train),
-            "train_losses": self.stepper.corpus.meta.train_losses,  # of those tokens, the ones that have a loss
-            "epochs": self.plan.steps * self.plan.batch / self.stepper.corpus.windows(self.plan.seq_len),
+            "text": objective.digest,
+            "val_set": hashlib.sha256(b"".join(x.numpy().tobytes() for x in self.held_out.values())).hexdigest()[:16],
+            **objective.described(),
+            "epochs": self.plan.steps * self.plan.batch / objective.rows,
             "schedule": self.plan.schedule.name,
             "lr": self.plan.schedule.peak,
             "seed": self.config.seed,

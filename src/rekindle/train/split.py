@@ -10,13 +10,16 @@ import hashlib
 import json
 
 from rekindle.errors import RekindleError
-from rekindle.train.text import Document, Source
+from rekindle.train.text import Chat, Document, Source
 
 _SMALL = 10**8  # bytes
 
 
 def place(document: Document) -> float:
-    text = document if isinstance(document, str) else json.dumps(document.messages, sort_keys=True, default=str)
+    if isinstance(document, Chat):
+        text = json.dumps(document.messages, sort_keys=True, default=str)
+    else:
+        text = document if isinstance(document, str) else json.dumps([document.source, document.target])
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 

@@ -27,15 +27,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from rekindle.anatomy.adam import MOMENTS
 from rekindle.config import to_dict
 from rekindle.errors import RekindleError
 from rekindle.store.publish import check_free, sync
 from rekindle.store.system import DiscFull, error_number
 from rekindle.train.config import TrainConfig
+from rekindle.train.held import Whole
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import last_step
-from rekindle.train.optimizer import MOMENTS
-from rekindle.train.tokens import Corpus
+from rekindle.train.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,14 @@ _OPTIONS = "options"
 _MAY_DIFFER = (_OPTIONS, _CHANGES)
 
 
-def describe_run(config: TrainConfig, fingerprint: str, corpus: Corpus | None) -> dict[str, Any]:
+def describe_run(config: TrainConfig, fingerprint: str, objective: Objective | None) -> dict[str, Any]:
     """What a saved state must agree on with the run that resumes it, and under "options" what may differ.
 
-    Without a corpus nothing is said of the text.
+    Without an objective nothing is said of the text.
     """
     options = {name: list(x) if isinstance(x, tuple) else x for name, x in to_dict(config).items()}
     fixed = {name: options.pop(name) for name in _FIXED}
-    text = {"tokens of training text": len(corpus.train), "digest of all text": corpus.digest} if corpus else {}
+    text = objective.text() if objective else {}
     return {**fixed, "source": fingerprint, **text, _OPTIONS: options, _CHANGES: []}
 
 
@@ -136,8 +137,7 @@ def work_folder(out: Path) -> Path:
 
 def save_state(
     work: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    whole: Whole,
     *,
     step: int,
     position: int,
@@ -149,12 +149,9 @@ def save_state(
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
-        parameters = dict(model.named_parameters())
-        save_file({name: p.detach().contiguous() for name, p in parameters.items()}, new / "weights.safetensors")
+        save_file({name: p.contiguous() for name, p in whole.parameters.items()}, new / "weights.safetensors")
         moments = {
-            f"{name}.{key}": value.contiguous()
-            for name, p in parameters.items()
-            for key, value in optimizer.state[p].items()
+            f"{name}.{key}": value.contiguous() for name, state in whole.moments.items() for key, value in state.items()
         }
         save_file(moments, new / "moments.safetensors")
         described = {"step": step, "position": position, "run": dict(run), "archived": dict(archived or {})}

@@ -1,12 +1,9 @@
-"""One update of the weights: batch, losses, gradient, AdamW.
-
-b sequences of this rank   T tokens per sequence
-"""
+"""One update of the weights: batch, losses, gradient, AdamW."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,27 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from rekindle.train.config import TrainConfig
-from rekindle.train.losses import (
-    cross_entropy,
-    expert_grid,
-    forward,
-    inputs_and_targets,
-    load_balance_loss,
-    router_z_loss,
-)
+from rekindle.train.held import Holder, Whole, replicated
+from rekindle.train.losses import expert_grid, experts_per_token, forward, router_logits, router_losses
+from rekindle.train.objectives import Batch, Objective, on, rows_of, split_batch
 from rekindle.train.plan import Plan
-from rekindle.train.tokens import Corpus
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 class Stats(NamedTuple):
-    """Of one step, averaged over all sequences; the router losses are None in a dense model."""
+    """Of one step, averaged over all targets; the router losses, over all rows, are None in a dense model."""
 
-    loss: float
-    aux_loss: float | None
-    z_loss: float | None
+    losses: dict[str, float | None]  # by their names in metrics.jsonl
     grad_norm: float
     stop: bool  # some rank was asked to stop
 
@@ -51,15 +40,16 @@ class Stepper:
     wrapped: Any
     optimizer: torch.optim.AdamW
     accelerator: Accelerator
-    corpus: Corpus
+    objective: Objective
     plan: Plan
     config: TrainConfig
     micro_batch: int
+    hold: Holder = replicated
 
     def __post_init__(self) -> None:
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._sparse = expert_grid(self.model) is not None
-        self._top_k = getattr(self.model.config, "num_experts_per_tok", 0)
+        self._top_k = experts_per_token(self.model)
 
     def __call__(self, step: int, wanted_to_stop: Callable[[], bool] = lambda: False) -> Stats:
         """Do step `step`, a function of the weights, the moments and the step alone. Raises Diverged."""
@@ -67,48 +57,56 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate(step)
         batch, shares = self._batch(step)
-        totals = torch.zeros(3, device=batch.device)
-        parts = batch.split(self.micro_batch)
+        parts = split_batch(batch, self.micro_batch)
+        totals: dict[str, torch.Tensor] = {}
         for number, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
             last = number == len(parts)
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss, *routers = self._losses(part)
-                losses = torch.stack([loss * share, *(router * (len(part) / len(batch)) for router in routers)])
-                self.accelerator.backward(losses[0] + self.config.aux_loss * losses[1] + self.config.z_loss * losses[2])
-            totals += losses.detach()
+                losses = self._losses(part, share, rows_of(part) / rows_of(batch))
+                self.accelerator.backward(self._sum(losses))
+            totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip or math.inf)
         flags = torch.stack([norm, torch.tensor(float(wanted_to_stop()), device=norm.device)])
         # One transfer from the device per step; before the update, so that a NaN never reaches the weights.
-        loss, aux, z, grad_norm, stopped = self.accelerator.reduce(torch.cat([totals, flags]), "mean").tolist()
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise Diverged(f"loss {loss:.4g}, gradient norm {grad_norm:.4g}")
+        told = torch.cat([torch.stack([loss.float() for loss in totals.values()]), flags])
+        *means, grad_norm, stopped = self.accelerator.reduce(told, "mean").tolist()
+        named = dict(zip(totals, means, strict=True))
+        if not (math.isfinite(named["loss"]) and math.isfinite(grad_norm)):
+            raise Diverged(f"loss {named['loss']:.4g}, gradient norm {grad_norm:.4g}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Stats(loss, aux if self._sparse else None, z if self._sparse else None, grad_norm, stopped > 0)
+        return Stats({"loss": named["loss"], "aux_loss": None, "z_loss": None} | named, grad_norm, stopped > 0)
 
-    def _batch(self, step: int) -> tuple[torch.Tensor, list[float]]:
-        """This rank's share of the step's sequences [b, T + 1], and how much the mean loss of each part weighs.
+    def _batch(self, step: int) -> tuple[Batch, list[float]]:
+        """This rank's share of the step's rows, and how much the mean loss of each part weighs.
 
         Ranks are averaged, and so a part weighs as many times its share of all targets of the step as there are ranks.
         """
-        ranks, seq_len = self.accelerator.num_processes, self.plan.seq_len
-        first, share = step * self.plan.batch + self.config.skip // seq_len, self.plan.batch // ranks
-        mine = first + self.accelerator.process_index * share
-        tokens = torch.from_numpy(self.corpus.batch(mine, share, seq_len, self.config.seed))
-        total = self.plan.batch * seq_len
-        if self.corpus.losses:
-            total = int((self.corpus.batch(first, self.plan.batch, seq_len, self.config.seed)[:, 1:] >= 0).sum())
-        targets = [int((part[:, 1:] >= 0).sum()) for part in tokens.split(self.micro_batch)]
-        return tokens.to(self.accelerator.device), [ranks * count / total for count in targets]
+        objective, ranks = self.objective, self.accelerator.num_processes
+        first, share = step * self.plan.batch + self.config.skip // self.plan.seq_len, self.plan.batch // ranks
+        batch = objective.batch(first + self.accelerator.process_index * share, share)
+        total = objective.total(first, self.plan.batch)
+        counts = [int(part.sum()) for part in objective.targets(batch).split(self.micro_batch)]
+        return on(batch, self.accelerator.device), [ranks * count / total for count in counts]
 
-    def _losses(self, tokens_bT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Language-model, load-balance and router z loss; the latter are 0 in a dense model."""
-        inputs, targets = inputs_and_targets(tokens_bT)
-        logits, router_logits = forward(self.wrapped, inputs, self._sparse)
-        loss = cross_entropy(logits, targets)
-        if not self._sparse:
-            return loss, loss.new_zeros(()), loss.new_zeros(())
-        return loss, load_balance_loss(router_logits, self._top_k), router_z_loss(router_logits)
+    def _losses(self, part: Batch, share: float, rows: float) -> dict[str, torch.Tensor]:
+        """The objective's losses, weighing their `share` of the targets, and the routers', of the `rows`."""
+        inputs = self.objective.inputs(self.model, part)
+        out = forward(self.wrapped, inputs, self._sparse)
+        logits = router_logits(out, self.objective.seen(part)) if self._sparse else ()
+        routers = router_losses(logits, self._top_k) if self._sparse else {}
+        losses = {name: loss * share for name, loss in self.objective.losses(out, part).items()}
+        return losses | {name: loss * rows for name, loss in routers.items()}
+
+    def _sum(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What is lowered."""
+        coefficients = {"aux_loss": self.config.aux_loss, "z_loss": self.config.z_loss}
+        routers = (coefficients[name] * losses[name] for name in coefficients if name in losses)
+        return sum(routers, losses["loss"])
+
+    def whole(self) -> Whole | None:
+        """All weights and moments on the main rank, None on the others; every rank has to ask."""
+        return self.hold(self.model, self.optimizer, self.accelerator.is_main_process)
 
     def _seed(self, step: int) -> None:
         """Dropout and router noise, where a model has them, depend on seed, step and rank alone."""

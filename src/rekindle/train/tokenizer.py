@@ -12,21 +12,24 @@ from rekindle.train.text import Source, open_source
 from rekindle.train.text.source import characters
 
 END_OF_TEXT = "<|endoftext|>"
+PAD = "<pad>"
+SENTINELS = 100  # of an encoder-decoder, as T5 has them: what stands for a span that was taken out
 SAMPLE_CHARS = 1 << 26  # text enough for any vocabulary that is trained in a minute
 _SMALLEST = 257  # every byte and the end of text
 
 
-def make_tokenizer(choice: str, data: str, context: int, column: str | None = None) -> Any:
+def make_tokenizer(choice: str, data: str, context: int, column: str | None = None, *, sentinels: bool = False) -> Any:
     """The tokenizer that `choice` names: bpe:SIZE, trained on `data`, or an existing one's folder or name.
 
-    `column`: of the rows of `data`, see text.Reading.
+    `column`: of the rows of `data`, see text.Reading. `sentinels`: one that is trained gets them, and a token for
+    padding.
     """
     from rekindle.train.model import load_tokenizer
 
     size = bpe_size(choice)
     if size is None:
         return load_tokenizer(Path(choice).expanduser() if Path(choice).expanduser().exists() else choice)
-    return train_bpe(open_source(data, column), size, context)
+    return train_bpe(open_source(data, column), size, context, sentinels=sentinels)
 
 
 def bpe_size(choice: str) -> int | None:
@@ -43,8 +46,10 @@ def bpe_size(choice: str) -> int | None:
     return int(size)
 
 
-def train_bpe(source: Source, size: int, context: int) -> Any:
+def train_bpe(source: Source, size: int, context: int, *, sentinels: bool = False) -> Any:
     """Byte-level BPE (Radford et al. 2019) of at most `size` entries, from documents that are not held out.
+
+    `sentinels`: on top of these, <extra_id_99> to <extra_id_0>, and of these one for padding.
 
     The same text gives the same tokenizer. Raises RekindleError where there is no text.
     """
@@ -56,13 +61,21 @@ def train_bpe(source: Source, size: int, context: int) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[PAD, END_OF_TEXT] if sentinels else [END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sample(source), trainer=trainer)
+    extra: dict[str, Any] = {}
+    if sentinels:
+        names = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]  # the first has the highest number, as T5's
+        extra = {"pad_token": PAD, "additional_special_tokens": names}
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, model_max_length=context, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+        **extra,
     )
 
 

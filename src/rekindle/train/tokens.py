@@ -30,7 +30,7 @@ from rekindle.store.system import explained
 from rekindle.train.encoder import CHUNK_CHARS, Encoder, chunks, short_hash, size_of
 from rekindle.train.order import sample_windows
 from rekindle.train.split import held_out_share, no_text, place
-from rekindle.train.text import Chat, Source, open_source
+from rekindle.train.text import Chat, PairReading, Source, open_source
 
 FORMAT = 2  # raise it when the same text would give other files
 _DAY = 24 * 3600
@@ -132,20 +132,28 @@ def sample_tokens(
     return corpus.sample(split, tokens, seq_len)[:, :-1]
 
 
-def open_corpus(data: str, tokenizer: Any, column: str | None = None, *, mask_prompt: bool = False) -> Corpus:
+def open_corpus(
+    data: str,
+    tokenizer: Any,
+    column: str | None = None,
+    *,
+    mask_prompt: bool = False,
+    pairs: PairReading | None = None,
+) -> Corpus:
     """The tokens of `data`, from the cache or made now; of rows, the text or chat in `column` (see text.Reading).
 
-    `tokenizer` is a transformers tokenizer. With `mask_prompt` only the answers of chats have a loss. Raises
-    RekindleError for data that is unreadable, holds no text, cannot be split, or changes while it is read.
+    `tokenizer` is a transformers tokenizer. With `mask_prompt` only the answers of chats have a loss; with `pairs` only
+    targets, each after its source. Raises RekindleError for data that is unreadable, holds no text, cannot be split, or
+    changes while it is read.
     """
-    source = open_source(data, column, chat=mask_prompt)
-    encoder = Encoder(tokenizer, mask_prompt=mask_prompt)
+    source = open_source(data, column, chat=mask_prompt, reading=pairs)
+    encoder = Encoder(tokenizer, mask_prompt=mask_prompt, pairs=pairs is not None)
     key = short_hash([FORMAT, source.listing(), asdict(source.reading), encoder.fingerprint])
     folder = cache_folder() / "tokens" / key
-    corpus = _open(folder, mask_prompt)
+    corpus = _open(folder, encoder.masks)
     if corpus is None:
         _make(source, encoder, folder)
-        corpus = _open(folder, mask_prompt)
+        corpus = _open(folder, encoder.masks)
     if corpus is None:
         raise RekindleError("The tokens just written cannot be read back.", where=folder)
     if mask_prompt and not (corpus.meta.train_losses or corpus.meta.validation_losses):
@@ -179,11 +187,11 @@ def _make(source: Source, encoder: Encoder, folder: Path) -> None:
             (partial / "meta.json").write_text(json.dumps(asdict(meta)), encoding="utf-8")
             for path in partial.iterdir():
                 sync(path)
-            if _open(folder, encoder.mask_prompt) is None:
+            if _open(folder, encoder.masks) is None:
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
         except OSError:
-            if _open(folder, encoder.mask_prompt) is None:
+            if _open(folder, encoder.masks) is None:
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -233,7 +241,7 @@ def _write(source: Source, encoder: Encoder, folder: Path) -> Meta:
                 losses[side] += len(ids) if loss is None else int(loss.sum())
                 largest = max(largest, int(ids.max(initial=0)))
             progress.update(sum(map(size_of, texts)))
-    if not encoder.mask_prompt:
+    if not encoder.masks:
         for side in get_args(Side):
             (folder / f"{side}.loss").unlink()
     return Meta(

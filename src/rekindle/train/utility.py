@@ -16,13 +16,14 @@ import torch
 
 from rekindle.anatomy import family_of, stacks
 from rekindle.apply.load import load_model
+from rekindle.apply.probe import one_tower
 from rekindle.edit import checkpoint_at
 from rekindle.errors import CheckFailed, RekindleError, together
 from rekindle.store.folder import Folder
 from rekindle.train.config import UtilityConfig
 from rekindle.train.device import make_accelerator, micro_batch_size, out_of_memory_explained, reproducible
 from rekindle.train.losses import cross_entropy, forward
-from rekindle.train.model import cast_experts, check_lengths, check_vocabulary, load_tokenizer, model_sizes
+from rekindle.train.model import cast_experts, check_ids, check_lengths, check_vocabulary, load_tokenizer, model_sizes
 from rekindle.train.plan import check_corpus
 from rekindle.train.tokens import Corpus, open_corpus
 
@@ -47,7 +48,8 @@ def utility(folder: Path, config: UtilityConfig) -> dict[str, Any]:
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, vocab_size, folder)
     corpus = open_corpus(config.data, tokenizer, config.text_column)
-    check_corpus(corpus, seq_len, vocab_size)
+    check_corpus(corpus, seq_len)
+    check_ids(corpus.meta.largest_id, vocab_size)
     accelerator = make_accelerator(config.precision)
     model = load_model(source).requires_grad_(False).eval().to(accelerator.device)
     if accelerator.mixed_precision == "bf16":
@@ -122,7 +124,7 @@ def _scores(
         batch = torch.from_numpy(corpus.batch(number * count, count, seq_len, seed=0)).to(accelerator.device)
         for part in batch.split(micro_batch):
             with accelerator.autocast():
-                logits, _ = forward(model, part[:, :-1], sparse=False)
+                logits = forward(model, one_tower(part[:, :-1])).logits
             (cross_entropy(logits, part[:, 1:]) * (len(part) / count)).backward()
         total_LE += _squared_norms([[_gradient(p) for p in layer] for layer in stacks]) ** power
         model.zero_grad(set_to_none=True)

@@ -1,24 +1,47 @@
-"""Whether checkpoints can be merged: the same architecture, tensor by tensor."""
+"""Whether checkpoints can be merged: the same architecture, tensor by tensor; and what of them is no sum."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
-from rekindle.anatomy import Settings
+from rekindle.anatomy import Settings, opaque_name
 from rekindle.anatomy.settings import meaning
 from rekindle.edit import Checkpoint
+from rekindle.edit.arithmetic import is_computable
+from rekindle.edit.opening import WHOLE
 from rekindle.errors import RekindleError, together
 
 SHOWN = 4  # differences of one kind named one by one
+UNREAD = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")  # of a config: not the function
 
 
 def check_alike(models: Mapping[str, Checkpoint]) -> None:
-    """Raise RekindleError with every way in which a model differs from the first."""
-    (_, first), *others = models.items()
-    problems = [problem for _, other in others for problem in _differences(first, other)]
+    """Raise RekindleError with every way in which a model differs from the first, or holds codes."""
+    first, *others = models.values()
+    problems = [problem for model in models.values() for problem in _codes(model)]
+    problems = problems or [problem for other in others for problem in _differences(first, other)]
     if problems:
         raise together(problems)
+
+
+def notes(models: Mapping[str, Checkpoint], first: Checkpoint) -> Iterator[str]:
+    """What is taken from one model alone, where the others may say otherwise: `first`'s."""
+    where = first.origin.folder.path
+    if whole := [opaque_name(role) or str(role) for role, x in first.tensors.items() if not is_computable(x)]:
+        yield f"whole numbers are not averaged but those of {where}: {_some(whole)}"
+    keys = {key: None for model in models.values() for key in model.config if key not in UNREAD}
+    if unlike := [key for key in keys if any(m.config.get(key) != first.config.get(key) for m in models.values())]:
+        yield f"the configs differ in {_some(unlike)}: that of {where} is taken"
+
+
+def _codes(model: Checkpoint) -> Iterator[RekindleError]:
+    """Tensors whose numbers stand for others: their sum stands for nothing."""
+    codes = [x.dtype for x in model.tensors.values() if not is_computable(x) and x.dtype not in WHOLE]
+    if codes or model.config.get("quantization_config"):
+        kind = codes[0] if codes else "quantised"
+        what = f"These weights are {kind}: codes cannot be added up."
+        yield RekindleError(what, where=model.origin.folder.path, hint="the model they were made from")
 
 
 def _differences(first: Checkpoint, other: Checkpoint) -> Iterator[RekindleError]:

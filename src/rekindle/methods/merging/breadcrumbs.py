@@ -3,8 +3,9 @@
 Of each task vector the largest `gamma` of entries are taken for outliers, the `density` after those are kept, and the
 rest is taken for noise; what is kept is added to the base as in task arithmetic.
 
-Source: Davari and Belilovsky 2023, "Model Breadcrumbs", arXiv 2312.06795, section 3 (their beta is 1 - density -
-gamma), ranked within each tensor as there.
+Departures: of entries of one size as large as the last outlier, or as the last one kept, all are kept.
+
+Source: Davari and Belilovsky 2023, "Model Breadcrumbs", arXiv 2312.06795, section 3: masks made layer by layer.
 """
 
 from __future__ import annotations

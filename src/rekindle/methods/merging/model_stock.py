@@ -6,7 +6,8 @@ a being the angle between two fine-tunes as seen from the base, tensor by tensor
 pairs' cosines. Fine-tunes that left the base in one direction are taken whole (t = 1), those that have nothing in
 common are noise around it (t = 0).
 
-Departures: cosines below 0 count as 0 (the formula would step back behind the base).
+Departures: a mean cosine below 0 counts as 0 (the formula would step back behind the base), and so does that of a
+tensor which one of the fine-tunes has left as it was.
 
 Source: Jang et al. 2024, "Model Stock", arXiv 2403.19522, section 4.2, eq. 5 and its extension to k models.
 """
@@ -38,7 +39,7 @@ def ratio(products_KK: NDArray[np.float64]) -> float:
     if not norms.all():
         return 0.0
     cosines_KK = products_KK / np.outer(norms, norms)
-    cosine = max(0.0, float(cosines_KK[np.triu_indices(k, 1)].mean()))
+    cosine = float(np.clip(cosines_KK[np.triu_indices(k, 1)].mean(), 0, 1))
     return k * cosine / (1 + (k - 1) * cosine)
 
 

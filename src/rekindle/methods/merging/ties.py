@@ -6,9 +6,9 @@ merge   the mean of those kept entries that have that sign, times lambda, is add
 
 At density 1 equal sources come back bit for bit, where lambda is 1.
 
-Departures: entries are ranked within their tensor, not within the whole model, so that one pass over a tensor is
-enough (other tools do the same); where several entries have the size of the last one kept, all are kept; `weights`,
-all positive, weigh both the mass and the mean (the paper: equal).
+Departures: entries are ranked within their tensor, not within the whole model, so that a tensor is all that is read
+(other tools do the same); where several entries have the size of the last one kept, all are kept; `weights` weigh both
+the mass and the mean (the paper: equal), and a source of weight 0 has no say.
 
 Source: Yadav et al. 2023, "TIES-Merging", arXiv 2306.01708, section 3, algorithm 1.
 """
@@ -26,7 +26,8 @@ from rekindle.edit.weighing import Sizes
 
 def ties(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
     assert base is not None
-    merged = Elected([trimmed(x, base, config.density) for x in xs], base, tuple(weights))
+    voters = [(trimmed(x, base, config.density), a) for x, a in zip(xs, weights, strict=True) if a]
+    merged = Elected([x for x, _ in voters], base, tuple(a for _, a in voters))
     return merged if config.lambda_ == 1 else linear([base, merged], [1 - config.lambda_, config.lambda_])
 
 

@@ -67,7 +67,7 @@ def _csv(stream: IO[bytes], path: Path, reading: Reading) -> Iterator[tuple[str,
     header = next(texts, None)
     if header is None:
         return
-    mark = delimiter(header.encode(), reading.column or FIELD)
+    mark = delimiter(header.encode(), reading.leading)
     mark = mark or ("\t" if suffix_of(path) == ".tsv" else max(",\t;|", key=header.count))
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))  # the module's own, 128 KiB, is for all of a process
     table = csv.reader(_joined(header, texts), delimiter=mark, strict=True)
@@ -96,7 +96,7 @@ def _without_header(names: list[str], reading: Reading, path: Path) -> RekindleE
     if not any(re.fullmatch(r"[-+.\d]*", name) or len(name.split()) > 3 for name in names):
         return None
     return RekindleError(
-        f'There is no column "{reading.column or FIELD}": the first line, which names the columns, looks like a row.',
+        f'There is no column "{reading.leading}": the first line, which names the columns, looks like a row.',
         where=f"{path}, line 1",
         hint=f"a first line of {counted(len(names), 'name')} above it, such as id,{FIELD}",
     )

@@ -35,7 +35,21 @@ class Chat:
         return "\n\n".join(str(message.get("content") or "") for message in self.messages)
 
 
-Document = str | Chat
+@dataclass(frozen=True)
+class Pair:
+    """A text to read, and one to write when it was read. `where` it was found."""
+
+    source: str
+    target: str
+    where: str
+
+    @property
+    def text(self) -> str:
+        """Both; nothing where there is nothing to read or nothing to write."""
+        return f"{self.source}\n\n{self.target}" if self.source.strip() and self.target.strip() else ""
+
+
+Document = str | Chat | Pair
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,11 @@ class Reading:
 
     column: str | None = None
     chat: bool = False
+
+    @property
+    def leading(self) -> str:
+        """The column that is looked for first."""
+        return self.column or FIELD
 
     def columns(self, names: Collection[str]) -> list[str] | None:
         """Those that a document is made of, the leading one first; None where no column will do."""
@@ -87,10 +106,10 @@ class Reading:
         able = list(strings)
         hint = "rows with a column of text, or of chat messages"
         if able:
-            hint = f"--text-column {able[0]}" if len(able) == 1 else f"--text-column COLUMN: {_few(able)}"
+            hint = f"--text-column {able[0]}" if len(able) == 1 else f"--text-column COLUMN: {few(able)}"
             hint += f'; or rename the column to "{FIELD}"'
         what = f'There is no field "{self.column or FIELD}"'
-        what += f", only {known}." if (known := _few(names)) else ": the row is empty."
+        what += f", only {known}." if (known := few(names)) else ": the row is empty."
         return RekindleError(what, where=where, hint=hint)
 
 
@@ -136,13 +155,13 @@ def _message(entry: Any, name: str, where: str) -> dict[str, Any]:
         if isinstance(role, str) and (isinstance(content, str) or (content is None and "tool_calls" in spelled)):
             return {"role": _ROLES.get(role, role), "content": content or "", **spelled}
     raise RekindleError(
-        f'"{name}" holds {_few([json.dumps(entry, default=str)])}, which is no message of text.',
+        f'"{name}" holds {few([json.dumps(entry, default=str)])}, which is no message of text.',
         where=where,
         why='a message is {"role": "user", "content": "..."} or {"from": "human", "value": "..."}',
     )
 
 
-def _few(names: Iterable[str]) -> str:
+def few(names: Iterable[str]) -> str:
     shown = [name if len(name) <= 60 else name[:57] + "..." for name in map(str, names)]
     more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     return ", ".join(shown[:_SHOWN]) + more

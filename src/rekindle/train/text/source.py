@@ -16,7 +16,7 @@ from rekindle.errors import RekindleError, first_line
 from rekindle.train.text.folder import files_of
 from rekindle.train.text.format import MEANING, ROW_SUFFIXES, SUFFIXES, TEXT_SUFFIXES, identify, suffix_of
 from rekindle.train.text.read import documents_of, unreadable
-from rekindle.train.text.row import Chat, Document, Reading
+from rekindle.train.text.row import Document, Reading
 from rekindle.train.text.stream import LONGEST, too_long
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Source:
             elif len(text) > LONGEST:
                 raise too_long(self.name)
             else:
-                yield document if isinstance(document, Chat) else characters(document)
+                yield characters(document) if isinstance(document, str) else document
 
     def _all(self) -> Iterator[Document]:
         if self.rows is not None:
@@ -84,12 +84,12 @@ def characters(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-def open_source(data: str, column: str | None = None, *, chat: bool = False) -> Source:
-    """The documents that `data` names, from the `column` of their rows (see Reading).
+def open_source(data: str, column: str | None = None, *, chat: bool = False, reading: Reading | None = None) -> Source:
+    """The documents that `data` names, from the `column` of their rows; or as another `reading` has them.
 
     Raises RekindleError where there are none. What of a folder is left out is logged.
     """
-    reading = Reading(column, chat)
+    reading = reading or Reading(column, chat)
     if not data.strip():
         raise RekindleError("The data has an empty name.", where="option data", hint="--data FILE")
     if data == "stdlib":

@@ -1,0 +1,30 @@
+"""Parameters of a model by what they are for, from its family's table alone. All of them: `Family.parameters`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rekindle.anatomy.family import Family
+    from rekindle.anatomy.settings import Settings
+
+
+def parameters_of(family: Family, settings: Settings, *parts: str) -> int:
+    """Of the tensors whose part begins so, in all layers; of an expert's once, not once for each expert."""
+    top, sparse, dense = family.shapes(settings)
+    experts = len(settings.sparse_layers)
+    own = sum(
+        times * math.prod(shape)
+        for times, rows in ((1, top), (experts, sparse), (settings.num_layers - experts, dense))
+        for row, shape in rows
+        if row.part.startswith(parts) and not row.buffer
+    )
+    towers = family.towers.items()
+    return own + sum(parameters_of(tower, settings.towers[name], *parts) for name, tower in towers)
+
+
+def dense_parameters(family: Family, settings: Settings) -> int:
+    """The laws' N1: the active parameters, but for those of all experts but one and of the routers."""
+    further = max(settings.top_k - 1, 0) * parameters_of(family, settings, "expert.")
+    return family.parameters(settings)["active"] - further - parameters_of(family, settings, "router")

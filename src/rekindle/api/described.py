@@ -1,0 +1,64 @@
+"""What a checkpoint is, and what can be done with it: the facts that `inspect` shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rekindle.api.decided import Decided
+from rekindle.config import resolve
+from rekindle.errors import RekindleError
+from rekindle.methods import METHODS, method_named
+from rekindle.store.manifest import read_manifest
+
+
+def described(model: Decided) -> dict[str, Any]:
+    """See `api.inspect`."""
+    checkpoint, s = model.checkpoint, model.checkpoint.settings
+    manifest = read_manifest(checkpoint.folder.path)
+    tensors, promise = checkpoint.folder.tensors.values(), manifest.promise if manifest else None
+    if model.steps:  # decided, and not there yet
+        tensors = checkpoint.tensors.values()
+        promise = {"kind": checkpoint.promise.kind, "text": checkpoint.promise.text}
+    return {
+        "source": model.source,
+        "family": checkpoint.family.model_type,
+        "summary": checkpoint.summary,
+        "parameters": checkpoint.parameters(),
+        "layers": s.num_layers,
+        "hidden_size": s.hidden_size,
+        "heads": {"query": s.num_heads, "key_value": s.num_kv_heads, "dim": s.head_dim},
+        "feed_forward": {"dense": s.intermediate_size, "expert": s.expert_size, "shared": s.shared_size},
+        "experts": {"count": s.num_experts, "top_k": s.top_k, "layers": list(s.sparse_layers)},
+        "vocab_size": s.vocab_size,
+        "context": s.max_position_embeddings,
+        "tied": s.tie_word_embeddings,
+        "dtypes": dict(Counter(t.dtype for t in tensors)),
+        "bytes": sum(t.nbytes for t in tensors),
+        "shards": [] if model.steps else [path.name for path in checkpoint.folder.shards],
+        "unused": checkpoint.unused,
+        "fingerprint": checkpoint.folder.fingerprint,
+        "promise": promise,
+        "lineage": [record.to_dict() for record in manifest.lineage] if manifest else [],
+        "can": {verb: _applies(model, verb) for verb in METHODS},
+        "notes": checkpoint.notes,
+    }
+
+
+def _applies(model: Decided, verb: str) -> str:
+    """ "yes: what it would become", or "no: why not"."""
+    if METHODS[verb].takes == "models":
+        return "yes: with others of its kind"
+    method, towers = method_named(verb), [*model.checkpoint.family.towers]
+    found: dict[str | None, str] = {}
+    reason = ""
+    for tower in towers if towers and method.takes == "tower" else [None]:
+        try:
+            child = method.apply(model.as_parent, resolve(method.config, method.trial).config, tower)
+            found[tower] = child.summary
+        except RekindleError as error:
+            reason = reason or f"no: {error.why or error.what}".splitlines()[0]
+    if not found:
+        return reason
+    where = f" (--tower {' or '.join(map(str, found))})" if None not in found else ""
+    return f"yes: {next(iter(found.values()))}{where}"

@@ -1,0 +1,112 @@
+"""A probe: what a model is shown, and which of its outputs are compared. One for each kind of output.
+
+`verify` and calibration show a text; training and `evaluate` show their batches to models in the same words.
+
+N rows   T tokens   D hidden size   V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rekindle.edit.promise import EXACT
+
+if TYPE_CHECKING:
+    import torch
+
+Shown = Mapping[str, Any]  # tensors by name, a row of each along the first axis
+
+
+def one_tower(input_ids: Any, attention_mask: Any = None) -> dict[str, Any]:
+    """What a model of one tower is called with; a mask where rows are padded."""
+    mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+    return {"input_ids": input_ids, **mask, "use_cache": False}
+
+
+def two_towers(model: Any, input_ids: Any, attention_mask: Any, labels: Any) -> dict[str, Any]:
+    """What an encoder-decoder is called with, teacher-forced; `labels` are -100 where nothing is foreseen.
+
+    The decoder reads the labels by the model's own shift. The mask is always given: without one, padding is read.
+    """
+    shifted = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    own = {"decoder_input_ids": shifted, "use_cache": False}
+    return {"input_ids": input_ids, "attention_mask": attention_mask, **own}
+
+
+class Probe:
+    """Of a model that puts out logits for each token it is shown."""
+
+    compared = "logits"
+    exact = EXACT  # largest difference, of the largest output, that is none
+
+    def shown(self, ids: torch.Tensor) -> Shown:
+        """What of a text [N, T] goes where."""
+        return {"input_ids": ids}
+
+    def inputs(self, model: Any, shown: Shown) -> dict[str, Any]:
+        """What `model` is called with."""
+        return one_tower(shown["input_ids"], shown.get("attention_mask"))
+
+    def outputs(self, out: Any) -> torch.Tensor:
+        """What is compared [N, T, ...], float32."""
+        return out.logits.float()
+
+    def loss(self, outputs: torch.Tensor, shown: Shown) -> float | None:
+        """Nats per token; None where the next token is not foreseen."""
+        return None
+
+    def difference(self, worst: float, largest: float) -> float:
+        """The largest difference, of the largest output; of outputs that are all zero any is infinitely large."""
+        return worst / largest if largest else float("inf") if worst else 0.0
+
+
+class Causal(Probe):
+    def loss(self, outputs: torch.Tensor, shown: Shown) -> float | None:
+        return _cross_entropy(outputs[:, :-1], shown["input_ids"][:, 1:])
+
+
+class Masked(Probe):
+    compared = "logits of all tokens"
+
+
+class Hidden(Probe):
+    """Of a model without a head."""
+
+    compared = "hidden states"
+
+    def outputs(self, out: Any) -> torch.Tensor:
+        """Hidden states [N, T, D], and what a pooler makes of them, where there is one, as one more: [N, T + 1, D]."""
+        import torch
+
+        pooled = getattr(out, "pooler_output", None)
+        parts = [out.last_hidden_state] + ([] if pooled is None else [pooled[:, None]])
+        return torch.cat(parts, 1).float()
+
+
+class EncoderDecoder(Probe):
+    """The encoder reads the first half of each row, the decoder foresees the second."""
+
+    compared = "logits of the decoder"
+
+    def shown(self, ids: torch.Tensor) -> Shown:
+        import torch
+
+        source, labels = (half.contiguous() for half in ids.tensor_split(2, dim=1))
+        return {"input_ids": source, "attention_mask": torch.ones_like(source), "labels": labels}
+
+    def inputs(self, model: Any, shown: Shown) -> dict[str, Any]:
+        return two_towers(model, shown["input_ids"], shown["attention_mask"], shown["labels"])
+
+    def loss(self, outputs: torch.Tensor, shown: Shown) -> float | None:
+        return _cross_entropy(outputs, shown["labels"])
+
+
+PROBES: Mapping[str, Probe] = {"causal": Causal(), "masked": Masked(), "none": Hidden(), "seq2seq": EncoderDecoder()}
+"""By Settings.output."""
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    from torch.nn.functional import cross_entropy
+
+    return float(cross_entropy(logits.flatten(0, 1), labels.flatten()))

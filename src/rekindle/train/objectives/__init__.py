@@ -1,0 +1,145 @@
+"""What a run learns: what a batch holds, what the model is called with, which losses come out of its outputs.
+
+labelled.py         what all objectives share whose targets are tokens
+next_token.py       each next token of a text
+seq2seq.py          a target text, given a source text
+span_corruption.py  the spans that were taken out of a text, given the rest
+
+b rows of a batch
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Literal, Protocol
+
+import torch
+
+from rekindle.anatomy import family_of
+from rekindle.apply.load import check_output
+from rekindle.errors import RekindleError
+from rekindle.store.folder import Folder
+from rekindle.train.config import EvaluateConfig, TrainConfig
+
+Batch = dict[str, torch.Tensor]  # named tensors, a row of each along the first axis
+Split = Literal["train", "validation", "all"]
+
+
+class Objective(Protocol):
+    """Rows of data, and what a model's outputs on them are worth.
+
+    What the model is called with is made apart from what its outputs are held to, as a pipeline needs them on
+    different processes. Balance and z losses of routers are the model's own, and no objective's.
+    """
+
+    name: str
+    output: str
+    """Of models that can learn it, see Settings.output."""
+    length: int
+    """Targets of a row that has all it can have."""
+    measures: tuple[str, ...]
+    """What an evaluation finds: `loss`, and what else `each` gives."""
+
+    @property
+    def rows(self) -> int:
+        """Training rows, one epoch; raises RekindleError where there are none."""
+        ...
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Rows `first` to `first + count` of the endless training order: a function of these numbers alone.
+
+        So any rank makes its own share, and a run continues anywhere from its step.
+        """
+        ...
+
+    def sample(self, split: Split, tokens: int) -> Batch:
+        """About so many tokens of one side or both, spread evenly; raises RekindleError where there is no row."""
+        ...
+
+    def total(self, first: int, count: int) -> int:
+        """Targets of all those rows of the training order together."""
+        ...
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """How many targets each row has [b]: what its part of a mean over targets weighs."""
+        ...
+
+    def seen(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Where rows are padded, which tokens of "encoder" and "decoder" are not: experts are balanced over those."""
+        ...
+
+    def inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """What `model` is called with."""
+        ...
+
+    def losses(self, out: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """Means over the batch's targets; `loss` is what training lowers, others are only told."""
+        ...
+
+    def each(self, out: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """The same of each row [b], divided by `length`, of an evaluation: `loss` is what `val_loss` is made of."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of all the data that is read."""
+        ...
+
+    def text(self) -> dict[str, Any]:
+        """What a run that is resumed must agree on."""
+        ...
+
+    def described(self) -> dict[str, Any]:
+        """Of the data, for the run row of metrics.jsonl."""
+        ...
+
+
+# module:class, with `open(config, seq_len, tokenizer, vocab_size)`
+TABLE = {
+    "next-token": "rekindle.train.objectives.next_token:NextToken",
+    "seq2seq": "rekindle.train.objectives.seq2seq:Seq2Seq",
+    "span-corruption": "rekindle.train.objectives.span_corruption:SpanCorruption",
+}
+DEFAULTS = {"seq2seq": "span-corruption"}  # by Settings.output; the next token where there is none
+_OPTIONS = {  # which objective an option is for
+    "text_column": ("next-token", "span-corruption"),
+    "mask_prompt": ("next-token",),
+    "source_column": ("seq2seq",),
+    "target_column": ("seq2seq",),
+    "target_len": ("seq2seq",),
+}
+
+
+def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[Any]:
+    """The objective that was asked for, or the one that models such as that in `source` learn by.
+
+    Raises RekindleError for options of another objective, and for a model that cannot learn it.
+    """
+    default = DEFAULTS.get(family_of(source.config).settings(source.config).output, "next-token")
+    name = config.objective or default
+    for option, able in _OPTIONS.items():
+        if getattr(config, option, None) and name not in able:
+            flag = option.replace("_", "-")
+            raise RekindleError(
+                f"{option} is an option of {' and '.join(able)}, but the objective is {name}.",
+                where=f"option {option}",
+                hint=f"--objective {able[0]}, or without --{flag}",
+            )
+    module, _, kind = TABLE[name].partition(":")
+    found = getattr(import_module(module), kind)
+    check_output(source, found.output, None if name == default else f"--objective {default}")
+    return found
+
+
+def split_batch(batch: Batch, size: int) -> list[Batch]:
+    """Parts of at most `size` rows."""
+    parts = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
+    return [dict(zip(batch, part, strict=True)) for part in parts]
+
+
+def rows_of(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def on(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -1,0 +1,3 @@
+"""Which Rekindle this is; what it writes says so."""
+
+__version__ = "0.1.0"

@@ -218,7 +218,7 @@ def _check_same(first: Checkpoint, other: Checkpoint, one: Vocabulary, two: Voca
     if sizes[0] == sizes[1]:
         return
     if not readable:
-        said = " and the other ".join(str(meaning("vocab_size", size)) for size in sizes)
+        said = ", the other ".join(str(meaning("vocab_size", size)) for size in sizes)
         why = f"{one.why_none if one.file is None else two.why_none}: rows cannot be matched by token"
         raise RekindleError(f"These models differ: one {said}.", where=where, why=why)
     tokens = 1 + max(one.ids.values())

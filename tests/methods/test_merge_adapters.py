@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters_made import QKV, matrices, write_adapter
+from apply.apply_moments import write_moments
 from found.folders import edit_config, logits
 from safetensors.torch import load_file, save_file
 
@@ -306,11 +307,19 @@ def test_the_command(tiny, two, tmp_path, capsys):
 
 
 def test_what_the_adapter_changed_begins_anew(tiny, tmp_path):
-    base = tiny("llama")
-    ab = matrices(weights(base), ["model.layers.0.self_attn.q_proj"], rank=2)
-    tensors = rekindle.merge(write_adapter(tmp_path / "adapter", ab, r=2), base=base).job().plan.tensors
-    x = tensors["model.layers.0.self_attn.q_proj.weight"]
-    assert not list(x.moment(1, lambda leaf, order: leaf).leaves())
+    """All else keeps the base's moments, of which an adapter has none."""
+    base, q = tiny("llama"), "model.layers.0.self_attn.q_proj"
+    head = {"base_model.model.lm_head.weight": torch.randn(64, 32)}
+    adapter = write_adapter(tmp_path / "adapter", matrices(weights(base), [q], rank=2), more=head, r=2)
+    state = write_moments(tmp_path / "state", base)
+    out = rekindle.merge(adapter, base=base).save(tmp_path / "out", optimizer_state=[str(state)])
+    given, found = load_file(state / "optimizer.safetensors"), load_file(out / "optimizer" / "optimizer.safetensors")
+    assert found.keys() == given.keys()
+    for name, x in found.items():
+        if name.rsplit(".", 1)[0] in (f"{q}.weight", "lm_head.weight"):
+            assert not x.any()
+        else:
+            assert torch.equal(x, given[name])
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------

@@ -36,9 +36,7 @@ def model(tiny, tmp_path):
     """model(name, tokens, rows=...): a llama of its own values, with a tokenizer of bytes and these tokens more."""
 
     def make(name: str, tokens: list[str], rows: int = 264, **changes) -> Path:
-        folder = shutil.copytree(
-            tiny("llama", vocab_size=rows, initializer_range=0.1 * len(name), **changes), tmp_path / name
-        )
+        folder = shutil.copytree(tiny("llama", vocab_size=rows, seed=len(name), **changes), tmp_path / name)
         tokenizer = save_bytes_tokenizer(folder)
         tokenizer.add_tokens(tokens, special_tokens=True)
         tokenizer.save_pretrained(folder)
@@ -148,7 +146,7 @@ def test_rows_of_tokens_in_families(tiny, tmp_path, family, changes, names):
     """A bias of the head, tied heads, other names; all else is merged as ever."""
     folders = []
     for i, tokens in enumerate((["<x>", "<y>"], ["<y>"])):
-        made = tiny(family, vocab_size=264 + 8 * i, initializer_range=0.2 + i / 10, **changes)
+        made = tiny(family, vocab_size=264 + 8 * i, seed=i, **changes)
         folders.append(shutil.copytree(made, tmp_path / str(i)))
         tokenizer = save_bytes_tokenizer(folders[-1])
         tokenizer.add_tokens(tokens)
@@ -241,7 +239,7 @@ def test_over_a_base_that_lacks_them(model, tmp_path):
 def test_t5_and_its_shared_rows(tiny, tmp_path):
     folders = []
     for i, tokens in enumerate(([], NEW)):
-        folders.append(shutil.copytree(tiny("t5", vocab_size=264, initializer_factor=1.0 + i), tmp_path / f"t5-{i}"))
+        folders.append(shutil.copytree(tiny("t5", vocab_size=264, seed=i), tmp_path / f"t5-{i}"))
         tokenizer = save_bytes_tokenizer(folders[-1])
         tokenizer.add_tokens(tokens)
         tokenizer.save_pretrained(folders[-1])
@@ -321,7 +319,7 @@ def test_other_kinds_of_tokenizers(tiny, tmp_path, make):
 
     folders, added = [], [AddedToken("<Tool>", special=True), AddedToken("lazier", single_word=True, normalized=True)]
     for i in range(2):
-        folders.append(shutil.copytree(tiny("llama", vocab_size=64, initializer_range=(1 + i) / 8), tmp_path / str(i)))
+        folders.append(shutil.copytree(tiny("llama", vocab_size=64, seed=i), tmp_path / str(i)))
         tokenizer = make(folders[-1])
         tokenizer.add_tokens(added if i else [])
         tokenizer.save_pretrained(folders[-1])

@@ -3,7 +3,8 @@
 How is a file of its own in `merging`: linear, slerp, karcher; over a base they share, task (vectors), ties, dare,
 breadcrumbs, stock; over a run's saved checkpoints, oldest first, mean, ema, wsm. The sources must be models of one
 family with the same settings, or of a class that no table knows with the same tensors. Config, tokenizer and all
-other files are the base's, where there is one, else the first source's.
+other files are the base's, where there is one, else the first source's. A LoRA adapter is its base with it in the
+weights, see `edit.adapted`; where tokenizers differ `vocab` says what to do, see `edit.vocabulary`.
 
 Preserves the function exactly where the weights are 1 and 0: then a source's bytes are copied. Equal sources come back
 bit for bit in linear with a sum of 1, mean, ema, wsm, slerp, karcher, and ties at density 1. All else is lossy.

@@ -93,6 +93,21 @@ def test_sentencepiece_alone_is_not_read(model):
     assert "has only spiece.model, which is not read here" in refused([a, b], vocab="base")
 
 
+@pytest.mark.parametrize("beside", ["added_tokens.json", "tokenizer_config.json"])
+def test_the_same_tokens_in_other_files(model, beside):
+    """vocab.json with what was added beside it, against tokenizer.json."""
+    a, b = model("a", NEW), model("bb", NEW)
+    (b / "vocab.json").write_text(json.dumps(json.loads((b / "tokenizer.json").read_text())["model"]["vocab"]))
+    (b / "tokenizer.json").unlink()
+    listed = {token: 257 + i for i, token in enumerate(NEW)}
+    told = {"added_tokens_decoder": {str(i): {"content": token} for token, i in listed.items()}}
+    (b / beside).write_text(json.dumps(listed if beside == "added_tokens.json" else told))
+    rekindle.merge([a, b]).job()
+    (b / beside).write_text("{}")
+    assert "2 tokens only in" in refused([a, b])
+    assert "Tokens are added to a tokenizer.json, and" in refused([b, a], vocab="union")
+
+
 # -- base -------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +273,12 @@ def test_pieces_of_another_vocabulary_are_no_added_tokens(model, tmp_path):
     assert "1 token of" in (said := refused([a, b], vocab="union"))
     assert "pieces of its own vocabulary, such as 'Ġthe'" in said
     rekindle.merge([a, b], vocab="base").job()
+
+
+def test_a_union_needs_a_row_for_each_token(model):
+    assert "token of number 258, and the embeddings have 257 rows" in refused(
+        [model("a", NEW, rows=257), model("bb", [])], vocab="union"
+    )
 
 
 def test_a_union_is_repeated_and_goes_through_a_recipe(model, tmp_path):

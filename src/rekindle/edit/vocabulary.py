@@ -81,6 +81,9 @@ def _rows(models: Mapping[str, Checkpoint], found: Mapping[str, Vocabulary], how
     ids, size = found[name].ids, models[name].settings.vocab_size
     new, files, notes = [], {}, []
     if how == "union":
+        if (last := max(ids.values())) >= size:
+            what = f"The tokenizer has a token of number {last}, and the embeddings have {size} rows."
+            raise RekindleError(what, where=found[name].folder, hint="--vocab base")
         new = _new_tokens(found)
         ids = ids | {entry["content"]: entry["id"] for entry in new}
         files = found[name].with_tokens(new) if new else {}

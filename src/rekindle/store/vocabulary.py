@@ -36,7 +36,8 @@ class Vocabulary:
     def digest(self) -> str:
         """Of the files the tokens are read from: the same, the same tokens."""
         state = hashlib.sha256()
-        for path in [self.file, *([self.folder / ADDED] if self.file and self.file.name != FAST else [])]:
+        beside = [] if self.file and self.file.name == FAST else [self.folder / ADDED, self.folder / CONFIG]
+        for path in [self.file, *beside]:
             try:
                 if path is not None and path.is_file():
                     with opened(path) as file:
@@ -58,7 +59,11 @@ class Vocabulary:
             held = self._parsed.get("model")
             vocab = held.get("vocab") if isinstance(held, dict) else None
             if isinstance(vocab, list):  # of a unigram model: [token, score], in order
-                vocab = {row[0]: i for i, row in enumerate(vocab) if isinstance(row, list) and row}
+                vocab = {
+                    row[0]: i
+                    for i, row in enumerate(vocab)
+                    if isinstance(row, list) and row and isinstance(row[0], str)
+                }
             found = dict(vocab) if isinstance(vocab, dict) else {}
         found |= {token: entry["id"] for token, entry in self.added.items()}
         if not found or not all(type(i) is int and i >= 0 for i in found.values()):
@@ -70,11 +75,15 @@ class Vocabulary:
         """The tokens that were added to the model's own, as tokenizer.json describes them."""
         if self.file is not None and self.file.name == FAST:
             entries = self._parsed.get("added_tokens") or []
-        elif (self.folder / ADDED).is_file():
-            entries = [{"content": t, "id": i} for t, i in read_json(self.folder / ADDED, missing="").items()]
         else:
-            entries = []
-        if not all(isinstance(e, dict) and isinstance(e.get("content"), str) and "id" in e for e in entries):
+            beside = [self._beside(name) for name in (ADDED, CONFIG)]
+            told = beside[1].get("added_tokens_decoder")
+            entries = [{"content": token, "id": i} for token, i in beside[0].items()]
+            rows = told.items() if isinstance(told, dict) else ()
+            entries += [row | {"id": int(i)} for i, row in rows if i.isdecimal() and isinstance(row, dict)]
+        if not isinstance(entries, list) or not all(
+            isinstance(e, dict) and isinstance(e.get("content"), str) and "id" in e for e in entries
+        ):
             raise RekindleError("The added tokens of this tokenizer cannot be read.", where=self.file)
         return {entry["content"]: FLAGS | entry for entry in entries}
 
@@ -88,9 +97,9 @@ class Vocabulary:
         files = {FAST: json.dumps(made, ensure_ascii=False, indent=2)}
         self._check(files[FAST], new)
         if (self.folder / ADDED).is_file():
-            listed = read_json(self.folder / ADDED, missing="") | {entry["content"]: entry["id"] for entry in new}
+            listed = self._beside(ADDED) | {entry["content"]: entry["id"] for entry in new}
             files[ADDED] = json.dumps(listed, ensure_ascii=False, indent=2)
-        described = read_json(self.folder / CONFIG, missing="") if (self.folder / CONFIG).is_file() else {}
+        described = self._beside(CONFIG)
         if isinstance(told := described.get("added_tokens_decoder"), dict):
             rows = {str(entry["id"]): {key: entry[key] for key in ("content", *FLAGS)} for entry in new}
             described["added_tokens_decoder"] = told | rows
@@ -113,6 +122,9 @@ class Vocabulary:
     def _parsed(self) -> dict[str, Any]:
         assert self.file is not None
         return read_json(self.file, missing="")
+
+    def _beside(self, name: str) -> dict[str, Any]:
+        return read_json(self.folder / name, missing="") if (self.folder / name).is_file() else {}
 
     def _lines(self) -> list[str]:
         assert self.file is not None

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from methods.adapters_made import matrices, write_adapter
+from safetensors.torch import load_file
 from tiny_models import save_tiny
 
 from rekindle import api
@@ -104,6 +106,9 @@ def desk(tmp_path_factory):
         (desk / "grid.yaml").write_text(GRID)
         for step in (1200, 1400, 1600):
             shutil.copytree(desk / "SRC", desk / "run" / f"step-{step}")
+        for seed, name in enumerate(("ADAPTER", "CODE", "MATHS", "lora/checkpoint-1", "lora/checkpoint-2")):
+            ab = matrices(load_file("SRC/model.safetensors"), ["model.layers.0.self_attn.q_proj"], rank=2, seed=seed)
+            write_adapter(desk / name, ab, r=2)
         for seed, name in enumerate(("SRC2", "SRC3", "run/checkpoint-500", "run/checkpoint-1000"), 1):
             api.init(name, **size, seed=seed)
         save_tiny(desk / "T5", "t5", "float32", False, {})

@@ -20,6 +20,7 @@ from rekindle.edit.expressions import Columns, Expr, Leaf, Rows, Transposed, fie
 from rekindle.edit.heads import Folded, Heads
 from rekindle.edit.joining import Beside, Joined
 from rekindle.edit.keyed import Keyed
+from rekindle.edit.lowrank import LowRank
 from rekindle.edit.measure import Found, Measurement, Statistics, measurements
 from rekindle.edit.weighing import Products, Sizes
 from rekindle.store.header import Stored
@@ -40,6 +41,7 @@ def examples():
         Scale(x, 0.3), Cast(x, "BF16"), Chosen(x, np.array([1, 0, 2, 3])), Folded(vector, x, leaf("w", (4,))),
         Heads(x, 2, np.array([[0], [1]]), turn_HAA=np.ones((2, 2, 2)), scale_J=np.ones(2)),
         Normal("F32", (4, 4), Statistics(x)["std"] * 0.5, 7, "key"),
+        LowRank(x, leaf("a", (2, 4)), leaf("b", (4, 2)), 0.5),
         Linear([x, y], (0.3, 0.7)), Linear([x, y], Products([x, y])["weights"]), Kept(x, y, 0.1, 0.2),
         Kept(x, y, Sizes(x, y, 7, 1)["lo"], Sizes(x, y, 7, 1)["hi"]), Dropped(x, y, 0.5, 7, "key"),
         Elected([x, y], leaf("base"), (0.3, 0.7)),

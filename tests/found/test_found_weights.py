@@ -196,7 +196,7 @@ def test_an_adapter_beside_the_weights_is_never_half_taken(tiny, tmp_path):
 def test_an_adapter_alone_is_named(tmp_path):
     said = refused(adapter(tmp_path / "adapter"))
     assert "adapter (LORA) for meta/llama" in said
-    assert "merge_and_unload" in said
+    assert f"rekindle merge {tmp_path / 'adapter'} MERGED --base meta/llama" in said
 
 
 def test_an_adapters_matrices_among_the_weights(tiny, tmp_path):

@@ -140,7 +140,9 @@ def hub(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
 
-    def fetch(files: dict[str, bytes], verb: str = "inspect") -> tuple[set[str], subprocess.CompletedProcess]:
+    def fetch(
+        files: dict[str, bytes], verb: str = "inspect", *more: str
+    ) -> tuple[set[str], subprocess.CompletedProcess]:
         Hub.files, Hub.asked = files, set()
         environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | {
             "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
@@ -148,7 +150,7 @@ def hub(tmp_path):
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
-        done = subprocess.run([sys.executable, "-m", "rekindle", verb, "maker/small"], env=environment,
+        done = subprocess.run([sys.executable, "-m", "rekindle", verb, "maker/small", *more], env=environment,
                               capture_output=True, text=True, timeout=120, cwd=tmp_path)  # fmt: skip
         return set(Hub.asked), done
 
@@ -206,3 +208,12 @@ def test_an_adapter_on_the_hub_is_named(hub):
     assert done.returncode == 2
     assert "is an adapter (LORA)" in done.stderr
     assert "adapter_model.safetensors" not in asked
+
+
+@pytest.mark.slow
+def test_a_merge_fetches_an_adapters_weights(hub, tmp_path):
+    base = write_llama(tmp_path / "base")
+    files = {"adapter_config.json": b'{"peft_type": "LORA", "r": 1}', "adapter_model.safetensors": b"x", "run.pt": b""}
+    asked, done = hub(files, "merge", "out", "--base", str(base))
+    assert asked == {"adapter_config.json", "adapter_model.safetensors"}
+    assert "adapter_model.safetensors" in done.stderr

@@ -15,7 +15,7 @@ from typing import Any
 
 from rekindle.anatomy.families import FAMILIES
 from rekindle.anatomy.family import Family
-from rekindle.anatomy.nameless import Nameless, nameless
+from rekindle.anatomy.nameless import Adapter, Nameless, adapter, nameless
 from rekindle.anatomy.packing import Packed, on_disk, packs, stacks
 from rekindle.anatomy.settings import Role, Settings
 from rekindle.anatomy.tensor import OPAQUE, Placed, Tensor, opaque_name
@@ -24,6 +24,7 @@ from rekindle.errors import RekindleError
 __all__ = [
     "FAMILIES",
     "OPAQUE",
+    "Adapter",
     "Family",
     "Nameless",
     "Packed",
@@ -32,6 +33,7 @@ __all__ = [
     "Settings",
     "Tensor",
     "UnknownFamily",
+    "adapter",
     "family_named",
     "family_of",
     "nameless",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rekindle.anatomy.family import Family
@@ -39,6 +39,24 @@ class Nameless(Family):
 
     def table(self, settings: Settings, *, fused: bool = False) -> Iterator[tuple[Role, Placed]]:
         return iter(())
+
+
+@dataclass(frozen=True)
+class Adapter(Nameless):
+    """No model, but what is added to one: its tensors by their names alone."""
+
+    base: str | None = None  # what it says that it was trained on
+    path: str = ""
+
+    def refusing(self, verb: str) -> RekindleError:
+        what = f"{self.path} is an adapter for {self.base or 'a model it does not name'}, not a checkpoint."
+        return RekindleError(what, hint=f"rekindle merge {self.path} MERGED --base {self.base or 'SRC'}")
+
+
+def adapter(base: str | None, path: str) -> Adapter:
+    """For a folder of peft's; `base`: what it names."""
+    unnamed = nameless({"model_type": "adapter"}, RekindleError(f"{path} is an adapter."))
+    return Adapter(**{f.name: getattr(unnamed, f.name) for f in fields(Nameless)}, base=base, path=path)
 
 
 def nameless(config: Mapping[str, Any], unknown: RekindleError) -> Nameless:

@@ -8,14 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rekindle.anatomy import Adapter
 from rekindle.api.model import Model, combined
 from rekindle.api.options import takes
 from rekindle.api.source import Located, located
 from rekindle.config import Resolved, resolve
 from rekindle.edit import joint, open_checkpoint
+from rekindle.edit.lora import adapter_of
 from rekindle.errors import RekindleError
 from rekindle.methods import merge as merge_
-from rekindle.store.folder import open_folder
+from rekindle.store.adapter import is_adapter, open_adapter
+from rekindle.store.folder import ADAPTER, open_folder
+from rekindle.store.hub import locate
 
 BASE = "base"  # the key of what the others were trained from
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")  # a/b: b of what is called a
@@ -33,18 +37,44 @@ def merge(
 
         rekindle merge SRC SRC2 OUT --weights 0.3,0.7
     """
-    config = resolve(merge_.Config, options | ({"base": BASE} if base is not None else {}))
-    return merged(named(sources), base, config)
+    return merged(named(sources), base, resolve(merge_.Config, options))
 
 
 def merged(models: Mapping[str, Model], base: Source | None, config: Resolved[merge_.Config]) -> Model:
-    """`merge` of models that have names already, with a base that gets one."""
+    """`merge` of models that have names already; without a base, adapters among them are put on the one they name."""
+    origin = "flag"
+    if base is None and (base := _base_of(models)) is not None:
+        origin = ADAPTER
     if base is None:
         return combined("merge", models, config)
     if BASE in models:
         raise RekindleError(f"One of the sources is called {BASE}, and so is the base.", hint="another name")
     own = base if isinstance(base, Model) else _only(base)
-    return combined("merge", {**models, BASE: own}, replace(config, config=replace(config.config, base=BASE)))
+    config = Resolved(replace(config.config, base=BASE), config.origins | {"base": origin})
+    return combined("merge", {**models, BASE: own}, config)
+
+
+def _base_of(models: Mapping[str, Model]) -> str | None:
+    """The base that adapters say they were trained on; None where there are no adapters.
+
+    Raises RekindleError where they name none, several, or one that is not here.
+    """
+    adapters = [model.checkpoint.family for model in models.values()]
+    found = [family for family in adapters if isinstance(family, Adapter)]
+    if not found:
+        return None
+    names = list(dict.fromkeys(family.base for family in found))
+    if len(names) > 1:
+        listed = ", ".join(map(str, names))
+        raise RekindleError(f"These adapters name different bases: {listed}.", hint="--base SRC, one for all")
+    if names[0] is None:
+        raise found[0].refusing("merge")
+    try:
+        _only(names[0])
+    except RekindleError as error:
+        what = f"The adapter is for {names[0]}, and that is not here."
+        raise RekindleError(what, where=found[0].path, why=error.what, hint="--base SRC") from None
+    return names[0]
 
 
 def named(sources: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str, Model]:
@@ -92,4 +122,8 @@ def _only(source: str | Path) -> Model:
 
 
 def _opened(one: Located) -> Model:
-    return Model(one.given, open_checkpoint(open_folder(one.path, bare=True)))
+    path = one.path
+    if is_adapter(path):
+        path = path if one.archive else locate(one.given, adapter=True)
+        return Model(one.given, adapter_of(open_adapter(path)))
+    return Model(one.given, open_checkpoint(open_folder(path, bare=True)))

@@ -90,14 +90,15 @@ def combined(verb: str, models: Mapping[str, Model], options: Resolved[Any]) -> 
     sources = {joint(name, key): given for name, model in used.items() for key, given in model.given.items()}
     steps = [step.keyed(name) for name, model in used.items() for step in model.steps]
     child.noting(*_twice(models))
-    first = next(iter(used[_compared(child, {name: parents[name] for name in used})].given.values()))
+    same = _same(child, {name: parents[name] for name in used})
+    first = next(iter(used[same].given.values())) if same is not None else sources[next(iter(child.sources))]
     return Model(first, child, (*steps, Step(verb, options, of=tuple(used))), sources)
 
 
-def _compared(child: Checkpoint, parents: Mapping[str, Checkpoint]) -> str:
-    """Which parent verify compares the child with: the one that it is, where it is one, else the first."""
+def _same(child: Checkpoint, parents: Mapping[str, Checkpoint]) -> str | None:
+    """Which parent the child is, where it is one: what verify compares it with."""
     same = (name for name, p in parents.items() if all(x is p.tensors.get(role) for role, x in child.tensors.items()))
-    return next(same, next(iter(parents)))
+    return next(same, None)
 
 
 def _twice(models: Mapping[str, Model]) -> Iterator[str]:

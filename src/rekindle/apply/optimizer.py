@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rekindle.anatomy import on_disk, runtime_names
+from rekindle.anatomy import Adapter, on_disk, runtime_names
 from rekindle.anatomy.adam import MOMENTS
 from rekindle.apply.moments import moment_name, weight_of
 from rekindle.apply.state import read_state
@@ -83,7 +83,11 @@ class OptimizerStates:
 
 
 def states_of(sources: Mapping[str, Checkpoint], paths: Sequence[str]) -> OptimizerStates:
-    """One state for each source, in order; raises RekindleError where there are more or fewer, or one does not fit."""
+    """One state for each source, in order; raises RekindleError where there are more or fewer, or one does not fit.
+
+    An adapter has none: what it changes starts with empty moments.
+    """
+    sources = {key: source for key, source in sources.items() if not isinstance(source.family, Adapter)}
     if len(paths) != len(sources):
         what = f"{counted(len(sources), 'source')} and {counted(len(paths), 'optimizer state')}: each needs its own."
         raise RekindleError(what, hint="--optimizer-state A,B in the order of the sources; or none")

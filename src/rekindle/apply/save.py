@@ -28,11 +28,12 @@ from rekindle.edit.expressions import Expr
 from rekindle.edit.measure import Measurement, measurements
 from rekindle.edit.plan import Plan, plan
 from rekindle.errors import CheckFailed, RekindleError
+from rekindle.store.folder import ADAPTER
 from rekindle.store.passengers import travels
 from rekindle.store.stamps import Stamps, check_unchanged, stamp, stamps, stamps_in
 
 MOMENTS = "optimizer/optimizer"  # of the files that hold Adam's moments
-TABLES = {"config.json", STATE}  # what the plan goes by, beside headers and indices
+TABLES = {"config.json", ADAPTER, STATE}  # what the plan goes by, beside headers and indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,8 @@ class Job:
     def layout(self) -> str:
         """Names what is written, and how it lies on disc: the same whenever the same files would be written."""
         c = self.config
-        return f"{self.plan.digest()}/{c.max_shard_size}/{c.fused}/{c.checksum}/{list(self.moments)}"
+        files = "".join(f"/{name}={text}" for name, text in self.checkpoint.files.items())
+        return f"{self.plan.digest()}/{c.max_shard_size}/{c.fused}/{c.checksum}/{list(self.moments)}{files}"
 
     @cached_property
     def identity(self) -> Identity:
@@ -176,6 +178,8 @@ def write(
     digest = f"{job.layout}/{job.config}/{','.join((unpacked or {}).values())}/{_times(job, list(unpacked or {}))}"
     _clear(folder, finished(folder, digest) if resume else {})
     job.checkpoint.folder.carry(folder)
+    for name, text in job.checkpoint.files.items():
+        (folder / name).write_text(text, encoding="utf-8")
     known = _known(job, folder) | (measured_by_others(out, part) if part else {})
     found = settle(job.needed(part), workers=workers, known=known, calibrate=calibrate, progress=progress)
     write_found(folder, found)

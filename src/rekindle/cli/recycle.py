@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rekindle import api
-from rekindle.api.merging import merged, named
+from rekindle.api.merging import BASE, merged, named
 from rekindle.api.saving import check_apart, check_keeps_state, lost
 from rekindle.api.saving import recipe as recipe_of
 from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
@@ -50,6 +51,8 @@ def _verb(method: Method) -> click.Command:
         save = resolved(SaveConfig, given)
         if several:
             model = merged(named(sources), options.config.base, options)
+            options = model.steps[-1].options  # with the base that adapters name
+            options = replace(options, config=replace(options.config, base=model.given.get(BASE)))
         else:
             model = api.open(sources).then(method.verb, options, given.pop("tower", None))
         if print_config:

@@ -40,6 +40,7 @@ class Checkpoint:
     unused: list[str] = field(default_factory=list)  # tensors of the folder that the family does not read
     made_of: dict[str, Checkpoint] = field(default_factory=dict)  # by key what was opened, where this is not it
     findings: list[Measurement] = field(default_factory=list)  # what they find the user should know
+    files: dict[str, str] = field(default_factory=dict)  # name -> text, of files that travel along otherwise
 
     def __getitem__(self, layer: int) -> Block:
         return Block(self, layer)

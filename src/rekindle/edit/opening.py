@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,7 +156,7 @@ def _tied_as_stored(child: Checkpoint, names: Tensors) -> Checkpoint:
         head = None
     if head is not None and names[head].shape != names[embed].shape:
         raise _misshapen(head, names[head].shape, names[embed].shape)
-    tied = head is None or _same(names[head], names[embed])
+    tied = head is None or same_bytes(names[head], names[embed])
     if tied == settings.tie_word_embeddings:
         return child
     differs = f"{head} is stored and differs from {embed}: they are two matrices"
@@ -170,7 +170,7 @@ def _tied_as_stored(child: Checkpoint, names: Tensors) -> Checkpoint:
     return Checkpoint(family, family.settings(config), dict(config), {}, folder, [*child.notes, note])
 
 
-def _same(one: Stored | Held, other: Stored | Held) -> bool:
+def same_bytes(one: Stored | Held, other: Stored | Held) -> bool:
     """Whether two tensors hold the same bytes; reads them, up to the first difference."""
     if one.dtype != other.dtype:
         return False
@@ -265,15 +265,7 @@ def _by_known_names(child: Checkpoint, tensors: Tensors, known: set[str], proble
 
     A file may lack the base model's prefix, or use the names of memory; a wrapper may have put its own before all.
     """
-    family = child.family
-    aliases: dict[str, str] = {}
-    for name in known:
-        for disk, memory in (family.runtime or {}).items():
-            aliases[name.replace(disk, memory)] = name
-        aliases[name.removeprefix(family.prefix)] = name
-        if child.settings.output == "none":
-            aliases[family.prefix + name] = name
-    aliases |= {name: name for name in known}
+    family, aliases = child.family, other_names(child.family, child.settings, known)
     if found := unwrapped(tensors, aliases):
         without, part = found
         changed = sum(name != own for name, own in without.items())
@@ -298,6 +290,18 @@ def _by_known_names(child: Checkpoint, tensors: Tensors, known: set[str], proble
     return {own: tensors[name] for own, name in names.items()}
 
 
+def other_names(family: Family, settings: Settings, known: Iterable[str]) -> dict[str, str]:
+    """Every name that a tensor may have, in a file or in memory -> its name among those `known`."""
+    known, names = list(known), {}
+    for name in known:
+        for disk, memory in (family.runtime or {}).items():
+            names[name.replace(disk, memory)] = name
+        names[name.removeprefix(family.prefix)] = name
+        if settings.output == "none":
+            names[family.prefix + name] = name
+    return names | {name: name for name in known}
+
+
 def _unread(name: str, family: Family, settings: Settings, config: dict) -> bool:
     """Whether the library would read past this tensor."""
     if name.endswith(family.ignorable):
@@ -314,7 +318,7 @@ def _is_copy(name: str, child: Checkpoint) -> bool:
     of = (child.family.copies or {}).get(name)
     if of is None or of not in child.folder.tensors:
         return False
-    if _same(child.folder.tensors[name], child.folder.tensors[of]):
+    if same_bytes(child.folder.tensors[name], child.folder.tensors[of]):
         return True
     what = f"{name} differs from {of}: a {child.family.model_type} with two matrices there is not known."
     raise RekindleError(what, where=child.folder.path, why="transformers would keep the two apart")

@@ -10,7 +10,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rekindle.anatomy import Nameless
+from rekindle.anatomy import Adapter, Nameless
 from rekindle.errors import RekindleError, nearest
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Method(NamedTuple):
 
         Raises RekindleError where it does not fit, or no tower is named.
         """
-        if self.takes == "tower" and isinstance(parent.family, Nameless):
+        if isinstance(parent.family, Adapter) or (self.takes == "tower" and isinstance(parent.family, Nameless)):
             raise parent.family.refusing(self.verb)
         if self.takes != "tower" or not parent.family.towers:
             if tower:

@@ -3,7 +3,8 @@
 How is a file of its own in `merging`: linear, slerp, karcher; over a base they share, task (vectors), ties, dare,
 breadcrumbs, stock; over a run's saved checkpoints, oldest first, mean, ema, wsm. The sources must be models of one
 family with the same settings, or of a class that no table knows with the same tensors. Config, tokenizer and all
-other files are the base's, where there is one, else the first source's.
+other files are the base's, where there is one, else the first source's. A LoRA adapter is its base with it in the
+weights, see `edit.adapted`; where tokenizers differ `vocab` says what to do, see `edit.vocabulary`.
 
 Preserves the function exactly where the weights are 1 and 0: then a source's bytes are copied. Equal sources come back
 bit for bit in linear with a sum of 1, mean, ema, wsm, slerp, karcher, and ties at density 1. All else is lossy.
@@ -28,11 +29,13 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Literal
 
-from rekindle.anatomy import Role, opaque_name
+from rekindle.anatomy import Adapter, Role, opaque_name
 from rekindle.config import option
 from rekindle.edit import Checkpoint, Expr, Promise, exact, lossy, united
+from rekindle.edit.adapted import adapted
 from rekindle.edit.arithmetic import is_computable
 from rekindle.edit.combine import ONE
+from rekindle.edit.vocabulary import of_one_vocabulary
 from rekindle.errors import RekindleError, counted, nearest, together
 from rekindle.methods.merging import series
 from rekindle.methods.merging.alike import check_alike, notes
@@ -73,7 +76,7 @@ class Config:
     by_role: dict[str, tuple[str, ...]] | None = option(
         None, help="weights of roles, such as {ffn: [1, 0], attn.q: [0.5, 0.5]}; of slerp t, [0.3]"
     )
-    base: str | None = option(None, help="the model that the sources were trained from")
+    base: str | None = option(None, help="the model that the sources were trained from, and adapters are put on")
     normalize: bool = option(False, help="divide the weights by their sum")
     any_sum: bool = option(False, help="linear: weights need not sum to 1")
     t: str = option("0.5", help="slerp: how far from the first to the second, 0 to 1; 0:1 from layer to layer")
@@ -83,19 +86,32 @@ class Config:
     seed: int = option(0, help="dare: random seed of what is dropped")
     decay: float = option(0.9, help="ema: share of the average that stays at each checkpoint")
     shape: Literal["linear", "cosine", "1-sqrt"] = option("1-sqrt", help="wsm: how the learning rate would decay")
+    vocab: Literal["same", "base", "union"] = option(
+        "same", help="tokens: the same in all; those of the base, or the first; or those of all"
+    )
     last: int | None = option(None, help="mean, ema, wsm: only the last so many checkpoints")
 
 
 def merge(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
-    """`parents` by name, in their order; the base is the one that `config.base` names."""
-    base = _base(parents, config)
+    """`parents` by name, in their order; the base is the one that `config.base` names, and below all adapters."""
+    adapters = any(isinstance(model.family, Adapter) for model in parents.values())
+    base = _base(parents := adapted(parents, config.base), config)
     models = {name: model for name, model in parents.items() if model is not base}
-    _check(config, len(models), base)
+    _check(config, len(models), base, adapters)
     models = dict(list(models.items())[-(config.last or 0) :])
     used = {name: model for name, model in parents.items() if model is base or name in models}
-    check_alike(used)
     first = base or next(iter(models.values()))
     weights_of, combine = _weights(config, len(models), first), _way(config.how)
+
+    def shares(role: Role) -> dict[str, float]:
+        """The weight of each model in a tensor; of slerp both."""
+        at = [course.at(role, first.settings) for course in weights_of(role)]
+        return dict(zip(models, [1 - at[0], *at] if config.how == "slerp" else at, strict=True))
+
+    used = of_one_vocabulary(used, next(name for name in used if used[name] is first), config.vocab, shares)
+    check_alike(used)
+    base, merged = _base(used, config), [used[name] for name in models]
+    first = base or merged[0]
     child = united(list(used.values()), first)
     for role, x in first.tensors.items():
         if not is_computable(x):
@@ -103,7 +119,9 @@ def merge(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
             continue
         weights = _summed([course.at(role, first.settings) for course in weights_of(role)], config, role)
         own = base.tensors[role] if base else None
-        child.tensors[role] = combine([m.tensors[role] for m in models.values()], weights, own, config, str(role))
+        xs = [model.tensors[role] for model in merged]
+        same = _are_one(xs if own is None else [*xs, own]) and _keeps_equals(config.how, weights)
+        child.tensors[role] = xs[0] if same else combine(xs, weights, own, config, str(role))
     return child.noting(*notes(used, first)).promising(_promise(child, used.values(), config.how))
 
 
@@ -111,6 +129,16 @@ def _base(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint | Non
     if config.base is not None and config.base not in parents:
         raise RekindleError(f"No source is called {config.base}, the base.", hint=", ".join(parents))
     return parents[config.base] if config.base is not None else None
+
+
+def _are_one(xs: Sequence[Expr]) -> bool:
+    """Whether these are the very same: what no adapter over one base has touched."""
+    return all(x is xs[0] for x in xs)
+
+
+def _keeps_equals(how: str, weights: Sequence[float]) -> bool:
+    """Whether tensors that are all equal come back."""
+    return how in (*OVER_BASE, "slerp") or abs(sum(weights) - 1) <= ONE
 
 
 def _way(how: str) -> Callable[[Sequence[Expr], Sequence[float], Expr | None, Config, str], Expr]:
@@ -198,14 +226,15 @@ def _summed(weights: Sequence[float], config: Config, role: Role) -> Sequence[fl
 # -- refusals --------------------------------------------------------------------------------------------------
 
 
-def _check(config: Config, count: int, base: Checkpoint | None) -> None:
-    problems = [*_without_effect(config), *_out_of_range(config)]
+def _check(config: Config, count: int, base: Checkpoint | None, adapters: bool) -> None:
+    problems = [*_without_effect(config, ("how", "vocab", *(["base"] if adapters else []))), *_out_of_range(config)]
     if config.how in OVER_BASE and base is None:
         why = "it adds to a base what its sources have learnt since"
         problems.append(
             RekindleError(f"--how {config.how} needs the model they were trained from.", why=why, hint="--base SRC")
         )
-    least = 1 if config.how in OVER_BASE and config.how != "stock" else 2
+    alone = adapters and config.how == "linear"  # the base with one adapter in it
+    least = 1 if alone or (config.how in OVER_BASE and config.how != "stock") else 2
     if config.how == "slerp" and count != 2:
         problems.append(RekindleError(f"SLERP is between two models, not {count}.", hint="--how karcher of any number"))
     elif count < (config.last or 0):
@@ -218,10 +247,10 @@ def _check(config: Config, count: int, base: Checkpoint | None) -> None:
         raise together(problems)
 
 
-def _without_effect(config: Config) -> Iterator[RekindleError]:
-    """Options that this way does not read: they would be ignored."""
+def _without_effect(config: Config, read: Sequence[str]) -> Iterator[RekindleError]:
+    """Options that this way does not read: they would be ignored. `read`: those that any way reads."""
     for f in fields(config):
-        if f.name != "how" and f.name not in WAYS[config.how][1] and getattr(config, f.name) != f.default:
+        if f.name not in read and f.name not in WAYS[config.how][1] and getattr(config, f.name) != f.default:
             flag, readers = (
                 f"--{f.name.strip('_').replace('_', '-')}",
                 [how for how, (_, reads) in WAYS.items() if f.name in reads],

@@ -90,7 +90,7 @@ def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
         return _only_config(path, path / "config.json")
     if weights is None:
         raise RekindleError(f"{path} has no weights.", where=f"{SINGLE}, {INDEX} or {PICKLE} in {path}")
-    mark = _fingerprint(config, weights.tensors)
+    mark = fingerprint(config, weights.tensors)
     return Folder(path, config, weights.tensors, mark, weights.notes, native=weights.native, seen=seen)
 
 
@@ -100,15 +100,15 @@ def _refuse_adapter(path: Path) -> None:
         return
     described = read_json(path / ADAPTER, missing="")
     kind, base = described.get("peft_type") or "PEFT", described.get("base_model_name_or_path")
-    merge = "peft's merge_and_unload(), then save_pretrained(MERGED), and MERGED here"
-    if not (path / "config.json").exists():
+    if choice((file.name for file in path.iterdir()), {}) is None:
         what = f"{path} is an adapter ({kind}) for {base or 'a model it does not name'}, not a checkpoint."
-        raise RekindleError(what, where=path / ADAPTER, hint=merge)
+        raise RekindleError(what, where=path / ADAPTER, hint=f"rekindle merge {path} MERGED --base {base or 'SRC'}")
     raise RekindleError(
         f"Beside the weights lies an adapter ({kind}).",
         where=path / ADAPTER,
         why="transformers loads the model with it, wherever peft is installed; without it this is another model",
-        hint=f"{merge}; or move {ADAPTER} away to leave the adapter out",
+        hint="peft's merge_and_unload(), then save_pretrained(MERGED), and MERGED here; "
+        f"or move {ADAPTER} away to leave the adapter out",
     )
 
 
@@ -122,10 +122,11 @@ def _no_checkpoint(path: Path) -> RekindleError:
 def _only_config(path: Path, file: Path) -> Folder:
     config = read_json(file, missing="")
     note = "this is only a config.json: a plan can be priced, and nothing can be written"
-    return Folder(path, config, {}, _fingerprint(config, {}), (note,), bare=True)
+    return Folder(path, config, {}, fingerprint(config, {}), (note,), bare=True)
 
 
-def _fingerprint(config: dict[str, Any], tensors: Tensors) -> str:
+def fingerprint(config: dict[str, Any], tensors: Tensors) -> str:
+    """Names a config and the layout of the tensors beside it."""
     layout = "".join(f"{name} {t.dtype} {t.shape};" for name, t in tensors.items())
     return hashlib.sha256(f"{json.dumps(config, sort_keys=True)}{layout}".encode()).hexdigest()[:16]
 

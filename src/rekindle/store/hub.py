@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rekindle.errors import RekindleError, first_line
+from rekindle.store.adapter import WEIGHTS
 from rekindle.store.index import read_json, shard_names
 from rekindle.store.passengers import chosen, folders, named, parsed_below, travels
 from rekindle.store.weights import INDEX, PICKLE_INDEX, SHARD, choice
@@ -15,8 +16,11 @@ from rekindle.store.weights import INDEX, PICKLE_INDEX, SHARD, choice
 FIRST = {"config.json", "README.md", "rekindle.json", "adapter_config.json", INDEX, PICKLE_INDEX}
 
 
-def locate(source: str | Path) -> Path:
-    """The local folder of `source`: a path, `org/model`, `org/model@revision` or `hf://org/model`."""
+def locate(source: str | Path, *, adapter: bool = False) -> Path:
+    """The local folder of `source`: a path, `org/model`, `org/model@revision` or `hf://org/model`.
+
+    `adapter`: of one of peft's the weights are wanted too.
+    """
     text = str(source)
     remote = text.removeprefix("hf://")
     if text == remote and os.path.exists(text):
@@ -24,10 +28,10 @@ def locate(source: str | Path) -> Path:
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", remote)
     if not match or text.startswith((".", "/", "~")):
         return Path(text).expanduser()
-    return _download(match[1], match[2])
+    return _download(match[1], match[2], {*WEIGHTS} if adapter else set())
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, wanted: set[str]) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -42,7 +46,7 @@ def _download(repo: str, revision: str | None) -> Path:
             raise
         except Exception:  # no network, or told not to use it, by whatever client: what was fetched before is there
             return snapshot(FIRST)
-        first = [name for name in names if name in FIRST or (_is_top(name) and travels(name))]
+        first = [name for name in names if name in FIRST | wanted or (_is_top(name) and travels(name))]
         folder = snapshot(first)
         return snapshot([*first, *_behind(folder, names)])
     except LocalEntryNotFoundError:

@@ -52,7 +52,7 @@ def _differences(first: Checkpoint, other: Checkpoint) -> Iterator[RekindleError
         return
     settings = [problem for tower, a, b in _settings(first, other) for problem in _unlike(tower, a, b)]
     if settings:
-        yield RekindleError(f"These models differ: {'; '.join(settings)}.", where=where, hint=_hint(settings))
+        yield RekindleError(f"These models differ: {'; '.join(settings)}.", where=where)
         return
     if missing := sorted(map(str, first.tensors.keys() ^ other.tensors.keys())):
         yield RekindleError(f"Only one of these models has {_some(missing)}.", where=where)
@@ -93,10 +93,6 @@ def _unlike(tower: str, a: Settings, b: Settings) -> Iterator[str]:
 
 def _short(value: object) -> object:
     return f"{str(value)[:37]}..." if len(str(value)) > 40 else value
-
-
-def _hint(settings: list[str]) -> str | None:
-    return "--vocab union, where tokens can be matched" if any("vocab_size" in text for text in settings) else None
 
 
 def _some(words: list[str]) -> str:

@@ -15,6 +15,7 @@ from rekindle.edit.arithmetic import Computed, Fill, computable
 from rekindle.edit.expressions import Expr, Moments, Reader
 from rekindle.edit.measure import Found, Number, array, number
 from rekindle.edit.noise import uniform_block
+from rekindle.store.window import loops
 
 ONE = 1e-6  # weights whose sum is no farther from 1 sum to 1
 
@@ -45,9 +46,8 @@ class Linear(Computed):
         affine = abs(sum(by) - 1) <= ONE
         total = first.copy() if affine else first * first.dtype.type(by[0])
         for x, a in zip(self.xs[1:], by[1:], strict=True):
-            part = x.values(lo, hi, reader)
-            part = part - first if affine else part
-            total += part * part.dtype.type(a)
+            block, dtype = stored_or_floats(x, lo, hi, reader)
+            loops().add(total, block, dtype, a, first if affine else None)
         return total
 
     def moment(self, order: int, of: Moments) -> Expr:
@@ -84,8 +84,7 @@ class Kept(Computed):
 
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         x, base = self.x.values(lo, hi, reader), self.base.values(lo, hi, reader)
-        size = np.abs(x - base)
-        return np.where((size >= number(self.lo)) & (size <= number(self.hi)), x, base)
+        return loops().kept(x, base, number(self.lo), number(self.hi))
 
     def transposed(self) -> Expr:
         return Kept(self.x.transposed(), self.base.transposed(), self.lo, self.hi)
@@ -106,8 +105,8 @@ class Dropped(Computed):
 
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         x, base, width = self.x.values(lo, hi, reader), self.base.values(lo, hi, reader), self.row_size
-        kept = uniform_block(self.seed, self.key, lo * width, hi * width).reshape(x.shape) < self.density
-        return np.where(kept, base + (x - base) / x.dtype.type(self.density), base)
+        draws = uniform_block(self.seed, self.key, lo * width, hi * width).reshape(x.shape)
+        return loops().dropped(draws, x, base, self.density)
 
 
 class Elected(Computed):
@@ -130,18 +129,7 @@ class Elected(Computed):
 
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         base = self.base.values(lo, hi, reader)
-        xs = [x.values(lo, hi, reader) for x in self.xs]
-        mass = sum((x - base) * base.dtype.type(a) for x, a in zip(xs, self.by, strict=True))
-        side = np.sign(mass)
-        mean, weight = base, np.zeros_like(base)
-        for x, a in zip(xs, self.by, strict=True):  # the mean of those so far moves a / weight of the way to the next
-            chosen = (np.sign((x - base) * base.dtype.type(a)) == side) & (side != 0)
-            weight = np.where(chosen, weight + base.dtype.type(abs(a)), weight)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                share = base.dtype.type(abs(a)) / weight
-                moved = np.where(share == 1, x, mean + (x - mean) * share)
-            mean = np.where(chosen, moved, mean)
-        return mean
+        return loops().elected([x.values(lo, hi, reader) for x in self.xs], self.by, base)
 
     def transposed(self) -> Expr:
         return Elected([x.transposed() for x in self.xs], self.base.transposed(), self.by)
@@ -152,3 +140,11 @@ def alike(xs: Sequence[Expr]) -> None:
     for x in xs:
         computable(x)
     assert len({(x.dtype, x.shape) for x in xs}) == 1, [(x.dtype, x.shape) for x in xs]
+
+
+def stored_or_floats(x: Expr, lo: int, hi: int, reader: Reader) -> tuple[NDArray, str]:
+    """Rows of a tensor to calculate with and their dtype: as they are stored, or floats that were not rounded."""
+    if isinstance(x, Computed):
+        floats = x.values(lo, hi, reader)
+        return floats, "F64" if floats.dtype == np.float64 else "F32"
+    return x.raw(lo, hi, reader), x.dtype

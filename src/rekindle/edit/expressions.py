@@ -103,6 +103,10 @@ class Expr:
         """Blocks in memory at once while a block of this is made: an upper bound."""
         return self.live + max((child.memory() for child in self.children()), default=0)
 
+    def streams(self) -> bool:
+        """Whether a few rows cost no more than their share, so that they may be made a few at a time."""
+        return all(child.streams() for child in self.children())
+
     def leaves(self) -> Iterator[Leaf]:
         for child in self.children():
             yield from child.leaves()
@@ -271,6 +275,9 @@ class Transposed(Expr):
             out[:, at : at + len(block)] = block.T
         assert out is not None
         return out
+
+    def streams(self) -> bool:
+        return False  # each block goes through all of x
 
     def moment(self, order: int, of: Moments) -> Expr:
         return self.x.moment(order, of).transposed()

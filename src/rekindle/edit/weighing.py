@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from rekindle.edit.expressions import Expr, Reader
 from rekindle.edit.measure import STEP, Activations, Measurement
 from rekindle.errors import RekindleError
+from rekindle.store.window import loops
 
-HALF = 1 << 16  # of a float's 32 bits the upper and the lower 16 are counted apart
+HALF = 1 << 16  # of a size's 32 bits, whose order is that of the sizes, the upper and the lower 16 are counted apart
 
 
 class Products(Measurement):
@@ -38,12 +39,11 @@ class Products(Measurement):
     def find(self, reader: Reader, activations: Activations | None) -> dict[str, NDArray]:
         xs, rows, width = self.of, self.of[0].num_rows, max(1, self.of[0].row_size)
         count = len(xs) - self.differences
-        total, step = np.zeros((count, count)), max(1, STEP // 8 // (width * len(xs)))
+        total, step = np.zeros((count, count)), max(1, STEP // 2 // (width * len(xs)))
         for lo in range(0, rows, step):
             hi = min(lo + step, rows)
-            block = np.stack([x.values(lo, hi, reader).reshape(-1).astype(np.float64) for x in xs])
-            block = block[:-1] - block[-1] if self.differences else block
-            total += block @ block.T
+            blocks = [x.values(lo, hi, reader) for x in xs]
+            total += loops().products(blocks[:count], blocks[-1] if self.differences else None)
         _check_finite(total, self.of[0])
         return {"weights": self.weights(total)}
 
@@ -69,16 +69,16 @@ class Sizes(Measurement):
 
     def find(self, reader: Reader, activations: Activations | None) -> dict[str, NDArray]:
         upper = np.zeros(HALF, np.int64)
-        for bits in self._bits(reader):
-            upper += np.bincount(bits >> 16, minlength=HALF)
+        for x, base in self._blocks(reader):
+            loops().sizes(x, base, upper)
         above = np.cumsum(upper[::-1])[::-1]  # entries whose upper half is this or more
         bins = {key: int(np.flatnonzero(above > rank)[-1]) for key, rank in self.ranks.items()}
         if above[0] and upper[0x7F80:].any():
             raise _not_finite(self.of[0])
         lower = {key: np.zeros(HALF, np.int64) for key in bins}
-        for bits in self._bits(reader):
+        for x, base in self._blocks(reader):
             for key, which in bins.items():
-                lower[key] += np.bincount(bits[bits >> 16 == which] & 0xFFFF, minlength=HALF)
+                loops().sizes(x, base, lower[key], which)
         found = {}
         for key, rank in self.ranks.items():
             left = rank - (int(above[bins[key] + 1]) if bins[key] + 1 < HALF else 0)
@@ -87,14 +87,12 @@ class Sizes(Measurement):
             found[key] = np.asarray(exact, np.uint32).view(np.float32)
         return found
 
-    def _bits(self, reader: Reader) -> Iterator[NDArray[np.uint32]]:
-        """The sizes of all entries, a block at a time, as the bits of float32: in their order."""
+    def _blocks(self, reader: Reader) -> Iterator[tuple[NDArray, NDArray]]:
         x, base = self.of
-        step = max(1, STEP // max(1, x.row_size))
+        step = max(1, STEP // 4 // max(1, x.row_size))  # both fit the cache
         for lo in range(0, x.num_rows, step):
             hi = min(lo + step, x.num_rows)
-            size = np.abs(x.values(lo, hi, reader) - base.values(lo, hi, reader)).astype(np.float32, copy=False)
-            yield size.reshape(-1).view(np.uint32)
+            yield x.values(lo, hi, reader), base.values(lo, hi, reader)
 
 
 def _check_finite(total: NDArray, x: Expr) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,9 +37,7 @@ FROM_TORCH = {torch: ours for ours, torch in TORCH.items()}
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor on disk; raises ValueError where a sub-byte dtype does not fill whole bytes."""
-    bits = BITS[dtype]
-    for n in shape:
-        bits *= n
+    bits = BITS[dtype] * prod(shape)
     if bits % 8:
         raise ValueError("its bits do not fill whole bytes")
     return bits // 8

@@ -20,12 +20,12 @@ LLAMA_2GB = {
 }  # fmt: skip
 
 
-def make(folder: Path, shards: int = 4, layers: int = 16) -> Path:
-    """A bf16 llama of 2.0 GB, or with more layers more, in `shards` files; kept for the next run."""
+def make(folder: Path, shards: int = 4, layers: int = 16, **sizes: int) -> Path:
+    """A bf16 llama of 2.0 GB, or with more layers or other sizes another, in `shards` files; kept for the next run."""
     if (folder / "config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    family, config = FAMILIES["llama"], LLAMA_2GB | {"num_hidden_layers": layers}
+    family, config = FAMILIES["llama"], LLAMA_2GB | {"num_hidden_layers": layers} | sizes
     table = [(name, shape) for _, (name, shape, _) in family.table(family.settings(config))]
     rng = np.random.default_rng(0)
     # one block of noise, rolled: random enough for bytes to be moved, and made at memory speed

@@ -14,7 +14,6 @@ from rekindle.config import Resolved, resolve
 from rekindle.edit import joint, open_checkpoint
 from rekindle.errors import RekindleError
 from rekindle.methods import merge as merge_
-from rekindle.store.folder import open_folder
 
 BASE = "base"  # the key of what the others were trained from
 NAME = re.compile(r"[\w.-]+")
@@ -89,4 +88,4 @@ def _only(source: str | Path) -> Model:
 
 
 def _opened(one: Located) -> Model:
-    return Model(one.given, open_checkpoint(open_folder(one.path, bare=True)))
+    return Model(one.given, open_checkpoint(one.folder()))

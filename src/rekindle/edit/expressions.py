@@ -165,6 +165,9 @@ class Leaf(Expr):
         data = reader.read(self.stored.path, self.stored.offset + lo * size, (hi - lo) * size)
         return np.frombuffer(data, RAW[self.dtype]).reshape(hi - lo, self.row_size)
 
+    def streams(self) -> bool:
+        return not isinstance(self.stored, Held) or not self.stored.mark  # an archive is decoded by the block
+
     def moment(self, order: int, of: Moments) -> Expr:
         return of(self, order)
 

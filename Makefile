@@ -54,7 +54,7 @@ browser:
 		     { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; }; } \
 		|| echo "no chromium: the browser tests will be skipped"
 
-.venv/.ready: pyproject.toml constraints.txt hatch_build.py src/rekindle/codec/inner.c
+.venv/.ready: pyproject.toml constraints.txt hatch_build.py src/rekindle/codec/inner.c src/rekindle/store/window.c
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt pip

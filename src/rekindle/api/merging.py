@@ -18,7 +18,7 @@ from rekindle.edit.lora import adapter_of
 from rekindle.errors import RekindleError
 from rekindle.methods import merge as merge_
 from rekindle.store.adapter import is_adapter, open_adapter
-from rekindle.store.folder import ADAPTER, open_folder
+from rekindle.store.folder import ADAPTER
 from rekindle.store.hub import locate
 
 BASE = "base"  # the key of what the others were trained from
@@ -122,8 +122,9 @@ def _only(source: str | Path) -> Model:
 
 
 def _opened(one: Located) -> Model:
-    path = one.path
-    if is_adapter(path):
-        path = path if one.archive else locate(one.given, adapter=True)
-        return Model(one.given, adapter_of(open_adapter(path)))
-    return Model(one.given, open_checkpoint(open_folder(path, bare=True)))
+    if one.archive is None and is_adapter(one.path):
+        return Model(one.given, adapter_of(open_adapter(locate(one.given, adapter=True))))
+    folder = one.folder()
+    if one.archive is not None and is_adapter(folder.path):
+        return Model(one.given, adapter_of(open_adapter(folder.path)))
+    return Model(one.given, open_checkpoint(folder))

@@ -1,7 +1,8 @@
 """What a SRC names: a folder, a name on the hub, a step of an archive, or a series of them. The one grammar of it all.
 
     runs/base  org/model[@revision]  hf://org/model      one checkpoint
-    run.rk@1000                                          one step of an archive, unpacked for as long as it is needed
+    run.rk@1000                                          one step of an archive, unpacked for as long as it is needed;
+                                                         what `merge` reads of it stays packed
     run.rk@1000:5000  run.rk@1000:  run.rk@:5000         its steps from the one to the other, both included
     run.rk@*                                             all of its steps
     run/checkpoint-*                                     what matches, as a shell would find it
@@ -23,13 +24,17 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rekindle.api.series import WEIGHTS, number_in, step_of, within
 from rekindle.errors import RekindleError, counted
+from rekindle.store.folder import Folder, open_folder
 from rekindle.store.hub import locate
 from rekindle.store.reading import unreadable
 from rekindle.store.stamps import Stamp, stamp
+
+if TYPE_CHECKING:
+    from rekindle.codec.archive import Archive
 
 READ = ("data", "scores", "tokenizer", "optimizer_state", "measurements")  # options that name files to read
 
@@ -56,6 +61,13 @@ class Located:
         if self.archive is None or self.step is None:
             return locate(self.given)
         return _unpacked(str(self.archive.resolve()), self.step, stamp(self.archive))
+
+    def folder(self) -> Folder:
+        """It opened, a config alone too; of a step of an archive the tensors stay in there, and are read out of it."""
+        if self.archive is None or self.step is None:
+            return open_folder(self.path, bare=True)
+        opened = _opened(str(self.archive.resolve()), self.step, stamp(self.archive))
+        return opened or open_folder(self.path, bare=True)
 
 
 def local(source: str | Path) -> Path:
@@ -249,6 +261,27 @@ def _refuse_archive(path: Path) -> None:
             steps = found.names
         what = f"{path} is an archive of {counted(len(steps), 'step')}, not a checkpoint."
         raise RekindleError(what, hint=f"{path}@{steps[-1]}, its last; rekindle archive ls {path}" if steps else None)
+
+
+@cache
+def _archive(path: str, state: Stamp | None) -> Archive:
+    """An archive that several steps are read out of: each starts from what was decoded for the one before."""
+    from rekindle.codec.archive import Archive
+
+    return Archive(Path(path))
+
+
+@cache
+def _opened(archive: str, step: int, state: Stamp | None) -> Folder | None:
+    from rekindle.codec.straight import open_step
+
+    base = Path(tempfile.mkdtemp(prefix="rekindle-"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    found = _archive(archive, state)[step]
+    folder = open_step(found, base / f"step-{step}")
+    if folder is not None:
+        _DIGESTS[folder.path] = found.entry.digest
+    return folder
 
 
 @cache

@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Event, Lock
 
 from rekindle.apply.shards import Shard
+from rekindle.apply.threads import keep_freed
 from rekindle.apply.write import ShardWriter, Written
 from rekindle.errors import RekindleError
 from rekindle.store.files import Files
@@ -39,6 +40,7 @@ def write_shards(
         progress(written.bytes)
     todo = [shard for shard in shards if shard.file not in done]
     _reserve(todo, folder)
+    keep_freed()
     workers, stop, turn = max(1, workers), Event(), Lock()
     waiting, begun = iter(todo), list[ShardWriter]()
 

@@ -45,12 +45,15 @@ def _samples(leaves: Sequence[Leaf], files: Files) -> Iterator[bytes]:
     """Bytes of each tensor at places spread over it; all of a small one."""
     most = max(1, min(MOST, PLACES // max(1, len(leaves))))
     for leaf in leaves:
+        if isinstance(leaf.stored, Held) and leaf.stored.mark:
+            yield leaf.stored.mark.encode()
+            continue
         count = min(most, -(-leaf.nbytes // SAMPLE))
         for i in range(count):
             at = (leaf.nbytes - min(SAMPLE, leaf.nbytes)) * (2 * i + 1) // (2 * count)
             nbytes = min(SAMPLE, leaf.nbytes - at)
             if isinstance(leaf.stored, Held):
-                yield leaf.stored.array.reshape(-1).view(np.uint8)[at : at + nbytes].tobytes()
+                yield np.asarray(leaf.stored.array).reshape(-1).view(np.uint8)[at : at + nbytes].tobytes()
             else:
                 yield files.read(leaf.stored.path, leaf.stored.offset + at, nbytes)
 

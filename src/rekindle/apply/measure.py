@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.apply.threads import one_for_each_worker
+from rekindle.apply.threads import keep_freed, one_for_each_worker
 from rekindle.edit.measure import Activations, Measurement, measurements
 from rekindle.errors import RekindleError
 from rekindle.store.files import Files
@@ -42,6 +42,7 @@ def settle(
         alike.setdefault(measurement.name, []).append(measurement)
     found: Found = {}
     texts: dict[tuple[str, str], Activations] = {}
+    keep_freed()
     with Files() as files, ThreadPoolExecutor(workers) as pool:
 
         def look(measurement: Measurement) -> Mapping[str, NDArray]:

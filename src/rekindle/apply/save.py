@@ -21,7 +21,7 @@ from rekindle.apply.optimizer import recycle, states_of
 from rekindle.apply.parts import Identity, Part, Record, owners
 from rekindle.apply.shards import Shard, cut, write_index
 from rekindle.apply.threads import cores, one_for_each_worker
-from rekindle.apply.write import WINDOW, Written
+from rekindle.apply.write import LARGE, Written
 from rekindle.config import Size, option
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
@@ -126,7 +126,7 @@ class Job:
         return nbytes_read(self.measurements)
 
     def memory(self, workers: int) -> int:
-        return self.plan.memory(workers, WINDOW)
+        return self.plan.memory(workers, LARGE)
 
 
 def prepare(checkpoint: Checkpoint, config: SaveConfig) -> Job:

@@ -33,11 +33,12 @@ def cut(tensors: Mapping[str, Expr], max_bytes: int, stem: str = "model") -> lis
     groups: list[dict[str, Expr]] = [{}]
     size = 0
     for name, expr in tensors.items():
-        if groups[-1] and size + expr.nbytes > max_bytes:
+        nbytes = expr.nbytes
+        if groups[-1] and size + nbytes > max_bytes:
             groups.append({})
             size = 0
         groups[-1][name] = expr
-        size += expr.nbytes
+        size += nbytes
     if len(groups) == 1:
         return [Shard(f"{stem}.safetensors", groups[0])]
     n = len(groups)

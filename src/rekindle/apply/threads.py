@@ -28,6 +28,16 @@ def workers_of(workers: int | None) -> int:
     return cores() if workers is None else check_workers(workers)
 
 
+def keep_freed() -> None:
+    """Have glibc keep memory that is freed: windows come and go, and their pages anew would take longer than the sums.
+
+    It keeps as much as the largest block that it has given back so far, up to 32 MB of each worker's.
+    """
+    import numpy as np
+
+    np.empty(31 << 20, np.uint8)  # its pages are never touched
+
+
 @contextmanager
 def one_for_each_worker() -> Iterator[None]:
     """Keep numpy's BLAS to one thread: our workers fill the cores, and threads of theirs would wait for one another."""

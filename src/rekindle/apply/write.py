@@ -24,7 +24,8 @@ from rekindle.store.dtypes import BITS, count_not_finite
 from rekindle.store.files import Files, begin_writeback
 from rekindle.store.header import PAGE
 
-WINDOW = 1 << 21  # bytes of output made at once by one worker: fits the cache, and memory stays small
+WINDOW = 1 << 19  # bytes of output made at once by one worker: fits its own cache with what it is made of
+LARGE = 1 << 21  # the same where a window costs more than its rows, such as a pass over a matrix that is turned
 STRETCH = 1 << 24  # bytes that one worker writes before it takes up the next; then the disc is set to work
 
 
@@ -175,7 +176,8 @@ def _write_tensor(expr: Expr, out: int, at: int, files: Files) -> Iterator[int]:
             at += span.nbytes
             yield 0
         return
-    rows = max(1, WINDOW * 8 // max(1, expr.row_size * BITS[expr.dtype]))
+    window = WINDOW if expr.streams() else LARGE
+    rows = max(1, window * 8 // max(1, expr.row_size * BITS[expr.dtype]))
     for lo in range(0, expr.num_rows, rows):
         block = np.ascontiguousarray(expr.raw(lo, min(lo + rows, expr.num_rows), files))
         _write_all(out, block.view(np.uint8).reshape(-1).data if block.size else b"", at)

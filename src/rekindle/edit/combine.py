@@ -16,6 +16,7 @@ from rekindle.edit.arithmetic import Computed, Fill, computable
 from rekindle.edit.expressions import Expr, Moments, Reader
 from rekindle.edit.measure import Found, Number, array, number
 from rekindle.edit.noise import uniform_block
+from rekindle.store.window import loops
 
 ONE = 1e-6  # weights that are given and whose sum is no farther from 1 sum to 1
 CALCULATED = 1e-9  # the same of weights that are measured
@@ -45,15 +46,10 @@ class Linear(Computed):
         by, near = (array(self.by).tolist(), CALCULATED) if isinstance(self.by, Found) else (self.by, ONE)
         first = self.xs[0].values(lo, hi, reader)
         affine = abs(sum(by) - 1) <= near
-        with unsaid():
-            total = first.copy() if affine else first * first.dtype.type(by[0])
-            for x, a in zip(self.xs[1:], by[1:], strict=True):
-                part = x.values(lo, hi, reader)
-                if affine:
-                    part = first - part if a >= 0 else part - first
-                    total -= part * part.dtype.type(abs(a))
-                else:
-                    total += part * part.dtype.type(a)
+        total = first.copy() if affine else first * first.dtype.type(by[0])
+        for x, a in zip(self.xs[1:], by[1:], strict=True):
+            block, dtype = stored_or_floats(x, lo, hi, reader)
+            loops().add(total, block, dtype, a, first if affine else None)
         return total
 
     def moment(self, order: int, of: Moments) -> Expr:
@@ -93,9 +89,7 @@ class Kept(Computed):
 
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         x, base = self.x.values(lo, hi, reader), self.base.values(lo, hi, reader)
-        with unsaid():
-            size = np.abs(x - base)
-        return np.where((size >= number(self.lo)) & (size <= number(self.hi)), x, base)
+        return loops().kept(x, base, number(self.lo), number(self.hi))
 
     def transposed(self) -> Expr:
         return Kept(self.x.transposed(), self.base.transposed(), self.lo, self.hi)
@@ -116,9 +110,8 @@ class Dropped(Computed):
 
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         x, base, width = self.x.values(lo, hi, reader), self.base.values(lo, hi, reader), self.row_size
-        kept = uniform_block(self.seed, self.key, lo * width, hi * width).reshape(x.shape) < self.density
-        with unsaid():
-            return np.where(kept, base + (x - base) / x.dtype.type(self.density), base)
+        draws = uniform_block(self.seed, self.key, lo * width, hi * width).reshape(x.shape)
+        return loops().dropped(draws, x, base, self.density)
 
 
 class Elected(Computed):
@@ -144,26 +137,12 @@ class Elected(Computed):
 
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         base = self.base.values(lo, hi, reader)
-        xs = [x.values(lo, hi, reader) for x in self.xs]
-        by = [base.dtype.type(a / max(self.by)) for a in self.by]  # the most is 1: its smallest entry has mass
-        with unsaid():
-            side = np.sign(sum((x - base) * a for x, a in zip(xs, by, strict=True)))
-            mean, weight = np.where(xs[0] == base, xs[0], base), np.zeros_like(base)
-            mean[np.isnan(side)] = np.nan
-            for x, a in zip(xs, by, strict=True):  # the mean of those so far moves a / weight of the way to the next
-                chosen = (np.sign(x - base) == side) & (side != 0)
-                weight = np.where(chosen, weight + a, weight)
-                share = a / weight
-                mean = np.where(chosen, np.where(share == 1, x, mean - (mean - x) * share), mean)
-        return mean
+        most = max(self.by)  # the most is 1: its smallest entry has mass
+        by = [base.dtype.type(a / most) for a in self.by]
+        return loops().elected([x.values(lo, hi, reader) for x in self.xs], by, base)
 
     def transposed(self) -> Expr:
         return Elected([x.transposed() for x in self.xs], self.base.transposed(), self.by)
-
-
-def unsaid() -> np.errstate:
-    """No warnings of infinities and NaN: they are counted where they are written."""
-    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
 def alike(xs: Sequence[Expr]) -> None:
@@ -171,3 +150,11 @@ def alike(xs: Sequence[Expr]) -> None:
     for x in xs:
         computable(x)
     assert len({(x.dtype, x.shape) for x in xs}) == 1, [(x.dtype, x.shape) for x in xs]
+
+
+def stored_or_floats(x: Expr, lo: int, hi: int, reader: Reader) -> tuple[NDArray, str]:
+    """Rows of a tensor to calculate with and their dtype: as they are stored, or floats that were not rounded."""
+    if isinstance(x, Computed):
+        floats = x.values(lo, hi, reader)
+        return floats, "F64" if floats.dtype == np.float64 else "F32"
+    return x.raw(lo, hi, reader), x.dtype

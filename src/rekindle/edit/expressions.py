@@ -103,6 +103,10 @@ class Expr:
         """Blocks in memory at once while a block of this is made: an upper bound."""
         return self.live + max((child.memory() for child in self.children()), default=0)
 
+    def streams(self) -> bool:
+        """Whether a few rows cost no more than their share, so that they may be made a few at a time."""
+        return all(child.streams() for child in self.children())
+
     def leaves(self) -> Iterator[Leaf]:
         for child in self.children():
             yield from child.leaves()
@@ -160,6 +164,9 @@ class Leaf(Expr):
         size = self.row_size * BITS[self.dtype] // 8
         data = reader.read(self.stored.path, self.stored.offset + lo * size, (hi - lo) * size)
         return np.frombuffer(data, RAW[self.dtype]).reshape(hi - lo, self.row_size)
+
+    def streams(self) -> bool:
+        return not isinstance(self.stored, Held) or not self.stored.mark  # an archive is decoded by the block
 
     def moment(self, order: int, of: Moments) -> Expr:
         return of(self, order)
@@ -271,6 +278,9 @@ class Transposed(Expr):
             out[:, at : at + len(block)] = block.T
         assert out is not None
         return out
+
+    def streams(self) -> bool:
+        return False  # each block goes through all of x
 
     def moment(self, order: int, of: Moments) -> Expr:
         return self.x.moment(order, of).transposed()

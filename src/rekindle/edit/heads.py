@@ -48,6 +48,9 @@ class Heads(Computed):
     def children(self) -> Sequence[Expr]:
         return (self.x,)
 
+    def streams(self) -> bool:
+        return False  # rows of a head take all of that head
+
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         pick_JN = array(self.pick)
         turn = None if self.turn is None else array(self.turn).astype(np.float32)
@@ -110,6 +113,9 @@ class Folded(Computed):
 
     def children(self) -> Sequence[Expr]:
         return (self.b, self.w, self.v)
+
+    def streams(self) -> bool:
+        return False  # v is read for each block
 
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
         v = self.v.values(0, self.v.num_rows, reader).astype(np.float64)

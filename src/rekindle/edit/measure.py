@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from rekindle.edit.expressions import Expr, Reader
+from rekindle.edit.expressions import Expr, Reader, fields_of
 
 STEP = 1 << 19  # values looked at together: 2 MB as float32
 
@@ -124,11 +123,14 @@ class Statistics(Measurement):
         return {"mean": np.asarray(mean, np.float32), "std": np.asarray(std, np.float32)}
 
 
+MEASURED = (Found, tuple)  # types of fields that measurements are in
+
+
 def _found(value: Any) -> Iterator[Found]:
     """What is measured in a field's value: it, or some of its items."""
     if isinstance(value, Found):
         yield value
-    elif isinstance(value, tuple):
+    elif type(value) is tuple:
         for item in value:
             yield from _found(item)
 
@@ -144,9 +146,10 @@ def measurements(exprs: Iterable[Expr], also: Iterable[Measurement] = ()) -> lis
         seen.add(id(x))
         for child in x.children():
             walk(child)
-        for _, value in x.own():
-            for found in _found(value):
-                add(found.measurement)
+        for name in fields_of(type(x)):
+            if type(value := getattr(x, name)) in MEASURED:
+                for found in _found(value):
+                    add(found.measurement)
 
     def add(measurement: Measurement) -> None:
         if id(measurement) not in needed:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.edit.combine import unsaid
 from rekindle.edit.expressions import Expr, Reader, Transposed
 from rekindle.edit.measure import STEP, Activations, Measurement
 from rekindle.errors import RekindleError
+from rekindle.store.window import loops
 
 DIGIT = 1 << 16  # values of 16 bits: those of a float are counted from the upper ones down
 DIGITS = 40  # binary ones that weights are rounded to: machines that add in another order agree on them
@@ -40,13 +40,11 @@ class Products(Measurement):
     def find(self, reader: Reader, activations: Activations | None) -> dict[str, NDArray]:
         xs, rows, width = self.of, self.of[0].num_rows, max(1, self.of[0].row_size)
         count = len(xs) - self.differences
-        total, step = np.zeros((count, count)), max(1, STEP // 8 // (width * len(xs)))
+        total, step = np.zeros((count, count)), max(1, STEP // 2 // (width * len(xs)))
         for lo in range(0, rows, step):
             hi = min(lo + step, rows)
-            block = np.stack([x.values(lo, hi, reader).reshape(-1).astype(np.float64) for x in xs])
-            with unsaid():
-                block = block[:-1] - block[-1] if self.differences else block
-                total += block @ block.T
+            blocks = [x.values(lo, hi, reader) for x in xs]
+            total += loops().products(blocks[:count], blocks[-1] if self.differences else None)
         _check_finite(total, self.of[0])
         digits, exponent = np.frexp(self.weights(total))
         return {"weights": np.ldexp(np.round(np.ldexp(digits, DIGITS)), exponent - DIGITS)}
@@ -77,32 +75,29 @@ class Sizes(Measurement):
 
     def find(self, reader: Reader, activations: Activations | None) -> dict[str, NDArray]:
         left, known = dict(self.ranks), dict.fromkeys(self.ranks, 0)  # entries to go past; the bits known so far
+        wide = self.of[0].dtype == "F64"
         for shift in self._shifts:
+            first = shift == self._shifts[0]
             counts = {bits: np.zeros(DIGIT, np.int64) for bits in known.values()}
-            for bits in self._bits(reader):
+            for x, base in self._blocks(reader):
                 for above, count in counts.items():
-                    digits = bits >> bits.dtype.type(shift)
-                    if shift != self._shifts[0]:
-                        digits = digits[digits >> 16 == above] & 0xFFFF
-                    count += np.bincount(digits.astype(np.int64), minlength=DIGIT)
+                    loops().sizes(x, base, count, shift, None if first else above)
+            if first and counts[0][0x7FF0 if wide else 0x7F80 :].any():  # infinities and NaN
+                raise _not_finite(self.of[0])
             for key, above in known.items():
                 down = np.append(np.cumsum(counts[above][::-1])[::-1], 0)  # entries with this digit or a larger one
                 digit = int(np.flatnonzero(down > left[key])[-1])
                 left[key] -= int(down[digit + 1])
                 known[key] = above << 16 | digit
-        unsigned, dtype = (np.uint64, np.float64) if self._shifts[0] == 48 else (np.uint32, np.float32)
+        unsigned, dtype = (np.uint64, np.float64) if wide else (np.uint32, np.float32)
         return {key: np.asarray(bits, unsigned).view(dtype) for key, bits in known.items()}
 
-    def _bits(self, reader: Reader) -> Iterator[NDArray]:
-        """The sizes of all entries, a block at a time, as the bits of floats: in their order."""
+    def _blocks(self, reader: Reader) -> Iterator[tuple[NDArray, NDArray]]:
         x, base = self.of
-        step = max(1, STEP // max(1, x.row_size))
+        step = max(1, STEP // 4 // max(1, x.row_size))  # both fit the cache
         for lo in range(0, x.num_rows, step):
             hi = min(lo + step, x.num_rows)
-            with unsaid():
-                size = np.abs(x.values(lo, hi, reader) - base.values(lo, hi, reader)).reshape(-1)
-            _check_finite(size, x)
-            yield size.view(np.uint64 if size.itemsize == 8 else np.uint32)
+            yield x.values(lo, hi, reader), base.values(lo, hi, reader)
 
 
 def as_stored(xs: Sequence[Expr]) -> tuple[Expr, ...]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from numpy.typing import NDArray
+
+from rekindle.store.window import loops
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -23,8 +27,6 @@ RAW: dict[str, type[np.generic]] = {
     "U16": np.uint16, "I16": np.int16, "U32": np.uint32, "I32": np.int32, "U64": np.uint64, "I64": np.int64,
 }  # fmt: skip
 
-CHUNK = 1 << 16  # values rounded together: fits the cache
-
 TORCH = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool",
     "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
@@ -35,9 +37,7 @@ FROM_TORCH = {torch: ours for ours, torch in TORCH.items()}
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor on disk; raises ValueError where a sub-byte dtype does not fill whole bytes."""
-    bits = BITS[dtype]
-    for n in shape:
-        bits *= n
+    bits = BITS[dtype] * prod(shape)
     if bits % 8:
         raise ValueError("its bits do not fill whole bytes")
     return bits // 8
@@ -45,36 +45,14 @@ def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 def to_float(stored: NDArray, dtype: str) -> NDArray:
     """Stored values as float32 (float64 stays float64), exactly."""
-    if dtype == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored if dtype == "F64" else stored.astype(np.float32, copy=False)
+    return loops().widen(stored, dtype)
 
 
 def from_float(values: NDArray, dtype: str) -> NDArray:
     """Floats as `dtype`, rounded to nearest, ties to even (float64 to bfloat16 by way of float32); NaN stays NaN."""
-    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are counted, not warned of
-        if dtype != "BF16":
-            return values.astype(COMPUTED[dtype], copy=False)
-        wide = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-    out = np.empty(wide.size, np.uint16)
-    for lo in range(0, wide.size, CHUNK):
-        part, rounded = wide[lo : lo + CHUNK], out[lo : lo + CHUNK]
-        bits = part.view(np.uint32)
-        above = bits >> 16
-        above &= 1
-        above += 0x7FFF
-        above += bits
-        above >>= 16
-        rounded[...] = above
-        if (nan := np.isnan(part)).any():
-            rounded[nan] = 0x7FC0
-    return out.reshape(values.shape)
+    return loops().round(values, dtype)
 
 
 def count_not_finite(block: NDArray, dtype: str) -> int:
     """NaN and infinite values in a block of stored values."""
-    if dtype == "BF16":
-        return int(np.count_nonzero((block & 0x7F80) == 0x7F80))
-    if dtype not in COMPUTED:
-        return 0
-    return int(block.size - np.count_nonzero(np.isfinite(block)))
+    return loops().not_finite(block, dtype) if dtype in COMPUTED else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,26 @@ from rekindle.store.dtypes import FROM_TORCH
 from rekindle.store.reading import TORCH, broken, likeness, opened, refuse_pointer, unreadable
 
 
+class Rows(Protocol):
+    """What is sliced as an array is, once it has been told that it is one of rows."""
+
+    def reshape(self, rows: int, width: int, /) -> Rows: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray: ...
+
+
 class Held(NamedTuple):
-    """A tensor out of a pickle: values as a numpy array over the mapped file, raw bits for dtypes numpy lacks."""
+    """A tensor out of a pickle: values as a numpy array over the mapped file, raw bits for dtypes numpy lacks.
+
+    Or out of an archive, where rows are decoded when they are asked for.
+    """
 
     path: str
     dtype: str
     shape: tuple[int, ...]
-    array: NDArray
+    array: NDArray | Rows
     nbytes: int
+    mark: str = ""  # names its bytes, where that can be said without reading them
 
 
 def read_pickle(path: Path) -> dict[str, Held]:

@@ -41,7 +41,8 @@ def test_one_step_apart_as_the_page_says(tiny, tmp_path, family, command, before
 
 
 def test_every_method_has_a_row():
-    assert {command.split()[0] for _, command, *_ in ROWS} == set(METHODS)
+    """But for `merge`: of several parents none is the one whose step the child would take."""
+    assert {command.split()[0] for _, command, *_ in ROWS} == set(METHODS) - {"merge"}
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "deepseek_v3"])

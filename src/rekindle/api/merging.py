@@ -17,9 +17,8 @@ from rekindle.edit import joint, open_checkpoint
 from rekindle.edit.lora import adapter_of
 from rekindle.errors import RekindleError
 from rekindle.methods import merge as merge_
-from rekindle.store.adapter import is_adapter, open_adapter
+from rekindle.store.adapter import is_adapter
 from rekindle.store.folder import ADAPTER
-from rekindle.store.hub import locate
 
 BASE = "base"  # the key of what the others were trained from
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")  # a/b: b of what is called a
@@ -122,9 +121,5 @@ def _only(source: str | Path) -> Model:
 
 
 def _opened(one: Located) -> Model:
-    if one.archive is None and is_adapter(one.path):
-        return Model(one.given, adapter_of(open_adapter(locate(one.given, adapter=True))))
-    folder = one.folder()
-    if one.archive is not None and is_adapter(folder.path):
-        return Model(one.given, adapter_of(open_adapter(folder.path)))
-    return Model(one.given, open_checkpoint(folder))
+    folder = one.folder(adapter=True)
+    return Model(one.given, adapter_of(folder) if is_adapter(folder.path) else open_checkpoint(folder))

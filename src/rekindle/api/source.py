@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from rekindle.api.series import WEIGHTS, number_in, step_of, within
 from rekindle.errors import RekindleError, counted
-from rekindle.store.folder import Folder, open_folder
+from rekindle.store.adapter import is_adapter, open_adapter
+from rekindle.store.folder import Folder, open_folder, refuse_adapter
 from rekindle.store.hub import locate
 from rekindle.store.reading import unreadable
 from rekindle.store.stamps import Stamp, stamp
@@ -62,12 +63,17 @@ class Located:
             return locate(self.given)
         return _unpacked(str(self.archive.resolve()), self.step, stamp(self.archive))
 
-    def folder(self) -> Folder:
-        """It opened, a config alone too; of a step of an archive the tensors stay in there, and are read out of it."""
+    def folder(self, *, adapter: bool = False) -> Folder:
+        """It opened, a config alone too; of a step of an archive the tensors stay in there, and are read out of it.
+
+        An adapter is refused, unless one is asked for too.
+        """
         if self.archive is None or self.step is None:
-            return open_folder(self.path, bare=True)
+            return _folder(locate(self.given, adapter=adapter), adapter)
         opened = _opened(str(self.archive.resolve()), self.step, stamp(self.archive))
-        return opened or open_folder(self.path, bare=True)
+        if opened and not adapter:
+            refuse_adapter(opened.path)
+        return opened or _folder(self.path, adapter)
 
 
 def local(source: str | Path) -> Path:
@@ -261,6 +267,10 @@ def _refuse_archive(path: Path) -> None:
             steps = found.names
         what = f"{path} is an archive of {counted(len(steps), 'step')}, not a checkpoint."
         raise RekindleError(what, hint=f"{path}@{steps[-1]}, its last; rekindle archive ls {path}" if steps else None)
+
+
+def _folder(path: Path, adapter: bool) -> Folder:
+    return open_adapter(path) if adapter and is_adapter(path) else open_folder(path, bare=True)
 
 
 @cache

@@ -20,6 +20,7 @@ from rekindle.store.dtypes import TORCH
 from rekindle.store.files import Files
 from rekindle.store.folder import Folder
 from rekindle.store.index import read_json
+from rekindle.store.stamps import unchanged
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def load_model(source: Folder | Path, dtype: str = "float32", output: str = "cau
     folder = source if isinstance(source, Folder) else checkpoint_at(source).folder
     check_output(folder, output)
     try:
-        with quietly(), Files() as files:
+        with unchanged(folder.check_unchanged), quietly(), Files() as files:
             how = {"dtype": getattr(torch, dtype), "output_loading_info": True}
             if not unaided and not _is_on_disk(folder):
                 how["config"] = config_of(folder)  # else transformers reads it as any user has it read
@@ -103,7 +104,6 @@ def load_model(source: Folder | Path, dtype: str = "float32", output: str = "cau
         raise
     except Exception as error:  # of configs, files and shapes, down to assertions
         raise unloadable(error, folder, unaided) from None
-    folder.check_unchanged()
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, report[kind])):
             found = f"{len(names)} {kind.replace('_', ' ')}, such as {names[0]}"

@@ -30,7 +30,7 @@ from rekindle.edit.plan import Plan, plan
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.folder import ADAPTER
 from rekindle.store.passengers import travels
-from rekindle.store.stamps import Stamps, check_unchanged, stamp, stamps, stamps_in
+from rekindle.store.stamps import Stamps, check_unchanged, stamp, stamps, stamps_in, unchanged
 
 MOMENTS = "optimizer/optimizer"  # of the files that hold Adam's moments
 TABLES = {"config.json", ADAPTER, STATE}  # what the plan goes by, beside headers and indices
@@ -89,7 +89,10 @@ class Job:
 
     def needed(self, part: Part | None) -> list[Measurement]:
         """What must be found before all, or a part, is written."""
-        exprs = (expr for shard in self.share(part) for expr in shard.tensors.values()) if part else self.exprs()
+        if part:
+            exprs = [expr for shard in self.share(part) for expr in shard.tensors.values()]
+        else:
+            exprs = [*self.plan.made, *self.moments.values()]
         return measurements(exprs, self.checkpoint.findings)
 
     @cached_property
@@ -174,26 +177,25 @@ def write(
     whose files have no times of their own: steps of archives, which are unpacked anew each time. Raises RekindleError
     where a source is changed meanwhile, or has files that are links out of it.
     """
-    job.check_unchanged()
-    digest = f"{job.layout}/{job.config}/{','.join((unpacked or {}).values())}/{_times(job, list(unpacked or {}))}"
-    _clear(folder, finished(folder, digest) if resume else {})
-    job.checkpoint.folder.carry(folder)
-    for name, text in job.checkpoint.files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    known = _known(job, folder) | (measured_by_others(out, part) if part else {})
-    found = settle(job.needed(part), workers=workers, known=known, calibrate=calibrate, progress=progress)
-    write_found(folder, found)
-    if job.moments:
-        (folder / MOMENTS).parent.mkdir(exist_ok=True)
-        write_index(job.moment_shards, folder, MOMENTS)
-        write_info((folder / MOMENTS).parent, job.info)
-    how = {"checksum": job.config.checksum, "workers": workers, "resume": resume, "progress": progress}
-    with one_for_each_worker():
-        written = write_shards(job.share(part), folder, digest=digest, **how)
-    write_index(job.shards, folder)
-    text = json.dumps(job.plan.config, indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
-    job.check_unchanged()
+    with unchanged(job.check_unchanged):
+        digest = f"{job.layout}/{job.config}/{','.join((unpacked or {}).values())}/{_times(job, list(unpacked or {}))}"
+        _clear(folder, finished(folder, digest) if resume else {})
+        job.checkpoint.folder.carry(folder)
+        for name, text in job.checkpoint.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        known = _known(job, folder) | (measured_by_others(out, part) if part else {})
+        found = settle(job.needed(part), workers=workers, known=known, calibrate=calibrate, progress=progress)
+        write_found(folder, found)
+        if job.moments:
+            (folder / MOMENTS).parent.mkdir(exist_ok=True)
+            write_index(job.moment_shards, folder, MOMENTS)
+            write_info((folder / MOMENTS).parent, job.info)
+        how = {"checksum": job.config.checksum, "workers": workers, "resume": resume, "progress": progress}
+        with one_for_each_worker():
+            written = write_shards(job.share(part), folder, digest=digest, **how)
+        write_index(job.shards, folder)
+        text = json.dumps(job.plan.config, indent=2) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
     if part:
         whose, measured = owners(job.share(None), part.of), {name: fingerprint({name: found[name]}) for name in found}
         record = Record(part=part, identity=job.identity, owners=whose, written=written, measured=measured)

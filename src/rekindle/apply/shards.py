@@ -30,17 +30,17 @@ class Shard:
 
 def cut(tensors: Mapping[str, Expr], max_bytes: int, stem: str = "model") -> list[Shard]:
     """Shards of at most `max_bytes` of data, in order; a tensor that is larger gets a shard of its own."""
+    sizes = [expr.nbytes for expr in tensors.values()]
+    if sum(sizes) <= max_bytes or len(sizes) < 2:
+        return [Shard(f"{stem}.safetensors", dict(tensors))]
     groups: list[dict[str, Expr]] = [{}]
     size = 0
-    for name, expr in tensors.items():
-        nbytes = expr.nbytes
+    for (name, expr), nbytes in zip(tensors.items(), sizes, strict=True):
         if groups[-1] and size + nbytes > max_bytes:
             groups.append({})
             size = 0
         groups[-1][name] = expr
         size += nbytes
-    if len(groups) == 1:
-        return [Shard(f"{stem}.safetensors", groups[0])]
     n = len(groups)
     return [Shard(f"{stem}-{i:05d}-of-{n:05d}.safetensors", group) for i, group in enumerate(groups, 1)]
 

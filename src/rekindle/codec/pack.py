@@ -26,7 +26,7 @@ from rekindle.codec.workers import in_order
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store import lock as locks
 from rekindle.store.lock import alone
-from rekindle.store.stamps import check_unchanged
+from rekindle.store.stamps import unchanged
 from rekindle.store.system import explained
 
 KEYFRAME_EVERY = 10
@@ -68,12 +68,11 @@ def add_step(
         try:
             os.ftruncate(fd, last.end)  # a torn tail
             try:
-                entry = write_step(fd, last.end, shrunk, step, reference, tier, workers)
+                with unchanged(source.check_unchanged):
+                    entry = write_step(fd, last.end, shrunk, step, reference, tier, workers)
                 entry = replace(entry, mode=mode if shrunk.errors.pieces else LOSSLESS)
                 if entry.digest in [there.digest for there in last.steps]:
                     raise RekindleError("The archive has this very checkpoint already.", where=path)
-                check_unchanged(source.seen, source.seen)
-                check_unchanged(source.around, source.around)
             except BaseException:
                 os.ftruncate(fd, last.end)
                 raise

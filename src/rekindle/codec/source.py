@@ -19,7 +19,7 @@ from rekindle.store.files import Files
 from rekindle.store.header import build_header, read_header
 from rekindle.store.links import check_links
 from rekindle.store.reading import unreadable
-from rekindle.store.stamps import Stamp, Stamps, stamps
+from rekindle.store.stamps import Stamp, Stamps, check_unchanged, stamps
 from rekindle.store.torch_file import TorchFile, View, read_torch
 
 WORDS = {"F64": 8, "I64": 8, "U64": 8, "C64": 4}  # bytes, where not those of a value of 2 or 4, or else 1
@@ -82,6 +82,11 @@ class Source:
     sums: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
     seen: Stamps = field(default_factory=dict)
     around: Stamps = field(default_factory=dict)
+
+    def check_unchanged(self) -> None:
+        """Raise RekindleError where a file is not what it was, or where one has come or gone."""
+        check_unchanged(self.seen, self.seen)
+        check_unchanged(self.around, self.around)
 
 
 def file_key(path: str) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rekindle.codec.archive import Step
 from rekindle.codec.source import File
+from rekindle.store.adapter import is_adapter, open_adapter
 from rekindle.store.dtypes import RAW
 from rekindle.store.folder import Folder, open_folder
 from rekindle.store.header import Stored
@@ -45,7 +46,7 @@ def open_step(step: Step, folder: Path) -> Folder | None:
     files = [file for file in index.files if not _of_a_trainer(file)]
     for file in files:
         _write(step, file, folder / file.path, head=_is_packed(file))
-    opened = open_folder(folder, bare=True)
+    opened = open_adapter(folder) if is_adapter(folder) else open_folder(folder, bare=True)
     held: dict[str, Stored | Held] = {}
     places = {(str(folder / file.path), offset): i for file in files for i, offset in _offsets(step, file)}
     for name, stored in opened.tensors.items():

@@ -53,6 +53,11 @@ class Plan:
         return census
 
     @property
+    def made(self) -> list[Expr]:
+        """Each distinct expression that is more than a copy from file to file, which waits for nothing."""
+        return [use.expr for use in self.census.values() if use.fate != "copied"]
+
+    @property
     def nbytes(self) -> int:
         return sum(count["bytes"] for count in self.counts.values())
 
@@ -75,8 +80,7 @@ class Plan:
 
     def memory(self, workers: int, window: int) -> int:
         """Upper bound on bytes in memory while writing: blocks of the deepest expression, for each worker."""
-        computed = (use.expr for use in self.census.values() if use.fate != "copied")
-        return workers * (max((expr.memory() for expr in computed), default=0) + 2) * window
+        return workers * (max((expr.memory() for expr in self.made), default=0) + 2) * window
 
     @cached_property
     def dropped(self) -> list[str]:

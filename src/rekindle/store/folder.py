@@ -79,7 +79,7 @@ def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
             raise RekindleError(f"{path} {what}.", hint=_similar_folder(path))
         if (path / PARTS).is_dir() and not (path / "config.json").exists():
             raise RekindleError(f"{path} is unfinished: its parts are not joined.", hint=f"rekindle join {path}")
-        _refuse_adapter(path)
+        refuse_adapter(path)
         if not (path / "config.json").exists():
             raise in_pieces(path) or _no_checkpoint(path)
         config = read_json(path / "config.json", missing="")
@@ -94,7 +94,7 @@ def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
     return Folder(path, config, weights.tensors, mark, weights.notes, native=weights.native, seen=seen)
 
 
-def _refuse_adapter(path: Path) -> None:
+def refuse_adapter(path: Path) -> None:
     """An adapter is part of the model that transformers loads, beside weights and alone: it must be merged first."""
     if not (path / ADAPTER).is_file():
         return

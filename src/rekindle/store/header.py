@@ -98,7 +98,8 @@ def _places(path: str, header: dict[str, Any], start: int, end: int) -> dict[str
     for name, entry in header.items():
         tensors[name] = _place(path, name, entry, start)
     at = start
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+    in_order = sorted(tensors.items(), key=lambda item: item[1][3:])  # by offset, then by size
+    for name, tensor in in_order:
         if tensor.offset != at:
             verb = "overlaps the one before it" if tensor.offset < at else "leaves a hole before it"
             raise broken(path, f"the data of {name!r} {verb}")

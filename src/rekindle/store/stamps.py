@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,18 @@ def stamps_in(folder: Path) -> dict[str, Stamp]:
         return stamps(folder.iterdir())
     except (OSError, ValueError):  # which whoever opens it says
         return {}
+
+
+@contextmanager
+def unchanged(check: Callable[[], None]) -> Iterator[None]:
+    """Check before, after, and where something breaks in between: a file that was changed is the reason it did."""
+    check()
+    try:
+        yield
+    except RekindleError:
+        check()
+        raise
+    check()
 
 
 def check_unchanged(before: Stamps, read: Iterable[str | Path]) -> None:

@@ -12,7 +12,13 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import mean, stdev
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 LEVEL = 0.05  # errors allowed on a page, in all its claims together
 POWER = 0.8  # of a number of seeds that decides
@@ -107,9 +113,15 @@ def seeds_for(chance: Callable[[int], float]) -> int | None:
 
 
 def _over_spreads(n: int, chance: Callable) -> float:
-    """The mean of `chance` over what n values may show as their spread, in units of the true one."""
+    """The mean of `chance` over what n values may show as their spread."""
+    return chance(_spreads(n)).mean()
+
+
+@cache
+def _spreads(n: int) -> NDArray[np.float64]:
+    """What n values may show as their spread, in units of the true one, each as likely as the next."""
     import numpy as np
     from scipy.special import gammaincinv
 
     places = (np.arange(_POINTS) + 0.5) / _POINTS
-    return np.mean(chance(np.sqrt(gammaincinv((n - 1) / 2, places) / ((n - 1) / 2))))
+    return np.sqrt(gammaincinv((n - 1) / 2, places) / ((n - 1) / 2))

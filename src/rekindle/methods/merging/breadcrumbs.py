@@ -11,13 +11,13 @@ Source: Davari and Belilovsky 2023, "Model Breadcrumbs", arXiv 2312.06795: masks
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rekindle.edit import Expr
 from rekindle.methods.merging.task_arithmetic import task_arithmetic
 from rekindle.methods.merging.ties import trimmed
 
 
-def breadcrumbs(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
-    assert base is not None
-    return task_arithmetic([trimmed(x, base, config.density, config.gamma) for x in xs], weights, base, config, key)
+def breadcrumbs(
+    xs: Sequence[Expr], weights: Sequence[float], base: Expr, density: float, gamma: float, lambda_: float
+) -> Expr:
+    return task_arithmetic([trimmed(x, base, density, gamma) for x in xs], weights, base, lambda_)

@@ -9,15 +9,16 @@ Source: Yu et al. 2023, "Language Models are Super Mario", arXiv 2311.03099 (the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rekindle.edit import Expr
 from rekindle.edit.combine import Dropped
 from rekindle.methods.merging.task_arithmetic import task_arithmetic
 
 
-def dare(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
-    assert base is not None
-    if config.density < 1:
-        xs = [Dropped(x, base, config.density, config.seed, f"{key}/{i}") for i, x in enumerate(xs)]
-    return task_arithmetic(xs, weights, base, config, key)
+def dare(
+    xs: Sequence[Expr], weights: Sequence[float], base: Expr, density: float, lambda_: float, seed: int, key: str
+) -> Expr:
+    """`key` names the tensor."""
+    if density < 1:
+        xs = [Dropped(x, base, density, seed, f"{key}/{i}") for i, x in enumerate(xs)]
+    return task_arithmetic(xs, weights, base, lambda_)

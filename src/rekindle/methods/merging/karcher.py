@@ -14,7 +14,6 @@ Source: Karcher 1977, "Riemannian center of mass and mollifier smoothing", CPAM 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +60,7 @@ def middle(products_KK: NDArray[np.float64], by_K: NDArray[np.float64]) -> NDArr
     return c_K / norms * (by_K @ norms)
 
 
-def karcher(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
+def karcher(xs: Sequence[Expr], weights: Sequence[float]) -> Expr:
     counted = [(x, a) for x, a in zip(xs, weights, strict=True) if a]
     if len(counted) == 1:
         return counted[0][0]

@@ -10,11 +10,10 @@ Source: Wortsman et al. 2022, "Model soups", arXiv 2203.05482.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rekindle.edit import Expr
 from rekindle.edit.combine import linear as combination
 
 
-def linear(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
+def linear(xs: Sequence[Expr], weights: Sequence[float]) -> Expr:
     return combination(xs, weights)

@@ -15,7 +15,6 @@ Source: Jang et al. 2024, "Model Stock", arXiv 2403.19522: the ratio for two mod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +42,5 @@ def ratio(products_KK: NDArray[np.float64]) -> float:
     return k * cosine / (1 + (k - 1) * cosine)
 
 
-def model_stock(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
-    assert base is not None
+def model_stock(xs: Sequence[Expr], base: Expr) -> Expr:
     return Linear([base, *xs], Stock(xs, base)["weights"])

@@ -13,7 +13,6 @@ Source: Shoemake 1985, "Animating rotation with quaternion curves", SIGGRAPH, se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +41,5 @@ def arc(products_22: NDArray[np.float64], t: float) -> NDArray[np.float64]:
     return np.array([np.sin((1 - t) * angle), np.sin(t * angle)]) / np.sin(angle)
 
 
-def slerp(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
-    (t,) = weights
+def slerp(xs: Sequence[Expr], t: float) -> Expr:
     return xs[int(t)] if t in (0, 1) else Linear(xs, Arc(xs, given=(t,))["weights"])

@@ -10,13 +10,11 @@ Source: Ilharco et al. 2023, "Editing Models with Task Arithmetic", arXiv 2212.0
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rekindle.edit import Expr
 from rekindle.edit.combine import linear
 
 
-def task_arithmetic(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
-    assert base is not None
-    by = [config.lambda_ * a for a in weights]
+def task_arithmetic(xs: Sequence[Expr], weights: Sequence[float], base: Expr, lambda_: float) -> Expr:
+    by = [lambda_ * a for a in weights]
     return linear([base, *xs], [1 - sum(by), *by])

@@ -17,18 +17,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from rekindle.edit import Expr
 from rekindle.edit.combine import Elected, Kept, linear
 from rekindle.edit.weighing import Sizes
 
 
-def ties(xs: Sequence[Expr], weights: Sequence[float], base: Expr | None, config: Any, key: str) -> Expr:
-    assert base is not None
-    voters = [(trimmed(x, base, config.density), a) for x, a in zip(xs, weights, strict=True) if a]
+def ties(xs: Sequence[Expr], weights: Sequence[float], base: Expr, density: float, lambda_: float) -> Expr:
+    voters = [(trimmed(x, base, density), a) for x, a in zip(xs, weights, strict=True) if a]
     merged = Elected([x for x, _ in voters], base, tuple(a for _, a in voters))
-    return merged if config.lambda_ == 1 else linear([base, merged], [1 - config.lambda_, config.lambda_])
+    return merged if lambda_ == 1 else linear([base, merged], [1 - lambda_, lambda_])
 
 
 def trimmed(x: Expr, base: Expr, density: float, outliers: float = 0.0) -> Expr:

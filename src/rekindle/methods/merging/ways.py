@@ -1,0 +1,140 @@
+"""The ways to merge: what combines one tensor of each, and which options it reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple
+
+from rekindle.config import option
+from rekindle.edit import Expr
+from rekindle.errors import RekindleError
+from rekindle.methods.merging.breadcrumbs import breadcrumbs
+from rekindle.methods.merging.dare import dare
+from rekindle.methods.merging.karcher import karcher
+from rekindle.methods.merging.linear import linear
+from rekindle.methods.merging.model_stock import model_stock
+from rekindle.methods.merging.series import ema, mean, wsm
+from rekindle.methods.merging.slerp import slerp
+from rekindle.methods.merging.task_arithmetic import task_arithmetic
+from rekindle.methods.merging.ties import ties
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    how: Literal["linear", "slerp", "karcher", "task", "ties", "dare", "breadcrumbs", "stock", "mean", "ema", "wsm"] = (
+        option("linear", help="how tensors become one")
+    )
+    weights: tuple[str, ...] | None = option(
+        None, help="one for each source, such as 0.3,0.7; 0:1 goes from first layer to last (default: equal)"
+    )
+    by_role: dict[str, tuple[str, ...]] | None = option(
+        None, help="weights of roles, such as {ffn: [1, 0], attn.q: [0.5, 0.5]}; of slerp t, [0.3]"
+    )
+    base: str | None = option(None, help="the model that the sources were trained from, and adapters are put on")
+    normalize: bool = option(False, help="divide the weights by their sum")
+    any_sum: bool = option(False, help="linear: weights need not sum to 1")
+    t: str = option("0.5", help="slerp: how far from the first to the second, 0 to 1; 0:1 from layer to layer")
+    lambda_: float = option(1.0, help="task, ties, dare, breadcrumbs: factor on what is added to the base")
+    density: float = option(0.5, help="ties, dare, breadcrumbs: share of a task vector's entries that is kept")
+    gamma: float = option(0.01, help="breadcrumbs: share of a task vector's entries, the largest, that are outliers")
+    seed: int = option(0, help="dare: random seed of what is dropped")
+    decay: float = option(0.9, help="ema: share of the average that stays at each checkpoint")
+    shape: Literal["linear", "cosine", "1-sqrt"] = option("1-sqrt", help="wsm: how the learning rate would decay")
+    vocab: Literal["same", "base", "union"] = option(
+        "same", help="tokens: the same in all; those of the base, or the first; or those of all"
+    )
+    last: int | None = option(None, help="mean, ema, wsm: only the last so many checkpoints")
+
+
+class Of(NamedTuple):
+    """One tensor of each source."""
+
+    xs: Sequence[Expr]
+    weights: Sequence[float]
+    over: Expr | None  # the base's
+    key: str  # names it
+
+    @property
+    def base(self) -> Expr:
+        assert self.over is not None
+        return self.over
+
+
+class Way(NamedTuple):
+    """How tensors become one."""
+
+    combine: Callable[[Of, Config], Expr]
+    reads: tuple[str, ...]  # of the options
+    sums_to_one: bool = False  # its weights
+    positive: bool = False  # it weighs a mean of directions, or a vote: no weight below 0, and one above
+    moments: bool = False  # can be averaged with the weights
+    series: Callable[[int, Config], Sequence[float]] | None = None  # weights of so many checkpoints, oldest first
+
+    @property
+    def over_base(self) -> bool:
+        return "base" in self.reads
+
+
+def _series(weights: Callable[[int, Config], Sequence[float]], *reads: str) -> Way:
+    return Way(lambda of, c: linear(of.xs, of.weights), ("last", *reads), moments=True, series=weights)
+
+
+WAYS = {
+    "linear": Way(
+        lambda of, c: linear(of.xs, of.weights),
+        ("weights", "normalize", "any_sum", "by_role"),
+        sums_to_one=True,
+        moments=True,
+    ),
+    "slerp": Way(lambda of, c: slerp(of.xs, *of.weights), ("t", "by_role")),
+    "karcher": Way(
+        lambda of, c: karcher(of.xs, of.weights), ("weights", "normalize", "by_role"), sums_to_one=True, positive=True
+    ),
+    "task": Way(
+        lambda of, c: task_arithmetic(of.xs, of.weights, of.base, c.lambda_),
+        ("base", "weights", "normalize", "lambda_", "by_role"),
+        moments=True,
+    ),
+    "ties": Way(
+        lambda of, c: ties(of.xs, of.weights, of.base, c.density, c.lambda_),
+        ("base", "weights", "lambda_", "density", "by_role"),
+        positive=True,
+    ),
+    "dare": Way(
+        lambda of, c: dare(of.xs, of.weights, of.base, c.density, c.lambda_, c.seed, of.key),
+        ("base", "weights", "normalize", "lambda_", "density", "seed", "by_role"),
+    ),
+    "breadcrumbs": Way(
+        lambda of, c: breadcrumbs(of.xs, of.weights, of.base, c.density, c.gamma, c.lambda_),
+        ("base", "weights", "normalize", "lambda_", "density", "gamma", "by_role"),
+    ),
+    "stock": Way(lambda of, c: model_stock(of.xs, of.base), ("base",)),
+    "mean": _series(lambda count, c: mean(count)),
+    "ema": _series(lambda count, c: ema(count, c.decay), "decay"),
+    "wsm": _series(lambda count, c: wsm(count, c.shape), "shape"),
+}
+
+
+def without_effect(config: Config, read: Sequence[str]) -> Iterator[RekindleError]:
+    """Options that this way does not read: they would be ignored. `read`: those that any way reads."""
+    for f in fields(config):
+        if f.name not in read and f.name not in WAYS[config.how].reads and getattr(config, f.name) != f.default:
+            flag = f"--{f.name.strip('_').replace('_', '-')}"
+            readers = ", ".join(how for how, way in WAYS.items() if f.name in way.reads)
+            yield RekindleError(f"{flag} would have no effect with --how {config.how}.", hint=f"it is for {readers}")
+
+
+def out_of_range(config: Config) -> Iterator[RekindleError]:
+    if not 0 < config.density <= 1:
+        yield RekindleError(f"density is {config.density}, not a share above 0.", hint="--density 0.5")
+    if not 0 <= config.gamma < 1 or config.how == "breadcrumbs" and config.gamma + config.density > 1:
+        what = f"gamma is {config.gamma}: with density {config.density} that is no share of the entries."
+        yield RekindleError(what, hint="--gamma 0.01, and at most 1 together")
+    if not 0 <= config.decay < 1:
+        yield RekindleError(f"decay is {config.decay}, not a share below 1.", hint="--decay 0.9")
+    if config.last is not None and config.last < 2:
+        yield RekindleError(f"The last {config.last} of a series make no average.", hint="--last 10")
+    if not math.isfinite(config.lambda_):
+        yield RekindleError(f"lambda is {config.lambda_}, not a number.", hint="--lambda 1")

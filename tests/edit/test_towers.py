@@ -302,6 +302,16 @@ def test_a_class_that_no_table_knows_is_known_by_its_names(mamba, tmp_path):
         assert error.value.why == f"{verb} must know what each tensor is"
 
 
+def test_what_no_table_names_is_planned_in_the_order_of_its_file(tiny, mamba):
+    """In whatever process: parts and --resume compare plans that several of them have made."""
+    for folder in (mamba, tiny("t5gemma2")):
+        model = api.rewrite(folder)
+        opaque = {role.part.removeprefix(OPAQUE) for role in model.checkpoint.opaque}
+        stored = [name for name in model.checkpoint.folder.tensors if name in opaque]
+        assert len(stored) > 20
+        assert [name for name in model.job().plan.tensors if name in opaque] == stored
+
+
 def test_whole_numbers_of_an_unknown_class_stay_what_they_are(tmp_path):
     (tmp_path / "src").mkdir()
     tensors = {"w": torch.ones(2, 2), "ids": torch.arange(3)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +10,11 @@ from typing import Any, NamedTuple
 from rekindle.api.merging import named
 from rekindle.api.model import Model, combined, open
 from rekindle.api.training import init, init_cost, train, train_cost
+from rekindle.apply.save import SaveConfig
 from rekindle.config import Resolved, read_yaml, resolve, unknown_key
 from rekindle.errors import RekindleError, together
-from rekindle.methods import method_named
+from rekindle.methods import METHODS, method_named
+from rekindle.report.words import listed
 from rekindle.store.publish import check_spares
 
 
@@ -125,6 +128,7 @@ def is_training(path: str | Path) -> bool:
 # -- the file ---------------------------------------------------------------------------------------------------
 
 TRAINING = ("init", "train")
+BESIDE = ("of", "as", "tower")  # keys of a step beside its verb
 
 
 class Written(NamedTuple):
@@ -154,31 +158,58 @@ def _read_recipe(path: str | Path) -> dict[str, Any]:
         sources = {}
     elif "source" in recipe and "sources" in recipe:
         problems.append(RekindleError("The recipe has a source and sources.", where=path, hint="one of the two"))
-    elif not (isinstance(sources, dict) and sources and all(isinstance(given, str) for given in sources.values())):
+    elif not (isinstance(sources, dict) and sources and all(isinstance(given, str) for given in sources.values())) or (
+        "" in sources and "source" not in recipe
+    ):
         hint = "source: SRC, or sources: {one: SRC, other: SRC}"
         problems.append(RekindleError("The recipe names no source.", where=path, hint=hint))
     elif verbs == ["train"] and "" not in sources:
         problems.append(RekindleError("train takes one model.", where=path, hint="source: SRC"))
+    save = recipe.get("save")
+    if not isinstance(save, dict | None):
+        problems.append(RekindleError("save must be keys and values.", where=path))
+    elif save and verbs and verbs[0] in TRAINING:
+        problems.append(RekindleError(f"save beside {verbs[0]} would not be read.", where=path))
+    else:
+        try:
+            resolve(SaveConfig, {}, save)
+        except RekindleError as error:
+            where = f"save in {path}" + (f", {error.where}" if error.where else "")
+            problems.append(RekindleError(error.what, where=where, why=error.why, hint=error.hint))
     if problems:
         raise together(problems)
-    return {"sources": sources, "steps": steps, "save": recipe.get("save") or {}}
+    return {"sources": sources, "steps": steps, "save": save or {}}
 
 
 def _steps(given: object, path: str | Path) -> tuple[list[Written], list[RekindleError]]:
     """The steps, and what is wrong with them."""
-    beside = ("of", "as", "tower")
     rows = given if isinstance(given, list) else []
-    if not rows or not all(isinstance(row, dict) and len(row.keys() - set(beside)) == 1 for row in rows):
+    if not rows or not all(isinstance(row, dict) and len(row.keys() - set(BESIDE)) == 1 for row in rows):
         return [], [RekindleError("steps must be a list of `verb: options`.", where=path)]
     steps, problems = [], []
     for row in rows:
-        (verb,) = (key for key in row if key not in beside)
-        of, to, tower = (row.get(key) for key in beside)
-        names = tuple([of] if isinstance(of, str) else of or ())
-        if not isinstance(row[verb] or {}, dict):
-            problems.append(RekindleError(f"The options of {verb} must be keys and values.", where=path))
-        elif not all(isinstance(text, str) for text in (*names, to or "", tower or "")):
-            problems.append(RekindleError(f"of, as and tower beside {verb} must be names.", where=path))
-        else:
-            steps.append(Written(verb, row[verb] or {}, names, to or "", tower))
+        try:
+            steps.append(_step(row, path))
+        except RekindleError as error:
+            problems.append(error)
     return steps, problems
+
+
+def _step(row: Mapping[str, Any], path: str | Path) -> Written:
+    """One step; raises RekindleError where a key is not of its kind, or stands beside a verb that does not read it."""
+    (verb,) = row.keys() - set(BESIDE)
+    options, of, to, tower = (row.get(key) for key in (verb, *BESIDE))
+    if not isinstance(options, dict | None):
+        raise RekindleError(f"The options of {verb} must be keys and values.", where=path)
+    names = of if of and isinstance(of, list) else [of] * (of is not None)
+    given = [*names, *(text for text in (to, tower) if text is not None)]
+    if not all(isinstance(text, str) and text for text in given):
+        raise RekindleError(f"of, as and tower beside {verb} must be names.", where=path)
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise RekindleError(f"of beside {verb} has {twice[0]} twice.", where=path)
+    takes = METHODS[verb].takes if verb in METHODS else "tower"
+    reads = () if verb in TRAINING else BESIDE if takes == "tower" else ("of", "as")
+    if unread := [key for key in BESIDE if row.get(key) is not None and key not in reads]:
+        why = "it is all there is in its recipe" if verb in TRAINING else f"{verb} takes all of a model"
+        raise RekindleError(f"{listed(unread)} beside {verb} would not be read.", where=path, why=why)
+    return Written(verb, options or {}, tuple(names), to or "", tower)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from rekindle import api
@@ -119,3 +121,13 @@ def test_training_has_no_options_of_save(tmp_path, verb):
 def test_a_source_of_several_has_a_name(tmp_path):
     with pytest.raises(RekindleError, match="names no source"):
         api.load_recipe(recipe(tmp_path, {"": "SRC", "b": "SRC2"}, {"rewrite": {}}))
+
+
+def test_a_series_is_more_than_one_model(tiny, tmp_path):
+    for step in (1, 2):
+        shutil.copytree(tiny("llama"), tmp_path / "run" / f"checkpoint-{step}")
+    for of in ({}, {"of": "run"}, {"of": ["run/step-1", "run/step-2"]}):
+        path = recipe(tmp_path, {"run": str(tmp_path / "run")}, {"rewrite": {}} | of)
+        with pytest.raises(RekindleError, match="rewrite takes one model, and there are 2") as error:
+            api.load_recipe(path)
+        assert "of: run/step-1, beside rewrite" in str(error.value)

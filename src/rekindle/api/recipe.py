@@ -50,10 +50,11 @@ class Bench:
             self._set(step.to, combined(step.verb, models, options))
             self._used |= models.keys()
             return
-        if len(step.of) > 1 or (not step.of and self._last is None):
-            what = f"{step.verb} takes one model, and there are {len(step.of) or len(self._models)}."
-            raise RekindleError(what, where=self._path, hint=f"of: {next(iter(self._models))}, beside {step.verb}")
-        ((name, model),) = self._named(step.of or (self._last or "",)).items()
+        models = self._named(step.of or ([] if self._last is None else [self._last])) or self._models
+        if len(models) > 1:
+            what = f"{step.verb} takes one model, and there are {len(models)}."
+            raise RekindleError(what, where=self._path, hint=f"of: {next(iter(models))}, beside {step.verb}")
+        ((name, model),) = models.items()
         self._used.add(name)
         self._set(step.to or name, model.then(step.verb, options, step.tower))
 

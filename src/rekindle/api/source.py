@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekindle.api.series import WEIGHTS, number_in, step_of, within
-from rekindle.errors import RekindleError, counted
+from rekindle.errors import RekindleError, counted, some
 from rekindle.store.adapter import is_adapter, open_adapter
 from rekindle.store.folder import Folder, open_folder, refuse_adapter
 from rekindle.store.hub import locate
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 READ = ("data", "scores", "tokenizer", "optimizer_state", "measurements")  # options that name files to read
 
 LONGEST = 18  # digits of a step: the format's limit is 2^62
-NAMED = 4  # of what is there, in a sentence
+NAMED = 4  # steps in a sentence
 Range = tuple[int | None, int | None]  # of steps, both ends included
 Say = Callable[[str], object]
 
@@ -253,8 +253,7 @@ def _held(folder: Path) -> str:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise unreadable(folder, error) from None
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "") or "nothing"
+    return some(names) or "nothing"
 
 
 def _refuse_archive(path: Path) -> None:

@@ -25,6 +25,7 @@ HEAD = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_ver
 @dataclass(frozen=True)
 class Towers(Family):
     embeddings: str = ""  # the tower whose embeddings are the head where it is tied; "": those of `top`
+    reads: str = ""  # a tower's config key of the size of what it reads: the first tower's, which it need not tell
 
     @property
     def embed(self) -> Role:
@@ -38,8 +39,8 @@ class Towers(Family):
         towers: dict[str, Settings] = {}
         for name, tower in self.towers.items():
             own = tower.own(config)
-            if towers and tower.section:  # of the tower that it reads, its own config need not tell
-                own = {**own, "cross_attention_hidden_size": next(iter(towers.values())).hidden_size}
+            if towers and self.reads:
+                own = {**own, self.reads: next(iter(towers.values())).hidden_size}
             towers[name] = tower.settings(own)
         above = {name: self.value(config, key) for name, key in self.keys.items()} | dict(self.fixed)
         return replace(towers[next(reversed(towers))], towers=towers, output=self._output(config), **above)

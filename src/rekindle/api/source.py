@@ -284,10 +284,8 @@ def _archive(path: str, state: Stamp | None) -> Archive:
 def _opened(archive: str, step: int, state: Stamp | None) -> Folder | None:
     from rekindle.codec.straight import open_step
 
-    base = Path(tempfile.mkdtemp(prefix="rekindle-"))
-    atexit.register(shutil.rmtree, base, ignore_errors=True)
     found = _archive(archive, state)[step]
-    folder = open_step(found, base / f"step-{step}")
+    folder = open_step(found, _folder_for(step))
     if folder is not None:
         _DIGESTS[folder.path] = found.entry.digest
     return folder
@@ -299,10 +297,15 @@ def _unpacked(archive: str, step: int, state: Stamp | None) -> Path:
     from rekindle.codec.archive import Archive
     from rekindle.codec.unpack import unpack
 
-    base = Path(tempfile.mkdtemp(prefix="rekindle-"))
-    atexit.register(shutil.rmtree, base, ignore_errors=True)
-    folder = base / f"step-{step}"
+    folder = _folder_for(step)
     with Archive(Path(archive)) as found:
         unpack(found[step], folder, workers=workers_of(None))
         _DIGESTS[folder] = found[step].entry.digest
     return folder
+
+
+def _folder_for(step: int) -> Path:
+    """Where what is unpacked of a step lies until the process ends."""
+    base = Path(tempfile.mkdtemp(prefix="rekindle-"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    return base / f"step-{step}"

@@ -65,8 +65,8 @@ def _check_oldest_first(names: Sequence[str], how: str) -> None:
                 raise RekindleError(what, hint="in the order of their steps, or the pattern itself as SRC")
 
 
-def _base_of(models: Mapping[str, Model]) -> str | None:
-    """The base that adapters say they were trained on; None where there are no adapters.
+def _base_of(models: Mapping[str, Model]) -> Model | None:
+    """The base that adapters say they were trained on, opened; None where there are no adapters.
 
     Raises RekindleError where they name none, several, or one that is not here.
     """
@@ -81,11 +81,10 @@ def _base_of(models: Mapping[str, Model]) -> str | None:
     if names[0] is None:
         raise found[0].refusing("merge")
     try:
-        _only(names[0])
+        return _only(names[0])
     except RekindleError as error:
         what = f"The adapter is for {names[0]}, and that is not here."
         raise RekindleError(what, where=found[0].path, why=error.what, hint="--base SRC") from None
-    return names[0]
 
 
 def named(sources: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str, Model]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekindle.api.series import WEIGHTS, number_in, step_of, within
-from rekindle.errors import RekindleError, counted
+from rekindle.errors import RekindleError, counted, some
 from rekindle.store.adapter import is_adapter, open_adapter
 from rekindle.store.folder import Folder, open_folder, refuse_adapter
 from rekindle.store.hub import locate
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 READ = ("data", "scores", "tokenizer", "optimizer_state", "measurements")  # options that name files to read
 
 LONGEST = 18  # digits of a step: the format's limit is 2^62
-NAMED = 4  # of what is there, in a sentence
+NAMED = 4  # steps in a sentence
 Range = tuple[int | None, int | None]  # of steps, both ends included
 Say = Callable[[str], object]
 
@@ -270,8 +270,7 @@ def _held(folder: Path) -> str:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise unreadable(folder, error) from None
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "") or "nothing"
+    return some(names) or "nothing"
 
 
 def _refuse_archive(path: Path) -> None:
@@ -302,10 +301,8 @@ def _archive(path: str, state: Stamp | None) -> Archive:
 def _opened(archive: str, step: int, state: Stamp | None) -> Folder | None:
     from rekindle.codec.straight import open_step
 
-    base = Path(tempfile.mkdtemp(prefix="rekindle-"))
-    atexit.register(shutil.rmtree, base, ignore_errors=True)
     found = _archive(archive, state)[step]
-    folder = open_step(found, base / f"step-{step}")
+    folder = open_step(found, _folder_for(step))
     if folder is not None:
         _DIGESTS[folder.path] = found.entry.digest
     return folder
@@ -317,10 +314,15 @@ def _unpacked(archive: str, step: int, state: Stamp | None) -> Path:
     from rekindle.codec.archive import Archive
     from rekindle.codec.unpack import unpack
 
-    base = Path(tempfile.mkdtemp(prefix="rekindle-"))
-    atexit.register(shutil.rmtree, base, ignore_errors=True)
-    folder = base / f"step-{step}"
+    folder = _folder_for(step)
     with Archive(Path(archive)) as found:
         unpack(found[step], folder, workers=workers_of(None))
         _DIGESTS[folder] = found[step].entry.digest
     return folder
+
+
+def _folder_for(step: int) -> Path:
+    """Where what is unpacked of a step lies until the process ends."""
+    base = Path(tempfile.mkdtemp(prefix="rekindle-"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    return base / f"step-{step}"

@@ -23,8 +23,7 @@ from rekindle.edit.lora import Lora, Pair, lora_of
 from rekindle.edit.lowrank import LowRank
 from rekindle.edit.opening import other_names, same_bytes, taken_apart
 from rekindle.edit.promise import lossy
-from rekindle.errors import RekindleError, counted
-from rekindle.store.weights import some
+from rekindle.errors import RekindleError, counted, some
 
 PROMISE = "with the adapter in its weights the model computes what both did together, not what the base does"
 ENDS = ("embed", "head")  # one matrix where they are tied

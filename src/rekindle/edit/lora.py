@@ -20,9 +20,8 @@ from typing import Any
 from rekindle.anatomy import OPAQUE, Role, adapter
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Leaf
-from rekindle.errors import RekindleError, together
+from rekindle.errors import RekindleError, some, together
 from rekindle.store.folder import Folder
-from rekindle.store.weights import some
 
 PREFIX = "base_model.model."
 MATRIX = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(weight|bias))?")

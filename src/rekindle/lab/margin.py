@@ -9,7 +9,8 @@
       noisy-as-copies:
         within: 0.01       of a claim that two arms end alike
 
-A study whose claims and rows are not the same does not run, nor does one go on whose rows changed after it began.
+A study whose claims and rows are not the same does not run, nor does one go on whose rows changed after it began. With
+how many seeds its runs were judged is noted too: what is looked at again as it grows decides more often than p says.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from math import inf
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rekindle.config import option, read_yaml, resolve
 from rekindle.errors import RekindleError, together
@@ -62,6 +63,7 @@ class Margins:
     file: str
     digest: str = ""  # of the file's bytes, SHA-256, its first twelve digits
     pilot: str = ""
+    judged: tuple[int, ...] = ()  # other numbers of seeds that the same runs were judged with
 
 
 def margins_of(study: str, claims: Sequence[Judged], folder: Path | None = None) -> Margins:
@@ -88,17 +90,22 @@ def margins_of(study: str, claims: Sequence[Judged], folder: Path | None = None)
 
 
 def _missing(claim: Judged, rows: Mapping[str, Margin], path: Path) -> RekindleError | None:
-    row, wanted = rows.get(claim.key), "within" if claim.alike else "least"
-    if row is not None:
-        size, other = (row.within, row.least) if claim.alike else (row.least, row.within)
-        if size is not None and 0 < size < inf and other is None and (row.spread is None or 0 < row.spread < inf):
-            return None
-    return RekindleError(
-        f"The claim {claim.text!r} has no margin, so that nothing could decide it.",
-        where=f"{path}: claims: {claim.key}",
-        why="what counts is settled before the runs",
-        hint=f"{claim.key}: {{{wanted}: 0.01, why: ...}}",
-    )
+    row, where = rows.get(claim.key), f"{path}: claims: {claim.key}"
+    wanted, other = ("within", "least") if claim.alike else ("least", "within")
+    size = getattr(row, wanted, None)
+    if row is None or size is None or not 0 < size < inf or getattr(row, other) is not None:
+        but = f"{wanted} is {size:g}" if size is not None else f"there is no {wanted!r}" if row else "there is no row"
+        but = f"a claim of its kind has no {other!r}" if row and getattr(row, other) is not None else but
+        return RekindleError(
+            f"The claim {claim.text!r} has no margin that could decide it: {but}.",
+            where=where,
+            why="what counts is settled before the runs",
+            hint=f"{claim.key}: {{{wanted}: 0.01, why: ...}}",
+        )
+    if row.spread is not None and not 0 < row.spread < inf:
+        what = f"The spread of {claim.text!r} is {row.spread:g}, but a standard deviation is above 0."
+        return RekindleError(what, where=where, hint="the column spread of a pilot's findings.csv, or no spread")
+    return None
 
 
 def begun_with(margins: Margins, out: Path) -> Margins:
@@ -107,12 +114,14 @@ def begun_with(margins: Margins, out: Path) -> Margins:
     Raises RekindleError where it began with other sizes; words and spreads may change.
     """
     path = out / NOTED
+    if not margins.rows and not path.exists():
+        return margins
     now = {key: ["within" if row.within else "least", row.size] for key, row in margins.rows.items()}
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"digest": margins.digest, "sizes": now}, indent=1) + "\n", encoding="utf-8")
+        _note(path, {"digest": margins.digest, "sizes": now})
         return margins
-    noted = read_json(path, missing="")
+    noted = _noted(path)
     before = noted["sizes"]
     if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
         raise RekindleError(
@@ -122,3 +131,37 @@ def begun_with(margins: Margins, out: Path) -> Margins:
             hint="--out, for a study with today's margins",
         )
     return replace(margins, digest=noted["digest"])
+
+
+def judged_before(margins: Margins, out: Path, seeds: int) -> Margins:
+    """The margins with the other numbers of seeds that the study in OUT was judged with; this one is noted as well."""
+    path = out / NOTED
+    if not margins.rows:
+        return margins
+    noted = _noted(path)
+    before = noted.get("seeds", [])
+    if seeds not in before:
+        _note(path, {**noted, "seeds": [*before, seeds]})
+    return replace(margins, judged=tuple(n for n in before if n != seeds))
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """What a study's folder says of its margins; raises RekindleError where it does not say it."""
+    noted = read_json(path, missing=f"There is no {NOTED}.")
+    sizes, seeds = noted.get("sizes"), noted.get("seeds", [])
+    whole = isinstance(seeds, list) and all(type(n) is int for n in seeds)
+    if not (whole and isinstance(sizes, dict) and isinstance(noted.get("digest"), str)):
+        raise RekindleError(
+            "This file does not say what margins these runs began with.",
+            where=path,
+            why="what counts is settled before the runs",
+            hint="--out, for a study from the beginning",
+        )
+    return noted
+
+
+def _note(path: Path, noted: Mapping[str, Any]) -> None:
+    """In one piece: a run that is cut off leaves the file whole, or none."""
+    half = path.with_name(f"{path.name}.part")
+    half.write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+    half.replace(path)

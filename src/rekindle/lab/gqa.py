@@ -20,6 +20,7 @@ from rekindle.lab.figures import Line, ranked
 from rekindle.lab.page import Page, Table
 from rekindle.lab.spent import End
 from rekindle.lab.study import Seeded, Size, losses, seeds_drawn
+from rekindle.store.publish import write_whole
 from rekindle.sweep.steps import Step
 
 HEADS = 8
@@ -118,7 +119,7 @@ def read(runs: Path, size: Size) -> Page:
 def _decode_table(runs: Path) -> Table:
     path = runs / "decode.json"
     if not path.exists():
-        path.write_text(json.dumps([decode(groups) for groups in (16, 4, 1)]), encoding="utf-8")
+        write_whole(path, json.dumps([decode(groups) for groups in (16, 4, 1)]))
     found = json.loads(path.read_text(encoding="utf-8"))
     rows = [(f"{r['kv_heads']} of 16", f"{r['cache_bytes'] / 1e6:.1f}", f"{r['tokens_per_s']:.0f}") for r in found]
     note = (

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from rekindle.config import option, read_yaml, resolve
 from rekindle.errors import RekindleError, together
 from rekindle.store.index import read_json
+from rekindle.store.publish import write_whole
 
 NOTED = "margins.json"  # in the folder of a study: what it began with
 
@@ -119,7 +120,7 @@ def begun_with(margins: Margins, out: Path) -> Margins:
     now = {key: ["within" if row.within else "least", row.size] for key, row in margins.rows.items()}
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        _note(path, {"digest": margins.digest, "sizes": now})
+        _write(path, {"digest": margins.digest, "sizes": now})
         return margins
     noted = _noted(path)
     before = noted["sizes"]
@@ -141,7 +142,7 @@ def judged_before(margins: Margins, out: Path, seeds: int) -> Margins:
     noted = _noted(path)
     before = noted.get("seeds", [])
     if seeds not in before:
-        _note(path, {**noted, "seeds": [*before, seeds]})
+        _write(path, {**noted, "seeds": [*before, seeds]})
     return replace(margins, judged=tuple(n for n in before if n != seeds))
 
 
@@ -160,8 +161,5 @@ def _noted(path: Path) -> dict[str, Any]:
     return noted
 
 
-def _note(path: Path, noted: Mapping[str, Any]) -> None:
-    """In one piece: a run that is cut off leaves the file whole, or none."""
-    half = path.with_name(f"{path.name}.part")
-    half.write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
-    half.replace(path)
+def _write(path: Path, noted: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(noted, indent=1) + "\n")

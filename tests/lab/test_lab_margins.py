@@ -44,7 +44,7 @@ def test_rows_are_read_with_the_digest_of_their_file(tmp_path):
         (GOOD.replace("least: 0.02", "least: .nan"), "'a ends below b' has no margin"),
         (GOOD.replace("within: 0.01", "within: 0.01, least: 0.01"), "'a ends as low as b' has no margin"),
         (GOOD.replace("least: 0.02", "least: -1"), "least is -1"),
-        (GOOD.replace("least: 0.02", "within: 0.02"), "a claim of its kind has no 'within'"),
+        (GOOD.replace("least: 0.02", "within: 0.02"), "its kind has 'least' alone"),
         (GOOD.replace("spread: 0.01", "spread: -1"), "The spread of 'a ends below b' is -1"),
         (GOOD.replace("spread: 0.01", "spread: .inf"), "The spread of 'a ends below b' is inf"),
         (GOOD.replace(", why: b", ""), "try:   why: ..."),
@@ -57,6 +57,13 @@ def test_a_claim_without_its_row_is_refused(tmp_path, text, said):
         margins_of("one", [LOWER, ALIKE], written(tmp_path, text))
     assert said in str(refused.value)
     assert "one.yaml" in str(refused.value)
+
+
+def test_a_row_that_cannot_be_read_is_told_once(tmp_path):
+    """It is no row, but that there is none is not what to mend."""
+    with pytest.raises(RekindleError) as refused:
+        margins_of("one", [LOWER, ALIKE], written(tmp_path, GOOD.replace(", why: b", "")))
+    assert str(refused.value) == "why is not given.\n  where: one.yaml: alike\n  try:   why: ..."
 
 
 def test_a_study_with_an_unsettled_claim_runs_nothing(tmp_path, monkeypatch):

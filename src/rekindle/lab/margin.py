@@ -75,38 +75,48 @@ def margins_of(study: str, claims: Sequence[Judged], folder: Path | None = None)
     data = read_yaml(path)
     rows: dict[str, Margin] = {}
     problems: list[RekindleError] = []
-    given = data.get("claims")
-    for key, values in (given if isinstance(given, dict) else {}).items():
+    stated = data.get("claims")
+    given = stated if isinstance(stated, dict) else {}
+    for key, values in given.items():
         try:
             rows[key] = resolve(Margin, {}, values if isinstance(values, dict) else {}).config
         except RekindleError as error:
             problems.append(RekindleError(error.what, where=f"{path.name}: {key}", hint=error.hint))
     known = {claim.key for claim in claims}
     problems += [RekindleError(f"There is no claim {key!r}.", where=path) for key in rows if key not in known]
-    problems += [problem for claim in claims if (problem := _missing(claim, rows, path)) is not None]
+    read = [claim for claim in claims if claim.key in rows or claim.key not in given]
+    problems += [problem for claim in read if (problem := _problem(claim, rows.get(claim.key), path)) is not None]
     if problems:
         raise together(problems)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return Margins(rows, f"margins/{path.name}", digest, str(data.get("pilot", "")))
 
 
-def _missing(claim: Judged, rows: Mapping[str, Margin], path: Path) -> RekindleError | None:
-    row, where = rows.get(claim.key), f"{path}: claims: {claim.key}"
-    wanted, other = ("within", "least") if claim.alike else ("least", "within")
-    size = getattr(row, wanted, None)
-    if row is None or size is None or not 0 < size < inf or getattr(row, other) is not None:
-        but = f"{wanted} is {size:g}" if size is not None else f"there is no {wanted!r}" if row else "there is no row"
-        but = f"a claim of its kind has no {other!r}" if row and getattr(row, other) is not None else but
+def _problem(claim: Judged, row: Margin | None, path: Path) -> RekindleError | None:
+    """What keeps a claim's row from deciding it."""
+    where, wanted = f"{path}: claims: {claim.key}", "within" if claim.alike else "least"
+    if lacking := _lacking(row, wanted):
         return RekindleError(
-            f"The claim {claim.text!r} has no margin that could decide it: {but}.",
+            f"The claim {claim.text!r} has no margin that could decide it: {lacking}.",
             where=where,
             why="what counts is settled before the runs",
             hint=f"{claim.key}: {{{wanted}: 0.01, why: ...}}",
         )
-    if row.spread is not None and not 0 < row.spread < inf:
+    if row and row.spread is not None and not 0 < row.spread < inf:
         what = f"The spread of {claim.text!r} is {row.spread:g}, but a standard deviation is above 0."
         return RekindleError(what, where=where, hint="the column spread of a pilot's findings.csv, or no spread")
     return None
+
+
+def _lacking(row: Margin | None, wanted: str) -> str:
+    if row is None:
+        return "there is no row"
+    size, other = (row.within, row.least) if wanted == "within" else (row.least, row.within)
+    if other is not None:
+        return f"its kind has {wanted!r} alone"
+    if size is None:
+        return f"there is no {wanted!r}"
+    return "" if 0 < size < inf else f"{wanted} is {size:g}"
 
 
 def begun_with(margins: Margins, out: Path) -> Margins:

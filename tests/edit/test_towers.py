@@ -7,12 +7,14 @@ import shutil
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tiny_models import ENCODER_DECODERS, V1_1, save_tiny
 
 from rekindle import api
 from rekindle.anatomy import FAMILIES, OPAQUE, Nameless, Role, families, family_of
 from rekindle.apply.load import quietly
+from rekindle.cli.verbs import rekindle
 from rekindle.errors import RekindleError
 
 CASES = [
@@ -300,6 +302,38 @@ def test_a_class_that_no_table_knows_is_known_by_its_names(mamba, tmp_path):
         with pytest.raises(RekindleError, match="'mamba' is not known") as error:
             api.apply(verb, mamba, **options)
         assert error.value.why == f"{verb} must know what each tensor is"
+
+
+def classes_without_a_table():
+    """name -> a tiny model of it: one that reads pictures, one of two towers, one of text."""
+    import transformers as hf
+
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    bart = {"d_model": 16, "vocab_size": 64, "max_position_embeddings": 32}
+    bart |= {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    return {
+        "vit": lambda: hf.ViTForImageClassification(hf.ViTConfig(image_size=8, patch_size=4, **small)),
+        "bart": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**bart)),
+        "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(vocab_size=64, **small)),
+    }
+
+
+@pytest.mark.parametrize("name", ["vit", "bart", "falcon"])
+def test_what_no_table_knows_is_not_verified(tiny, tmp_path, name):
+    """verify says why, on either side; no verb proposes it, nor does the card."""
+    src, out = tmp_path / name, tmp_path / "out"
+    with quietly():
+        torch.manual_seed(0)
+        classes_without_a_table()[name]().save_pretrained(src)
+    for words in (["merge", src, src], ["rewrite", src]):
+        said = CliRunner().invoke(rekindle, [*map(str, words), str(out), "--overwrite"])
+        assert said.exit_code == 0, said.output
+        assert "next:" not in said.output
+        assert "rekindle verify" not in (out / "README.md").read_text()
+        for child, against in ((out, src), (out, tiny("llama")), (tiny("llama"), src)):
+            with pytest.raises(RekindleError, match=f"architecture '{name}' is not known") as error:
+                api.verify(child, against)
+            assert error.value.why == "verify must know what the model is shown, and what it puts out"
 
 
 def test_what_no_table_names_is_planned_in_the_order_of_its_file(tiny, mamba):

@@ -26,9 +26,9 @@ NO_TABLE: dict[str, Any] = {
 class Nameless(Family):
     unknown: RekindleError | None = None  # why no table says more of it
 
-    def refusing(self, verb: str) -> RekindleError:
-        """Why a method that must know what each tensor is cannot have it."""
-        unknown, why = self.unknown, f"{verb} must know what each tensor is"
+    def refusing(self, verb: str, needs: str = "what each tensor is") -> RekindleError:
+        """Why a verb that must know more than names cannot have it."""
+        unknown, why = self.unknown, f"{verb} must know {needs}"
         what, where = (unknown.what, unknown.where) if unknown else ("This architecture is not known.", None)
         return RekindleError(what, where=where, why=why, hint="merge, rewrite and pack take any; docs/families.md")
 
@@ -54,7 +54,7 @@ class Adapter(Nameless):
     base: str | None = None  # what it says that it was trained on
     path: str = ""
 
-    def refusing(self, verb: str) -> RekindleError:
+    def refusing(self, verb: str, needs: str = "") -> RekindleError:
         what = f"{self.path} is an adapter for {self.base or 'a model it does not name'}, not a checkpoint."
         return RekindleError(what, hint=f"rekindle merge {self.path} MERGED --base {self.base or 'SRC'}")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rekindle.anatomy import Nameless
 from rekindle.api.described import described
 from rekindle.api.model import Model, open
 from rekindle.api.saving import papers
@@ -54,6 +55,8 @@ def verify(
     made, parent = open(child).checkpoint, open(against).checkpoint
     for side in (made, parent):
         side.folder.need_weights()
+        if isinstance(side.family, Nameless):
+            raise side.family.refusing("verify", "what the model is shown, and what it puts out")
     manifest = read_manifest(made.folder.path)
     promise = (manifest.promise or {}).get("kind", "none") if manifest else "none"
     if promise != "none" and made.folder.path.samefile(parent.folder.path):

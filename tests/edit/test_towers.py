@@ -100,6 +100,34 @@ def test_switch_keeps_experts_where_its_config_can_say_so(tiny, tmp_path):
     logits(stacked.save(tmp_path / "stacked"))
 
 
+@pytest.mark.parametrize("order", ["interpose", "llama-pro"])
+def test_an_order_that_cannot_be_names_those_that_can(tiny, order):
+    """All of them: each makes a child of that depth."""
+    for depth, orders in ((8, ["stack", "solar"]), (5, ["stack"])):
+        with pytest.raises(RekindleError, match="cannot say which layers are which") as error:
+            api.grow_depth(tiny("switch_transformers"), layers=depth, order=order, tower="encoder")
+        assert error.value.hint == f"--order {' or '.join(orders)}"
+        for able in orders:
+            child = api.grow_depth(tiny("switch_transformers"), layers=depth, order=able, tower="encoder").checkpoint
+            assert child.settings.towers["encoder"].num_layers == depth
+
+
+@pytest.mark.parametrize("tower", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("family", "verb", "options"),
+    [
+        *((family, "upcycle", {"experts": 2}) for family in ("t5gemma", "t5gemma2")),
+        *((family, "grow-experts", {}) for family in ("t5gemma", "t5gemma2")),
+    ],
+)
+def test_a_refusal_names_the_model_and_not_what_the_config_calls_its_tower(tiny, family, verb, options, tower):
+    own = FAMILIES[family].towers[tower].model_type
+    with pytest.raises(RekindleError) as refused:
+        api.apply(verb, tiny(family), tower=tower, **options)
+    assert own not in str(refused.value)
+    assert family in str(refused.value)
+
+
 def test_switch_gets_more_experts_in_both_towers_at_once(tiny, tmp_path):
     """Its config has one number of experts for both, and one expert for each token."""
     folder = tiny("switch_transformers")
@@ -172,7 +200,7 @@ def test_towers_that_share_a_key_cannot_differ_in_it(tiny):
 def test_what_does_not_fit_two_towers_is_refused(tiny):
     for family, verb, options, said in (
         ("t5", "gqa", {"kv_heads": 1, "tower": "decoder"}, "each query head of it has its own"),
-        ("t5gemma", "gqa", {"kv_heads": 1, "tower": "decoder"}, "cross-attention"),
+        ("t5gemma", "gqa", {"kv_heads": 1, "tower": "decoder"}, "^t5gemma's cross-attention"),
         ("t5", "upcycle", {"experts": 2, "tower": "decoder"}, "can hold a t5"),
         ("switch_transformers", "grow-experts", {"tower": "both"}, "top_k 1"),
     ):

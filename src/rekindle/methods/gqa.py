@@ -170,7 +170,7 @@ def _free(parent: Checkpoint, kind: str) -> bool:
 
 
 def _check(parent: Checkpoint, config: Config) -> None:
-    name, s = parent.family.model_type, parent.settings
+    name, s = parent.family.name, parent.settings
     if s.latent_attention:
         what = (
             f"{name} has latent attention: all heads share one vector of {s.kv_rank} per token, and none can be pooled."

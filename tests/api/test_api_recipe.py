@@ -9,6 +9,7 @@ import pytest
 from rekindle import api
 from rekindle.config import dump_yaml
 from rekindle.errors import RekindleError
+from rekindle.store.manifest import read_manifest
 
 
 def recipe(tmp_path, source, *steps, **more):
@@ -175,6 +176,19 @@ def test_what_has_no_name_is_not_left_out_either(tiny, tmp_path):
         with pytest.raises(RekindleError, match="^Nothing is made of what a step made without a name") as error:
             api.load_recipe(path)
         assert error.value.hint == "as: NAME beside that step, and of: [NAME]"
+
+
+def test_what_was_measured_in_two_sources_is_told_of_both(tiny, tmp_path):
+    """By the sources' names; of an only source as it always was."""
+    each = [{"gqa": {"kv_heads": 1}, "of": name} for name in "ab"]
+    path = recipe(tmp_path, {"a": str(tiny("llama")), "b": str(tiny("llama", seed=1))}, *each, {"merge": {}})
+    measured = read_manifest(api.run(path, tmp_path / "out")).measured
+    alone = {
+        name: read_manifest(api.gqa(tiny("llama", seed=seed), kv_heads=1).save(tmp_path / name)).measured
+        for seed, name in enumerate("ab")
+    }
+    assert [*alone["a"]] == [f"layer {layer}, 2 to 1 key-value heads" for layer in range(3)]
+    assert measured == {f"{name}, {row}": found for name in "ab" for row, found in alone[name].items()}
 
 
 def test_a_name_that_is_free_again_is_given_again(tiny, tmp_path):

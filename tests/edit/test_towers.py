@@ -16,6 +16,7 @@ from rekindle.anatomy import FAMILIES, OPAQUE, Nameless, Role, families, family_
 from rekindle.apply.load import quietly
 from rekindle.cli.verbs import rekindle
 from rekindle.errors import RekindleError
+from rekindle.store.manifest import read_manifest
 
 CASES = [
     *((family, {}) for family in ENCODER_DECODERS), ("t5", V1_1), ("t5", {"num_decoder_layers": None}),
@@ -87,6 +88,26 @@ def test_one_tower_after_the_other_is_both(tiny, tmp_path):
     once = api.grow_depth(folder, factor=2, tower="both").save(tmp_path / "both")
     assert (both / "model.safetensors").read_bytes() == (once / "model.safetensors").read_bytes()
     assert (both / "config.json").read_bytes() == (once / "config.json").read_bytes()
+
+
+def test_what_was_measured_in_two_towers_is_told_of_both(tiny, tmp_path):
+    out = api.gqa(tiny("t5gemma2"), kv_heads=1, tower="both").save(tmp_path / "out")
+    depths = {"encoder": 2, "decoder": 3}
+    rows = [f"{tower}, layer {i}, 2 to 1 key-value heads" for tower, depth in depths.items() for i in range(depth)]
+    measured = read_manifest(out).measured
+    assert [*measured] == rows
+    assert len({tuple(found.values()) for found in measured.values()}) == len(rows)
+    alone = read_manifest(api.gqa(tiny("t5gemma2"), kv_heads=1, tower="decoder").save(tmp_path / "alone")).measured
+    assert alone == {row: measured[row] for row in rows[2:]}
+
+
+def test_a_note_says_of_which_tower_it_is(tiny):
+    new = "are new: LLaMA-Pro trains these alone"
+    grown = {"order": "llama-pro", "factor": 2}
+    both = api.grow_depth(tiny("t5", num_decoder_layers=2), tower="both", **grown)
+    assert both.checkpoint.notes == [f"encoder and decoder: layers 1, 3 {new}"]
+    unlike = api.grow_depth(tiny("t5"), tower="both", **grown).checkpoint.notes
+    assert unlike[:2] == [f"encoder: layers 1, 3 {new}", f"decoder: layers 1, 3, 5 {new}"]
 
 
 def test_switch_keeps_experts_where_its_config_can_say_so(tiny, tmp_path):
@@ -201,6 +222,7 @@ def test_what_does_not_fit_two_towers_is_refused(tiny):
     for family, verb, options, said in (
         ("t5", "gqa", {"kv_heads": 1, "tower": "decoder"}, "each query head of it has its own"),
         ("t5gemma", "gqa", {"kv_heads": 1, "tower": "decoder"}, "^t5gemma's cross-attention"),
+        ("t5gemma2", "gqa", {"kv_heads": 1, "tower": "both", "data": "text"}, "a model of one tower"),
         ("t5", "upcycle", {"experts": 2, "tower": "decoder"}, "can hold a t5"),
         ("switch_transformers", "grow-experts", {"tower": "both"}, "top_k 1"),
     ):

@@ -133,6 +133,13 @@ def test_an_order_that_cannot_be_names_those_that_can(tiny, order):
             assert child.settings.towers["encoder"].num_layers == depth
 
 
+def test_inspect_says_which_flags_would_do(tiny):
+    can = api.inspect(tiny("switch_transformers"))["can"]
+    assert can["grow-depth"].endswith("asked for are layers 2, 3, 6, 7 of 8. (--order stack or solar)")
+    assert can["grow-experts"].endswith("(--top-k keep)")
+    assert all(text.startswith(("yes", "no")) for text in can.values())
+
+
 @pytest.mark.parametrize("tower", ["encoder", "decoder"])
 @pytest.mark.parametrize(
     ("family", "verb", "options"),

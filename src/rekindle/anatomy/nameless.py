@@ -14,7 +14,7 @@ from rekindle.errors import RekindleError
 NOTHING = Settings(
     vocab_size=0, hidden_size=0, num_layers=0, num_heads=0, num_kv_heads=0, head_dim=0, intermediate_size=0,
     hidden_act="", norm_eps=0.0, tie_word_embeddings=False, max_position_embeddings=0, windows=(), rope_theta=0.0,
-    rope_scaling=None, rotary_dim=0, qkv_bias=False, o_bias=False, mlp_bias=False, output="none",
+    rope_scaling=None, rotary_dim=0, qkv_bias=False, o_bias=False, mlp_bias=False, output="class",
 )  # fmt: skip
 NO_TABLE: dict[str, Any] = {
     "classes": {}, "top": (), "block": (), "dense": (), "sparse": (), "keys": {}, "fixed": {}, "defaults": {},
@@ -42,6 +42,9 @@ class Nameless(Family):
 
     def mended(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
+
+    def aliases(self, settings: Settings) -> dict[str, str]:
+        return {}
 
     def table(self, settings: Settings, *, fused: bool = False) -> Iterator[tuple[Role, Placed]]:
         return iter(())

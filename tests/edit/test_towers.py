@@ -413,7 +413,9 @@ def test_what_reads_no_text_alone_is_not_verified(tiny, unknown, tmp_path, name)
         assert said.exit_code == 0, said.output
         assert "next:" not in said.output
         assert "rekindle verify" not in (out / "README.md").read_text()
-    with pytest.raises(RekindleError, match="'vit' is not known" if name == "vit" else "takes no text alone") as error:
+    with pytest.raises(
+        RekindleError, match="'vit' is not known" if name == "vit" else "computes nothing on a text alone"
+    ) as error:
         api.verify(out, src)
     assert error.value.why == ("verify must know what the model is shown" if name == "vit" else None)
     for child, against in ((out, tiny("llama")), (tiny("llama"), src)):

@@ -132,7 +132,7 @@ def run(
             except Exception as error:  # of a class that wants other inputs
                 if checkpoint.settings.output != "class":
                     raise
-                what = f"A {type(model).__name__} takes no text alone: {first_line(error)}."
+                what = f"A {type(model).__name__} computes nothing on a text alone: {first_line(error)}."
                 raise RekindleError(what, where=checkpoint.folder.path) from None
             yield probe.outputs(out)
 

@@ -32,6 +32,9 @@ def other(folder: Path, seed: int, **config) -> Path:
     return write_llama(folder, tensors=tensors, **config)
 
 
+TOWER = {"switch_transformers": {"tower": "encoder"}}
+
+
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
     """one, two, base; run/checkpoint-200, -1000 and -30."""
@@ -218,6 +221,17 @@ def test_models_that_are_not_alike_are_refused(desk, config, words):
     with pytest.raises(RekindleError, match=words) as refused:
         rekindle.merge(["one", "unlike"])
     assert "unlike" in str(refused.value.where)
+
+
+def test_another_depth_is_one_difference(tiny, desk):
+    """What each layer has follows from it."""
+    for family in ("gemma3_text", "switch_transformers"):
+        deeper = rekindle.grow_depth(tiny(family), layers=5, order="stack", **TOWER.get(family, {})).save(family)
+        with pytest.raises(RekindleError) as refused:
+            rekindle.merge([tiny(family), deeper])
+        before, tower = (4, " in the encoder") if family in TOWER else (3, "")
+        said = f"one has num_layers {before}, the other has num_layers 5{tower}"
+        assert refused.value.what == f"These models differ: {said}."
 
 
 def test_other_dtypes_families_and_numbers_of_sources(desk):

@@ -20,6 +20,7 @@ import rekindle
 from rekindle import api
 from rekindle.cli.verbs import rekindle as command
 from rekindle.errors import CheckFailed, RekindleError
+from rekindle.store.header import build_header, read_header
 from rekindle.store.manifest import read_manifest
 
 
@@ -358,6 +359,54 @@ def test_measurements_are_those_of_the_same_sources(desk):
         with pytest.raises(RekindleError, match="What was measured there is of one, two, not of") as refused:
             rekindle.merge(others, how="slerp").save("no", measurements=str(out))
         assert refused.value.hint
+
+
+def test_measurements_are_of_the_files_that_were_measured(desk):
+    """Other weights under the same name are none of theirs; a folder may be called otherwise."""
+    out = rekindle.merge(["one", "two"], how="slerp").save("out")
+    again = rekindle.merge([desk / "one", desk / "two"], how="slerp").save("again", measurements=str(out))
+    assert hashes(again) == hashes(out)
+    parts = [rekindle.merge(["one", "two"], how="slerp").save("joined", part=f"{i}/2") for i in (1, 2)]
+    api.join(parts[0])
+    for measured in ("out", "joined"):
+        file = Path("two/model.safetensors")
+        before, times = file.read_bytes(), file.stat()
+        file.write_bytes(before[:-8] + bytes(8))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if it had not been written
+        with pytest.raises(RekindleError, match="two is not what it was when it was measured there") as refused:
+            rekindle.merge(["one", "two"], how="slerp").save("no", measurements=measured)
+        assert refused.value.hint == "without --measurements"
+        file.write_bytes(before)
+
+
+def test_measurements_of_one_source_are_of_no_other(desk):
+    out = rekindle.gqa("one", kv_heads=1, pool="aligned").save("out")
+    assert rekindle.gqa("one", kv_heads=1, pool="aligned").save("again", measurements=str(out))
+    with pytest.raises(RekindleError, match="What was measured there is of one, not of two"):
+        rekindle.gqa("two", kv_heads=1, pool="aligned").save("no", measurements=str(out))
+    other(desk / "one", 9)
+    with pytest.raises(RekindleError, match="one is not what it was when it was measured there"):
+        rekindle.gqa("one", kv_heads=1, pool="aligned").save("no", measurements=str(out))
+    other(desk / "base", 1)  # what a result of before said nothing of is taken as it was
+    found = Path("out/measurements/found.safetensors")
+    tensors, metadata = read_header(found)
+    assert list(metadata) == ["source "]
+    data = found.read_bytes()[-sum(x.nbytes for x in tensors.values()) :]
+    found.write_bytes(build_header({name: (x.dtype, x.shape) for name, x in tensors.items()}, {})[0] + data)
+    assert rekindle.gqa("base", kv_heads=1, pool="aligned").save("trusted", measurements=str(out))
+
+
+def test_measurements_of_a_step_are_of_that_step(desk):
+    """However often an archive is unpacked, and whatever was added to it since."""
+    rekindle.pack([f"run/checkpoint-{step}" for step in (30, 200)], "run.rk")
+    out = rekindle.merge(["run.rk@30", "run.rk@200"], how="slerp").save("out")
+    api.archive_add("run/checkpoint-1000", "run.rk")
+    again = rekindle.merge(["run.rk@30", "run.rk@200"], how="slerp").save("again", measurements=str(out))
+    assert hashes(again) == hashes(out)
+    other(desk / "run/checkpoint-200", 9)
+    rekindle.pack([f"run/checkpoint-{step}" for step in (30, 200)], "run.rk", overwrite=True)
+    with pytest.raises(RekindleError, match="run.rk@200 is not what it was"):
+        rekindle.merge(["run.rk@30", "run.rk@200"], how="slerp").save("no", measurements=str(out))
 
 
 def test_memory_does_not_grow_with_a_series(desk):

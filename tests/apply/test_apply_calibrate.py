@@ -170,6 +170,19 @@ def test_kept_measurements_need_no_text(trained, tmp_path, monkeypatch):
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
+def test_kept_measurements_are_of_the_text_that_was_read(trained, tmp_path):
+    folder, corpus = trained
+    text = tmp_path / "text.jsonl"
+    text.write_bytes(corpus.read_bytes())
+    options = {"kv_heads": 1, "pool": "aligned", "data": str(text), "data_tokens": 512}
+    first = api.gqa(folder, **options).save(tmp_path / "first")
+    text.write_bytes(corpus.read_bytes()[:-2] + b"\n\n")
+    with pytest.raises(RekindleError, match=r"text\.jsonl:512 is not what it was when it was measured there"):
+        api.gqa(folder, **options).save(tmp_path / "no", measurements=str(first))
+    text.unlink()
+    assert api.gqa(folder, **options).save(tmp_path / "again", measurements=str(first))
+
+
 def test_text_without_a_tokenizer_is_refused_and_nothing_is_left(tiny, tmp_path):
     model = api.gqa(tiny("llama"), kv_heads=1, pool="aligned", data="stdlib")
     assert model.job().nbytes_measured > 0

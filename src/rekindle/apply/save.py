@@ -14,7 +14,7 @@ from rekindle.apply.crew import JOURNAL, Progress, finished, write_shards
 from rekindle.apply.identity import identity
 from rekindle.apply.join import RECORD, measured_by_others
 from rekindle.apply.measure import FOLDER as FOUND
-from rekindle.apply.measure import Calibrate, Found, fingerprint, read_found, settle, write_found
+from rekindle.apply.measure import Calibrate, Found, fingerprint, found_in, read_found, settle, write_found
 from rekindle.apply.moments import DESCRIPTION as STATE
 from rekindle.apply.moments import write_info
 from rekindle.apply.optimizer import recycle, states_of
@@ -128,6 +128,11 @@ class Job:
     def nbytes_measured(self) -> int:
         return nbytes_read(self.measurements)
 
+    def found_in(self, unpacked: Mapping[Path, str]) -> dict[str, str]:
+        """The state of what measurements are found in, see apply.measure."""
+        folders = {key: source.folder for key, source in self.checkpoint.sources.items()}
+        return found_in(folders, self.measurements, unpacked)
+
     def memory(self, workers: int) -> int:
         return self.plan.memory(workers, LARGE)
 
@@ -185,7 +190,7 @@ def write(
             (folder / name).write_text(text, encoding="utf-8")
         known = _known(job, folder) | (measured_by_others(out, part) if part else {})
         found = settle(job.needed(part), workers=workers, known=known, calibrate=calibrate, progress=progress)
-        write_found(folder, found)
+        write_found(folder, found, job.found_in(unpacked or {}))
         if job.moments:
             (folder / MOMENTS).parent.mkdir(exist_ok=True)
             write_index(job.moment_shards, folder, MOMENTS)

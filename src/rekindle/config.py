@@ -73,7 +73,8 @@ def resolve(cls: type[C], flags: Mapping[str, Any], file: Mapping[str, Any] | No
     for name, f in known.items():
         given = f.name in values or name in flags or name in (file or {})
         if not given and _default(f) is MISSING:
-            problems.append(RekindleError(f"{name} is not given.", hint=f"--{name.replace('_', '-')} ..."))
+            typed = f"{name}: ..." if file is not None and not flags else f"--{name.replace('_', '-')} ..."
+            problems.append(RekindleError(f"{name} is not given.", hint=typed))
     if problems:
         raise together(problems)
     return Resolved(cls(**values), origins)

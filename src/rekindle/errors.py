@@ -87,5 +87,10 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def some(names: Sequence[object], most: int = 4) -> str:
+    """The first few of many: a, b; or a, b, c, d and 3 more."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def _indent(text: str) -> str:
     return "- " + text.replace("\n", "\n  ")

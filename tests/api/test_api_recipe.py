@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from rekindle import api
@@ -11,7 +13,8 @@ from rekindle.errors import RekindleError
 
 def recipe(tmp_path, source, *steps, **more):
     path = tmp_path / "recipe.yaml"
-    path.write_text(dump_yaml({"source": str(source), "steps": list(steps)} | more))
+    named = {"sources": source} if isinstance(source, dict) else {"source": str(source)}
+    path.write_text(dump_yaml(named | {"steps": list(steps)} | more))
     return path
 
 
@@ -50,3 +53,81 @@ def test_one_pass_is_the_steps_one_by_one(tiny, tmp_path):
     second = api.upcycle(first, experts=4).save(tmp_path / "second")
     assert (together / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
     assert (together / "config.json").read_bytes() == (second / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("key", ["of", "as", "tower"])
+@pytest.mark.parametrize("given", [5, 0, False, "", [], ["a", 5], {"a": "b"}])
+def test_what_stands_beside_a_verb_is_a_name(tmp_path, key, given):
+    path = recipe(tmp_path, "SRC", {"gqa": {}, key: given}, {"upcicle": {}, key: given})
+    with pytest.raises(RekindleError, match="of, as and tower beside gqa must be names") as error:
+        api.run(path, tmp_path / "out")
+    assert "beside upcicle" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("verb", "key"),
+    [
+        *((verb, key) for verb in ("init", "train") for key in ("of", "as", "tower")),
+        ("merge", "tower"),
+        ("rewrite", "tower"),
+    ],
+)
+def test_what_a_verb_does_not_read_is_refused_beside_it(tmp_path, verb, key):
+    path = recipe(tmp_path, tmp_path / "nothing", {verb: {}, key: "decoder"})
+    with pytest.raises(RekindleError, match=f"^{key} beside {verb} would not be read"):
+        api.run(path, tmp_path / "out")
+
+
+def test_a_tower_of_several_models_is_no_word_of_merge(tiny, tmp_path):
+    sources = {"one": str(tiny("t5")), "other": str(tiny("t5", seed=1))}
+    path = recipe(tmp_path, sources, {"merge": {}, "tower": "decoder"})
+    with pytest.raises(RekindleError, match="tower beside merge would not be read"):
+        api.run(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_named_once(tmp_path):
+    path = recipe(tmp_path, {"a": "SRC", "b": "SRC2"}, {"merge": {}, "of": ["a", "b", "a"]})
+    with pytest.raises(RekindleError, match="of beside merge has a twice"):
+        api.load_recipe(path)
+
+
+@pytest.mark.parametrize("options", [0, False, [], "dtype"])
+def test_options_are_keys_and_values(tmp_path, options):
+    with pytest.raises(RekindleError, match="options of rewrite must be keys and values"):
+        api.load_recipe(recipe(tmp_path, "SRC", {"rewrite": options}))
+
+
+@pytest.mark.parametrize("save", [5, 0, ["fused"], "fused"])
+def test_save_is_keys_and_values(tmp_path, save):
+    with pytest.raises(RekindleError, match="save must be keys and values"):
+        api.load_recipe(recipe(tmp_path, "SRC", {"rewrite": {}}, save=save))
+
+
+@pytest.mark.parametrize("key", ["part", "overwrite", "out", "shards"])
+def test_save_has_options_of_writing_alone(tiny, tmp_path, key):
+    with pytest.raises(RekindleError, match=f"no option {key!r}") as error:
+        api.run(recipe(tmp_path, tiny("llama"), {"rewrite": {}}, save={key: "1/2"}), tmp_path / "out")
+    assert "save in" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["init", "train"])
+def test_training_has_no_options_of_save(tmp_path, verb):
+    with pytest.raises(RekindleError, match=f"save beside {verb} would not be read"):
+        api.run(recipe(tmp_path, "SRC", {verb: {}}, save={"fused": True}), tmp_path / "out")
+
+
+def test_a_source_of_several_has_a_name(tmp_path):
+    with pytest.raises(RekindleError, match="names no source"):
+        api.load_recipe(recipe(tmp_path, {"": "SRC", "b": "SRC2"}, {"rewrite": {}}))
+
+
+def test_a_series_is_more_than_one_model(tiny, tmp_path):
+    for step in (1, 2):
+        shutil.copytree(tiny("llama"), tmp_path / "run" / f"checkpoint-{step}")
+    for of in ({}, {"of": "run"}, {"of": ["run/step-1", "run/step-2"]}):
+        path = recipe(tmp_path, {"run": str(tmp_path / "run")}, {"rewrite": {}} | of)
+        with pytest.raises(RekindleError, match="rewrite takes one model, and there are 2") as error:
+            api.load_recipe(path)
+        assert "of: run/step-1, beside rewrite" in str(error.value)

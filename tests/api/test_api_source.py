@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from rekindle import api
-from rekindle.api.source import Located, local, located, place
+from rekindle.api.source import Located, local, located, place, typed
 from rekindle.cli import main
 from rekindle.errors import RekindleError
 
@@ -100,19 +100,19 @@ def test_a_pattern_means_the_same_whoever_expands_it(run):
     quoted = located("run/checkpoint-*")
     assert names(quoted) == numbered(*STEPS)
     assert [one.step for one in quoted] == list(STEPS)
-    assert located(shell.stdout.split()) == quoted
+    assert located(typed(shell.stdout.split())) == quoted
     assert located("run") == located(run) == quoted
     assert located("run/checkpoint-?0") == located(["run/checkpoint-20"])
-    assert located(["other", *shell.stdout.split(), "last"])[1:-1] == quoted
+    assert located(typed(["other", *shell.stdout.split(), "last"]))[1:-1] == quoted
 
 
 def test_what_was_typed_in_an_order_stays_in_it(run):
-    for typed in (numbered(300, 100), numbered(5, 300, 20), [*numbered(20), "org/model", *numbered(5)]):
-        assert names(located(typed)) == typed
+    for mine in (numbered(300, 100), numbered(5, 300, 20), [*numbered(20), "org/model", *numbered(5)]):
+        assert names(located(typed(mine))) == mine
     checkpoint(Path("models/llama-13b"))
     checkpoint(Path("models/llama-7b"))
     two = ["models/llama-13b", "models/llama-7b"]  # numbers that are no steps
-    assert names(located(two)) == names(located("models/*")) == two
+    assert names(located(typed(two))) == names(located("models/*")) == two
     for name, step in (("run-1", 900), ("run-2", 100)):  # whatever their trainers wrote into them
         (checkpoint(Path("others") / name) / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     assert names(located("others/*")) == ["others/run-1", "others/run-2"]

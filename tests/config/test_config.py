@@ -85,6 +85,8 @@ def test_all_problems_at_once_and_each_once():
 def test_a_missing_value_says_what_to_type():
     with pytest.raises(RekindleError, match="--tokens"):
         resolve(Config, {})
+    with pytest.raises(RekindleError, match=r"try:   tokens: \.\.\."):
+        resolve(Config, {}, {"lr": 0.1})
 
 
 def test_broken_yaml_names_the_line(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,8 +150,25 @@ def test_verdict_names_what_does_not_hold():
     values = {LOSS: {"a": SEEDS, "b": [seed + 0.1 for seed in SEEDS]}}
     worse = Claim("lower", "b ends below a", "yes", "b", "a")
     said = verdict(judge([LOWER, worse], SETTLED, values, quick=False))
-    assert said == "1 of 2 claims hold at this size; “b ends below a” does not."
+    assert said == "1 of the paper's 2 claims hold at this size; “b ends below a” does not."
     unsure = judged(LOWER, [0.30, -0.20, 0.10, 0.05, -0.10])
     assert verdict([unsure]).endswith(f"; undecided: “a ends below b” ({unsure.decides} seeds would decide).")
     one = judge([LOWER, worse], SETTLED, {LOSS: {"a": [1.0], "b": [2.0]}}, quick=False)
-    assert verdict(one).startswith("One seed: 1 of 2 directions")
+    assert verdict(one).startswith("One seed: 1 of the paper's 2 directions are as claimed. ")
+
+
+def test_claims_are_counted_apart_by_whose_they_are():
+    """Of this page's paper, of another, and our own: none of them counts as another's."""
+    values = {LOSS: {"a": SEEDS, "b": [seed + 0.1 for seed in SEEDS]}}
+    worse = Claim("lower", "b ends below a", "yes", "b", "a", of="another")
+    ours = Claim("lower", "a, we say", "", "a", "b", of="ours")
+    alike = replace(ALIKE, of="ours")
+    claims = [LOWER, worse, replace(worse, arm="a", rival="b"), ours, alike]
+    said = verdict(judge(claims, SETTLED, values, quick=False))
+    counts = "1 of the paper's 1 claims, 1 of another paper's 2 and 1 of our 2 hold at this size"
+    assert said == f"{counts}; “b ends below a” and “a ends as low as b” do not."
+    said = verdict(judge(claims, SETTLED, values, quick=True))
+    counts = "1 of the paper's 1 directions, 1 of another paper's 2 and 1 of our 1 are as claimed"
+    assert said.startswith(f"5 seeds: {counts}. ")
+    assert verdict(judge([ours, alike], SETTLED, values, quick=True)).startswith("5 seeds: 1 of our 1 directions are")
+    assert verdict(judge([alike], SETTLED, values, quick=True)).startswith("5 seeds. Directions only")

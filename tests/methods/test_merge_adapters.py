@@ -421,6 +421,8 @@ def test_an_adapter_beside_weights_stays_refused(two, tiny, tmp_path):
 
 RANKS = {"target_modules": ["q_proj", "down_proj"], "rank_pattern": {"down_proj": 2}, "use_rslora": True}
 TIED = {"target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True}
+ALPHA = {"experts": 32, "down_proj": 16}  # a stack is called by its parameter alone
+CHOSEN = {"q_proj": 32, "k_proj.weight": 16}  # so is a weight that is chosen as a parameter
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
@@ -441,6 +443,10 @@ BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
         ("t5", {}, {"target_modules": ["q", "wo"]}),
         ("mixtral", {}, {"target_modules": ["v_proj"]}),
         ("mixtral", {}, {"target_modules": ["v_proj"], "target_parameters": BOTH}),
+        ("mixtral", {}, {"target_modules": ["v_proj"], "target_parameters": BOTH, "alpha_pattern": ALPHA}),
+        ("llama", {}, {"target_modules": ["q_proj"], "alpha_pattern": {"weight": 32, "q_proj.weight": 16}}),
+        ("llama", {}, {"target_modules": [], "target_parameters": ["q_proj.weight", "k_proj.weight"],
+                       "alpha_pattern": CHOSEN}),
         ("mixtral", {}, {"target_modules": "all-linear"}),
         ("qwen2_moe", {}, {"target_modules": ["gate_proj"]}),
         ("qwen3_moe", {}, {"target_modules": ["v_proj"], "target_parameters": [*BOTH, "mlp.gate.weight"]}),

@@ -113,6 +113,18 @@ def test_what_went_on_from_two_states_of_a_run_are_two_lives():
     assert sunk(merged([early, on], [late, on])).tokens == 46
 
 
+def test_what_one_text_was_trained_on_is_counted_by_the_same_rule():
+    """Two saved states of a run, their average, and a training of it on: the run once, as far as it came."""
+    a, b = ({"data": {"value": data, "origin": "flag"}} for data in ("a", "b"))
+    early, late = trained("run", 10, options=a), trained("run", 40, options=a)
+    child = [
+        *merged([INIT, TRUNK, early], [INIT, TRUNK, late]),
+        trained("on", 7, options=b),
+        trained("on", 5, options=a),
+    ]
+    assert [sunk(child, data).tokens for data in ("a", "b", "c", None)] == [45, 7, 0, 152]
+
+
 def test_a_step_repeated_counts_each_time():
     """Two records that say the same are two steps where one goes on from the other."""
     assert sunk([TRUNK, TRUNK]).tokens == 200

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from rekindle.anatomy.family import Family
@@ -16,6 +16,10 @@ NOTHING = Settings(
     hidden_act="", norm_eps=0.0, tie_word_embeddings=False, max_position_embeddings=0, windows=(), rope_theta=0.0,
     rope_scaling=None, rotary_dim=0, qkv_bias=False, o_bias=False, mlp_bias=False, output="none",
 )  # fmt: skip
+NO_TABLE: dict[str, Any] = {
+    "classes": {}, "top": (), "block": (), "dense": (), "sparse": (), "keys": {}, "fixed": {}, "defaults": {},
+    "prefix": "", "rope": "none", "opaque": ("",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,11 @@ class Adapter(Nameless):
 
 def adapter(base: str | None, path: str) -> Adapter:
     """For a folder of peft's; `base`: what it names."""
-    unnamed = nameless({"model_type": "adapter"}, RekindleError(f"{path} is an adapter."))
-    return Adapter(**{f.name: getattr(unnamed, f.name) for f in fields(Nameless)}, base=base, path=path)
+    return Adapter("adapter", **NO_TABLE, base=base, path=path)
 
 
 def nameless(config: Mapping[str, Any], unknown: RekindleError) -> Nameless:
     """For a config that no table fits; `unknown` says why."""
     name = config.get("model_type")
     named = name if isinstance(name, str) else "unnamed"
-    return Nameless(named, {}, (), (), (), (), {}, {}, {}, prefix="", rope="none", opaque=("",), unknown=unknown)
+    return Nameless(named, **NO_TABLE, unknown=unknown)

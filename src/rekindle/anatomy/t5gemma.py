@@ -74,6 +74,7 @@ def _tower(
 T5GEMMA = Towers(
     "t5gemma", {"seq2seq": "T5GemmaForConditionalGeneration"}, (HEAD,), (), (), (),
     keys={"tie_word_embeddings": "tie_word_embeddings"}, fixed={}, defaults=ABOVE, prefix="", rope="none",
+    reads="cross_attention_hidden_size",
     towers={
         "encoder": _tower("encoder", "t5_gemma_module", (EMBED, NORM), BLOCK, READS),
         "decoder": _tower(

@@ -19,12 +19,13 @@ from rekindle.anatomy.sizes import check_each
 from rekindle.anatomy.tensor import Placed
 from rekindle.errors import RekindleError, together
 
-HEAD = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version"}  # of the model, not of a tower
+ABOVE = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version"}  # a model's, not a tower's
 
 
 @dataclass(frozen=True)
 class Towers(Family):
     embeddings: str = ""  # the tower whose embeddings are the head where it is tied; "": those of `top`
+    reads: str = ""  # a tower's config key of the size of what it reads: the first tower's, which it need not tell
 
     @property
     def embed(self) -> Role:
@@ -38,19 +39,19 @@ class Towers(Family):
         towers: dict[str, Settings] = {}
         for name, tower in self.towers.items():
             own = tower.own(config)
-            if towers and tower.section:  # of the tower that it reads, its own config need not tell
-                own = {**own, "cross_attention_hidden_size": next(iter(towers.values())).hidden_size}
+            if towers and self.reads:
+                own = {**own, self.reads: next(iter(towers.values())).hidden_size}
             towers[name] = tower.settings(own)
         above = {name: self.value(config, key) for name, key in self.keys.items()} | dict(self.fixed)
         return replace(towers[next(reversed(towers))], towers=towers, output=self._output(config), **above)
 
     def config(self, settings: Settings, parent: Mapping[str, Any], parent_family: Family) -> dict[str, Any]:
-        config = {key: value for key, value in parent.items() if key not in HEAD}
+        config = {key: value for key, value in parent.items() if key not in ABOVE}
         for name, tower in self.towers.items():
             own = tower.config(settings.towers[name], tower.own(config), parent_family.towers[name])
             config = tower.put(config, own)
         config |= {key: getattr(settings, name) for name, key in self.keys.items()}
-        config = self._class(settings) | {key: value for key, value in config.items() if key not in HEAD}
+        config = self._class(settings) | {key: value for key, value in config.items() if key not in ABOVE}
         dtype = parent.get("torch_dtype", parent.get("dtype"))
         config |= {"torch_dtype": dtype} if dtype is not None else {}
         self._check_says(config, settings)

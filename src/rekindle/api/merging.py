@@ -21,6 +21,7 @@ from rekindle.store.adapter import is_adapter
 from rekindle.store.folder import ADAPTER
 
 BASE = "base"  # the key of what the others were trained from
+STEP = re.compile(r"step-\d+")  # the name of a source that has one
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")  # a/b: b of what is called a
 
 Source = Model | str | Path
@@ -41,6 +42,7 @@ def merge(
 
 def merged(models: Mapping[str, Model], base: Source | None, config: Resolved[merge_.Config]) -> Model:
     """`merge` of models that have names already; without a base, adapters among them are put on the one they name."""
+    _check_oldest_first([*models], config.config.how)
     origin = "flag"
     if base is None and (base := _base_of(models)) is not None:
         origin = ADAPTER
@@ -53,8 +55,18 @@ def merged(models: Mapping[str, Model], base: Source | None, config: Resolved[me
     return combined("merge", {**models, BASE: own}, config)
 
 
-def _base_of(models: Mapping[str, Model]) -> str | None:
-    """The base that adapters say they were trained on; None where there are no adapters.
+def _check_oldest_first(names: Sequence[str], how: str) -> None:
+    """Refuse steps of a run in another order, where the way goes by it."""
+    steps = [int(name.removeprefix("step-")) for name in names if STEP.fullmatch(name)]
+    if how in ("ema", "wsm") and len(steps) == len(names):
+        for first, then in zip(steps, steps[1:]):
+            if first > then:
+                what = f"{how} goes from the oldest checkpoint on, and step {first} stands before step {then}."
+                raise RekindleError(what, hint="in the order of their steps, or the pattern itself as SRC")
+
+
+def _base_of(models: Mapping[str, Model]) -> Model | None:
+    """The base that adapters say they were trained on, opened; None where there are no adapters.
 
     Raises RekindleError where they name none, several, or one that is not here.
     """
@@ -69,11 +81,10 @@ def _base_of(models: Mapping[str, Model]) -> str | None:
     if names[0] is None:
         raise found[0].refusing("merge")
     try:
-        _only(names[0])
+        return _only(names[0])
     except RekindleError as error:
         what = f"The adapter is for {names[0]}, and that is not here."
         raise RekindleError(what, where=found[0].path, why=error.what, hint="--base SRC") from None
-    return names[0]
 
 
 def named(sources: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str, Model]:
@@ -84,29 +95,17 @@ def named(sources: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str
             if not NAME.fullmatch(name):
                 raise RekindleError(f"{name!r} is no name of a source.", hint="letters, digits, - and _")
             inner = named(source)
-            found |= {name: next(iter(inner.values()))} if len(inner) == 1 else _under(name, inner)
+            own = {name: next(iter(inner.values()))} if len(inner) == 1 else _under(name, inner)
+            if twice := sorted(found.keys() & own.keys()):
+                raise RekindleError(f"Two of the sources are called {twice[0]}.", hint="another name for one of them")
+            found |= own
         return found
-    given = [sources] if isinstance(sources, (Model, str, Path)) else list(sources)
-    models: list[Model | Located] = []
-    for model, texts in _runs(given):
-        models += [model] if model else located(texts)
+    given = [sources] if isinstance(sources, (Model, str, Path)) else sources
+    models = [one for source in given for one in ([source] if isinstance(source, Model) else located(source))]
     steps = [one.step if isinstance(one, Located) else None for one in models]
     numbered = None not in steps and len(set(steps)) == len(steps)
     names = [f"step-{step}" if numbered else f"s{i}" for i, step in enumerate(steps, 1)]
     return {name: one if isinstance(one, Model) else _opened(one) for name, one in zip(names, models, strict=True)}
-
-
-def _runs(given: Sequence[Source]) -> list[tuple[Model | None, list[str | Path]]]:
-    """Models one by one, and neighbouring texts together: a shell may have made them of one pattern."""
-    found: list[tuple[Model | None, list[str | Path]]] = []
-    for source in given:
-        if isinstance(source, Model):
-            found.append((source, []))
-        elif found and found[-1][0] is None:
-            found[-1][1].append(source)
-        else:
-            found.append((None, [source]))
-    return found
 
 
 def _under(name: str, models: Mapping[str, Model]) -> dict[str, Model]:

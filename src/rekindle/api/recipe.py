@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rekindle.api.merging import named
 from rekindle.api.model import Model, combined, open
+from rekindle.api.recipe_file import Written, read_recipe
 from rekindle.api.training import init, init_cost, train, train_cost
-from rekindle.config import Resolved, read_yaml, resolve, unknown_key
+from rekindle.config import Resolved, resolve
 from rekindle.errors import RekindleError, together
 from rekindle.methods import method_named
 from rekindle.store.publish import check_spares
+from rekindle.train.config import InitConfig, TrainConfig
 
 
 def load_recipe(path: str | Path) -> tuple[Model, dict[str, Any]]:
     """A recipe's model with all its steps applied, and its save options. Raises with every unknown key."""
-    recipe = _read_recipe(path)
+    recipe = read_recipe(path)
     steps, problems = [], []
-    for i, step in enumerate(recipe["steps"], 1):
+    for i, step in enumerate(recipe.steps, 1):
         try:
             steps.append((step, resolve(method_named(step.verb).config, {}, step.options)))
         except RekindleError as error:
@@ -27,10 +29,10 @@ def load_recipe(path: str | Path) -> tuple[Model, dict[str, Any]]:
             problems.append(RekindleError(error.what, where=where, why=error.why, hint=error.hint))
     if problems:
         raise together(problems)
-    bench = Bench(recipe["sources"], path)
+    bench = Bench(recipe.sources, path)
     for step, options in steps:
         bench.apply(step, options)
-    return bench.result(), recipe["save"]
+    return bench.result(), recipe.save
 
 
 class Bench:
@@ -48,10 +50,11 @@ class Bench:
             self._set(step.to, combined(step.verb, models, options))
             self._used |= models.keys()
             return
-        if len(step.of) > 1 or (not step.of and self._last is None):
-            what = f"{step.verb} takes one model, and there are {len(step.of) or len(self._models)}."
-            raise RekindleError(what, where=self._path, hint=f"of: {next(iter(self._models))}, beside {step.verb}")
-        ((name, model),) = self._named(step.of or (self._last or "",)).items()
+        models = self._named(step.of or ([] if self._last is None else [self._last])) or self._models
+        if len(models) > 1:
+            what = f"{step.verb} takes one model, and there are {len(models)}."
+            raise RekindleError(what, where=self._path, hint=f"of: {next(iter(models))}, beside {step.verb}")
+        ((name, model),) = models.items()
         self._used.add(name)
         self._set(step.to or name, model.then(step.verb, options, step.tower))
 
@@ -87,98 +90,31 @@ class Bench:
 def run(path: str | Path, out: str | Path, *, overwrite: bool = False, resume: bool = False, **how: Any) -> Path:
     """Repeat a recipe into `out`: methods in one pass over the bytes, or one `train`, or one `init`."""
     check_spares(Path(out), None, path)
-    recipe = _read_recipe(path)
-    verbs = [step.verb for step in recipe["steps"]]
-    if verbs == ["init"]:
-        from rekindle.train.config import InitConfig
-
-        return init(out, resolve(InitConfig, {}, recipe["steps"][0].options), overwrite=overwrite)
-    if verbs == ["train"]:
-        from rekindle.train.config import TrainConfig
-
-        options = resolve(TrainConfig, {}, recipe["steps"][0].options)
-        train(recipe["sources"][""], out, options, overwrite=overwrite, resume=resume)
-        return Path(out)
-    model, save_options = load_recipe(path)
-    return model.save(out, overwrite=overwrite, resume=resume, **how, **save_options)
+    recipe = read_recipe(path)
+    if (step := recipe.training) is None:
+        model, save_options = load_recipe(path)
+        return model.save(out, overwrite=overwrite, resume=resume, **how, **save_options)
+    if step.verb == "init":
+        return init(out, resolve(InitConfig, {}, step.options), overwrite=overwrite)
+    options = resolve(TrainConfig, {}, step.options)
+    train(recipe.sources[""], out, options, overwrite=overwrite, resume=resume)
+    return Path(out)
 
 
 def run_cost(
     path: str | Path, out: str | Path | None = None, *, resume: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
     """What a recipe of one `init` or `train` would take; a recipe of methods has a plan, see load_recipe."""
-    recipe = _read_recipe(path)
-    [step] = recipe["steps"]
-    from rekindle.train.config import InitConfig, TrainConfig
-
+    recipe = read_recipe(path)
+    step = recipe.training
+    if step is None:
+        raise RekindleError("A recipe of methods has a plan.", where=path, hint="api.load_recipe(...)[0].job()")
     if step.verb == "init":
         return init_cost(resolve(InitConfig, {}, step.options))
     options = resolve(TrainConfig, {}, step.options)
-    return train_cost(recipe["sources"][""], options, out=out, resume=resume, overwrite=overwrite)
+    return train_cost(recipe.sources[""], options, out=out, resume=resume, overwrite=overwrite)
 
 
 def is_training(path: str | Path) -> bool:
     """Whether a recipe is one of `init` or `train`, which have no plan."""
-    return [step.verb for step in _read_recipe(path)["steps"]][0] in TRAINING
-
-
-# -- the file ---------------------------------------------------------------------------------------------------
-
-TRAINING = ("init", "train")
-
-
-class Written(NamedTuple):
-    """A step as a recipe has it."""
-
-    verb: str
-    options: dict[str, Any]
-    of: tuple[str, ...] = ()  # the models it takes; (): what the step before it made, or all
-    to: str = ""  # what it makes is called so
-    tower: str | None = None
-
-
-def _read_recipe(path: str | Path) -> dict[str, Any]:
-    """{"sources": {name: SRC}, "steps": [Written], "save"} of a recipe file, checked; an only source has no name."""
-    recipe = read_yaml(path)
-    known = dict.fromkeys(("rekindle", "source", "sources", "steps", "save"))
-    problems = [unknown_key(key, known) for key in recipe if key not in known]
-    steps, wrong = _steps(recipe.get("steps"), path)
-    problems += wrong
-    verbs = [step.verb for step in steps]
-    for verb in TRAINING if len(verbs) > 1 else ():
-        if verb in verbs:
-            why = "methods are planned together and written in one pass; training needs their result on disk"
-            problems.append(RekindleError(f"{verb} cannot be one of several steps.", where=path, why=why))
-    sources = {"": recipe["source"]} if recipe.get("source") is not None else recipe.get("sources")
-    if verbs == ["init"]:
-        sources = {}
-    elif "source" in recipe and "sources" in recipe:
-        problems.append(RekindleError("The recipe has a source and sources.", where=path, hint="one of the two"))
-    elif not (isinstance(sources, dict) and sources and all(isinstance(given, str) for given in sources.values())):
-        hint = "source: SRC, or sources: {one: SRC, other: SRC}"
-        problems.append(RekindleError("The recipe names no source.", where=path, hint=hint))
-    elif verbs == ["train"] and "" not in sources:
-        problems.append(RekindleError("train takes one model.", where=path, hint="source: SRC"))
-    if problems:
-        raise together(problems)
-    return {"sources": sources, "steps": steps, "save": recipe.get("save") or {}}
-
-
-def _steps(given: object, path: str | Path) -> tuple[list[Written], list[RekindleError]]:
-    """The steps, and what is wrong with them."""
-    beside = ("of", "as", "tower")
-    rows = given if isinstance(given, list) else []
-    if not rows or not all(isinstance(row, dict) and len(row.keys() - set(beside)) == 1 for row in rows):
-        return [], [RekindleError("steps must be a list of `verb: options`.", where=path)]
-    steps, problems = [], []
-    for row in rows:
-        (verb,) = (key for key in row if key not in beside)
-        of, to, tower = (row.get(key) for key in beside)
-        names = tuple([of] if isinstance(of, str) else of or ())
-        if not isinstance(row[verb] or {}, dict):
-            problems.append(RekindleError(f"The options of {verb} must be keys and values.", where=path))
-        elif not all(isinstance(text, str) for text in (*names, to or "", tower or "")):
-            problems.append(RekindleError(f"of, as and tower beside {verb} must be names.", where=path))
-        else:
-            steps.append(Written(verb, row[verb] or {}, names, to or "", tower))
-    return steps, problems
+    return read_recipe(path).training is not None

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, some
 from rekindle.store.reading import unreadable
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
@@ -61,7 +61,7 @@ def within(path: Path, say: Callable[[str], object] = lambda text: None) -> list
         return [path]
     found = sorted(folders or numbered, key=lambda x: (_number(x) or 0, x.name))
     left = [x.name for x in inside if x not in found]
-    note = f"; left out: {', '.join(left[:4])}{' ...' if len(left) > 4 else ''}" if left else ""
+    note = f"; left out: {some(left)}" if left else ""
     say(f"{path}: {len(found)} numbered checkpoint(s), {found[0].name} and so on{note}")
     return found
 

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekindle.api.series import WEIGHTS, number_in, step_of, within
-from rekindle.errors import RekindleError, counted
+from rekindle.errors import RekindleError, counted, some
 from rekindle.store.adapter import is_adapter, open_adapter
 from rekindle.store.folder import Folder, open_folder, refuse_adapter
 from rekindle.store.hub import locate
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 READ = ("data", "scores", "tokenizer", "optimizer_state", "measurements")  # options that name files to read
 
 LONGEST = 18  # digits of a step: the format's limit is 2^62
-NAMED = 4  # of what is there, in a sentence
+NAMED = 4  # steps in a sentence
 Range = tuple[int | None, int | None]  # of steps, both ends included
 Say = Callable[[str], object]
 
@@ -79,7 +79,7 @@ class Located:
 def local(source: str | Path) -> Path:
     """The local folder of the one checkpoint that `source` names; raises RekindleError where it names several."""
     text = os.path.expanduser(source)
-    if os.path.isfile(os.path.join(text, "config.json")):  # whatever lies in it besides
+    if text and os.path.isfile(os.path.join(text, "config.json")):  # whatever lies in it besides
         return Path(text)
     found = _named(str(source))
     if len(found) > 1:
@@ -92,15 +92,28 @@ def located(
 ) -> list[Located]:
     """The checkpoints that one or several SRC name, in the order given; a series in the order of its steps.
 
-    What a shell made of a pattern is taken as the pattern is: neighbours that differ in their step alone, in the order
-    of a shell, are put in that of their steps. Raises RekindleError where a SRC names nothing, or no checkpoint;
-    `whatever`: to `pack` any file or folder is one.
+    Raises RekindleError where a SRC names nothing, or no checkpoint; `whatever`: to `pack` any file or folder is one.
     """
     given = [sources] if isinstance(sources, (str, Path)) else list(sources)
     found = [one for source in given for one in _named(str(source), say)]
     if len(found) > 1 and not whatever:
         _refuse_others([one.given for one in found if one.archive is None])
-    return list(_by_steps(found))
+    return found
+
+
+def typed(sources: Sequence[str], by_order: Sequence[str] = ()) -> list[str]:
+    """Several SRC of a command line, where what a shell made of a pattern is taken as the pattern is.
+
+    Neighbours that differ in their step alone, in the order of a shell, are put in that of their steps. Raises
+    RekindleError where flags, `by_order`, go by an order that the user may have meant.
+    """
+    meant = _by_steps(sources)
+    if by_order and meant != list(sources):
+        before, after = next(pair for pair in zip(sources, meant) if pair[0] != pair[1])
+        what = f"{' and '.join(by_order)} goes by the order of the sources, and that is in doubt."
+        why = f"{before} comes first, as where a shell sorts a pattern, and {after} is the earlier step"
+        raise RekindleError(what, why=why, hint="the pattern in quotes, or the earlier step first")
+    return meant
 
 
 def place(source: str | Path) -> Path | None:
@@ -139,6 +152,8 @@ def split_name(source: str | Path) -> tuple[Path, int | None]:
 
 
 def _named(text: str, say: Say = lambda text: None) -> list[Located]:
+    if not text:
+        raise RekindleError("A SRC is empty.", why="it would be the folder you are in", hint=". for that one")
     archive, asked = _split(text, there=True)
     if isinstance(asked, int):
         return [Located(text, asked, archive)]
@@ -151,7 +166,7 @@ def _named(text: str, say: Say = lambda text: None) -> list[Located]:
         return [Located(text if one == path else str(one), step_of(one)) for one in within(path, say)]
     if not glob.has_magic(text):
         return [Located(text)]  # a name on the hub, or nothing
-    return list(_by_steps([one for match in _matching(text) for one in _named(match, say)]))
+    return [one for match in _by_steps(_matching(text)) for one in _named(match, say)]
 
 
 def _split(text: str, *, there: bool = False) -> tuple[Path, int | Range | None]:
@@ -219,23 +234,25 @@ def _refuse_others(paths: list[str]) -> None:
         raise RekindleError(what, hint="a pattern that leaves it out")
 
 
-def _by_steps(found: list[Located]) -> Iterator[Located]:
-    for series, group in groupby(found, key=_series):
+def _by_steps(sources: Sequence[str]) -> list[str]:
+    """Runs of a series that stand in the order of a shell, in that of their steps."""
+    found: list[str] = []
+    for series, group in groupby(sources, key=_series):
         ones = list(group)
-        as_a_shell = [one.given for one in ones] == sorted(one.given for one in ones)
-        yield from sorted(ones, key=_number_of) if series and as_a_shell else ones
+        found += sorted(ones, key=_number_of) if series and ones == sorted(ones) else ones
+    return found
 
 
-def _series(one: Located) -> str | None:
+def _series(source: str) -> str | None:
     """What those that differ in their step alone have in common; None where there is no step in the name."""
-    path = Path(one.given)
-    if one.archive or number_in(path) is None:
+    path, step = _split(source, there=True)
+    if step is not None or number_in(path) is None:
         return None
     return str(path.with_name(re.sub(r"\d+(?=\D*$)", "*", path.name)))
 
 
-def _number_of(one: Located) -> int:
-    return number_in(Path(one.given)) or 0
+def _number_of(source: str) -> int:
+    return number_in(Path(source)) or 0
 
 
 def _several(source: str, found: list[Located]) -> RekindleError:
@@ -253,8 +270,7 @@ def _held(folder: Path) -> str:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise unreadable(folder, error) from None
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "") or "nothing"
+    return some(names) or "nothing"
 
 
 def _refuse_archive(path: Path) -> None:
@@ -285,10 +301,8 @@ def _archive(path: str, state: Stamp | None) -> Archive:
 def _opened(archive: str, step: int, state: Stamp | None) -> Folder | None:
     from rekindle.codec.straight import open_step
 
-    base = Path(tempfile.mkdtemp(prefix="rekindle-"))
-    atexit.register(shutil.rmtree, base, ignore_errors=True)
     found = _archive(archive, state)[step]
-    folder = open_step(found, base / f"step-{step}")
+    folder = open_step(found, _folder_for(step))
     if folder is not None:
         _DIGESTS[folder.path] = found.entry.digest
     return folder
@@ -300,10 +314,15 @@ def _unpacked(archive: str, step: int, state: Stamp | None) -> Path:
     from rekindle.codec.archive import Archive
     from rekindle.codec.unpack import unpack
 
-    base = Path(tempfile.mkdtemp(prefix="rekindle-"))
-    atexit.register(shutil.rmtree, base, ignore_errors=True)
-    folder = base / f"step-{step}"
+    folder = _folder_for(step)
     with Archive(Path(archive)) as found:
         unpack(found[step], folder, workers=workers_of(None))
         _DIGESTS[folder] = found[step].entry.digest
     return folder
+
+
+def _folder_for(step: int) -> Path:
+    """Where what is unpacked of a step lies until the process ends."""
+    base = Path(tempfile.mkdtemp(prefix="rekindle-"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    return base / f"step-{step}"

@@ -105,4 +105,18 @@ def recycle(plan: Plan, state: OptimizerStates) -> tuple[dict[str, Expr], dict[s
         for order, suffix in enumerate(MOMENTS, 1):
             tensors[moment_name(name, suffix)] = expr.moment(order, state.moment)
         steps[name] = state.step(tensors[moment_name(name, MOMENTS[0])])
-    return tensors, state.info | {"steps": steps}
+    mark = {"approximate": True} if any(map(_is_average, tensors.values())) else {}
+    return tensors, state.info | {"steps": steps} | mark
+
+
+def told(moments: Mapping[str, Expr]) -> list[str]:
+    """What the user should know of a child's moments."""
+    if moments and not any(True for x in moments.values() for _ in x.leaves()):
+        return ["nothing of the optimizer state is carried: all moments start empty"]
+    averaged = sum(map(_is_average, moments.values()))
+    return [f"{averaged} of {len(moments)} moments are averages: an approximation"] if averaged else []
+
+
+def _is_average(moment: Expr) -> bool:
+    """Whether it is made of those of several sources."""
+    return len({leaf.source for leaf in moment.leaves()}) > 1

@@ -17,7 +17,7 @@ from rekindle.apply.measure import FOLDER as FOUND
 from rekindle.apply.measure import Calibrate, Found, fingerprint, found_in, read_found, settle, write_found
 from rekindle.apply.moments import DESCRIPTION as STATE
 from rekindle.apply.moments import write_info
-from rekindle.apply.optimizer import recycle, states_of
+from rekindle.apply.optimizer import recycle, states_of, told
 from rekindle.apply.parts import Identity, Part, Record, owners
 from rekindle.apply.shards import Shard, cut, write_index
 from rekindle.apply.threads import cores, one_for_each_worker
@@ -71,6 +71,11 @@ class Job:
     @cached_property
     def moment_shards(self) -> list[Shard]:
         return cut(self.moments, self.config.max_shard_size, MOMENTS) if self.moments else []
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, besides the checkpoint's own notes."""
+        return told(self.moments)
 
     def share(self, part: Part | None) -> list[Shard]:
         """The shards to write: all, or those of one part."""

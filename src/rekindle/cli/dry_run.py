@@ -10,7 +10,7 @@ from rekindle.apply.parts import Part
 from rekindle.apply.save import Job, nbytes_read
 from rekindle.cli.out import count, nbytes, table
 from rekindle.edit import Checkpoint
-from rekindle.errors import counted
+from rekindle.errors import counted, some
 
 SHOWN = 4  # tensors named one by one
 
@@ -58,8 +58,7 @@ def dry_text(job: Job, part: Part | None, workers: int) -> str:
     lines += [f"  ... and {changed - SHOWN} more"] if changed > SHOWN else []
     lines.append(f"  dropped: {', '.join(job.plan.dropped) or 'nothing'}")
     if unknown := _opaque(job):
-        named = ", ".join(unknown[:SHOWN]) + (f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else "")
-        lines.append(f"  opaque:  {counted(len(unknown), 'tensor')} that no table names: {named}")
+        lines.append(f"  opaque:  {counted(len(unknown), 'tensor')} that no table names: {some(unknown, SHOWN)}")
     if job.measurements:
         texts = sorted({m.data for m in job.measurements if m.data})
         by = "".join(f", and the source run on {text}" for text in texts)

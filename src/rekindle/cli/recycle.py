@@ -15,6 +15,7 @@ from rekindle import api
 from rekindle.api.merging import BASE, merged, named
 from rekindle.api.saving import check_apart, check_keeps_state, lost
 from rekindle.api.saving import recipe as recipe_of
+from rekindle.api.source import typed
 from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
 from rekindle.apply.save import Job, SaveConfig, default_workers, nbytes_read
 from rekindle.apply.threads import check_workers
@@ -50,7 +51,9 @@ def _verb(method: Method) -> click.Command:
         options = resolved(method.config, given, config_file, out)
         save = resolved(SaveConfig, given)
         if several:
-            model = merged(named(sources), options.config.base, options)
+            set_ = options.origins | save.origins
+            by_order = [f"--{name.replace('_', '-')}" for name in BY_ORDER if set_.get(name, "default") != "default"]
+            model = merged(named(typed(sources, by_order)), options.config.base, options)
             options = model.steps[-1].options  # with the base that adapters name
             options = replace(options, config=replace(options.config, base=model.given.get(BASE)))
         else:
@@ -64,6 +67,8 @@ def _verb(method: Method) -> click.Command:
 
     return verb
 
+
+BY_ORDER = "weights", "by_role", "t", "optimizer_state"  # options that go by the order of several SRC
 
 TOWER = click.option("--tower", metavar="NAME", help="of an encoder-decoder: encoder, decoder or both")
 
@@ -144,6 +149,8 @@ def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[s
     workers = check_workers(default_workers() if given["workers"] is None else given["workers"])
     part = parse_part(given["part"]) if given["part"] else None
     job = model.job(**given_save)
+    for note in job.notes:
+        say(f"note: {note}")
     if given["overwrite"] and not part:
         check_free(Path(out), overwrite=True)
         check_keeps_state(model, Path(out), job)

@@ -23,8 +23,7 @@ from rekindle.edit.lora import Lora, Pair, lora_of
 from rekindle.edit.lowrank import LowRank
 from rekindle.edit.opening import other_names, same_bytes, taken_apart
 from rekindle.edit.promise import lossy
-from rekindle.errors import RekindleError, counted
-from rekindle.store.weights import some
+from rekindle.errors import RekindleError, counted, some
 
 PROMISE = "with the adapter in its weights the model computes what both did together, not what the base does"
 ENDS = ("embed", "head")  # one matrix where they are tied
@@ -71,10 +70,11 @@ def _with(base: Checkpoint, adapter: Checkpoint, lora: Lora) -> Checkpoint:
             unmatched += lora.given[module]
             continue
         _check_rank(place, pair, lora, adapter)
-        tensors |= _added(place, pair, lora.scale(*_called(place, pair)), tensors)
+        scale = lora.scale(_called(place, pair, lora))
+        tensors |= _added(place, pair, scale, tensors)
         if bias is not None and pair.bias is not None:
-            moved = dict(taken_apart(bias, Scale(pair.bias, lora.scale(*_called(place, pair)))))
-            tensors |= {role: Sum(tensors[role], x) for role, x in moved.items()}
+            moved = taken_apart(bias, Scale(pair.bias, scale))
+            tensors |= {role: Sum(tensors[role], x) for role, x in moved}
     if unmatched:
         raise _no_place(unmatched, adapter, base, places, lora)
     own = {key: source for checkpoint in (base, adapter) for key, source in checkpoint.sources.items()}
@@ -132,14 +132,16 @@ def _fits(place: Packed, pair: Pair) -> bool:
     return (b.shape[0], a.shape[1]) == (rows, columns) and a.shape[0] % experts == 0
 
 
-def _called(place: Packed, pair: Pair) -> tuple[str, ...]:
-    """What peft may call it: the module, or the parameter."""
-    return pair.module, f"{pair.module}.{place.name.rpartition('.')[2]}"
+def _called(place: Packed, pair: Pair, lora: Lora) -> str:
+    """What peft calls it, and matches patterns with: the module, or the parameter where it was chosen as one."""
+    parameter = f"{pair.module}.{place.name.rpartition('.')[2]}"
+    chosen = any(f".{parameter}".endswith(f".{name}") for name in lora.config.get("target_parameters") or ())
+    return parameter if chosen or len(place.shape) == 3 else pair.module
 
 
 def _check_rank(place: Packed, pair: Pair, lora: Lora, adapter: Checkpoint) -> None:
     experts = place.shape[0] if len(place.shape) == 3 else 1
-    found, said = pair.both()[0].shape[0] // experts, lora.rank(*_called(place, pair))
+    found, said = pair.both()[0].shape[0] // experts, lora.rank(_called(place, pair, lora))
     if found != said:
         what = f"The matrices for {pair.module} have rank {found}, and the config says {said}."
         raise RekindleError(what, where=f"r and rank_pattern in {adapter.folder.path / 'adapter_config.json'}")

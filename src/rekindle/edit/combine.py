@@ -96,7 +96,10 @@ class Kept(Computed):
 
 
 class Dropped(Computed):
-    """base + (x - base) / density where a draw is below `density`, base elsewhere; a function of (seed, key) alone."""
+    """base + (x - base) / density where a draw is below `density`, base elsewhere; a function of (seed, key) alone.
+
+    What is not finite is never dropped: whether a broken source is found does not depend on the seed.
+    """
 
     __slots__ = ("base", "density", "key", "seed", "x")
 

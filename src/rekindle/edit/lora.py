@@ -20,9 +20,8 @@ from typing import Any
 from rekindle.anatomy import OPAQUE, Role, adapter
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Leaf
-from rekindle.errors import RekindleError, together
+from rekindle.errors import RekindleError, some, together
 from rekindle.store.folder import Folder
-from rekindle.store.weights import some
 
 PREFIX = "base_model.model."
 MATRIX = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(weight|bias))?")
@@ -73,14 +72,14 @@ class Lora:
     whole: dict[str, Expr] = field(default_factory=dict)  # tensors that stand for the base's, by name
     given: dict[str, list[str]] = field(default_factory=dict)  # module or name -> the adapter's tensors behind it
 
-    def rank(self, *names: str) -> int:
-        """R of a module; `names`: what it may be called."""
-        return _of(self.config.get("rank_pattern"), names, self.config["r"])
+    def rank(self, name: str) -> int:
+        """R of a module or parameter of this name."""
+        return _of(self.config.get("rank_pattern"), name, self.config["r"])
 
-    def scale(self, *names: str) -> float:
+    def scale(self, name: str) -> float:
         """The factor on B A."""
-        rank = self.rank(*names)
-        alpha = _of(self.config.get("alpha_pattern"), names, self.config.get("lora_alpha", 8))
+        rank = self.rank(name)
+        alpha = _of(self.config.get("alpha_pattern"), name, self.config.get("lora_alpha", 8))
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def modules(self) -> set[str]:
@@ -96,10 +95,10 @@ class Lora:
         return replace(self, pairs=pairs)
 
 
-def _of(patterns: Mapping[str, Any] | None, names: tuple[str, ...], usual: Any) -> Any:
+def _of(patterns: Mapping[str, Any] | None, name: str, usual: Any) -> Any:
     """The value of the first pattern that a name ends with, as peft reads them: regular expressions."""
     for pattern, value in (patterns or {}).items():
-        if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+        if re.match(rf"(.*\.)?({pattern})$", name):
             return value
     return usual
 

@@ -24,14 +24,14 @@ from rekindle.edit.as_loaded import as_loaded, half_wrapped, refuse_adapters, re
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr, Leaf
 from rekindle.edit.joining import joined
-from rekindle.errors import RekindleError, together
+from rekindle.errors import RekindleError, some, together
 from rekindle.store.dtypes import FROM_TORCH, nbytes
 from rekindle.store.files import Files
 from rekindle.store.folder import Folder, open_folder
 from rekindle.store.header import Stored
 from rekindle.store.legacy import Held
 from rekindle.store.passengers import left_behind
-from rekindle.store.weights import Tensors, some
+from rekindle.store.weights import Tensors
 
 WHOLE = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}  # dtypes of codes, ids and masks
 COMPARED = 1 << 22  # bytes of two tensors compared at once

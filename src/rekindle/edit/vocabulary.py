@@ -26,10 +26,9 @@ from rekindle.edit.choose import Chosen
 from rekindle.edit.combine import linear
 from rekindle.edit.expressions import Expr
 from rekindle.edit.joining import joined
-from rekindle.errors import RekindleError, counted
+from rekindle.errors import RekindleError, counted, some
 from rekindle.store.vocabulary import FAST, Vocabulary
 
-SHOWN = 4  # tokens named in a sentence
 RUNS = 256  # of rows that follow each other: so many are copied one by one, more are gathered
 MULTIPLE = 128  # the largest that a number of rows is kept a multiple of
 HINT = "--vocab base, the first one's tokens; --vocab union, those of all"
@@ -57,9 +56,8 @@ def _matched(models: Mapping[str, Checkpoint], how: str, shares: Shares) -> dict
     if lacking := [vocabulary.why_none for vocabulary in found.values() if vocabulary.file is None]:
         raise RekindleError(f"--vocab {how} finds rows by token, and {lacking[0]}.")
     if not _roles(first):
-        raise RekindleError(
-            f"--vocab {how}: which rows of a {first.family.model_type} are those of tokens is not known."
-        )
+        what = f"--vocab {how}: which rows of a {first.family.model_type} are those of tokens is not known."
+        raise RekindleError(what)
     rows = _rows(models, found, how)
     own = {name: _with_rows(name, models, rows, shares) for name in models}
     return own | {next(iter(models)): _told(next(iter(own.values())), rows)}
@@ -90,11 +88,8 @@ def _rows(models: Mapping[str, Checkpoint], found: Mapping[str, Vocabulary], how
         rows = max(size, 1 + max(ids.values()))
         multiple = next(n for n in (MULTIPLE >> i for i in range(8)) if size % n == 0)
         rows, before = -(-rows // multiple) * multiple, size
-        notes = (
-            [f"{counted(len(new), 'token')} of other sources added: {_some([e['content'] for e in new])}"]
-            if new
-            else []
-        )
+        added = _some([entry["content"] for entry in new])
+        notes = [f"{counted(len(new), 'token')} of other sources added: {added}"] if new else []
         again = f", a multiple of {multiple} again" if multiple > 1 else ""
         notes += [f"{before} rows of embeddings become {rows}{again}"] if rows > before else []
         size = rows
@@ -138,9 +133,8 @@ def _with_rows(name: str, models: Mapping[str, Checkpoint], rows: Rows, shares: 
     tensors = dict(model.tensors)
     for role in _roles(model):
         xs = {key: other.tensors[role] for key, other in models.items() if role in other.tensors}
-        if (
-            len(xs) == len(models) and len({(x.dtype, x.shape[1:]) for x in xs.values()}) == 1
-        ):  # else refused as a whole
+        alike = len(xs) == len(models) and len({(x.dtype, x.shape[1:]) for x in xs.values()}) == 1
+        if alike:  # else refused as a whole
             tensors[role] = _tensor(name, xs, rows, shares(role))
     towers = {key: replace(own, vocab_size=rows.size) for key, own in model.settings.towers.items()}
     settings = replace(model.settings, vocab_size=rows.size, towers=towers)
@@ -236,10 +230,9 @@ def _unlike(one: Vocabulary, two: Vocabulary) -> str:
         (one, sorted(a.keys() - b.keys(), key=a.__getitem__)), (two, sorted(b.keys() - a.keys(), key=b.__getitem__))
     ) if x]  # fmt: skip
     moved = [f"{token!r} {a[token]} and {b[token]}" for token in a if b.get(token, a[token]) != a[token]]
-    parts += [f"{counted(len(moved), 'token')} with other numbers ({', '.join(moved[:SHOWN])})"] if moved else []
+    parts += [f"{counted(len(moved), 'token')} with other numbers ({some(moved)})"] if moved else []
     return "; ".join(parts)
 
 
 def _some(tokens: Sequence[str]) -> str:
-    more = f" and {len(tokens) - SHOWN} more" if len(tokens) > SHOWN else ""
-    return ", ".join(map(repr, tokens[:SHOWN])) + more
+    return some([repr(token) for token in tokens])

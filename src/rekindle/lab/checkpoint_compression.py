@@ -21,6 +21,7 @@ from typing import Any
 from rekindle.lab.claims import LOSS, Claim
 from rekindle.lab.figures import Line, lines
 from rekindle.lab.page import Page, Table
+from rekindle.lab.spent import End
 from rekindle.lab.streams import STREAMS, measure
 from rekindle.lab.study import Seeded, Size, seeded, seeds_drawn
 from rekindle.report.metrics import read_metrics
@@ -35,16 +36,16 @@ MODES = ("lossless", "near-lossless", "strong", "excp")
 SHOWN = {"near-lossless": "near-lossless", "strong": "strong", "excp": "ExCP's rule"}
 AFTER = (0, 1, 5, 15, 40)  # steps after the restart
 CLAIMS = (
-    Claim("near-lossless-15", "Near-lossless: after 15 steps as low as the exact run", "ours",
-          "near-lossless+15", "lossless+15", alike=True),
-    Claim("near-lossless-40", "Near-lossless: after 40 steps too", "ours",
-          "near-lossless+40", "lossless+40", alike=True),
-    Claim("strong-15", "Strong: after 15 steps as low", "ours", "strong+15", "lossless+15", alike=True),
-    Claim("strong-40", "Strong: after 40 steps too", "ours", "strong+40", "lossless+40", alike=True),
-    Claim("excp-15", "ExCP's rule: after 15 steps as low", "42.93 points of 43.11, restarts every 5000 steps, "
-          "beta2 0.95", "excp+15", "lossless+15", alike=True),
-    Claim("second-moments-kept", "Keeping every second moment ends below ExCP's rule", "ours, after 15 steps",
-          "near-lossless+15", "excp+15"),
+    Claim("near-lossless-15", "Near-lossless: after 15 steps as low as the exact run", "",
+          "near-lossless+15", "lossless+15", alike=True, of="ours"),
+    Claim("near-lossless-40", "Near-lossless: after 40 steps too", "",
+          "near-lossless+40", "lossless+40", alike=True, of="ours"),
+    Claim("strong-15", "Strong: after 15 steps as low", "", "strong+15", "lossless+15", alike=True, of="ours"),
+    Claim("strong-40", "Strong: after 40 steps too", "", "strong+40", "lossless+40", alike=True, of="ours"),
+    Claim("excp-15", "ExCP's rule: after 15 steps as low", "Li et al.: 42.93 points of 43.11, restarts every 5000 "
+          "steps, beta2 0.95", "excp+15", "lossless+15", alike=True, of="another"),
+    Claim("second-moments-kept", "Keeping every second moment ends below ExCP's rule, after 15 steps", "",
+          "near-lossless+15", "excp+15", of="ours"),
 )  # fmt: skip
 
 
@@ -184,9 +185,10 @@ def _gains(taken: Mapping[str, list[dict[str, Any]]]) -> Table:
     return Table("What context is worth", ("stream", "order 0", "coded", "saved"), rows, note)
 
 
-def ends_in(arm: str) -> str:
+def ends_in(arm: str) -> End:
     """A mode so many steps after its restart: read off the longest run from there."""
-    return arm.partition("+")[0] + f"-{AFTER[-1]}"
+    mode, _, after = arm.partition("+")
+    return End(f"{mode}-{AFTER[-1]}", int(after))
 
 
 STUDY = Seeded("checkpoint-compression", CLAIMS, steps, read, ends_in)

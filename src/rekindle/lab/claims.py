@@ -1,8 +1,9 @@
 """A paper's claim as a difference between two arms, measured over seeds and judged; a page's claims together.
 
 A claim is that an arm ends better than its rival, with a least effect that is worth the name, or that it ends as well,
-within a margin. Both are settled in a file before the runs (lab/margins). d is how much better the arm ends, paired by
-seed, on average; p is of the test that decides, and Holm's adjustment goes over all claims of a page:
+within a margin. Both are settled in a file before the runs (lab/margins). It is the paper's that the page is about,
+another paper's, or the study's own, and a page counts these apart. d is how much better the arm ends, paired by seed,
+on average; p is of the test that decides, and Holm's adjustment goes over all claims of a page:
 
     better    holds: d is above 0            does not hold: d is below the least effect     95 % interval
     alike     holds: d is within the margin  does not hold: d is outside it                 90 % and 95 % interval
@@ -23,6 +24,7 @@ from rekindle.lab.margin import Margin, Margins
 from rekindle.lab.stats import FEWEST, LEVEL, MOST, Sample, chance_alike, chance_apart, holm, sample, seeds_for
 
 Judgement = Literal["holds", "does not hold", "undecided", "direction only"]
+Whose = Literal["paper", "another", "ours"]
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,12 @@ class Claim:
 
     key: str
     text: str
-    paper: str  # what the paper reports, with its units
+    paper: str  # what the paper reports, with its units; empty of a claim of ours
     arm: str
     rival: str
     alike: bool = False
     metric: Metric = LOSS
+    of: Whose = "paper"  # the one that the page names, another one, or nobody's but ours
 
 
 @dataclass(frozen=True)

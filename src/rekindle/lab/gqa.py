@@ -18,7 +18,9 @@ from typing import Any
 from rekindle.lab.claims import LOSS, Claim
 from rekindle.lab.figures import Line, ranked
 from rekindle.lab.page import Page, Table
+from rekindle.lab.spent import End
 from rekindle.lab.study import Seeded, Size, losses, seeds_drawn
+from rekindle.store.publish import write_whole
 from rekindle.sweep.steps import Step
 
 HEADS = 8
@@ -42,8 +44,8 @@ CLAIMS = (
     Claim("two-as-all", "Two heads end as low as all eight trained on", "47.1 against 47.2 points",
           "mean-2-5", "all-5", alike=True),
     Claim("aligned-below-mean-before", "Aligned heads pool better before any training",
-          "perplexity, Jin et al.: 77.0 to 81.8 points", "aligned-2-0", "mean-2-0"),
-    Claim("aligned-below-mean", "... and after 5 % uptraining", "Jin et al.", "aligned-2-5", "mean-2-5"),
+          "perplexity, Jin et al.: 77.0 to 81.8 points", "aligned-2-0", "mean-2-0", of="another"),
+    Claim("aligned-below-mean", "... and after 5 % uptraining", "Jin et al.", "aligned-2-5", "mean-2-5", of="another"),
 )  # fmt: skip
 
 # The model that decodes: random weights, since speed and bytes do not depend on them.
@@ -117,7 +119,7 @@ def read(runs: Path, size: Size) -> Page:
 def _decode_table(runs: Path) -> Table:
     path = runs / "decode.json"
     if not path.exists():
-        path.write_text(json.dumps([decode(groups) for groups in (16, 4, 1)]), encoding="utf-8")
+        write_whole(path, json.dumps([decode(groups) for groups in (16, 4, 1)]))
     found = json.loads(path.read_text(encoding="utf-8"))
     rows = [(f"{r['kv_heads']} of 16", f"{r['cache_bytes'] / 1e6:.1f}", f"{r['tokens_per_s']:.0f}") for r in found]
     note = (
@@ -150,9 +152,9 @@ def decode(kv_heads: int) -> dict[str, Any]:
     return {"kv_heads": kv_heads, "cache_bytes": held, "tokens_per_s": BATCH * NEW / best}
 
 
-def ends_in(arm: str) -> str:
+def ends_in(arm: str) -> End:
     """Before any training is what the first evaluation of an uptraining run reads."""
-    return arm.removesuffix("-0") + f"-{FRACTIONS[0]}" if arm.endswith("-0") else arm
+    return End(f"{arm.removesuffix('-0')}-{FRACTIONS[0]}", 0) if arm.endswith("-0") else End(arm)
 
 
 STUDY = Seeded("gqa", CLAIMS, steps, read, ends_in)

@@ -9,7 +9,8 @@
       noisy-as-copies:
         within: 0.01       of a claim that two arms end alike
 
-A study whose claims and rows are not the same does not run, nor does one go on whose rows changed after it began.
+A study whose claims and rows are not the same does not run, nor does one go on whose rows changed after it began. With
+how many seeds its runs were judged is noted too: what is looked at again as it grows decides more often than p says.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from math import inf
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rekindle.config import option, read_yaml, resolve
 from rekindle.errors import RekindleError, together
 from rekindle.store.index import read_json
+from rekindle.store.publish import write_whole
 
 NOTED = "margins.json"  # in the folder of a study: what it began with
 
@@ -62,6 +64,7 @@ class Margins:
     file: str
     digest: str = ""  # of the file's bytes, SHA-256, its first twelve digits
     pilot: str = ""
+    judged: tuple[int, ...] = ()  # other numbers of seeds that the same runs were judged with
 
 
 def margins_of(study: str, claims: Sequence[Judged], folder: Path | None = None) -> Margins:
@@ -72,33 +75,48 @@ def margins_of(study: str, claims: Sequence[Judged], folder: Path | None = None)
     data = read_yaml(path)
     rows: dict[str, Margin] = {}
     problems: list[RekindleError] = []
-    given = data.get("claims")
-    for key, values in (given if isinstance(given, dict) else {}).items():
+    stated = data.get("claims")
+    given = stated if isinstance(stated, dict) else {}
+    for key, values in given.items():
         try:
             rows[key] = resolve(Margin, {}, values if isinstance(values, dict) else {}).config
         except RekindleError as error:
             problems.append(RekindleError(error.what, where=f"{path.name}: {key}", hint=error.hint))
     known = {claim.key for claim in claims}
     problems += [RekindleError(f"There is no claim {key!r}.", where=path) for key in rows if key not in known]
-    problems += [problem for claim in claims if (problem := _missing(claim, rows, path)) is not None]
+    read = [claim for claim in claims if claim.key in rows or claim.key not in given]
+    problems += [problem for claim in read if (problem := _problem(claim, rows.get(claim.key), path)) is not None]
     if problems:
         raise together(problems)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return Margins(rows, f"margins/{path.name}", digest, str(data.get("pilot", "")))
 
 
-def _missing(claim: Judged, rows: Mapping[str, Margin], path: Path) -> RekindleError | None:
-    row, wanted = rows.get(claim.key), "within" if claim.alike else "least"
-    if row is not None:
-        size, other = (row.within, row.least) if claim.alike else (row.least, row.within)
-        if size is not None and 0 < size < inf and other is None and (row.spread is None or 0 < row.spread < inf):
-            return None
-    return RekindleError(
-        f"The claim {claim.text!r} has no margin, so that nothing could decide it.",
-        where=f"{path}: claims: {claim.key}",
-        why="what counts is settled before the runs",
-        hint=f"{claim.key}: {{{wanted}: 0.01, why: ...}}",
-    )
+def _problem(claim: Judged, row: Margin | None, path: Path) -> RekindleError | None:
+    """What keeps a claim's row from deciding it."""
+    where, wanted = f"{path}: claims: {claim.key}", "within" if claim.alike else "least"
+    if lacking := _lacking(row, wanted):
+        return RekindleError(
+            f"The claim {claim.text!r} has no margin that could decide it: {lacking}.",
+            where=where,
+            why="what counts is settled before the runs",
+            hint=f"{claim.key}: {{{wanted}: 0.01, why: ...}}",
+        )
+    if row and row.spread is not None and not 0 < row.spread < inf:
+        what = f"The spread of {claim.text!r} is {row.spread:g}, but a standard deviation is above 0."
+        return RekindleError(what, where=where, hint="the column spread of a pilot's findings.csv, or no spread")
+    return None
+
+
+def _lacking(row: Margin | None, wanted: str) -> str:
+    if row is None:
+        return "there is no row"
+    size, other = (row.within, row.least) if wanted == "within" else (row.least, row.within)
+    if other is not None:
+        return f"its kind has {wanted!r} alone"
+    if size is None:
+        return f"there is no {wanted!r}"
+    return "" if 0 < size < inf else f"{wanted} is {size:g}"
 
 
 def begun_with(margins: Margins, out: Path) -> Margins:
@@ -107,12 +125,14 @@ def begun_with(margins: Margins, out: Path) -> Margins:
     Raises RekindleError where it began with other sizes; words and spreads may change.
     """
     path = out / NOTED
+    if not margins.rows and not path.exists():
+        return margins
     now = {key: ["within" if row.within else "least", row.size] for key, row in margins.rows.items()}
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"digest": margins.digest, "sizes": now}, indent=1) + "\n", encoding="utf-8")
+        _write(path, {"digest": margins.digest, "sizes": now})
         return margins
-    noted = read_json(path, missing="")
+    noted = _noted(path)
     before = noted["sizes"]
     if changed := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
         raise RekindleError(
@@ -122,3 +142,34 @@ def begun_with(margins: Margins, out: Path) -> Margins:
             hint="--out, for a study with today's margins",
         )
     return replace(margins, digest=noted["digest"])
+
+
+def judged_before(margins: Margins, out: Path, seeds: int) -> Margins:
+    """The margins with the other numbers of seeds that the study in OUT was judged with; this one is noted as well."""
+    path = out / NOTED
+    if not margins.rows:
+        return margins
+    noted = _noted(path)
+    before = noted.get("seeds", [])
+    if seeds not in before:
+        _write(path, {**noted, "seeds": [*before, seeds]})
+    return replace(margins, judged=tuple(n for n in before if n != seeds))
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """What a study's folder says of its margins; raises RekindleError where it does not say it."""
+    noted = read_json(path, missing=f"There is no {NOTED}.")
+    sizes, seeds = noted.get("sizes"), noted.get("seeds", [])
+    whole = isinstance(seeds, list) and all(type(n) is int for n in seeds)
+    if not (whole and isinstance(sizes, dict) and isinstance(noted.get("digest"), str)):
+        raise RekindleError(
+            "This file does not say what margins these runs began with.",
+            where=path,
+            why="what counts is settled before the runs",
+            hint="--out, for a study from the beginning",
+        )
+    return noted
+
+
+def _write(path: Path, noted: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(noted, indent=1) + "\n")

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rekindle.lab.claims import Finding, Metric, Values, planned
+from rekindle.lab.claims import Finding, Metric, Values, Whose, planned
 from rekindle.lab.margin import Margins
+from rekindle.lab.spent import Trained
 from rekindle.lab.stats import MOST
-from rekindle.lab.text import Trained
 from rekindle.report.chart import Chart, publish
 from rekindle.report.csv_file import write_csv
 from rekindle.report.page import FIGURES, render
@@ -18,9 +18,15 @@ from rekindle.report.words import count, listed, scientific
 from rekindle.store.publish import publishing
 
 COLUMNS = (
-    "claim", "paper", "metric", "unit", "arm", "rival", "kind", "margin", "n", "gain", "spread", "confidence", "low",
-    "high", "p", "p_holm", "judgement", "seeds_to_decide", "epochs_arm", "epochs_rival", "text", "margins",
+    "claim", "of", "paper", "metric", "unit", "arm", "rival", "kind", "margin", "n", "gain", "spread", "confidence",
+    "low", "high", "p", "p_holm", "judgement", "seeds_to_decide", "epochs_arm", "epochs_rival", "text", "margins",
+    "judged_with",
 )  # fmt: skip
+WHOSE: Mapping[Whose, tuple[str, str]] = {
+    "paper": ("the paper", "the paper's"),
+    "another": ("another paper", "another paper's"),
+    "ours": ("us", "our"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,21 +55,27 @@ class Page:
 
 def verdict(findings: Sequence[Finding]) -> str:
     """One sentence: how many claims hold here, and which do not."""
-    n = len(findings)
     by = {kind: [f for f in findings if f.judgement == kind] for kind in
           ("holds", "does not hold", "undecided", "direction only")}  # fmt: skip
     if by["direction only"]:
-        agree = sum(f.gain.mean > 0 for f in findings if not f.claim.alike)
-        of = sum(not f.claim.alike for f in findings)
         seeds = findings[0].gain.n
         much = "One seed" if seeds == 1 else f"{seeds} seeds"
-        return f"{much}: {agree} of {of} directions are the paper's. Directions only: nothing is decided by so little."
-    said = f"{len(by['holds'])} of {n} claims hold at this size"
+        agree = [(f.claim.of, f.gain.mean > 0) for f in findings if not f.claim.alike]
+        seen = f": {_apart(agree, 'directions')} are as claimed" if agree else ""
+        return f"{much}{seen}. Directions only: nothing is decided by so little."
+    said = f"{_apart([(f.claim.of, f in by['holds']) for f in findings], 'claims')} hold at this size"
     if by["does not hold"]:
         said += f"; {listed([_short(f) for f in by['does not hold']])} {_do(by['does not hold'])} not"
     if by["undecided"]:
         said += f"; undecided: {listed([f'{_short(f)} ({deciding(f)})' for f in by['undecided']])}"
     return said + "."
+
+
+def _apart(found: Sequence[tuple[Whose, bool]], what: str) -> str:
+    """1 of the paper's 4 claims, 2 of another paper's 2 and 0 of our 3: how many are so, whoever claims them apart."""
+    groups = [(whose, [so for of, so in found if of == key]) for key, (_, whose) in WHOSE.items()]
+    first, *rest = [f"{sum(sos)} of {whose} {len(sos)}" for whose, sos in groups if sos]
+    return listed([f"{first} {what}", *rest])
 
 
 def _short(finding: Finding) -> str:
@@ -96,6 +108,7 @@ def write_page(
             "study": page,
             "findings": [(f, deciding(f) if f.judgement == "undecided" else "") for f in findings],
             "margins": margins,
+            "whose": WHOSE,
             "asked": planned([f.claim for f in findings], margins),
             "command": command,
             "verdict": said or verdict(findings),
@@ -112,9 +125,10 @@ def _row(f: Finding, trained: Mapping[str, Trained], margins: Margins) -> tuple[
     arm, rival = trained.get(claim.arm), trained.get(claim.rival)
     text = next((made.digest for made in (arm, rival) if made), "")
     return (
-        claim.text, claim.paper, claim.metric.name, claim.metric.unit, claim.arm, claim.rival,
+        claim.text, claim.of, claim.paper, claim.metric.name, claim.metric.unit, claim.arm, claim.rival,
         kind, f.margin.size, f.gain.n, f.gain.mean, f.gain.spread, f.confidence, *f.interval, f.p, f.adjusted,
         f.judgement, f.decides or "", arm.epochs if arm else "", rival.epochs if rival else "", text, margins.digest,
+        " ".join(map(str, [*margins.judged, f.gain.n])),
     )  # fmt: skip
 
 
@@ -124,12 +138,20 @@ def _spent(trained: Mapping[str, Trained]) -> Table:
         (arm, count(made.tokens), scientific(made.flops, 3), count(made.line_tokens), f"{made.epochs:.3f}")
         for arm, made in trained.items()
     ]
+    measured = {arm: made.measured_tokens for arm, made in trained.items() if made.measured_tokens}
     again = any(made.epochs > 1 for made in trained.values())
     note = (
-        "Tokens and FLOPs are those of the last training, tokens in all those of its parents too. FLOPs: forward and "
+        "Tokens and FLOPs are those of the last training up to where the arm is read off, tokens in all those of its "
+        "parents too. FLOPs: forward and "
         f"backward, attention in, input embedding out. The text is “{text.data}”, {count(text.text_tokens)} tokens to "
         f"train on, digest {text.digest[:12]}: "
-        + ("a data set of fixed size, read several times" if again else "none of it is read twice on the way to an arm")
+        + ("a data set of fixed size, read several times" if again else "no training reads again what its parents read")
         + "."
     )
+    if measured:
+        each = listed([f"{arm} ({count(n)})" for arm, n in measured.items()])
+        note += (
+            f" {each} came from a step that ran the model on so many tokens, spread over all of the text; these count "
+            "in no column, and trainings may read them too."
+        )
     return Table("What each arm read and cost", ("arm", "tokens", "FLOPs", "tokens in all", "epochs"), rows, note)

@@ -40,7 +40,7 @@ CLAIMS = (
     Claim("beats-scratch", "Upcycling beats a mixture from scratch given the whole sunk cost",
           "scratch catches up at about 120 %", "copy-100", "scratch-100"),
     Claim("redrawn-below-copies", "Redrawing half of each expert ends below plain copies",
-          "yes, after hundreds of billions of tokens", "drop-100", "copy-100"),
+          "Nakamura et al.: yes, after hundreds of billions of tokens", "drop-100", "copy-100", of="another"),
 )  # fmt: skip
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from rekindle.lab.claims import Claim, judge, planned
-from rekindle.lab.margin import Margins, begun_with, margins_of
+from rekindle.lab.margin import Margins, begun_with, judged_before, margins_of
 from rekindle.lab.page import Page, verdict, write_page
-from rekindle.lab.text import by_arm, carried_on, check_equal, check_text
+from rekindle.lab.spent import End, by_arm
+from rekindle.lab.text import carried_on, check_equal, check_one_text, check_text, texts_of
 from rekindle.report.metrics import read_metrics
 from rekindle.sweep.engines import Local
 from rekindle.sweep.steps import Say, Step, check_same
@@ -63,7 +64,7 @@ class Seeded:
     claims: Sequence[Claim]
     one: Callable[[int, Size], list[Step]]  # the steps of a seed
     read: Callable[[Path, Size], Page]  # of runs: what they measured, figures, words
-    ends_in: Callable[[str], str] = str  # the training that an arm of a claim ends in; empty: it was not trained
+    ends_in: Callable[[str], End] = End  # what an arm of a claim is read from; an empty run: it was not trained
     fixed: bool = False
 
     def steps(self, size: Size) -> list[Step]:
@@ -76,10 +77,10 @@ class Seeded:
             check_equal(self.arms().values(), steps)
         return steps
 
-    def arms(self) -> dict[str, str]:
-        """Arms of the claims that were trained, each with its training of seed 0."""
+    def arms(self) -> dict[str, End]:
+        """Arms of the claims that were trained, each with its end of seed 0."""
         named = [arm for claim in self.claims for arm in (claim.arm, claim.rival)]
-        return {arm: seeded(end, 0) for arm in named if (end := self.ends_in(arm))}
+        return {arm: end._replace(run=seeded(end.run, 0)) for arm in named if (end := self.ends_in(arm)).run}
 
     def write(self, out: Path, size: Size, margins: Margins) -> tuple[Path, str]:
         page = self.read(out / "runs", size)
@@ -93,7 +94,7 @@ def run(study: Study, out: Path, say: Say, *, seeds: int | None, quick: bool) ->
     """Run a study into OUT/runs and write OUT/page; one that was cut off goes on. (the page, its verdict).
 
     `seeds`: None for as many as its claims need by the pilot's spread, and one of a quick run. Raises RekindleError
-    where a claim has no margin, or margins or text are not what the study began with.
+    where a claim has no margin, or margins or texts are not what the study began with.
     """
     margins = margins_of(study.name, study.claims)
     seeds = seeds or (1 if quick else planned(study.claims, margins))
@@ -101,19 +102,25 @@ def run(study: Study, out: Path, say: Say, *, seeds: int | None, quick: bool) ->
     steps = carried_on(study.steps(size))
     margins = begun_with(margins, out)
     perform(steps, out / "runs", say, fixed=study.fixed)
-    return study.write(out, size, margins)
+    return study.write(out, size, judged_before(margins, out, seeds))
 
 
 def perform(steps: Sequence[Step], runs: Path, say: Say, *, fixed: bool = False) -> None:
-    """Run all steps under `runs`, see sweep.steps: first the models to begin with, whose tokenizers count the text."""
+    """Run all steps under `runs`, see sweep.steps: first the models to begin with, whose tokenizers count the text.
+
+    Raises RekindleError where the text does not last, or is not one for all trainings: before the first is made, and
+    before any is read.
+    """
     check_same({step.name: step for step in steps}, runs)
     beginnings = [step for step in steps if step.verb == "init"]
     with Local() as engine:
-        if not all((runs / step.name).is_dir() for step in beginnings):
-            sweep_steps(beginnings, runs, engine, lambda said: None)
-        if not fixed:
-            check_text(steps, runs)
+        if not all((runs / step.name).is_dir() for step in steps if step.verb == "train"):
+            check_text(steps, runs, fixed=fixed)  # with the tokenizers that are there, before others are made
+            if not all((runs / step.name).is_dir() for step in beginnings):
+                sweep_steps(beginnings, runs, engine, lambda said: None)
+                check_text(steps, runs, fixed=fixed)
         sweep_steps(steps, runs, engine, say)
+    check_one_text(texts_of(steps, runs), runs)
 
 
 def losses(runs: Path, name: str, seeds: int, *, start: bool = False) -> list[float]:

@@ -1,7 +1,8 @@
-"""No text twice: what each training of a study begins to read where its line left off, and whether the text lasts.
+"""No text twice, and one text in a study: where each training begins to read, whether the text lasts and stays.
 
 A line is a training and what it was made from. Its trainings read one order of a text (`train`'s seed), one after the
-other, so `skip` is what the earlier ones read of it. Arms that share a parent read the same text after it.
+other, so `skip` is what the earlier ones read of it. Arms that share a parent read the same text after it. A study may
+go on for days, and be called again with more seeds: what its trainings read is compared by digest.
 """
 
 from __future__ import annotations
@@ -9,11 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rekindle.config import resolve
+from rekindle.config import resolve, to_dict
 from rekindle.errors import RekindleError, together
+from rekindle.lab.spent import OTHER_TEXT, End
+from rekindle.report.metrics import NAME as METRICS
+from rekindle.report.metrics import read_metrics
+from rekindle.store.manifest import read_manifest
 from rekindle.sweep.steps import Step
 from rekindle.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from rekindle.train.objectives import Objective
+
+_READING = ("data", "text_column", "objective", "source_column", "target_column", "mask_prompt")  # one text by these
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,7 @@ class Read:
     start: int
     stop: int
     order: tuple[int, int]  # tokens of a sequence, seed: what the order follows from
+    batch: int  # tokens of a step
 
 
 def carried_on(steps: Sequence[Step]) -> list[Step]:
@@ -61,25 +73,32 @@ def _read(step: Step, parents: Sequence[Read]) -> Read:
         )
         raise RekindleError(what, why="what they have read would come again")
     assert config.tokens is not None
-    return Read(config.data, start, start + config.tokens // config.batch_tokens * config.batch_tokens, order)
+    step_tokens = int(config.batch_tokens)
+    return Read(config.data, start, start + config.tokens // step_tokens * step_tokens, order, step_tokens)
 
 
-def check_text(steps: Sequence[Step], runs: Path) -> None:
-    """Raises RekindleError where a text does not last as long as it is read; the models to begin with are there."""
-    lengths: dict[tuple[str, str, int], int] = {}
+def check_text(steps: Sequence[Step], runs: Path, *, fixed: bool = False) -> None:
+    """Raises RekindleError where a text is not what a training read that is there, or does not last as it is read.
+
+    It is opened for each model to begin with that is there; `fixed`: it need not last.
+    """
+    opened: dict[tuple[str, tuple[Any, ...], int], Objective] = {}
     by_name, reads, problems = {step.name: step for step in steps}, reads_of(steps), []
     for step in steps:
-        if step.verb != "train":
+        begun = _line(step, by_name)[-1].name
+        if step.verb != "train" or not (runs / begun).is_dir():
             continue
         config = resolve(TrainConfig, step.options).config
-        key = (_line(step, by_name)[-1].name, config.data, config.seq_len)
-        if key not in lengths:
-            lengths[key] = _tokens(runs / key[0], config)
-        stop = reads[step.name].stop
-        if stop > lengths[key]:
-            what = f"{step.name} reads up to token {stop:,} of {config.data}, which has {lengths[key]:,} to train on."
+        key = begun, _reading(to_dict(config)), config.seq_len
+        if key not in opened:
+            opened[key] = _opened(runs / begun, config)
+        stop, there = reads[step.name].stop, opened[key].rows * config.seq_len
+        if stop > there:
+            what = f"{step.name} reads up to token {stop:,} of {config.data}, which has {there:,} to train on."
             problems.append(RekindleError(what))
-    if problems:
+    now = [Text(f"from {begun} on it is now", how, text.digest) for (begun, how, _), text in opened.items()]
+    check_one_text([*texts_of(steps, runs), *now], runs)
+    if problems and not fixed:
         raise RekindleError(
             str(together(problems)),
             why="no text is read twice, but by a study that says its data set is a fixed one",
@@ -87,21 +106,58 @@ def check_text(steps: Sequence[Step], runs: Path) -> None:
         )
 
 
-def check_equal(arms: Iterable[str], steps: Sequence[Step]) -> None:
-    """Raises RekindleError where trainings did not read a data set of fixed size equally often, parents included."""
+class Text(NamedTuple):
+    """Who reads, how the data are read, and the digest of all that is read."""
+
+    who: str
+    reading: tuple[Any, ...]
+    digest: str
+
+
+def texts_of(steps: Sequence[Step], runs: Path) -> list[Text]:
+    """What the trainings that are there have read, those that a step of another kind has in its folder included."""
+    found = []
+    for step in steps:
+        for path in sorted((runs / step.name).glob(f"**/{METRICS}")):
+            manifest, digest = read_manifest(path.parent), str(read_metrics(path.parent).header["text"])
+            if manifest is not None:
+                options = {name: given["value"] for name, given in manifest.lineage[-1].options.items()}
+                found.append(Text(f"{step.name} read", _reading(options), digest))
+    return found
+
+
+def check_one_text(texts: Iterable[Text], runs: Path) -> None:
+    """Raises RekindleError where what should be one text is two: its files, or the packages, are others by now."""
+    found: dict[tuple[Any, ...], dict[str, str]] = {}
+    for text in texts:
+        found.setdefault(text.reading, {}).setdefault(text.digest, text.who)
+    for (data, *_), readers in found.items():
+        if len(readers) > 1:
+            told = ", ".join(f"{who} {digest[:12]}" for digest, who in readers.items())
+            hint = "the text as it was, or --out, for a study from the beginning"
+            raise RekindleError(f"{data} is not one text: {told}.", where=runs, why=OTHER_TEXT, hint=hint)
+
+
+def _reading(options: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(options.get(name) for name in _READING)
+
+
+def check_equal(arms: Iterable[End], steps: Sequence[Step]) -> None:
+    """Raises RekindleError where arms did not read a data set of fixed size equally often, parents included."""
     by_name, reads = {step.name: step for step in steps}, reads_of(steps)
-    lines = {arm: _line(by_name[arm], by_name) for arm in arms}
-    totals = {
-        arm: _passed(reads[arm].data, [reads[s.name] for s in line if s.verb == "train"]) for arm, line in lines.items()
-    }
+    totals = {end: _passed(end, by_name, reads) for end in arms}
     if len(set(totals.values())) > 1:
-        what = f"The arms do not read the data set equally often: {', '.join(f'{a} {n:,}' for a, n in totals.items())}."
+        told = ", ".join(f"{end.run} {n:,}" for end, n in totals.items())
+        what = f"The arms do not read the data set equally often: {told}."
         raise RekindleError(what, why="what is read more often is known better", hint="the same tokens for each")
 
 
-def _passed(data: str, line: Iterable[Read]) -> int:
-    """Tokens of a data set that a line reads."""
-    return sum(read.stop - read.start for read in line if read.data == data)
+def _passed(end: End, by_name: Mapping[str, Step], reads: Mapping[str, Read]) -> int:
+    """Tokens of its data set that an arm's line has read by its end."""
+    last = reads[end.run]
+    line = [reads[step.name] for step in _line(by_name[end.run], by_name) if step.verb == "train"]
+    whole = sum(read.stop - read.start for read in line if read.data == last.data)
+    return whole if end.step is None else whole - (last.stop - last.start) + end.step * last.batch
 
 
 def _line(step: Step, by_name: Mapping[str, Step]) -> list[Step]:
@@ -112,58 +168,12 @@ def _line(step: Step, by_name: Mapping[str, Step]) -> list[Step]:
     return line
 
 
-def _tokens(model: Path, config: TrainConfig) -> int:
-    from rekindle.train.model import load_tokenizer
-    from rekindle.train.tokens import open_corpus
+def _opened(model: Path, config: TrainConfig) -> Objective:
+    """What a training from `model` learns, its data opened."""
+    from rekindle.edit import checkpoint_at
+    from rekindle.train.model import load_tokenizer, model_sizes
+    from rekindle.train.objectives import objective_of
 
-    corpus = open_corpus(config.data, load_tokenizer(model), config.text_column, mask_prompt=config.mask_prompt)
-    return corpus.windows(config.seq_len) * config.seq_len
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What an arm's last training cost, and what its whole line read of its text; `digest` is the text's, tokenised."""
-
-    tokens: int
-    flops: float
-    line_tokens: int
-    data: str
-    digest: str
-    text_tokens: int  # to train on
-
-    @property
-    def epochs(self) -> float:
-        return self.line_tokens / self.text_tokens
-
-
-def trained(run: Path) -> Trained:
-    """Of a finished training."""
-    from rekindle.lab.cost import training_flops
-    from rekindle.report.metrics import read_metrics
-    from rekindle.store.manifest import read_manifest
-
-    header, manifest = read_metrics(run).header, read_manifest(run)
-    assert manifest is not None
-    tokens, length, data = int(header["tokens_planned"]), int(header["seq_len"]), str(header["data"])
-    return Trained(
-        tokens=tokens,
-        flops=training_flops(run, tokens, length),
-        line_tokens=sum(r.tokens for r in manifest.lineage if r.options.get("data", {}).get("value") == data),
-        data=data,
-        digest=str(header["text"]),
-        text_tokens=int(header["train_tokens"]),
-    )
-
-
-def by_arm(arms: Mapping[str, str], runs: Path) -> dict[str, Trained]:
-    """arm -> the training it ends in; raises RekindleError where they did not read one text."""
-    found = {arm: trained(runs / run) for arm, run in arms.items()}
-    if len({made.digest for made in found.values()}) > 1:
-        texts = "; ".join(f"{arm} {made.data} {made.digest}" for arm, made in found.items())
-        raise RekindleError(
-            f"The arms did not read one text: {texts}.",
-            where=runs,
-            why="python and stdlib are the packages installed here, and other versions are another text",
-            hint="--out, for a study from the beginning",
-        )
-    return found
+    source = checkpoint_at(model).folder
+    vocab_size, _ = model_sizes(source.config)
+    return objective_of(config, source).open(config, config.seq_len, load_tokenizer(model), vocab_size)

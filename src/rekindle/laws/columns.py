@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rekindle.errors import RekindleError, nearest
+from rekindle.errors import RekindleError, nearest, some
 
 NUMBERS = ("loss", "params", "sunk", "tokens", "flops", "experts", "top_k", "granularity", "active_share")
 LABELS = ("way", "run", "trunk", "seed")
 OTHERS = ("step", "state")  # of a history, and how a run ended
 OURS = (*NUMBERS, *LABELS, *OTHERS)
+SHOWN = 24  # columns of a file in a sentence
 
 # Names for each of ours as they read once folders, brackets and signs are gone. Of several that are there the first
 # group counts; two of one group are a question.
@@ -72,7 +73,7 @@ def columns_of(header: Sequence[str], given: Mapping[str, str], where: object) -
                 f"There is no column {ours!r} to name.", where="--columns", hint=nearest(ours, OURS) or ", ".join(OURS)
             )
         if theirs not in header:
-            hint = nearest(theirs, header) or shown(header)
+            hint = nearest(theirs, header) or some(header, SHOWN)
             raise RekindleError(f"The table has no column {theirs!r}.", where=where, hint=hint)
     found = {ours: _given(ours, theirs) for ours, theirs in given.items()}
     taken = {theirs for ours, theirs in given.items() if ours != "step"}  # what counts tokens may order a history too
@@ -102,12 +103,6 @@ def _given(ours: str, theirs: str) -> Column:
         what = f"{theirs} is a rate by its name; flops are those of the whole run."
         raise RekindleError(what, where="--columns", hint="--columns tokens=NAME_IN_FILE")
     return Column(theirs, factor)
-
-
-def shown(header: Sequence[str], most: int = 24) -> str:
-    """The columns of a file, as they are."""
-    rest = f" and {len(header) - most} more" if len(header) > most else ""
-    return ", ".join(header[:most]) + rest
 
 
 def _matching(ours: str, header: Sequence[str], where: object) -> Column | None:

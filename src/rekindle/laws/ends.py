@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rekindle.errors import RekindleError, counted
+from rekindle.errors import RekindleError, counted, some
 
 Row = Mapping[str, Any]
 
@@ -41,8 +41,7 @@ def _finite(loss: Any) -> bool:
 
 
 def _places(rows: Sequence[int]) -> str:
-    shown = ", ".join(map(str, rows[:_SHOWN])) + (", ..." if len(rows) > _SHOWN else "")
-    return f"row {shown}" if len(rows) == 1 else f"rows {shown}"
+    return f"row {rows[0]}" if len(rows) == 1 else f"rows {some(rows, _SHOWN)}"
 
 
 def _lasts(rows: Sequence[tuple[int, Row]], where: str) -> tuple[list[tuple[int, Row]], list[str]]:

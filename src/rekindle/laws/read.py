@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rekindle.errors import RekindleError, together
-from rekindle.laws.columns import NUMBERS, Columns, columns_of, shown
+from rekindle.errors import RekindleError, some, together
+from rekindle.laws.columns import NUMBERS, SHOWN, Columns, columns_of
 from rekindle.laws.table import Table, make_table
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
@@ -113,10 +113,10 @@ def _needed(chosen: Columns, header: Sequence[str], path: Path) -> None:
     if not lacking:
         return
     if any(name.endswith(("__MIN", "__MAX")) for name in header):
-        why = f"it is a chart's export, with a column for each run: {shown(header, 4)}"
+        why = f"it is a chart's export, with a column for each run: {some(header)}"
         hint = "the export of the table of runs, which has a row for each"
         raise RekindleError("The table has no row for each run.", where=path, why=why, hint=hint)
-    why = f"its columns are {shown(header)}"
+    why = f"its columns are {some(header, SHOWN)}"
     if "tokens" in lacking and "step" in chosen.found:
         why += f"; {chosen.found['step'].name} counts steps, not tokens"
     typed = ",".join(f"{name}=NAME_IN_FILE" for name in lacking)

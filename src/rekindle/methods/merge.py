@@ -33,7 +33,7 @@ from rekindle.edit.combine import ONE
 from rekindle.edit.vocabulary import of_one_vocabulary
 from rekindle.errors import RekindleError, counted, nearest, together
 from rekindle.methods.merging.alike import check_alike, notes
-from rekindle.methods.merging.ways import WAYS, Config, Of, Way, out_of_range, without_effect
+from rekindle.methods.merging.ways import WAYS, Config, Of, out_of_range, without_effect
 from rekindle.methods.merging.weights import Course, course
 
 
@@ -66,7 +66,7 @@ def merge(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
         xs, over = [used[name].tensors[role] for name in names], used[base].tensors[role] if base else None
         same = _are_one(xs if over is None else [*xs, over]) and _keeps_equals(config.how, weights)
         child.tensors[role] = xs[0] if same else way.combine(Of(xs, weights, over, str(role)), config)
-    return child.noting(*notes(used, used[first])).promising(_promise(child, used.values(), way))
+    return child.noting(*notes(used, used[first])).promising(_promise(child, used.values()))
 
 
 def _are_one(xs: Sequence[Expr]) -> bool:
@@ -79,12 +79,11 @@ def _keeps_equals(how: str, weights: Sequence[float]) -> bool:
     return WAYS[how].over_base or how == "slerp" or abs(sum(weights) - 1) <= ONE
 
 
-def _promise(child: Checkpoint, models: Iterable[Checkpoint], way: Way) -> Promise:
+def _promise(child: Checkpoint, models: Iterable[Checkpoint]) -> Promise:
     for model in models:
         if all(x is model.tensors[role] for role, x in child.tensors.items()):
             return exact("the child is one of the sources") if model.promise.exact else model.promise
-    carried = "; moments that are carried are approximate" if way.moments else ""
-    return lossy(f"a merge computes the function of none of its sources{carried}")
+    return lossy("a merge computes the function of none of its sources")
 
 
 # -- weights ---------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rekindle.errors import counted
+from rekindle.errors import counted, some
 
-_MOST = 3  # sources of a step that are named
+_MOST = 3  # sources of a step, or tensors, that are named
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -39,7 +39,7 @@ def inspected(data: dict[str, Any]) -> str:
         ("stored", f"{nbytes(data['bytes'])} {_files(data['shards'])}, {', '.join(data['dtypes'])}"),
     ]
     if data["unused"]:
-        rows.append(("unused", ", ".join(data["unused"][:3]) + (" ..." if len(data["unused"]) > 3 else "")))
+        rows.append(("unused", some(data["unused"], _MOST)))
     if data["promise"]:
         rows.append(("promise", f"{data['promise']['kind']}: {data['promise']['text']}"))
     rows += [("lineage" if not i else "", _step(record)) for i, record in enumerate(data["lineage"])]
@@ -78,8 +78,7 @@ def _tower(data: dict[str, Any]) -> list[tuple[str, str]]:
 def _step(record: dict[str, Any]) -> str:
     """ "upcycle: 8 experts from 1 feed-forward", "merge of run.rk@100, run.rk@200 and 3 more: the mean of 5" """
     given = [source["source"] for source in record.get("sources", {}).values()]
-    more = f" and {len(given) - _MOST} more" if len(given) > _MOST else ""
-    return f"{record['verb']}{' of ' if given else ''}{', '.join(given[:_MOST])}{more}: {record['summary']}"
+    return f"{record['verb']}{' of ' if given else ''}{some(given, _MOST)}: {record['summary']}"
 
 
 def _ranges(layers: list[int]) -> str:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rekindle.errors import RekindleError, nearest
+from rekindle.errors import RekindleError, nearest, some
 from rekindle.store import passengers
 from rekindle.store.index import read_json
 from rekindle.store.publish import retired_path
 from rekindle.store.stamps import Stamps, check_unchanged, stamps_in
-from rekindle.store.weights import INDEX, PICKLE, SINGLE, SUFFIXES, Tensors, choice, in_pieces, read_weights, some
+from rekindle.store.weights import INDEX, PICKLE, SINGLE, SUFFIXES, Tensors, choice, in_pieces, read_weights
 
 PARTS = "parts"  # in a folder whose parts are not joined yet
 ADAPTER = "adapter_config.json"

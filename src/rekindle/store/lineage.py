@@ -90,12 +90,14 @@ def origins(lineage: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(source.source for source in named if source.after is None))
 
 
-def sunk(lineage: Sequence[Record]) -> Spent:
+def sunk(lineage: Sequence[Record], data: str | None = None) -> Spent:
     """Tokens and FLOPs of all training in a lineage: each step once, and each run as far as it came.
 
-    Records that say the same but for what they found at the same number of tokens are runs of their own.
+    With `data` of the training on that text alone, named as --data was. Records that say the same but for what they
+    found at the same number of tokens are runs of their own.
     """
     counted = [lineage[place] for states in runs(lineage) for place in _farthest(lineage, states)]
+    counted = [record for record in counted if data is None or record.options.get("data", {}).get("value") == data]
     return Spent(sum(record.tokens for record in counted), math.fsum(record.flops for record in counted))
 
 

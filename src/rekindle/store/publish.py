@@ -192,6 +192,13 @@ def _publish(partial: Path, out: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)  # also one that a kill between the two renames left
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file in one piece: what is cut off leaves the file as it was before, or none."""
+    half = path.with_name(f"{path.name}.part")
+    half.write_text(text, encoding="utf-8")
+    half.replace(path)
+
+
 def sync(path: Path) -> None:
     """fsync a file or a folder."""
     fd = os.open(path, os.O_RDONLY)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, some
 from rekindle.store.header import Stored, read_header
 from rekindle.store.index import is_plain, shard_names
 from rekindle.store.legacy import Held, read_pickle
@@ -70,7 +70,7 @@ def _refuse_dead_links(folder: Path) -> None:
 def _refuse_folders(folder: Path) -> None:
     """Where files of weights should be, or beside: a folder of that name, or those that many processes write."""
     if named := next((name for name in (SINGLE, INDEX, PICKLE, PICKLE_INDEX) if (folder / name).is_dir()), None):
-        inside = ", ".join(path.name for path in sorted((folder / named).iterdir())[:4]) or "nothing"
+        inside = some(sorted(path.name for path in (folder / named).iterdir())) or "nothing"
         raise RekindleError(f"{named} is a folder, not a file.", where=folder / named, why=f"in it is {inside}")
     if refusal := in_pieces(folder):
         raise refusal
@@ -186,11 +186,6 @@ def _pickle_note(folder: Path) -> str:
         "these weights are pickles, read through torch's weights-only loader; "
         f"`rekindle rewrite {folder} OUT` converts them to safetensors"
     )
-
-
-def some(names: list[str], most: int = 4) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _are(names: list[str]) -> str:

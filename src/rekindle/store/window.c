@@ -168,7 +168,7 @@ LOOP void rk_kept(const float *x, const float *base, float lo, float hi, i64 n, 
 LOOP void rk_dropped(const float *draws, const float *x, const float *base, float density, i64 n, float *restrict out) {
     for (i64 i = 0; i < n; i++) {
         float moved = base[i] + (x[i] - base[i]) / density;
-        out[i] = draws[i] < density ? moved : base[i];
+        out[i] = (draws[i] < density) | (x[i] - x[i] != 0) ? moved : base[i];
     }
 }
 

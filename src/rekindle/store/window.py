@@ -102,9 +102,9 @@ class Numpy:
             return np.where((size >= lo) & (size <= hi), x, base)
 
     def dropped(self, draws: Floats, x: Floats, base: Floats, density: float) -> Floats:
-        """base + (x - base) / density where a draw is below `density`, base elsewhere."""
+        """base + (x - base) / density where a draw is below `density`, or x not finite; base elsewhere."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.where(draws < density, base + (x - base) / x.dtype.type(density), base)
+            return np.where((draws < density) | ~np.isfinite(x), base + (x - base) / x.dtype.type(density), base)
 
     def elected(self, xs: Sequence[Floats], by: Sequence[float], base: Floats) -> Floats:
         """The mean, weighted, of those on the side of base on which most of the mass is; base where there is none.

@@ -16,11 +16,10 @@ from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
 from rekindle.report.metrics import read_metrics
 from rekindle.sweep.grid import Cell, Grid
-from rekindle.sweep.rehearse import models_of
+from rekindle.sweep.rehearse import begun, models_of
 from rekindle.sweep.steps import Step
-from rekindle.train.blank import Blank, blank_model
-from rekindle.train.config import InitConfig, TrainConfig
-from rekindle.train.init import tokenizer_to_be
+from rekindle.train.blank import Blank
+from rekindle.train.config import TrainConfig
 
 
 class Work(NamedTuple):
@@ -104,9 +103,3 @@ def dense_parameters(options: Mapping[str, Any]) -> int:
     """N1 of a size: what `init` makes of these options, experts but one and routers left out."""
     blank = begun(options)
     return counts.dense_parameters(blank.family, blank.settings)
-
-
-def begun(options: Mapping[str, Any]) -> Blank:
-    """What `init` makes of these options."""
-    config = resolve(InitConfig, options).config
-    return blank_model(config, tokenizer_to_be(config))

@@ -14,7 +14,9 @@ from rekindle.methods import method_named
 from rekindle.store.folder import Folder
 from rekindle.sweep.grid import Grid, steps_of
 from rekindle.sweep.steps import Step
+from rekindle.train.blank import Blank
 from rekindle.train.config import InitConfig, TrainConfig
+from rekindle.train.init import blank_to_be
 from rekindle.train.rate import UNTRAINED
 
 
@@ -56,7 +58,8 @@ def _made(step: Step, models: Mapping[str, Checkpoint]) -> Checkpoint:
     from rekindle.train.price import price_training
 
     if step.verb == "init":
-        return _begun(resolve(InitConfig, step.options).config)
+        made = begun(step.options)
+        return open_checkpoint(Folder(Path(made.family.model_type), made.config, {}, "", bare=True))
     parent = models[step.source]
     if step.verb == "train":
         price_training(parent, resolve(TrainConfig, {"lr": UNTRAINED, **step.options}).config)
@@ -64,9 +67,6 @@ def _made(step: Step, models: Mapping[str, Checkpoint]) -> Checkpoint:
     return method_named(step.verb).apply(parent, resolve(method_named(step.verb).config, step.options).config)
 
 
-def _begun(config: InitConfig) -> Checkpoint:
-    from rekindle.train.blank import blank_model
-    from rekindle.train.init import tokenizer_to_be
-
-    made = blank_model(config, tokenizer_to_be(config))
-    return open_checkpoint(Folder(Path(config.family), made.config, {}, "", bare=True))
+def begun(options: Mapping[str, Any]) -> Blank:
+    """What `init` makes of these options."""
+    return blank_to_be(resolve(InitConfig, options).config)

@@ -38,7 +38,7 @@ def init_model(
     from rekindle.train.model import save_model
 
     # What makes no model is refused before a tokenizer is trained.
-    context = blank_model(config, tokenizer_to_be(config)).settings.max_position_embeddings
+    context = blank_to_be(config).settings.max_position_embeddings
     with publishing(out, overwrite=overwrite) as partial:
         towers = bool(family_of_options(config).towers)
         tokenizer = make_tokenizer(config.tokenizer, config.data, context, config.text_column, sentinels=towers)
@@ -60,13 +60,18 @@ def init_model(
 
 def price_init(config: InitConfig) -> dict[str, Any]:
     """{"parameters", "vocab_size", "bytes"}: the most, as data that is too little makes a smaller vocabulary."""
-    blank = blank_model(config, tokenizer_to_be(config))
+    blank = blank_to_be(config)
     itemsize = {"float32": 4, "bfloat16": 2}[config.dtype]
     n = blank.parameters()
     return {"parameters": n, "vocab_size": blank.settings.vocab_size, "bytes": itemsize * n["total"]}
 
 
-def tokenizer_to_be(config: InitConfig) -> Any:
+def blank_to_be(config: InitConfig) -> Blank:
+    """What `init` makes of these options, before any tokenizer is trained."""
+    return blank_model(config, _tokenizer_to_be(config))
+
+
+def _tokenizer_to_be(config: InitConfig) -> Any:
     """The tokenizer of these options; one that is not trained yet has as many entries as it may get."""
     size = bpe_size(config.tokenizer)
     if size is not None:

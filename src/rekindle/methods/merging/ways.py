@@ -69,7 +69,6 @@ class Way(NamedTuple):
     reads: tuple[str, ...]  # of the options
     sums_to_one: bool = False  # its weights
     positive: bool = False  # it weighs a mean of directions, or a vote: no weight below 0, and one above
-    moments: bool = False  # can be averaged with the weights
     series: Callable[[int, Config], Sequence[float]] | None = None  # weights of so many checkpoints, oldest first
 
     @property
@@ -78,7 +77,7 @@ class Way(NamedTuple):
 
 
 def _series(weights: Callable[[int, Config], Sequence[float]], *reads: str) -> Way:
-    return Way(lambda of, c: linear(of.xs, of.weights), ("last", *reads), moments=True, series=weights)
+    return Way(lambda of, c: linear(of.xs, of.weights), ("last", *reads), series=weights)
 
 
 WAYS = {
@@ -86,7 +85,6 @@ WAYS = {
         lambda of, c: linear(of.xs, of.weights),
         ("weights", "normalize", "any_sum", "by_role"),
         sums_to_one=True,
-        moments=True,
     ),
     "slerp": Way(lambda of, c: slerp(of.xs, *of.weights), ("t", "by_role")),
     "karcher": Way(
@@ -95,7 +93,6 @@ WAYS = {
     "task": Way(
         lambda of, c: task_arithmetic(of.xs, of.weights, of.base, c.lambda_),
         ("base", "weights", "normalize", "lambda_", "by_role"),
-        moments=True,
     ),
     "ties": Way(
         lambda of, c: ties(of.xs, of.weights, of.base, c.density, c.lambda_),

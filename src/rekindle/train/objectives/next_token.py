@@ -15,26 +15,25 @@ from rekindle.train.config import EvaluateConfig, TrainConfig
 from rekindle.train.losses import inputs_and_targets
 from rekindle.train.model import check_ids
 from rekindle.train.objectives import Batch, Split
-from rekindle.train.objectives.labelled import Labelled
+from rekindle.train.objectives.labelled import Labelled, seed_of
 from rekindle.train.plan import check_corpus
-from rekindle.train.tokens import Corpus, open_corpus
+from rekindle.train.tokens import open_corpus
 
 
 @dataclass(frozen=True)
 class NextToken(Labelled):
     """Of windows [b, T + 1] of a corpus, in which a token without a loss stands as ~id; `seq_len` is T."""
 
-    corpus: Corpus
     seq_len: int
     seed: int = 0
     name, output = "next-token", "causal"
 
     @classmethod
     def open(cls, config: TrainConfig | EvaluateConfig, seq_len: int, tokenizer: Any, vocab_size: int) -> NextToken:
-        seed, masked = (config.seed, config.mask_prompt) if isinstance(config, TrainConfig) else (0, False)
+        masked = isinstance(config, TrainConfig) and config.mask_prompt
         corpus = open_corpus(config.data, tokenizer, config.text_column, mask_prompt=masked)
         check_ids(corpus.meta.largest_id, vocab_size)
-        return cls(corpus, seq_len, seed)
+        return cls(corpus, seq_len, seed_of(config))
 
     @property
     def length(self) -> int:
@@ -61,14 +60,6 @@ class NextToken(Labelled):
 
     def inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
         return one_tower(inputs_and_targets(batch["windows"])[0])
-
-    @property
-    def digest(self) -> str:
-        return self.corpus.digest
-
-    def text(self) -> dict[str, Any]:
-        known = {"tokens of training text": len(self.corpus.train), "digest of all text": self.digest}
-        return {"objective": self.name, **known}
 
     def described(self) -> dict[str, Any]:
         return {

@@ -21,10 +21,10 @@ from rekindle.train.config import EvaluateConfig, TrainConfig
 from rekindle.train.losses import IGNORED
 from rekindle.train.model import check_ids
 from rekindle.train.objectives import Batch, Split
-from rekindle.train.objectives.labelled import Labelled
+from rekindle.train.objectives.labelled import Labelled, seed_of
 from rekindle.train.order import sample_windows
 from rekindle.train.text import PairReading
-from rekindle.train.tokens import Corpus, Side, open_corpus
+from rekindle.train.tokens import Side, open_corpus
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,6 @@ class TeacherForced(Labelled):
 class Seq2Seq(TeacherForced):
     """Of a corpus in which each target, alone with a loss, follows its source; of at most so many tokens."""
 
-    corpus: Corpus
     source_len: int
     target_len: int
     pad: int = 0
@@ -60,8 +59,8 @@ class Seq2Seq(TeacherForced):
         reading = PairReading(config.source_column, target=config.target_column)
         corpus = open_corpus(config.data, tokenizer, pairs=reading)
         check_ids(corpus.meta.largest_id, vocab_size)
-        seed = config.seed if isinstance(config, TrainConfig) else 0
-        made = cls(corpus, seq_len, config.target_len or seq_len, tokenizer.pad_token_id or 0, seed)
+        target_len, pad = config.target_len or seq_len, tokenizer.pad_token_id or 0
+        made = cls(corpus, seq_len, target_len, pad, seed_of(config))
         made._say_what_is_cut()
         return made
 
@@ -72,10 +71,6 @@ class Seq2Seq(TeacherForced):
     @property
     def rows(self) -> int:
         return len(self._places["train"])
-
-    @property
-    def digest(self) -> str:
-        return self.corpus.digest
 
     def batch(self, first: int, count: int) -> Batch:
         return self._padded(self._cut("train", sample_windows(first, count, self.rows, self.seed)))
@@ -95,8 +90,7 @@ class Seq2Seq(TeacherForced):
         return int(self._lengths("train", numbers)[:, 1].sum())
 
     def text(self) -> dict[str, Any]:
-        known = {"tokens of training text": len(self.corpus.train), "digest of all text": self.digest}
-        return {"objective": self.name, "target length": self.target_len, **known}
+        return {"objective": self.name, "target length": self.target_len} | super().text()
 
     def described(self) -> dict[str, Any]:
         sources, targets = self._lengths("train").sum(0).tolist()

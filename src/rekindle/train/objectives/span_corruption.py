@@ -27,10 +27,11 @@ from rekindle.errors import RekindleError
 from rekindle.train.config import EvaluateConfig, TrainConfig
 from rekindle.train.model import check_ids
 from rekindle.train.objectives import Batch, Split
+from rekindle.train.objectives.labelled import seed_of
 from rekindle.train.objectives.seq2seq import TeacherForced
 from rekindle.train.order import drawn
 from rekindle.train.plan import check_corpus
-from rekindle.train.tokens import Corpus, open_corpus
+from rekindle.train.tokens import open_corpus
 
 _HELD_OUT = -1  # in the place of the seed: every run is measured on the same spans
 
@@ -63,7 +64,6 @@ class Denoiser(NamedTuple):
 class SpanCorruption(TeacherForced):
     """`sentinels` are ids, one for each span in its order; `end` the end-of-text token; `seq_len` is S."""
 
-    corpus: Corpus
     seq_len: int
     sentinels: tuple[int, ...]
     end: int
@@ -82,8 +82,7 @@ class SpanCorruption(TeacherForced):
             raise RekindleError(f"Of {seq_len} tokens no span can be taken out.", hint="--seq-len 512")
         corpus = open_corpus(config.data, tokenizer, config.text_column)
         check_ids(corpus.meta.largest_id, vocab_size)
-        seed = config.seed if isinstance(config, TrainConfig) else 0
-        made = cls(corpus, seq_len, sentinels_of(tokenizer, vocab_size), tokenizer.eos_token_id, seed)
+        made = cls(corpus, seq_len, sentinels_of(tokenizer, vocab_size), tokenizer.eos_token_id, seed_of(config))
         _, spans = made.denoiser.counts(made.raw)
         if len(made.sentinels) < spans:
             raise RekindleError(
@@ -107,10 +106,6 @@ class SpanCorruption(TeacherForced):
         check_corpus(self.corpus, self.raw)
         return self.corpus.windows(self.raw)
 
-    @property
-    def digest(self) -> str:
-        return self.corpus.digest
-
     def batch(self, first: int, count: int) -> Batch:
         windows = self.corpus.batch(first, count, self.raw, self.seed)
         return self._corrupted(windows, self.seed, np.arange(first, first + count))
@@ -121,10 +116,6 @@ class SpanCorruption(TeacherForced):
 
     def total(self, first: int, count: int) -> int:
         return count * self.length
-
-    def text(self) -> dict[str, Any]:
-        known = {"tokens of training text": len(self.corpus.train), "digest of all text": self.digest}
-        return {"objective": self.name, **known}
 
     def described(self) -> dict[str, Any]:
         told = {"objective": self.name, "target_len": self.length}

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, some
 
 FIELD = "text"
 MESSAGES = ("messages", "conversations", "conversation")
@@ -163,5 +163,4 @@ def _message(entry: Any, name: str, where: str) -> dict[str, Any]:
 
 def few(names: Iterable[str]) -> str:
     shown = [name if len(name) <= 60 else name[:57] + "..." for name in map(str, names)]
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return ", ".join(shown[:_SHOWN]) + more
+    return some(shown, _SHOWN)

@@ -362,10 +362,20 @@ def test_measurements_are_those_of_the_same_sources(desk):
 
 
 def test_measurements_are_of_the_files_that_were_measured(desk):
-    """Other weights under the same name are none of theirs; a folder may be called otherwise."""
+    """Other weights under the same name are none of theirs; a copy is, under whatever name."""
     out = rekindle.merge(["one", "two"], how="slerp").save("out")
     again = rekindle.merge([desk / "one", desk / "two"], how="slerp").save("again", measurements=str(out))
     assert hashes(again) == hashes(out)
+    for name in ("one", "two"):
+        shutil.copytree(name, f"elsewhere/{name}")
+        for file in Path("elsewhere", name).iterdir():
+            os.utime(file, (1, 1))
+            file.chmod(0o600)
+    moved = rekindle.merge(["elsewhere/one", "elsewhere/two"], how="slerp").save("moved", measurements=str(out))
+    anew = rekindle.merge(["elsewhere/one", "elsewhere/two"], how="slerp").save("anew")
+    for result in (moved, anew):
+        assert hashes(result) == hashes(out)
+        assert hashes(result / "measurements") == hashes(out / "measurements")
     parts = [rekindle.merge(["one", "two"], how="slerp").save("joined", part=f"{i}/2") for i in (1, 2)]
     api.join(parts[0])
     for measured in ("out", "joined"):

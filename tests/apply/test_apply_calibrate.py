@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -176,6 +177,8 @@ def test_kept_measurements_are_of_the_text_that_was_read(trained, tmp_path):
     text.write_bytes(corpus.read_bytes())
     options = {"kv_heads": 1, "pool": "aligned", "data": str(text), "data_tokens": 512}
     first = api.gqa(folder, **options).save(tmp_path / "first")
+    again = api.gqa(shutil.copytree(folder, tmp_path / "copy"), **options)
+    assert again.save(tmp_path / "of-a-copy", measurements=str(first))
     text.write_bytes(corpus.read_bytes()[:-2] + b"\n\n")
     with pytest.raises(RekindleError, match=r"text\.jsonl:512 is not what it was when it was measured there"):
         api.gqa(folder, **options).save(tmp_path / "no", measurements=str(first))

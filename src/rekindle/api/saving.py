@@ -53,12 +53,10 @@ def save(
     for source in model.checkpoint.sources.values():
         source.folder.need_weights()
     check_apart(model, out, options.config)
-    folders = [source.folder.path for source in model.checkpoint.sources.values()]
-    unpacked = {path: digest for path in folders if (digest := digest_of(path))}
     if not part:
         check_free(out, overwrite)
     job = saving.prepare(model.checkpoint, options.config)
-    _check_measured(model, job, unpacked)
+    _check_measured(model, job)
     if part and is_there(out, part, job.identity, overwrite=overwrite, resume=resume):
         return
     if not part:
@@ -67,6 +65,8 @@ def save(
     def calibrate(source: str, data: str) -> Activations:
         return calibration(model.checkpoint.sources[source], data)
 
+    folders = [source.folder.path for source in model.checkpoint.sources.values()]
+    unpacked = {path: digest for path in folders if (digest := digest_of(path))}
     place_of = (
         publishing_part(out, part, resume=resume)
         if part
@@ -103,7 +103,7 @@ def check_apart(model: Decided, out: Path, config: SaveConfig) -> None:
                 check_spares(out, None, *source.folder.shards)  # which may be links
 
 
-def _check_measured(model: Decided, job: Job, unpacked: Mapping[Path, str]) -> None:
+def _check_measured(model: Decided, job: Job) -> None:
     """Raise RekindleError where measurements to use again are of other sources, of another order, or of changed files.
 
     They are known by the names that they had in that plan. An early result does not say in what they were found.
@@ -111,12 +111,9 @@ def _check_measured(model: Decided, job: Job, unpacked: Mapping[Path, str]) -> N
     if not job.config.measurements:
         return
     there = Path(job.config.measurements)
-    was, now = was_found_in(there), job.found_in(unpacked)
-    changed = [
-        name
-        for name in sorted(was | now)
-        if was.get(name) != now.get(name) and (name.startswith(SOURCE) or (name in was and name in now))
-    ]
+    was, now = was_found_in(there), job.found_in
+    asked = [name for name in sorted(was | now) if name.startswith(SOURCE) or (name in was and name in now)]
+    changed = [name for name in asked if was.get(name) != now.get(name)]
     if (was and not changed) or not (was or model.sources):
         return
     recipe_there = there / "rekindle.yaml"
@@ -129,7 +126,7 @@ def _check_measured(model: Decided, job: Job, unpacked: Mapping[Path, str]) -> N
     if was:
         name = changed[0]
         of = model.given[name.removeprefix(SOURCE)] if name.startswith(SOURCE) else name.partition("\0")[0]
-        what = f"{of} is not what it was when it was measured there: its files were written since."
+        what = f"{of} is not what it was when it was measured there: its files differ."
         raise RekindleError(what, where=there / MEASURED, hint="without --measurements")
 
 

@@ -21,7 +21,7 @@ from rekindle.errors import RekindleError
 from rekindle.store.files import Files
 from rekindle.store.folder import Folder
 from rekindle.store.header import build_header, read_header
-from rekindle.store.stamps import stamp
+from rekindle.store.sample import sampled, sampled_files
 
 FOLDER = "measurements"
 FILE = "found.safetensors"
@@ -88,30 +88,23 @@ def fingerprint(found: Found) -> str:
     return state.hexdigest()[:16]
 
 
-def found_in(
-    folders: Mapping[str, Folder], measured: Iterable[Measurement], unpacked: Mapping[Path, str]
-) -> dict[str, str]:
-    """The state of each source, by `SOURCE` and its key, and of each text that is files here, by its name.
+def found_in(folders: Mapping[str, Folder], measured: Iterable[Measurement]) -> dict[str, str]:
+    """Names what is in each source, by `SOURCE` and its key, and in each text that is files here, by its name.
 
-    A file that was written again is another, and so is a copy of it: telling these apart would be to read it all.
-    `unpacked` names what is in those folders whose files have no times of their own.
+    See `store.sample` for how sure that is.
     """
-    states = {
-        SOURCE + key: unpacked.get(folder.path) or f"{folder.fingerprint}/{_state(folder.shards)}"
-        for key, folder in folders.items()
-    }
+    states = {SOURCE + key: f"{folder.fingerprint}/{sampled(folder.tensors)}" for key, folder in folders.items()}
     for source, data in sorted({(m.source, m.data) for m in measured if m.data}):
-        path = Path(data.partition("\0")[0].rpartition(":")[0]).expanduser()
-        files = [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
-        tokenizer = [] if folders[source].path in unpacked else folders[source].passengers()
+        path, folder = Path(data.partition("\0")[0].rpartition(":")[0]).expanduser(), folders[source]
         if path.exists():
-            states[f"{data}\0{source}"] = _state([*files, *tokenizer])
+            files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+            text, tokenizer = _below(path, files), _below(folder.path, folder.passengers())
+            states[f"{data}\0{source}"] = f"{sampled_files(text)}/{sampled_files(tokenizer)}"
     return states
 
 
-def _state(files: Iterable[Path]) -> str:
-    found = [(path.name, at and (at.size, at.mtime_ns, at.ctime_ns)) for path in files for at in [stamp(path)]]
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+def _below(folder: Path, files: Iterable[Path]) -> dict[str, Path]:
+    return {str(file.relative_to(folder)): file for file in files}
 
 
 def write_found(folder: Path, found: Found, of: Mapping[str, str]) -> None:

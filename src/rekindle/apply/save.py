@@ -133,10 +133,11 @@ class Job:
     def nbytes_measured(self) -> int:
         return nbytes_read(self.measurements)
 
-    def found_in(self, unpacked: Mapping[Path, str]) -> dict[str, str]:
-        """The state of what measurements are found in, see apply.measure."""
+    @cached_property
+    def found_in(self) -> dict[str, str]:
+        """Names what measurements are found in, see apply.measure."""
         folders = {key: source.folder for key, source in self.checkpoint.sources.items()}
-        return found_in(folders, self.measurements, unpacked)
+        return found_in(folders, self.measurements)
 
     def memory(self, workers: int) -> int:
         return self.plan.memory(workers, LARGE)
@@ -195,7 +196,7 @@ def write(
             (folder / name).write_text(text, encoding="utf-8")
         known = _known(job, folder) | (measured_by_others(out, part) if part else {})
         found = settle(job.needed(part), workers=workers, known=known, calibrate=calibrate, progress=progress)
-        write_found(folder, found, job.found_in(unpacked or {}))
+        write_found(folder, found, job.found_in if found else {})
         if job.moments:
             (folder / MOMENTS).parent.mkdir(exist_ok=True)
             write_index(job.moment_shards, folder, MOMENTS)

@@ -69,8 +69,9 @@ class Cell(NamedTuple):
 
 def measure(family: str, verb: str, options: dict[str, Any], parent: Path, other: Path, out: Path) -> Cell:
     try:
-        several = method_named(verb).takes == "models"
-        model = api.apply(verb, [parent, other] if several else parent, **options)
+        takes = method_named(verb).takes
+        towers = {"tower": "both"} if takes == "tower" and FAMILIES[family].towers else {}
+        model = api.apply(verb, [parent, other] if takes == "models" else parent, **options, **towers)
     except RekindleError as error:
         because = f" ({error.why.splitlines()[0].rstrip('.')})" if error.why else ""
         return Cell("refused", 0.0, error.what.splitlines()[0] + because)
@@ -93,7 +94,7 @@ HEAD = """# Methods and families
 Written by `make docs`: every cell was measured, by applying the method to a tiny random model of the family, saving
 and reloading it in transformers. **exact**: the outputs agree to 1e-5 of the largest in float32. A number: lossy, and
 this is by how much, max |difference| / max |output|; tiny random models exaggerate it, `rekindle verify` measures
-yours. A letter: refused, for the reason below the table.
+yours. A letter: refused, for the reason below the table. Of an encoder with a decoder, both are changed.
 """
 
 

@@ -98,6 +98,40 @@ def test_switch_keeps_experts_where_its_config_can_say_so(tiny, tmp_path):
     logits(stacked.save(tmp_path / "stacked"))
 
 
+def test_switch_gets_more_experts_in_both_towers_at_once(tiny, tmp_path):
+    """Its config has one number of experts for both, and one expert for each token."""
+    folder = tiny("switch_transformers")
+    grown = api.grow_experts(folder, tower="both", top_k="keep", noise=0)
+    out = grown.save(tmp_path / "out")
+    before, after = (load_file(f / "model.safetensors") for f in (folder, out))
+    moved = 0
+    for name, x in after.items():
+        if "router" in name:
+            assert torch.equal(x, before[name].repeat(2, 1))
+        elif "expert_" in name:
+            head, _, tail = name.partition("expert_")
+            number, _, rest = tail.partition(".")
+            assert torch.equal(x, before[f"{head}expert_{int(number) % 3}.{rest}"])
+            moved += int(number) >= 3
+        else:
+            assert torch.equal(x, before[name])
+    assert moved == 2 * 2 * 3 * 2  # towers, layers with experts, copies, matrices
+    assert json.loads((out / "config.json").read_text())["num_experts"] == 6
+    assert logits(out).isfinite().all()
+    assert grown.checkpoint.promise.text == "6 experts compete for 1 place"
+    with pytest.raises(RekindleError, match="one value of num_experts for all towers: 3, not 6") as error:
+        api.grow_experts(folder, tower="encoder", top_k="keep")
+    assert error.value.hint == "--tower both"
+    with pytest.raises(RekindleError, match="has top_k 1 and no other: --top-k scale would have it 2") as error:
+        api.grow_experts(folder, tower="both")
+    assert error.value.hint == "--top-k keep"
+
+
+def test_what_a_method_asks_for_is_not_said_to_be_the_parents(tiny):
+    with pytest.raises(RekindleError, match="has top_k 1; what is asked for has top_k 2"):
+        api.open(tiny("switch_transformers")).checkpoint.tower("decoder").as_family("switch_transformers", top_k=2)
+
+
 def test_a_decoder_deeper_than_its_encoder_is_told_of_as_long_as_transformers_cannot_cache_it(tiny, tmp_path):
     from transformers import AutoModelForSeq2SeqLM
 
@@ -130,7 +164,7 @@ def test_towers_that_share_a_key_cannot_differ_in_it(tiny):
     with pytest.raises(
         RekindleError, match="one value of intermediate_size for all towers: 96, not 48 for its encoder"
     ):
-        checkpoint.with_tower("decoder", wider)
+        checkpoint.with_towers({"decoder": wider})
 
 
 def test_what_does_not_fit_two_towers_is_refused(tiny):
@@ -266,6 +300,16 @@ def test_a_class_that_no_table_knows_is_known_by_its_names(mamba, tmp_path):
         with pytest.raises(RekindleError, match="'mamba' is not known") as error:
             api.apply(verb, mamba, **options)
         assert error.value.why == f"{verb} must know what each tensor is"
+
+
+def test_what_no_table_names_is_planned_in_the_order_of_its_file(tiny, mamba):
+    """In whatever process: parts and --resume compare plans that several of them have made."""
+    for folder in (mamba, tiny("t5gemma2")):
+        model = api.rewrite(folder)
+        opaque = {role.part.removeprefix(OPAQUE) for role in model.checkpoint.opaque}
+        stored = [name for name in model.checkpoint.folder.tensors if name in opaque]
+        assert len(stored) > 20
+        assert [name for name in model.job().plan.tensors if name in opaque] == stored
 
 
 def test_whole_numbers_of_an_unknown_class_stay_what_they_are(tmp_path):

@@ -76,7 +76,7 @@ def test_lives_that_part_and_meet_are_named_lines(tmp_path):
     )
     assert row.sunk_flops == 1.44e13 + 7.2e12 + 4.2e12  # the parent of two, and base of the merge, once
     assert not row.sunk_complete
-    assert "5.40M tokens sunk, then 1.50M here" in text
+    assert "at least 5.40M tokens sunk, then 1.50M here, at most 0.28 times as many" in text
     assert "B A train 1.50M tokens" in text
     assert text.count("rekindle train work/init work/parent") == 2  # in its own place, and among all commands
 

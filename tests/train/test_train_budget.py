@@ -92,3 +92,24 @@ def test_a_checkpoint_of_others_has_no_lineage(small, tmp_path):
     with pytest.raises(RekindleError, match="not known") as refused:
         with_tokens(resolve(TrainConfig, {"fraction_of_parent": 0.1}).config, open_folder(tmp_path / "theirs"))
     assert "Rekindle did not make" in refused.value.why
+
+
+def test_what_is_not_recorded_of_a_parent_is_said(small, run, tmp_path, caplog):
+    """What is known is a lower bound then: training says so, and a plan asks."""
+    import shutil
+
+    shutil.copytree(small("llama"), tmp_path / "theirs")
+    (tmp_path / "theirs" / "rekindle.json").unlink()
+    config = resolve(TrainConfig, {"fraction_of_parent": 0.5}).config
+    for source, said in ((tmp_path / "theirs", True), (small("llama"), False)):
+        caplog.clear()
+        tuned, summary = run(source, f"tuned-{said}")
+        assert with_tokens(config, open_folder(tuned)).tokens == summary["tokens"] // 2
+        assert ("theirs is not recorded: --parent-tokens says more than the" in caplog.text) == said
+        if not said:
+            assert api.plan(ckpt=str(tuned), tokens="1M").to_dict()["question"]["sunk"] == summary["tokens"]
+            continue
+        with pytest.raises(RekindleError, match="not given") as refused:
+            api.plan(ckpt=str(tuned), tokens="1M")
+        assert "theirs is not recorded" in refused.value.why
+        assert api.plan(ckpt=str(tuned), tokens="1M", sunk="10M")

@@ -6,7 +6,7 @@ Adding a family is adding a row of data; see docs/families.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -133,9 +133,12 @@ class Family:
 
     # -- Settings -> config.json ---------------------------------------------------------------------------
 
-    def config(self, settings: Settings, parent: Mapping[str, Any], parent_family: Family) -> dict[str, Any]:
+    def config(
+        self, settings: Settings, parent: Mapping[str, Any], parent_family: Family, asked: Container[str] = ()
+    ) -> dict[str, Any]:
         """A config.json for `settings` that inherits all else from the parent's, every value written out.
 
+        `asked`: the settings that are not the parent's own, for what is said of them.
         Raises RekindleError with every reason why this family cannot compute what the settings say.
         """
         config = self._class(settings)
@@ -146,7 +149,7 @@ class Family:
             config[key] = value if fits(self, key, value) or type(value) is int else default
         config |= {key: value for key, value in parent.items() if key not in spoken_for}
         config |= self.written or {}
-        problems = self._write_keys(settings, config, parent_family)
+        problems = self._write_keys(settings, config, parent_family, asked)
         for spelling in self.spellings:
             reason = spelling.write(settings, config)
             problems += [f"{self.model_type} {reason}"] if reason else []
@@ -165,7 +168,9 @@ class Family:
         named = self.classes.get(settings.output, next(iter(self.classes.values()), None))
         return ({"architectures": [named]} if named else {}) | {"model_type": self.model_type}
 
-    def _write_keys(self, settings: Settings, config: dict[str, Any], parent_family: Family) -> list[str]:
+    def _write_keys(
+        self, settings: Settings, config: dict[str, Any], parent_family: Family, asked: Container[str]
+    ) -> list[str]:
         problems: list[str] = []
         written: dict[str, Any] = {}
         silent = () if parent_family.sparse else ROUTING
@@ -177,7 +182,7 @@ class Family:
             if key is None:
                 known = self.fixed.get(setting, f.default)
                 if setting not in free and known is not MISSING and known != wanted:
-                    problems.append(self._differs(setting, known, wanted))
+                    problems.append(self._differs(setting, known, wanted, setting in asked))
                 continue
             if wanted is None and setting not in parent_family.keys:
                 continue  # the parent's family cannot say it: the default stays
@@ -188,8 +193,9 @@ class Family:
             config[key] = wanted
         return [*problems, *self._misfits(settings)]
 
-    def _differs(self, setting: str, known: Any, wanted: Any) -> str:
-        return f"{self.model_type} {meaning(setting, known)}; the parent {meaning(setting, wanted)}"
+    def _differs(self, setting: str, known: Any, wanted: Any, asked: bool = False) -> str:
+        other = "what is asked for" if asked else "the parent"
+        return f"{self.model_type} {meaning(setting, known)}; {other} {meaning(setting, wanted)}"
 
     def _misfits(self, settings: Settings) -> Iterator[str]:
         if self.classes and settings.output not in self.classes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,9 @@ class Nameless(Family):
     def settings(self, config: Mapping[str, Any]) -> Settings:
         return NOTHING
 
-    def config(self, settings: Settings, parent: Mapping[str, Any], parent_family: Family) -> dict[str, Any]:
+    def config(
+        self, settings: Settings, parent: Mapping[str, Any], parent_family: Family, asked: Container[str] = ()
+    ) -> dict[str, Any]:
         return dict(parent)
 
     def mended(self, config: Mapping[str, Any]) -> dict[str, Any]:

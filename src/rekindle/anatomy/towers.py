@@ -7,7 +7,7 @@ settings of such a model are those of its last tower, the one that writes, with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any
@@ -45,7 +45,9 @@ class Towers(Family):
         above = {name: self.value(config, key) for name, key in self.keys.items()} | dict(self.fixed)
         return replace(towers[next(reversed(towers))], towers=towers, output=self._output(config), **above)
 
-    def config(self, settings: Settings, parent: Mapping[str, Any], parent_family: Family) -> dict[str, Any]:
+    def config(
+        self, settings: Settings, parent: Mapping[str, Any], parent_family: Family, asked: Container[str] = ()
+    ) -> dict[str, Any]:
         config = {key: value for key, value in parent.items() if key not in ABOVE}
         for name, tower in self.towers.items():
             own = tower.config(settings.towers[name], tower.own(config), parent_family.towers[name])

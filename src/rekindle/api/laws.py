@@ -118,7 +118,7 @@ def _checkpoint(source: str | Path) -> Checkpoint:
     """Size, shape and trained tokens of a dense checkpoint, from headers and lineage."""
     from rekindle.api.model import open
     from rekindle.laws.plan import Checkpoint
-    from rekindle.store.lineage import sunk
+    from rekindle.store.lineage import origins, sunk
     from rekindle.store.manifest import read_manifest
 
     checkpoint = open(source).checkpoint
@@ -127,10 +127,13 @@ def _checkpoint(source: str | Path) -> Checkpoint:
         what = f"{source} has {s.num_experts} experts already: the laws here start from a dense model."
         raise RekindleError(what, hint="the dense checkpoint that it was made from")
     manifest = read_manifest(checkpoint.folder.path)
+    lineage = manifest.lineage if manifest else []
+    unrecorded = tuple(origins(lineage))
     total = checkpoint.parameters()["total"]
     return Checkpoint(
         params=total,
-        sunk=sunk(manifest.lineage).tokens or None if manifest else None,
+        sunk=None if unrecorded else sunk(lineage).tokens or None,
+        unrecorded=unrecorded,
         feed_forward=parameters_of(checkpoint.family, s, *_FEED_FORWARD) / total,
         kv_bytes=2.0 * 2 * s.num_layers * s.num_kv_heads * s.head_dim,
     )

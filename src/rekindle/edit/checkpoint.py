@@ -9,7 +9,7 @@ return child.with_rest_of(parent).promising(exact())
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -113,16 +113,28 @@ class Checkpoint:
         config = dict(family.own(self.config))
         return replace(self, family=family, settings=self.settings.towers[name], config=config, tensors=tensors, **own)
 
-    def with_tower(self, name: str, child: Checkpoint) -> Checkpoint:
-        """This checkpoint with one tower replaced by what a method made of it."""
-        family, settings = self.family, self.settings
-        settings = replace(settings, towers={**settings.towers, name: child.settings})
-        config = family.config(settings, child.family.put(self.config, child.config), family)
-        tensors = {role: x for role, x in self.tensors.items() if role.tower != name}
-        tensors |= {role._replace(tower=name): x for role, x in child.tensors.items()}
+    def with_towers(self, children: Mapping[str, Checkpoint]) -> Checkpoint:
+        """This checkpoint with towers replaced by what a method made of each; their config is written once, for all.
+
+        Raises RekindleError where towers would differ in what the config has one key for.
+        """
+        family, config = self.family, self.config
+        towers = {**self.settings.towers, **{name: child.settings for name, child in children.items()}}
+        tensors = {role: x for role, x in self.tensors.items() if role.tower not in children}
+        for name, child in children.items():
+            here, before = child.family.own(config), child.family.own(self.config)
+            changed = {key: x for key, x in here.items() if key not in before or before[key] != x}  # by other towers
+            config = child.family.put(config, child.config | changed)
+            tensors |= {role._replace(tower=name): x for role, x in child.tensors.items()}
+        try:
+            config = family.config(replace(self.settings, towers=towers), config, family)
+        except RekindleError as refused:
+            refused.hint = refused.hint or ("--tower both" if len(children) < len(family.towers) else None)
+            raise
         made = self.derive(settings=family.settings(config), config=config, tensors=tensors)
-        remarks = [remark for remark in family.remarks(made.settings) if remark not in made.notes]
-        return made.noting(*child.notes, *remarks).telling(*child.findings).promising(child.promise)
+        for child in children.values():
+            made.noting(*child.notes).telling(*child.findings).promising(child.promise)
+        return made.noting(*(remark for remark in family.remarks(made.settings) if remark not in made.notes))
 
     # -- making a child --------------------------------------------------------------------------------------
 
@@ -142,7 +154,7 @@ class Checkpoint:
         """An empty child of another family with these settings changed; refused with every reason it cannot be."""
         family = self.family if name == self.family.model_type else family_named(name)
         settings = replace(self.settings, **changes)
-        config = family.config(settings, self.config, self.family)
+        config = family.config(settings, self.config, self.family, changes)
         return self.derive(family=family, settings=family.settings(config), config=config, tensors={})
 
     def with_rest_of(self, parent: Checkpoint) -> Checkpoint:

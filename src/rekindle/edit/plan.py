@@ -114,9 +114,11 @@ def plan(checkpoint: Checkpoint, *, fused: bool = False) -> Plan:
         else:
             tensors[name] = expr
     if len(checkpoint.tensors) > len(table) - len(problems):
-        for role in checkpoint.tensors.keys() - table.keys():
+        for role, expr in checkpoint.tensors.items():
+            if role in table:
+                continue
             if (name := opaque_name(role)) is not None:
-                tensors[checkpoint.family.name_in_memory(name) if fused else name] = checkpoint.tensors[role]
+                tensors[checkpoint.family.name_in_memory(name) if fused else name] = expr
             else:
                 problems.append(RekindleError(f"{checkpoint.family.model_type} has no {role}.", where="the method"))
     if problems:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rekindle.errors import RekindleError, together
+from rekindle.errors import RekindleError, some, together
 from rekindle.laws.allocate import Split, best_split
 from rekindle.laws.config import PlanConfig
 from rekindle.laws.cost import Machines, serving
@@ -23,6 +23,7 @@ class Checkpoint:
 
     params: int | None = None
     sunk: int | None = None
+    unrecorded: tuple[str, ...] = ()  # sources of which it is not known what they were trained on
     feed_forward: float = FEED_FORWARD  # share of the parameters
     kv_bytes: float | None = None  # of a token
 
@@ -64,6 +65,8 @@ def plan(law: Law, config: PlanConfig, known: Checkpoint) -> Plan:
         problems.append(RekindleError("How large the checkpoint is is not given.", hint="--params 1B, or --ckpt SRC"))
     if sunk is None:
         why = "its lineage does not say" if config.ckpt else None
+        if known.unrecorded:
+            why = f"what was spent on {some(known.unrecorded, 3)} is not recorded"
         problems.append(RekindleError("What it was trained on is not given.", why=why, hint="--sunk 100B"))
     if config.tokens is None and budget is None:
         hint = "--tokens 50B, or --budget-flops 1e21, or --gpus 64 --gpu h200 --days 3"

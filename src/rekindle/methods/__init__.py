@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rekindle.edit import Checkpoint
 
 
-BOTH = "both"  # towers, one after the other
+BOTH = "both"  # towers, each by itself
 
 
 class Method(NamedTuple):
@@ -58,9 +58,8 @@ class Method(NamedTuple):
                 why = "it has one tower" if self.takes == "tower" else f"{self.verb} takes all of it"
                 raise RekindleError(f"No tower of this {parent.family.model_type} can be chosen: {why}.")
             return self.function(parent, config)
-        for name in _towers(parent, tower):
-            parent = parent.with_tower(name, self.function(parent.tower(name), config))
-        return parent
+        towers = _towers(parent, tower)
+        return parent.with_towers({name: self.function(parent.tower(name), config) for name in towers})
 
 
 METHODS = {

@@ -43,7 +43,7 @@ from rekindle.edit.arithmetic import Sum, Twin
 from rekindle.edit.checkpoint import Block
 from rekindle.edit.joining import joined
 from rekindle.edit.measure import Statistics
-from rekindle.errors import RekindleError, together
+from rekindle.errors import RekindleError, counted, together
 from rekindle.methods.scores import Scores, read_scores
 from rekindle.methods.serving import check_engine
 
@@ -163,6 +163,10 @@ def _check(parent: Checkpoint, config: Config) -> Scores | None:
     if config.factor * parent.settings.num_experts > MOST_EXPERTS:
         what = f"{config.factor} times {parent.settings.num_experts} experts are more than any model has."
         problems.append(RekindleError(what, hint=f"--factor 2, and {MOST_EXPERTS} experts at most"))
+    if config.top_k == "scale" and config.factor > 1 and "top_k" not in parent.family.keys:
+        name, now = parent.family.model_type, parent.settings.top_k
+        what = f"{name} has top_k {now} and no other: --top-k scale would have it {config.factor * now}."
+        problems.append(RekindleError(what, hint="--top-k keep"))
     if not 0 <= config.noise < math.inf:
         problems.append(
             RekindleError(f"noise is {config.noise}, not a number of standard deviations.", hint="--noise 0.01")
@@ -217,5 +221,5 @@ def _promise(child: Checkpoint, config: Config) -> Promise:
     noisy = "the copies of the experts" + (" and of the router rows" if config.noise_router else "")
     changes = [f"noise of {config.noise:g} standard deviations is on {noisy}"] if config.noise else []
     if config.top_k == "keep":
-        changes.insert(0, f"{child.settings.num_experts} experts compete for {child.settings.top_k} places")
+        changes.insert(0, f"{child.settings.num_experts} experts compete for {counted(child.settings.top_k, 'place')}")
     return lossy("; ".join(changes)) if changes else exact()

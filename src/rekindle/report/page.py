@@ -18,7 +18,7 @@ from rekindle.report.runs import Run, read_runs
 from rekindle.report.style import PALETTE, series_name
 from rekindle.report.table import Row
 from rekindle.report.words import count, listed
-from rekindle.store.lineage import sunk
+from rekindle.store.lineage import origins, sunk
 from rekindle.store.publish import publishing
 
 FIGURES = "figures"
@@ -137,8 +137,9 @@ def _regime(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         before = sunk(run.ancestry).tokens
         if before and run.tokens:
-            ratio = f"{run.tokens / before:.2f} times as many"
-            found.append(f"{run.name}: {count(before)} tokens sunk, then {count(run.tokens)} here, {ratio}")
+            known, at = ("", "") if not origins(run.lineage) else ("at least ", "at most ")
+            ratio = f"{at}{run.tokens / before:.2f} times as many"
+            found.append(f"{run.name}: {known}{count(before)} tokens sunk, then {count(run.tokens)} here, {ratio}")
     return found
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rekindle.config import Count
-from rekindle.errors import RekindleError, together
+from rekindle.errors import RekindleError, some, together
 from rekindle.store.folder import Folder
-from rekindle.store.lineage import before, sunk
+from rekindle.store.lineage import before, origins, sunk
 from rekindle.store.manifest import NAME, Record, read_manifest
 from rekindle.train.config import TrainConfig
 
@@ -76,7 +76,8 @@ def _problems(config: TrainConfig) -> list[RekindleError]:
 
 def _parent_tokens(source: Folder) -> int:
     manifest = read_manifest(source.path)
-    tokens = tokens_before(manifest.lineage) if manifest else 0
+    lineage = manifest.lineage if manifest else []
+    tokens = tokens_before(lineage)
     if not tokens:
         raise RekindleError(
             "How many tokens the parent was trained on is not known.",
@@ -84,4 +85,7 @@ def _parent_tokens(source: Folder) -> int:
             why="no step of its lineage is a training run" if manifest else "Rekindle did not make this checkpoint",
             hint="--parent-tokens 15T, or --tokens",
         )
+    if unrecorded := origins(lineage):
+        what = "what was spent on %s is not recorded: --parent-tokens says more than the %s tokens that are"
+        log.warning(what, some(unrecorded, 3), tokens)
     return tokens

@@ -271,9 +271,29 @@ def test_nothing_is_left_of_what_has_nan(desk):
         with pytest.raises(RekindleError, match="has NaN or infinite values") as refused:
             rekindle.merge(["one", "bad"], how=how, **over).save("out")
         assert "inspect" in refused.value.hint
+        assert str(refused.value.where).endswith(" of bad")
+        assert refused.value.hint == "rekindle inspect bad --nan"
+    with pytest.raises(RekindleError, match="where: .* of bad"):
+        rekindle.merge(["one", "two"], how="breadcrumbs", base="bad").save("out")
     assert typed("merge", "bad", "one", "out", "--part", "1/2").exit_code == 1
     assert sorted(os.listdir(desk)) in (before, sorted([*before, "out"]))
     assert not list(desk.glob(".out*"))
+
+
+def test_a_step_is_called_what_it_was_given_as(desk):
+    """Not the folder where it lies until the command ends."""
+    tensors = llama_tensors()
+    dtype, shape, data = tensors["model.norm.weight"]
+    write_llama(
+        desk / "run/checkpoint-5", tensors=tensors | {"model.norm.weight": (dtype, shape, b"\xc0\x7f" + data[2:])}
+    )
+    rekindle.pack([f"run/checkpoint-{step}" for step in (5, 30)], "run.rk")
+    with pytest.raises(RekindleError, match="has NaN") as refused:
+        rekindle.merge(["run.rk@30", "run.rk@5"], how="slerp").save("out")
+    assert refused.value.where == "model.norm.weight of run.rk@5"
+    other(desk / "deep", 1, num_hidden_layers=3)
+    with pytest.raises(RekindleError, match="where: run.rk@30 and deep"):
+        rekindle.merge(["run.rk@30", "deep"])
 
 
 @pytest.mark.parametrize("out", ["one", "two", "base", "run/..", "two/inner"])

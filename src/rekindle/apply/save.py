@@ -27,6 +27,7 @@ from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.measure import Measurement, measurements
 from rekindle.edit.plan import Plan, plan
+from rekindle.edit.weighing import NotFinite
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.folder import ADAPTER
 from rekindle.store.passengers import travels
@@ -195,7 +196,10 @@ def write(
         for name, text in job.checkpoint.files.items():
             (folder / name).write_text(text, encoding="utf-8")
         known = _known(job, folder) | (measured_by_others(out, part) if part else {})
-        found = settle(job.needed(part), workers=workers, known=known, calibrate=calibrate, progress=progress)
+        try:
+            found = settle(job.needed(part), workers=workers, known=known, calibrate=calibrate, progress=progress)
+        except NotFinite as error:
+            raise error.of(job.checkpoint.sources[error.source].folder.named) from None
         write_found(folder, found, job.found_in if found else {})
         if job.moments:
             (folder / MOMENTS).parent.mkdir(exist_ok=True)

@@ -27,7 +27,7 @@ def check_alike(models: Mapping[str, Checkpoint]) -> None:
 
 def notes(models: Mapping[str, Checkpoint], first: Checkpoint) -> Iterator[str]:
     """What is taken from one model alone, where the others may say otherwise: `first`'s."""
-    where = first.origin.folder.path
+    where = first.origin.folder.named
     if whole := [opaque_name(role) or str(role) for role, x in first.tensors.items() if not is_computable(x)]:
         yield f"whole numbers are not averaged but those of {where}: {_some(whole)}"
     keys = {key: None for model in models.values() for key in model.config if key not in UNREAD}
@@ -41,11 +41,11 @@ def _codes(model: Checkpoint) -> Iterator[RekindleError]:
     if codes or model.config.get("quantization_config"):
         kind = codes[0] if codes else "quantised"
         what = f"These weights are {kind}: codes cannot be added up."
-        yield RekindleError(what, where=model.origin.folder.path, hint="the model they were made from")
+        yield RekindleError(what, where=model.origin.folder.named, hint="the model they were made from")
 
 
 def _differences(first: Checkpoint, other: Checkpoint) -> Iterator[RekindleError]:
-    where = f"{first.origin.folder.path} and {other.origin.folder.path}"
+    where = f"{first.origin.folder.named} and {other.origin.folder.named}"
     if first.family.model_type != other.family.model_type:
         what = f"A {first.family.model_type} and a {other.family.model_type} cannot be merged: tensors are not alike."
         yield RekindleError(what, where=where)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
+from typing import Any
 
 from rekindle.anatomy import Settings, opaque_name
 from rekindle.anatomy.settings import meaning
@@ -30,9 +32,17 @@ def notes(models: Mapping[str, Checkpoint], first: Checkpoint) -> Iterator[str]:
     where = first.origin.folder.named
     if whole := [opaque_name(role) or str(role) for role, x in first.tensors.items() if not is_computable(x)]:
         yield f"whole numbers are not averaged but those of {where}: {_some(whole)}"
-    keys = {key: None for model in models.values() for key in model.config if key not in UNREAD}
-    if unlike := [key for key in keys if any(m.config.get(key) != first.config.get(key) for m in models.values())]:
+    own, *others = (_written_out(model) for model in (first, *models.values()))
+    keys = {key: None for config in (own, *others) for key in config if key not in UNREAD}
+    if unlike := [key for key in keys if any(config.get(key) != own.get(key) for config in others)]:
         yield f"the configs differ in {_some(unlike)}: that of {where} is taken"
+
+
+def _written_out(model: Checkpoint) -> dict[str, Any]:
+    """Its config with every value, in one spelling: what one library leaves out or calls otherwise is no difference."""
+    with suppress(RekindleError):
+        return model.family.config(model.settings, model.config, model.family)
+    return model.config
 
 
 def _codes(model: Checkpoint) -> Iterator[RekindleError]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -458,4 +459,9 @@ def test_card_report_and_lineage_name_every_source(desk, monkeypatch):
     again = rekindle.merge([out, "two"]).save("again")
     lineage = read_manifest(again).lineage
     assert [len(one.sources) for one in lineage] == [3, 2]
+    cites = {out: ["2212.04089"], again: ["2203.05482"]}  # the way's own paper
+    for folder, numbers in cites.items():
+        assert re.findall(r"https://arxiv.org/abs/(\S+)", (folder / "README.md").read_text()) == numbers
+    rekindle.verify(again, against="two")  # which writes the card anew, with all steps behind it
+    assert re.findall(r"https://arxiv.org/abs/(\S+)", (again / "README.md").read_text()) == ["2212.04089", "2203.05482"]
     assert "merge" in ran("inspect", "again")

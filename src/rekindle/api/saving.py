@@ -180,7 +180,8 @@ def _describe(
     manifest.write(folder)
     (folder / "rekindle.yaml").write_text(dump_yaml(recipe(model, options)), encoding="utf-8")
     folders = {key: source.folder.path for key, source in model.checkpoint.sources.items()}
-    write_card(folder, manifest, model.checkpoint.config, None, papers(step.verb for step in model.steps), folders)
+    made_by = papers((step.verb, step.options.options()) for step in model.steps)
+    write_card(folder, manifest, model.checkpoint.config, None, made_by, folders)
 
 
 def _lineage(model: Decided, out: Path, options: Resolved[SaveConfig]) -> list[Record]:
@@ -237,7 +238,7 @@ def command(verb: str, arguments: list[str], *options: Resolved[Any]) -> str:
     return shlex.join(words)
 
 
-def papers(verbs: Iterable[str]) -> str:
-    """The papers behind these verbs, a line each."""
-    lines = [f"{METHODS[verb].paper} {METHODS[verb].url}".strip() for verb in dict.fromkeys(verbs) if verb in METHODS]
-    return "\n".join(line for line in lines if line)
+def papers(steps: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """The papers behind these verbs with their options, as a lineage has them, a line each."""
+    lines = [METHODS[verb].cited(options) for verb, options in steps if verb in METHODS]
+    return "\n".join(line for line in dict.fromkeys(lines) if line)

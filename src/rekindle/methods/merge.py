@@ -24,6 +24,7 @@ Source: see each way's file; arXiv 2203.05482 (soups), 2212.04089 (task vectors)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from rekindle.anatomy import Adapter, Role, opaque_name
 from rekindle.edit import Checkpoint, Expr, Promise, exact, lossy, united
@@ -84,6 +85,13 @@ def _promise(child: Checkpoint, models: Iterable[Checkpoint]) -> Promise:
         if all(x is model.tensors[role] for role, x in child.tensors.items()):
             return exact("the child is one of the sources") if model.promise.exact else model.promise
     return lossy("a merge computes the function of none of its sources")
+
+
+def cited(options: Mapping[str, Any]) -> str:
+    """The paper of the way that was gone, out of options as a lineage has them."""
+    said = options.get("how")
+    how = said.get("value") if isinstance(said, dict) else None
+    return WAYS[how].paper if isinstance(how, str) and how in WAYS else ""
 
 
 # -- weights ---------------------------------------------------------------------------------------------------

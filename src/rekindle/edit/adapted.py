@@ -7,9 +7,11 @@ expert by its own matrices. What the adapter did not touch stays a copy, and wha
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import PurePath
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from rekindle.edit.lowrank import LowRank
 from rekindle.edit.opening import other_names, same_bytes, taken_apart
 from rekindle.edit.promise import lossy
 from rekindle.errors import RekindleError, counted, some
+from rekindle.store.folder import Folder
 
 PROMISE = "with the adapter in its weights the model computes what both did together, not what the base does"
 ENDS = ("embed", "head")  # one matrix where they are tied
@@ -80,7 +83,18 @@ def _with(base: Checkpoint, adapter: Checkpoint, lora: Lora) -> Checkpoint:
     own = {key: source for checkpoint in (base, adapter) for key, source in checkpoint.sources.items()}
     told = f"{adapter.folder.named}: matrices for {counted(len(lora.pairs), 'module')}"
     told += f", and {counted(len(lora.whole), 'tensor')} whole" if lora.whole else ""
-    return base.derive(tensors=tensors, made_of=own).noting(told).promising(lossy(PROMISE))
+    notes = [told, *_of_another(adapter, base.origin.folder)]
+    return base.derive(tensors=tensors, made_of=own).noting(*notes).promising(lossy(PROMISE))
+
+
+def _of_another(adapter: Checkpoint, base: Folder) -> Iterator[str]:
+    """What an adapter is put on where it names another base: another folder, and not one of the same name elsewhere."""
+    said = adapter.config.get("base_model_name_or_path")
+    if not isinstance(said, str) or not said or os.path.exists(said) and os.path.samefile(said, base.path):
+        return
+    names = [PurePath(name.partition("@")[0]).name for name in (said, base.named)]
+    if len(set(names)) > 1 and names[0] != base.path.resolve().name:
+        yield f"{adapter.folder.named} says that it was trained on {said}, and is put on {base.named}"
 
 
 # -- where ------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Products(Measurement):
     def __init__(self, xs: Sequence[Expr], base: Expr | None = None, given: tuple[float, ...] = ()):
         """`given`: what else the weights depend on."""
         of = as_stored((*xs, base) if base is not None else xs)
+        given = tuple(map(float, given))
         state = f"{[x.label() for x in of]} {base is not None} {given}"
         name = f"{type(self).__name__.lower()}/{of[0].label()}/{hashlib.sha256(state.encode()).hexdigest()[:16]}"
         super().__init__(name, of)

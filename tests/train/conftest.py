@@ -38,10 +38,10 @@ def small(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Callable[..
     from rekindle.train.config import InitConfig
     from rekindle.train.init import init_model
 
-    made: dict[Any, Path] = {}
+    made: dict[str, Path] = {}
 
     def make(family: str = "llama", **changes: Any) -> Path:
-        key = (family, *sorted(changes.items()))
+        key = repr((family, sorted(changes.items())))
         if key not in made:
             sizes = {"hidden": 16, "layers": 2, "heads": 2, "ffn": 32, "context": 64, "init_std": 0.1} | changes
             sizes |= {"experts": 4} if FAMILIES[family].sparse else {}

@@ -190,6 +190,8 @@ def test_a_series_in_a_recipe_is_all_of_it_until_something_is_made_of_it(desk):
         ({"how": "ties", "base": "base", "density": 0.0}, "density is 0.0"),
         ({"how": "breadcrumbs", "base": "base", "gamma": 0.6}, "gamma is 0.6"),
         ({"how": "ties", "base": "base", "weights": (1, -1)}, "ties takes weights from 0 on"),
+        ({"how": "ties", "base": "base", "weights": (0, 0)}, "The weights of embed are all 0"),
+        ({"how": "karcher", "normalize": True, "weights": (0, 0)}, "The weights of embed are all 0"),
         ({"how": "karcher", "weights": (1.5, -0.5)}, "karcher takes weights from 0 on"),
         ({"by_role": {"atn": (1, 0)}}, "by_role has 'atn'"),
         ({"how": "task", "base": "run"}, "The base is run, 3 checkpoints"),

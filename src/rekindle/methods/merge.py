@@ -143,7 +143,9 @@ def _check_courses(config: Config, given: Sequence[Course], parts: Iterable[str]
 def _summed(weights: Sequence[float], config: Config, role: Role) -> Sequence[float]:
     """The weights as they count, refused where their sum makes no average."""
     total, way = sum(weights), WAYS[config.how]
-    if way.positive and (min(weights) < 0 or max(weights) == 0):
+    if way.positive and max(weights) <= 0 <= min(weights):
+        raise RekindleError(f"The weights of {role} are all 0: nothing is left of the models.", hint="other weights")
+    if way.positive and min(weights) < 0:
         what = f"{config.how} takes weights from 0 on, and those of {role} are {', '.join(f'{a:g}' for a in weights)}."
         raise RekindleError(what, hint="--how linear or task, where a model is to be taken away")
     if config.normalize:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import rekindle
 from rekindle import api
 from rekindle.cli.verbs import rekindle as command
 from rekindle.errors import CheckFailed, RekindleError
+from rekindle.store.header import build_header, read_header
 from rekindle.store.manifest import read_manifest
 
 
@@ -191,6 +193,8 @@ def test_a_series_in_a_recipe_is_all_of_it_until_something_is_made_of_it(desk):
         ({"how": "ties", "base": "base", "density": 0.0}, "density is 0.0"),
         ({"how": "breadcrumbs", "base": "base", "gamma": 0.6}, "gamma is 0.6"),
         ({"how": "ties", "base": "base", "weights": (1, -1)}, "ties takes weights from 0 on"),
+        ({"how": "ties", "base": "base", "weights": (0, 0)}, "The weights of embed are all 0"),
+        ({"how": "karcher", "normalize": True, "weights": (0, 0)}, "The weights of embed are all 0"),
         ({"how": "karcher", "weights": (1.5, -0.5)}, "karcher takes weights from 0 on"),
         ({"by_role": {"atn": (1, 0)}}, "by_role has 'atn'"),
         ({"how": "task", "base": "run"}, "The base is run, 3 checkpoints"),
@@ -284,9 +288,29 @@ def test_nothing_is_left_of_what_has_nan(desk):
         with pytest.raises(RekindleError, match="has NaN or infinite values") as refused:
             rekindle.merge(["one", "bad"], how=how, **over).save("out")
         assert "inspect" in refused.value.hint
+        assert str(refused.value.where).endswith(" of bad")
+        assert refused.value.hint == "rekindle inspect bad --nan"
+    with pytest.raises(RekindleError, match="where: .* of bad"):
+        rekindle.merge(["one", "two"], how="breadcrumbs", base="bad").save("out")
     assert typed("merge", "bad", "one", "out", "--part", "1/2").exit_code == 1
     assert sorted(os.listdir(desk)) in (before, sorted([*before, "out"]))
     assert not list(desk.glob(".out*"))
+
+
+def test_a_step_is_called_what_it_was_given_as(desk):
+    """Not the folder where it lies until the command ends."""
+    tensors = llama_tensors()
+    dtype, shape, data = tensors["model.norm.weight"]
+    write_llama(
+        desk / "run/checkpoint-5", tensors=tensors | {"model.norm.weight": (dtype, shape, b"\xc0\x7f" + data[2:])}
+    )
+    rekindle.pack([f"run/checkpoint-{step}" for step in (5, 30)], "run.rk")
+    with pytest.raises(RekindleError, match="has NaN") as refused:
+        rekindle.merge(["run.rk@30", "run.rk@5"], how="slerp").save("out")
+    assert refused.value.where == "model.norm.weight of run.rk@5"
+    other(desk / "deep", 1, num_hidden_layers=3)
+    with pytest.raises(RekindleError, match="where: run.rk@30 and deep"):
+        rekindle.merge(["run.rk@30", "deep"])
 
 
 @pytest.mark.parametrize("out", ["one", "two", "base", "run/..", "two/inner"])
@@ -378,6 +402,64 @@ def test_measurements_are_those_of_the_same_sources(desk):
         assert refused.value.hint
 
 
+def test_measurements_are_of_the_files_that_were_measured(desk):
+    """Other weights under the same name are none of theirs; a copy is, under whatever name."""
+    out = rekindle.merge(["one", "two"], how="slerp").save("out")
+    again = rekindle.merge([desk / "one", desk / "two"], how="slerp").save("again", measurements=str(out))
+    assert hashes(again) == hashes(out)
+    for name in ("one", "two"):
+        shutil.copytree(name, f"elsewhere/{name}")
+        for file in Path("elsewhere", name).iterdir():
+            os.utime(file, (1, 1))
+            file.chmod(0o600)
+    moved = rekindle.merge(["elsewhere/one", "elsewhere/two"], how="slerp").save("moved", measurements=str(out))
+    anew = rekindle.merge(["elsewhere/one", "elsewhere/two"], how="slerp").save("anew")
+    for result in (moved, anew):
+        assert hashes(result) == hashes(out)
+        assert hashes(result / "measurements") == hashes(out / "measurements")
+    parts = [rekindle.merge(["one", "two"], how="slerp").save("joined", part=f"{i}/2") for i in (1, 2)]
+    api.join(parts[0])
+    for measured in ("out", "joined"):
+        file = Path("two/model.safetensors")
+        before, times = file.read_bytes(), file.stat()
+        file.write_bytes(before[:-8] + bytes(8))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if it had not been written
+        with pytest.raises(RekindleError, match="two is not what it was when it was measured there") as refused:
+            rekindle.merge(["one", "two"], how="slerp").save("no", measurements=measured)
+        assert refused.value.hint == "without --measurements"
+        file.write_bytes(before)
+
+
+def test_measurements_of_one_source_are_of_no_other(desk):
+    out = rekindle.gqa("one", kv_heads=1, pool="aligned").save("out")
+    assert rekindle.gqa("one", kv_heads=1, pool="aligned").save("again", measurements=str(out))
+    with pytest.raises(RekindleError, match="What was measured there is of one, not of two"):
+        rekindle.gqa("two", kv_heads=1, pool="aligned").save("no", measurements=str(out))
+    other(desk / "one", 9)
+    with pytest.raises(RekindleError, match="one is not what it was when it was measured there"):
+        rekindle.gqa("one", kv_heads=1, pool="aligned").save("no", measurements=str(out))
+    other(desk / "base", 1)  # what a result of before said nothing of is taken as it was
+    found = Path("out/measurements/found.safetensors")
+    tensors, metadata = read_header(found)
+    assert list(metadata) == ["source "]
+    data = found.read_bytes()[-sum(x.nbytes for x in tensors.values()) :]
+    found.write_bytes(build_header({name: (x.dtype, x.shape) for name, x in tensors.items()}, {})[0] + data)
+    assert rekindle.gqa("base", kv_heads=1, pool="aligned").save("trusted", measurements=str(out))
+
+
+def test_measurements_of_a_step_are_of_that_step(desk):
+    """However often an archive is unpacked, and whatever was added to it since."""
+    rekindle.pack([f"run/checkpoint-{step}" for step in (30, 200)], "run.rk")
+    out = rekindle.merge(["run.rk@30", "run.rk@200"], how="slerp").save("out")
+    api.archive_add("run/checkpoint-1000", "run.rk")
+    again = rekindle.merge(["run.rk@30", "run.rk@200"], how="slerp").save("again", measurements=str(out))
+    assert hashes(again) == hashes(out)
+    other(desk / "run/checkpoint-200", 9)
+    rekindle.pack([f"run/checkpoint-{step}" for step in (30, 200)], "run.rk", overwrite=True)
+    with pytest.raises(RekindleError, match="run.rk@200 is not what it was"):
+        rekindle.merge(["run.rk@30", "run.rk@200"], how="slerp").save("no", measurements=str(out))
+
+
 def test_memory_does_not_grow_with_a_series(desk):
     needed = [rekindle.merge(["one"] * count, how="mean").job().memory(2) for count in (2, 40)]
     assert needed[0] == needed[1]
@@ -397,4 +479,9 @@ def test_card_report_and_lineage_name_every_source(desk, monkeypatch):
     again = rekindle.merge([out, "two"]).save("again")
     lineage = read_manifest(again).lineage
     assert [len(one.sources) for one in lineage] == [3, 2]
+    cites = {out: ["2212.04089"], again: ["2203.05482"]}  # the way's own paper
+    for folder, numbers in cites.items():
+        assert re.findall(r"https://arxiv.org/abs/(\S+)", (folder / "README.md").read_text()) == numbers
+    rekindle.verify(again, against="two")  # which writes the card anew, with all steps behind it
+    assert re.findall(r"https://arxiv.org/abs/(\S+)", (again / "README.md").read_text()) == ["2212.04089", "2203.05482"]
     assert "merge" in ran("inspect", "again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -168,6 +169,21 @@ def test_kept_measurements_need_no_text(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("rekindle.apply.calibrate.Calibration.__init__", None)
     second = api.gqa(folder, **options).save(tmp_path / "second", measurements=str(first))
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
+def test_kept_measurements_are_of_the_text_that_was_read(trained, tmp_path):
+    folder, corpus = trained
+    text = tmp_path / "text.jsonl"
+    text.write_bytes(corpus.read_bytes())
+    options = {"kv_heads": 1, "pool": "aligned", "data": str(text), "data_tokens": 512}
+    first = api.gqa(folder, **options).save(tmp_path / "first")
+    again = api.gqa(shutil.copytree(folder, tmp_path / "copy"), **options)
+    assert again.save(tmp_path / "of-a-copy", measurements=str(first))
+    text.write_bytes(corpus.read_bytes()[:-2] + b"\n\n")
+    with pytest.raises(RekindleError, match=r"text\.jsonl:512 is not what it was when it was measured there"):
+        api.gqa(folder, **options).save(tmp_path / "no", measurements=str(first))
+    text.unlink()
+    assert api.gqa(folder, **options).save(tmp_path / "again", measurements=str(first))
 
 
 def test_text_without_a_tokenizer_is_refused_and_nothing_is_left(tiny, tmp_path):

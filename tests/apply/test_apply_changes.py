@@ -12,8 +12,8 @@ from apply_moments import write_moments
 from store.folders import TINY_LLAMA, hashes, llama_tensors, write_llama
 
 from rekindle import api
-from rekindle.apply import identity
 from rekindle.errors import RekindleError
+from rekindle.store import sample
 from rekindle.store.publish import partial_path
 
 SMALL = {"max_shard_size": "20kB", "workers": 1}
@@ -178,22 +178,22 @@ def test_a_copy_of_the_source_is_the_same_source(parent, tmp_path):
 def test_how_much_is_read_to_know_a_source(tmp_path, monkeypatch):
     """At most PLACES pages in all, but one of each tensor, spread over it from near its start to near its end."""
     parent, reads = write_llama(tmp_path / "parent", hidden_size=256, vocab_size=512), []
-    read = identity.Files.read
+    read = sample.Files.read
 
     def counted(self, path, offset, nbytes):
         reads.append((offset, nbytes))
         return read(self, path, offset, nbytes)
 
-    monkeypatch.setattr(identity.Files, "read", counted)
+    monkeypatch.setattr(sample.Files, "read", counted)
     tensors = api.open(parent).checkpoint.folder.tensors
     for places, most in ((1 << 14, 16), (len(tensors) * 3, 3), (1, 1)):
         reads.clear()
-        monkeypatch.setattr(identity, "PLACES", places)
+        monkeypatch.setattr(sample, "PLACES", places)
         api.rewrite(parent).job().identity  # noqa: B018
         assert len(reads) <= max(places, len(tensors))
         for tensor in tensors.values():
             mine = [(at, n) for at, n in reads if tensor.offset <= at < tensor.offset + tensor.nbytes]
-            assert len(mine) == min(most, -(-tensor.nbytes // identity.SAMPLE))
+            assert len(mine) == min(most, -(-tensor.nbytes // sample.SAMPLE))
             assert all(at + n <= tensor.offset + tensor.nbytes for at, n in mine)
     embedding = tensors["model.embed_tokens.weight"]
     assert embedding.nbytes == 512 * 256 * 2

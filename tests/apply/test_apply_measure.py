@@ -66,7 +66,7 @@ def test_what_was_found_is_read_back_shape_and_all(tmp_path):
         "turn": np.eye(3)[None, :, ::-1],
         "groups": np.arange(4).reshape(2, 2),
     }
-    write_found(tmp_path, {"pooling/layer.0": arrays, "statistics/a.b": {"std": np.asarray(1, np.float32)}})
+    write_found(tmp_path, {"pooling/layer.0": arrays, "statistics/a.b": {"std": np.asarray(1, np.float32)}}, {})
     back = read_found(tmp_path)
     assert {(name, key): a.shape for name, keys in back.items() for key, a in keys.items()} == {
         ("pooling/layer.0", "std"): (), ("pooling/layer.0", "turn"): (1, 3, 3), ("pooling/layer.0", "groups"): (2, 2),
@@ -80,7 +80,7 @@ def test_what_was_found_is_read_back_shape_and_all(tmp_path):
 
 
 def test_nothing_measured_leaves_nothing(tmp_path):
-    write_found(tmp_path, {})
+    write_found(tmp_path, {}, {})
     assert not list(tmp_path.iterdir())
     with pytest.raises(RekindleError, match="No measurements were kept"):
         read_found(tmp_path)
@@ -91,7 +91,7 @@ def test_numbers_read_back_are_numbers(tmp_path):
     leaf = reader.leaf(np.arange(6, dtype=np.float32).reshape(2, 3))
     first, second = Statistics(leaf), Statistics(leaf)
     first.settle(first.find(reader, None))
-    write_found(tmp_path, {first.name: first.found})
+    write_found(tmp_path, {first.name: first.found}, {})
     second.settle(read_found(tmp_path)[second.name])
     from rekindle.edit.measure import number
 

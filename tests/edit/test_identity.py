@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import copy
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,6 +24,11 @@ from rekindle.edit.keyed import Keyed
 from rekindle.edit.lowrank import LowRank
 from rekindle.edit.measure import Found, Measurement, Statistics, measurements
 from rekindle.edit.weighing import Products, Sizes
+from rekindle.errors import RekindleError
+from rekindle.methods.merging.karcher import Middle
+from rekindle.methods.merging.model_stock import Stock
+from rekindle.methods.merging.slerp import Arc
+from rekindle.methods.pooling import Pooling
 from rekindle.store.header import Stored
 
 ABSTRACT = {Expr, Alike, Computed}
@@ -49,12 +55,14 @@ def examples():
 
 
 def classes(cls=Expr):
-    for module in (rekindle.edit, rekindle.methods):
-        for info in iter_modules(module.__path__):
-            import_module(f"{module.__name__}.{info.name}")
+    """Its subclasses in Rekindle, whatever package of the language they are in."""
+    for package in (rekindle.edit, rekindle.methods):
+        for info in walk_packages(package.__path__, f"{package.__name__}."):
+            import_module(info.name)
     for sub in cls.__subclasses__():
-        yield sub
-        yield from classes(sub)
+        if sub.__module__.startswith("rekindle."):
+            yield sub
+            yield from classes(sub)
 
 
 def others(value):
@@ -87,6 +95,23 @@ def with_field(x, name, value):
 
 def test_every_class_has_an_example():
     assert {type(x) for x in examples()} == set(classes()) - ABSTRACT
+
+
+def measured():
+    """Of every class of measurements some of which none is another."""
+    x, y, z = leaf("x"), leaf("y"), leaf("z")
+    for cls, given in ((Arc, (0.1,)), (Middle, (0.5, 0.5)), (Stock, ())):
+        yield from (cls([x, y], given=given), cls([y, x], given=given), cls([x, y, z], given=given))
+        yield from (cls([x, y], z, given), cls([x, z], y, given), cls([x, y], given=(0.2, 0.8)))
+    yield from (Statistics(x), Statistics(y), Statistics(Scale(x, 0.1)), Statistics(Scale(x, 0.2)))
+    yield from (Sizes(x, y, 1, 2), Sizes(y, x, 1, 2), Sizes(x, z, 1, 2), Sizes(x, y, 1, 3), Sizes(x, y, 0, 2))
+
+
+def test_measurements_of_other_names_are_others():
+    names = [m.name for m in measured()]
+    assert sorted(set(names)) == sorted(names)
+    assert {*map(type, measured())} == {*classes(Measurement)} - {Products, Pooling}  # Pooling is of a model's layer
+    assert all(fields_of(cls) for cls in classes(Measurement))
 
 
 @pytest.mark.parametrize("x", examples(), ids=lambda x: type(x).__name__)
@@ -126,9 +151,67 @@ def test_tensors_of_two_sources_are_two():
     assert len({m.name for m in measurements([], [Statistics(a), Statistics(b), Statistics(leaf("w"))])}) == 3
 
 
-def test_a_field_that_does_not_say_what_it_is_is_no_field():
-    with pytest.raises(AssertionError, match="object does not say what it is"):
-        signature(with_field(Fill("F32", (2, 2), 0.0), "value", object()))
+def held(value):
+    """An expression with this in a field."""
+    return with_field(Fill("F32", (2, 2), 0.0), "value", value)
+
+
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, Statistics(leaf("x")), np.array([object()]), np.dtype("f4"), lambda x: x, Fill]
+)
+def test_a_field_that_does_not_say_what_it_is_is_no_field(value):
+    for inside in (value, (0.5, value), [value], {"key": value}):
+        with pytest.raises(TypeError, match="does not say what it is"):
+            signature(held(inside))
+
+
+def test_a_class_with_fields_beside_its_slots_is_none():
+    loose = type("Loose", (Fill,), {})
+    with pytest.raises(TypeError, match="Loose has no __slots__"):
+        signature(loose("F32", (2, 2), 0.0))
+    with pytest.raises(TypeError, match="Loose has no __slots__"):
+        measurements([loose("F32", (2, 2), 0.0)])
+
+
+class Two(NamedTuple):
+    one: object
+    other: object
+
+
+AROUND = (lambda x: (x,), lambda x: [x], lambda x: {"key": x}, lambda x: Two(0.5, x), lambda x: [{"key": (Two(x, 1),)}])
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_is_inside_a_field_counts_is_found_and_gets_its_key(around):
+    large = np.arange(5000.0)
+    other = np.where(large == 2500, -1, large)  # which numpy's repr leaves out
+    assert signature(held(around(large))) != signature(held(around(other)))
+    assert signature(held(around(large))) == signature(held(around(large.copy())))
+    wanted = Statistics(leaf("measured"))
+    x = held(around(wanted["std"]))
+    assert measurements([x]) == [wanted]
+    assert signature(x) != signature(held(around(wanted["mean"])))
+    (keyed,) = measurements([Keyed("a")(x)])
+    assert (keyed.name, keyed.source) == ("a:statistics/measured", "a")
+
+
+def test_numbers_are_the_same_whatever_library_they_are_of():
+    for given, plain in ((np.float64(0.5), 0.5), (np.float32(0.5), 0.5), (np.int64(3), 3), (np.bool_(1), True)):
+        assert signature(held(given)) == signature(held(plain))
+        assert signature(held((given, 1))) == signature(held([plain, 1]))
+    x, y = leaf("x"), leaf("y")
+    assert Arc([x, y], given=(np.float64(0.5),)).name == Arc([x, y], given=(0.5,)).name
+    assert signature(held({"a": 1, "b": 2})) == signature(held({"b": 2, "a": 1})) != signature(held({"a": 2, "b": 1}))
+
+
+def test_no_name_in_one_source_is_that_of_another_in_another():
+    names = ["w", "s1:w", ":w", "s1", "s1:", ":", "s1::w", ""]
+    leaves = [leaf(name, source=source) for name in names for source in ("", "s1", "s1/w")]
+    assert len({x.label() for x in leaves}) == len({signature(x) for x in leaves}) == len(leaves)
+    assert leaf("w").label() == "w"
+    assert leaf("w", source="s1").label() == "s1:w"
+    with pytest.raises(RekindleError, match="'a:b' is no name of a source"):
+        Keyed("a:b")
 
 
 @pytest.mark.parametrize("x", examples(), ids=lambda x: type(x).__name__)

@@ -209,6 +209,9 @@ def test_karcher_of_two_is_slerp_halfway_and_of_any_number_has_no_order():
     rng = np.random.default_rng(0)
     vectors = [x / np.linalg.norm(x) for x in rng.standard_normal((5, 9))]
     assert middle(products(*vectors[:2]), np.full(2, 0.5)) == pytest.approx(arc(products(*vectors[:2]), 0.5))
+    for angle in (2e-4, 1e-3, 4e-3, 1e-2):  # as fine-tunes of one parent are
+        near = products([1, 0], [np.cos(angle), np.sin(angle)])
+        assert middle(near, np.full(2, 0.5)) == pytest.approx(arc(near, 0.5), rel=1e-12)
     weights = np.array([0.1, 0.3, 0.2, 0.25, 0.15])
     found = middle(products(*vectors), weights) @ vectors
     order = [3, 1, 4, 0, 2]

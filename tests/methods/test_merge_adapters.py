@@ -399,6 +399,31 @@ def test_an_adapter_needs_one_base(tiny, two, tmp_path):
     assert "stock needs 2 sources" in refused(adapters[0], base=tiny("llama"), how="stock")
 
 
+def test_an_adapter_of_nothing_is_refused(tiny, tmp_path):
+    said = refused(write_adapter(tmp_path / "adapter", {}), tiny("llama"))
+    assert "holds no tensors: nothing would change" in said
+    assert f"where: {tmp_path / 'adapter'}" in said
+
+
+@pytest.mark.parametrize(
+    ("said", "noted"),
+    [
+        (None, False), ("org/base", False), ("/somewhere/base", False), ("hf://org/base@v1", False),
+        ("../base/", False), ("link", False), ("org/other-7b", True), ("two", True),
+    ],
+)  # fmt: skip
+def test_another_base_than_the_one_it_names_is_said(tiny, tmp_path, monkeypatch, said, noted):
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "two"):
+        shutil.copytree(tiny("llama"), name)
+    Path("link").symlink_to("base")
+    ab = matrices(weights(Path("base")), ["model.layers.0.self_attn.q_proj"], rank=2)
+    write_adapter(Path("adapter"), ab, r=2, base_model_name_or_path=said)
+    note = f"adapter says that it was trained on {said}, and is put on base"
+    assert (note in rekindle.merge("adapter", base="base").checkpoint.notes) == noted
+    assert (note in rekindle.merge("adapter", base=rekindle.open("base")).checkpoint.notes) == noted
+
+
 def test_all_other_verbs_refuse_it(two, tiny, tmp_path):
     adapter = two[0][0]
     for verb in (api.open, api.inspect, api.rewrite):

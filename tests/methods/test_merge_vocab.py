@@ -69,6 +69,28 @@ def test_padding_is_named_so(model):
     assert "padding" in said
 
 
+@pytest.mark.parametrize("vocab", ["base", "union"])
+def test_only_what_the_configs_differ_in_is_said(model, vocab):
+    """Not in how they are spelt: one of them is written anew with other rows."""
+    a, b = model("a", NEW, rows=264), model("bb", NEW, rows=320)
+    notes = rekindle.merge([a, b], vocab=vocab).checkpoint.notes
+    assert not [note for note in notes if "configs differ" in note]
+    config = json.loads((b / "config.json").read_text())
+    (b / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.25, "mine": 1}))
+    notes = rekindle.merge([a, b], vocab=vocab).checkpoint.notes
+    assert [note for note in notes if "configs differ" in note] == [
+        f"the configs differ in attention_dropout, mine: that of {a} is taken"
+    ]
+
+
+def test_the_same_config_in_an_older_spelling_is_the_same(model):
+    a, b = model("a", NEW), model("bb", NEW)
+    config = json.loads((b / "config.json").read_text())
+    theta = config.pop("rope_parameters")["rope_theta"]
+    (b / "config.json").write_text(json.dumps(config | {"rope_theta": theta}))
+    assert not [note for note in rekindle.merge([a, b]).checkpoint.notes if "configs differ" in note]
+
+
 def test_the_same_tokens_in_files_that_differ_are_the_same(model):
     a, b = model("a", NEW), model("bb", NEW)
     file = b / "tokenizer.json"

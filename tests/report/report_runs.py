@@ -179,9 +179,10 @@ def merged() -> list[Record]:
     return extended(made_of, MERGE)
 
 
-def averaged(states: int = 40) -> list[Record]:
-    """The mean of states of one run."""
+def averaged(states: int = 40, *, twice: bool = False) -> list[Record]:
+    """The mean of states of one run; `twice`: and of another one's end, whose record differs in what it found alone."""
     last = stage("long", 100_000 * states, 4.8e11 * states, "work/init")
     runs = [replace(last, tokens=100_000 * k, flops=4.8e11 * k, summary=f"{k}") for k in range(1, states + 1)]
+    runs += [replace(last, summary="another")] * twice
     given = {f"{k}": (f"long.rk@{k}", "mark", Manifest(version="1", lineage=[INIT, run])) for k, run in enumerate(runs)}
     return extended(given, replace(MERGE, command="rekindle merge 'long.rk@*' work/mean --how mean", summary="mean"))

@@ -88,6 +88,15 @@ def test_states_of_one_run_are_one_step_as_far_as_the_run_came(tmp_path):
     assert "40 states of one run, 100k to 4.00M tokens" in text
 
 
+def test_two_runs_that_came_equally_far_are_not_said_to_be_one(tmp_path):
+    """The same command in two folders, on other text: what was sunk counts both, and so do the words."""
+    (tmp_path / "one").mkdir()
+    row, text = of_life(tmp_path / "one", averaged(1, twice=True))
+    assert row.sunk_flops == 2 * 4.8e11
+    assert "of one run" not in text
+    assert row.lineage == "A: init; B: A → train\u00a0100k; C: A → train\u00a0100k; B + C → merge → train\u00a01.50M"
+
+
 def test_one_life_is_a_chain_without_names(tmp_path):
     row, _ = of_life(tmp_path, [INIT, PARENT])
     assert row.lineage == "init → train\u00a03.00M → train\u00a01.50M"

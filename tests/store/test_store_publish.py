@@ -188,6 +188,16 @@ def test_the_systems_refusals_are_sentences(number, sentence, tmp_path):
         raise OSError(code, os.strerror(code))
 
 
+@pytest.mark.parametrize(("out", "where"), [("/proc/x", "/proc/x"), ("file/x", "file"), ("file/x/y", "file")])
+def test_what_is_said_is_of_names_that_were_given(tmp_path, monkeypatch, out, where):
+    """Not of the locks and folders beside OUT."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(RekindleError) as refused, publishing(out):
+        pass
+    assert Path(os.path.abspath(refused.value.where)) == Path(os.path.abspath(where))
+
+
 def test_other_errors_are_not_explained_away(tmp_path):
     with pytest.raises(ZeroDivisionError), explained(tmp_path):
         raise ZeroDivisionError

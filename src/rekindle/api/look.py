@@ -124,7 +124,7 @@ def _keep(folder: Path, verdict: dict[str, Any], manifest: Manifest | None, conf
     from rekindle.report.card import write_card
 
     (folder / "verify.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
-    made_by = papers(record.verb for record in manifest.lineage)
+    made_by = papers((record.verb, record.options) for record in manifest.lineage)
     write_card(folder, manifest, config, verdict, made_by)
 
 

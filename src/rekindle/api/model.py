@@ -114,4 +114,5 @@ def open(source: str | Path) -> Model:
 
     A config.json alone, as a folder or a file, can be planned with but not saved.
     """
-    return Model(str(source), open_checkpoint(open_folder(local(source), bare=True)))
+    folder = replace(open_folder(local(source), bare=True), given=str(source))
+    return Model(str(source), open_checkpoint(folder))

@@ -16,6 +16,7 @@ from rekindle.api.source import digest_of, files_read, place
 from rekindle.apply import save as saving
 from rekindle.apply.join import is_there, publishing_part
 from rekindle.apply.measure import FOLDER as MEASURED
+from rekindle.apply.measure import SOURCE, was_found_in
 from rekindle.apply.parts import Part
 from rekindle.apply.save import Job, SaveConfig
 from rekindle.apply.state import states_in
@@ -52,10 +53,10 @@ def save(
     for source in model.checkpoint.sources.values():
         source.folder.need_weights()
     check_apart(model, out, options.config)
-    _check_measured(model, options.config)
     if not part:
         check_free(out, overwrite)
     job = saving.prepare(model.checkpoint, options.config)
+    _check_measured(model, job)
     if part and is_there(out, part, job.identity, overwrite=overwrite, resume=resume):
         return
     if not part:
@@ -102,18 +103,31 @@ def check_apart(model: Decided, out: Path, config: SaveConfig) -> None:
                 check_spares(out, None, *source.folder.shards)  # which may be links
 
 
-def _check_measured(model: Decided, config: SaveConfig) -> None:
-    """Raise RekindleError where measurements to use again are of other sources, or of these in another order.
+def _check_measured(model: Decided, job: Job) -> None:
+    """Raise RekindleError where measurements to use again are of other sources, of another order, or of changed files.
 
-    Those of several know them by the names that they had in that plan, and by nothing else.
+    They are known by the names that they had in that plan. An early result does not say in what they were found.
     """
-    if model.sources and config.measurements:
-        recipe_there = Path(config.measurements) / "rekindle.yaml"
-        found = read_yaml(recipe_there).get("sources")
-        if found != dict(model.sources):
-            was = ", ".join(map(str, found.values())) if isinstance(found, dict) else "one source"
-            what = f"What was measured there is of {was}, not of {', '.join(model.sources.values())}."
-            raise RekindleError(what, where=recipe_there, hint="without --measurements")
+    if not job.config.measurements:
+        return
+    there = Path(job.config.measurements)
+    was, now = was_found_in(there), job.found_in
+    asked = [name for name in sorted(was | now) if name.startswith(SOURCE) or (name in was and name in now)]
+    changed = [name for name in asked if was.get(name) != now.get(name)]
+    if (was and not changed) or not (was or model.sources):
+        return
+    recipe_there = there / "rekindle.yaml"
+    then = read_yaml(recipe_there)
+    found = then.get("sources", {"": then.get("source")})
+    if found != dict(model.given):
+        named = ", ".join(map(str, found.values())) if isinstance(found, dict) else "others"
+        what = f"What was measured there is of {named}, not of {', '.join(model.given.values())}."
+        raise RekindleError(what, where=recipe_there, hint="without --measurements")
+    if was:
+        name = changed[0]
+        of = model.given[name.removeprefix(SOURCE)] if name.startswith(SOURCE) else name.partition("\0")[0]
+        what = f"{of} is not what it was when it was measured there: its files differ."
+        raise RekindleError(what, where=there / MEASURED, hint="without --measurements")
 
 
 def check_keeps_state(model: Decided, out: Path, job: Job) -> None:
@@ -166,7 +180,8 @@ def _describe(
     manifest.write(folder)
     (folder / "rekindle.yaml").write_text(dump_yaml(recipe(model, options)), encoding="utf-8")
     folders = {key: source.folder.path for key, source in model.checkpoint.sources.items()}
-    write_card(folder, manifest, model.checkpoint.config, None, papers(step.verb for step in model.steps), folders)
+    made_by = papers((step.verb, step.options.options()) for step in model.steps)
+    write_card(folder, manifest, model.checkpoint.config, None, made_by, folders)
 
 
 def _lineage(model: Decided, out: Path, options: Resolved[SaveConfig]) -> list[Record]:
@@ -223,7 +238,7 @@ def command(verb: str, arguments: list[str], *options: Resolved[Any]) -> str:
     return shlex.join(words)
 
 
-def papers(verbs: Iterable[str]) -> str:
-    """The papers behind these verbs, a line each."""
-    lines = [f"{METHODS[verb].paper} {METHODS[verb].url}".strip() for verb in dict.fromkeys(verbs) if verb in METHODS]
-    return "\n".join(line for line in lines if line)
+def papers(steps: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """The papers behind these verbs with their options, as a lineage has them, a line each."""
+    lines = [METHODS[verb].cited(options) for verb, options in steps if verb in METHODS]
+    return "\n".join(line for line in dict.fromkeys(lines) if line)

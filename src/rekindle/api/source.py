@@ -20,7 +20,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -69,11 +69,11 @@ class Located:
         An adapter is refused, unless one is asked for too.
         """
         if self.archive is None or self.step is None:
-            return _folder(locate(self.given, adapter=adapter), adapter)
+            return replace(_folder(locate(self.given, adapter=adapter), adapter), given=self.given)
         opened = _opened(str(self.archive.resolve()), self.step, stamp(self.archive))
         if opened and not adapter:
             refuse_adapter(opened.path)
-        return opened or _folder(self.path, adapter)
+        return replace(opened or _folder(self.path, adapter), given=self.given)
 
 
 def local(source: str | Path) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rekindle.apply.crew import JOURNAL
 from rekindle.apply.measure import FOLDER as MEASURED
-from rekindle.apply.measure import Found, read_found, write_found
+from rekindle.apply.measure import Found, read_found, was_found_in, write_found
 from rekindle.apply.parts import Identity, Part, Record, clashes, missing_parts, read_record, read_records
 from rekindle.apply.write import Written
 from rekindle.errors import RekindleError, together
@@ -131,7 +131,9 @@ def join(out: Path) -> dict[str, Written]:
             raise together(problems)
         written = {file: entry for record in records for file, entry in record.written.items()}
         written = {file: written[file] for file in records[0].owners}
-        write_found(rest_of(out), _measured(out, records))
+        found, measured = _measured(out, records), [record for record in records if record.measured]
+        found_in = was_found_in(out / PARTS / measured[0].part.stem) if measured else {}
+        write_found(rest_of(out), found, found_in)
         _complete_manifest(out, written)
         for path in sorted(_files(rest_of(out)), key=lambda path: path == rest_of(out) / CONFIG):
             _move(path, out / path.relative_to(rest_of(out)))

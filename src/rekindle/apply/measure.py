@@ -1,7 +1,8 @@
 """The pass before the write: find what the plan's expressions wait for, and keep it beside the result.
 
-OUT/measurements/found.safetensors holds each array as NAME/KEY, so that another write can reuse it. (A folder of
-its own: some engines read every safetensors file beside the config as weights.)
+OUT/measurements/found.safetensors holds each array as NAME/KEY, so that another write can reuse it, and in its
+metadata a digest of each source and text that it was found in. (A folder of its own: some engines read every
+safetensors file beside the config as weights.)
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from rekindle.apply.threads import keep_freed, one_for_each_worker
 from rekindle.edit.measure import Activations, Measurement, measurements
 from rekindle.errors import RekindleError
 from rekindle.store.files import Files
+from rekindle.store.folder import Folder
 from rekindle.store.header import build_header, read_header
+from rekindle.store.sample import sampled, sampled_files
 
 FOLDER = "measurements"
 FILE = "found.safetensors"
+SOURCE = "source "  # before a source's key
 
 Calibrate = Callable[[str, str], Activations]  # source, text -> what it computes on it
 Progress = Callable[[int], object]  # called with bytes read
@@ -84,12 +88,31 @@ def fingerprint(found: Found) -> str:
     return state.hexdigest()[:16]
 
 
-def write_found(folder: Path, found: Found) -> None:
-    """Nothing is written where nothing was measured."""
+def found_in(folders: Mapping[str, Folder], measured: Iterable[Measurement]) -> dict[str, str]:
+    """Names what is in each source, by `SOURCE` and its key, and in each text that is files here, by its name.
+
+    See `store.sample` for how sure that is.
+    """
+    states = {SOURCE + key: f"{folder.fingerprint}/{sampled(folder.tensors)}" for key, folder in folders.items()}
+    for source, data in sorted({(m.source, m.data) for m in measured if m.data}):
+        path, folder = Path(data.partition("\0")[0].rpartition(":")[0]).expanduser(), folders[source]
+        if path.exists():
+            files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+            text, tokenizer = _below(path, files), _below(folder.path, folder.passengers())
+            states[f"{data}\0{source}"] = f"{sampled_files(text)}/{sampled_files(tokenizer)}"
+    return states
+
+
+def _below(folder: Path, files: Iterable[Path]) -> dict[str, Path]:
+    return {str(file.relative_to(folder)): file for file in files}
+
+
+def write_found(folder: Path, found: Found, of: Mapping[str, str]) -> None:
+    """Nothing is written where nothing was measured. `of`: what it was found in."""
     arrays = {f"{name}/{key}": np.asarray(a, order="C") for name in sorted(found) for key, a in found[name].items()}
     if not arrays:
         return
-    head, _ = build_header({name: (_DTYPES[a.dtype.name], a.shape) for name, a in arrays.items()}, {})
+    head, _ = build_header({name: (_DTYPES[a.dtype.name], a.shape) for name, a in arrays.items()}, dict(of))
     (folder / FOLDER).mkdir(exist_ok=True)
     with (folder / FOLDER / FILE).open("wb") as out:
         out.write(head)
@@ -97,18 +120,27 @@ def write_found(folder: Path, found: Found) -> None:
             out.write(a.tobytes())
 
 
+def was_found_in(folder: Path) -> dict[str, str]:
+    """What that which an earlier write found was found in; {} where that was not kept."""
+    return read_header(_kept(folder))[1]
+
+
 def read_found(folder: Path) -> Found:
     """What an earlier write found; raises RekindleError where there is nothing."""
-    path = folder / FOLDER / FILE
-    if not path.is_file():
-        raise RekindleError("No measurements were kept there.", where=path, hint="a folder that rekindle wrote")
     found: dict[str, dict[str, NDArray]] = {}
     with Files() as files:
-        for full, stored in read_header(path)[0].items():
+        for full, stored in read_header(_kept(folder))[0].items():
             name, _, key = full.rpartition("/")
             data = files.read(stored.path, stored.offset, stored.nbytes)
             found.setdefault(name, {})[key] = np.frombuffer(data, _NUMPY[stored.dtype]).reshape(stored.shape)
     return {**found}
+
+
+def _kept(folder: Path) -> Path:
+    path = folder / FOLDER / FILE
+    if not path.is_file():
+        raise RekindleError("No measurements were kept there.", where=path, hint="a folder that rekindle wrote")
+    return path
 
 
 _DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64"}

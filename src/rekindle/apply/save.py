@@ -14,7 +14,7 @@ from rekindle.apply.crew import JOURNAL, Progress, finished, write_shards
 from rekindle.apply.identity import identity
 from rekindle.apply.join import RECORD, measured_by_others
 from rekindle.apply.measure import FOLDER as FOUND
-from rekindle.apply.measure import Calibrate, Found, fingerprint, read_found, settle, write_found
+from rekindle.apply.measure import Calibrate, Found, fingerprint, found_in, read_found, settle, write_found
 from rekindle.apply.moments import DESCRIPTION as STATE
 from rekindle.apply.moments import write_info
 from rekindle.apply.optimizer import recycle, states_of, told
@@ -27,6 +27,7 @@ from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.measure import Measurement, measurements
 from rekindle.edit.plan import Plan, plan
+from rekindle.edit.weighing import NotFinite
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.folder import ADAPTER
 from rekindle.store.passengers import travels
@@ -133,6 +134,12 @@ class Job:
     def nbytes_measured(self) -> int:
         return nbytes_read(self.measurements)
 
+    @cached_property
+    def found_in(self) -> dict[str, str]:
+        """Names what measurements are found in, see apply.measure."""
+        folders = {key: source.folder for key, source in self.checkpoint.sources.items()}
+        return found_in(folders, self.measurements)
+
     def memory(self, workers: int) -> int:
         return self.plan.memory(workers, LARGE)
 
@@ -189,8 +196,11 @@ def write(
         for name, text in job.checkpoint.files.items():
             (folder / name).write_text(text, encoding="utf-8")
         known = _known(job, folder) | (measured_by_others(out, part) if part else {})
-        found = settle(job.needed(part), workers=workers, known=known, calibrate=calibrate, progress=progress)
-        write_found(folder, found)
+        try:
+            found = settle(job.needed(part), workers=workers, known=known, calibrate=calibrate, progress=progress)
+        except NotFinite as error:
+            raise error.of(job.checkpoint.sources[error.source].folder.named) from None
+        write_found(folder, found, job.found_in if found else {})
         if job.moments:
             (folder / MOMENTS).parent.mkdir(exist_ok=True)
             write_index(job.moment_shards, folder, MOMENTS)

@@ -7,9 +7,11 @@ expert by its own matrices. What the adapter did not touch stays a copy, and wha
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import PurePath
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from rekindle.edit.lowrank import LowRank
 from rekindle.edit.opening import other_names, same_bytes, taken_apart
 from rekindle.edit.promise import lossy
 from rekindle.errors import RekindleError, counted, some
+from rekindle.store.folder import Folder
 
 PROMISE = "with the adapter in its weights the model computes what both did together, not what the base does"
 ENDS = ("embed", "head")  # one matrix where they are tied
@@ -78,9 +81,20 @@ def _with(base: Checkpoint, adapter: Checkpoint, lora: Lora) -> Checkpoint:
     if unmatched:
         raise _no_place(unmatched, adapter, base, places, lora)
     own = {key: source for checkpoint in (base, adapter) for key, source in checkpoint.sources.items()}
-    told = f"{adapter.folder.path}: matrices for {counted(len(lora.pairs), 'module')}"
+    told = f"{adapter.folder.named}: matrices for {counted(len(lora.pairs), 'module')}"
     told += f", and {counted(len(lora.whole), 'tensor')} whole" if lora.whole else ""
-    return base.derive(tensors=tensors, made_of=own).noting(told).promising(lossy(PROMISE))
+    notes = [told, *_of_another(adapter, base.origin.folder)]
+    return base.derive(tensors=tensors, made_of=own).noting(*notes).promising(lossy(PROMISE))
+
+
+def _of_another(adapter: Checkpoint, base: Folder) -> Iterator[str]:
+    """What an adapter is put on where it names another base: another folder, and not one of the same name elsewhere."""
+    said = adapter.config.get("base_model_name_or_path")
+    if not isinstance(said, str) or not said or os.path.exists(said) and os.path.samefile(said, base.path):
+        return
+    names = [PurePath(name.partition("@")[0]).name for name in (said, base.named)]
+    if len(set(names)) > 1 and names[0] != base.path.resolve().name:
+        yield f"{adapter.folder.named} says that it was trained on {said}, and is put on {base.named}"
 
 
 # -- where ------------------------------------------------------------------------------------------------------
@@ -159,7 +173,7 @@ def _check_shape(place: Packed, x: Expr, name: str, base: Checkpoint) -> None:
     ends = {role.part for role in place.roles} & set(ENDS)
     why = "tokens were added to the base before it was trained: it has to be given their rows first" if ends else None
     what = f"{name} of the adapter is {list(x.shape)}, and {place.name} of the base {list(place.shape)}."
-    raise RekindleError(what, where=base.origin.folder.path, why=why)
+    raise RekindleError(what, where=base.origin.folder.named, why=why)
 
 
 def _no_place(names: list[str], adapter: Checkpoint, base: Checkpoint, places: Places, lora: Lora) -> RekindleError:
@@ -171,7 +185,7 @@ def _no_place(names: list[str], adapter: Checkpoint, base: Checkpoint, places: P
         if there and places.fitting(pair) is None:
             why = f"B A of {pair.module} would be {[b.shape[0], a.shape[1]]}, and {some(there)}"
             break
-    where = f"{adapter.folder.path} on {base.origin.folder.path}"
+    where = f"{adapter.folder.named} on {base.origin.folder.named}"
     return RekindleError(what, where=where, why=why, hint="--base SRC, the model that it was trained on")
 
 
@@ -244,7 +258,7 @@ def _untied(base: Checkpoint) -> Checkpoint:
     heads = _modules(base, _heads(base))
     if beside := [name for name in base.family.copies or {} if name.rpartition(".")[0] in heads]:
         what = f"The adapter changes embeddings or head alone, and in a {base.family.model_type} they are one."
-        raise RekindleError(what, where=base.origin.folder.path, why=f"{beside[0]} would be a tensor of its own then")
+        raise RekindleError(what, where=base.origin.folder.named, why=f"{beside[0]} would be a tensor of its own then")
     child = base.as_family(base.family.model_type, tie_word_embeddings=False)
     child.tensors = dict(base.tensors)
     child.tensors |= {role: base.tensors[base.family.embed] for role in child.rows if role.part == "head"}

@@ -10,16 +10,17 @@ Each operation says how it carries Adam's moments. If a child's tensor is w' = f
 mean of its own gradient and its second the mean of the square, so copies keep both, a weight scaled by a has them
 divided by a and a^2, and whatever mixes or draws anew starts empty, as a new tensor does.
 
-Every field of an expression is part of what it is, see `signature`: there is nothing to declare.
+Every field of an expression is part of what it is, see `signature`: there is nothing to declare. Fields are slots, and
+hold plain values, arrays, expressions, what is measured, or tuples, lists and tables of these; all else is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,9 @@ class Reader(Protocol):
 
 @cache
 def fields_of(cls: type) -> tuple[str, ...]:
-    """The names of all fields of an expression, or of a measurement."""
+    """The names of all fields of an expression, or of a measurement; raises TypeError where it may have others."""
+    if cls.__dictoffset__:
+        raise TypeError(f"{cls.__name__} has no __slots__: what is put into it would be no part of what it is")
     return tuple(name for base in cls.__mro__ for name in getattr(base, "__slots__", ()))
 
 
@@ -290,8 +293,8 @@ class Transposed(Expr):
 
 
 def labelled(source: str, name: str) -> str:
-    """A stored tensor among those of all sources; the key of an only one is empty."""
-    return f"{source}:{name}" if source else name
+    """A stored tensor among those of all sources; the key of an only one is empty, and no key has a colon."""
+    return f"{source}:{name}" if source or ":" in name else name
 
 
 def signature(x: Expr, seen: dict[int, str] | None = None) -> str:
@@ -307,16 +310,40 @@ def signature(x: Expr, seen: dict[int, str] | None = None) -> str:
     return seen[id(x)]
 
 
+@runtime_checkable
+class Saying(Protocol):
+    """What a field may hold besides plain values, arrays and expressions."""
+
+    def said(self) -> str:
+        """All that it is: another has another text."""
+        ...
+
+
+PLAIN = (int, float, str, bool, type(None))  # whose repr is all that they are
+
+
 def _text(value: Any, seen: dict[int, str]) -> str:
-    """A field's value, whole: of an array its digest, of a tuple its items'."""
-    if isinstance(value, tuple):
+    """A field's value, whole: of an array its digest, of several values each; raises TypeError for anything else."""
+    if type(value) in PLAIN:
+        return repr(value)
+    if isinstance(value, np.generic) and type(value.item()) in PLAIN:
+        return repr(value.item())
+    if isinstance(value, (tuple, list)):
         return f"({', '.join(_text(item, seen) for item in value)}{',' * (len(value) == 1)})"
-    if isinstance(value, np.ndarray):
+    if isinstance(value, dict):
+        return f"{{{', '.join(sorted(_text(item, seen) for item in value.items()))}}}"
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return hashlib.sha256(f"{value.dtype}{value.shape}".encode() + value.tobytes()).hexdigest()
     if isinstance(value, Expr):
         return signature(value, seen)
-    assert type(value).__repr__ is not object.__repr__, f"a {type(value).__name__} does not say what it is"
-    return repr(value)
+    if isinstance(value, Saying):
+        return value.said()
+    raise TypeError(f"a {type(value).__name__} does not say what it is, and cannot be a field of an expression")
+
+
+def inside(value: Any) -> Iterable[Any]:
+    """The values of a field that holds several."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
 
 
 def _are_exprs(items: tuple[Any, ...]) -> bool:

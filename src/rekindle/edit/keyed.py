@@ -10,6 +10,7 @@ from typing import Any
 
 from rekindle.edit.expressions import Expr, Leaf, fields_of
 from rekindle.edit.measure import Found, Measurement
+from rekindle.errors import RekindleError
 
 
 def joint(key: str, inner: str) -> str:
@@ -21,13 +22,18 @@ class Keyed:
     """Puts expressions under a key; what they share they go on sharing."""
 
     def __init__(self, key: str):
+        if ":" in key:
+            what = f"{key!r} is no name of a source: there is a colon in it."
+            raise RekindleError(what, hint="letters, digits, - and _")
         self._key = key
         self._made: dict[int, tuple[Any, Any]] = {}  # by id: the original, which keeps its id, and what it becomes
 
     def __call__(self, x: Any) -> Any:
-        """Of an expression, a measurement, one of its arrays, or a tuple of anything; all else is as it was."""
-        if isinstance(x, tuple):
-            return tuple(self(item) for item in x)
+        """Of an expression, a measurement, one of its arrays, or several of anything; all else is as it was."""
+        if isinstance(x, dict):
+            return {key: self(item) for key, item in x.items()}
+        if isinstance(x, (tuple, list)):
+            return getattr(type(x), "_make", type(x))(self(item) for item in x)
         if isinstance(x, Found):
             return Found(self(x.measurement), x.key, x.by)
         if not isinstance(x, (Expr, Measurement)):

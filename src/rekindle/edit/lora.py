@@ -182,6 +182,8 @@ def _check(folder: Folder) -> None:
     numbers: list[Any] = [config.get("r"), config.get("lora_alpha", 8), *chain(*(p.values() for p in patterns))]
     if bad := [value for value in numbers if type(value) not in (int, float) or not 0 < value < math.inf]:
         problems.append(RekindleError(f"Ranks and alphas are numbers above 0, not {bad[0]!r}.", where=where))
+    if not folder.tensors:
+        problems.append(RekindleError("This adapter holds no tensors: nothing would change.", where=folder.named))
     if magnitudes := [name for name in folder.tensors if ".lora_magnitude_vector" in name]:
         what = f"This adapter is {NOT_LORA['use_dora']}: it has {some(magnitudes, most=1)}."
         problems += [] if config.get("use_dora") else [RekindleError(what, where=folder.path, hint=hint)]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.edit.expressions import Expr, Reader, fields_of
+from rekindle.edit.expressions import Expr, Reader, fields_of, inside
 
 STEP = 1 << 19  # values looked at together: 2 MB as float32
 
@@ -73,8 +74,8 @@ class Found:
     def __mul__(self, by: float) -> Found:
         return Found(self.measurement, self.key, self.by * by)
 
-    def __repr__(self) -> str:
-        return f"{self.measurement.name}/{self.key}*{self.by!r}"
+    def said(self) -> str:
+        return f"{self.measurement.name}/{self.key}*{float(self.by)!r}"
 
     @property
     def array(self) -> NDArray:
@@ -123,16 +124,18 @@ class Statistics(Measurement):
         return {"mean": np.asarray(mean, np.float32), "std": np.asarray(std, np.float32)}
 
 
-MEASURED = (Found, tuple)  # types of fields that measurements are in
+@cache
+def _may_hold(kind: type) -> bool:
+    """Whether measurements may be in a field of this type."""
+    return issubclass(kind, (Found, tuple, list, dict))
 
 
 def _found(value: Any) -> Iterator[Found]:
-    """What is measured in a field's value: it, or some of its items."""
+    """What is measured in a field's value: it, or some of what is inside."""
     if isinstance(value, Found):
         yield value
-    elif type(value) is tuple:
-        for item in value:
-            yield from _found(item)
+    for item in inside(value):
+        yield from _found(item)
 
 
 def measurements(exprs: Iterable[Expr], also: Iterable[Measurement] = ()) -> list[Measurement]:
@@ -147,7 +150,7 @@ def measurements(exprs: Iterable[Expr], also: Iterable[Measurement] = ()) -> lis
         for child in x.children():
             walk(child)
         for name in fields_of(type(x)):
-            if type(value := getattr(x, name)) in MEASURED:
+            if _may_hold(type(value := getattr(x, name))):
                 for found in _found(value):
                     add(found.measurement)
 

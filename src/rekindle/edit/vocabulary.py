@@ -48,7 +48,7 @@ def _matched(models: Mapping[str, Checkpoint], how: str, shares: Shares) -> dict
     (_, first), *others = models.items()
     if any(first.family.model_type != model.family.model_type for _, model in others):
         return dict(models)  # which are refused as a whole
-    found = {name: Vocabulary(model.folder.path) for name, model in models.items()}
+    found = {name: Vocabulary(model.folder.path, model.folder.named) for name, model in models.items()}
     if how == "same":
         for name, model in others:
             _check_same(first, model, *(found[key] for key in (next(iter(models)), name)))
@@ -81,7 +81,7 @@ def _rows(models: Mapping[str, Checkpoint], found: Mapping[str, Vocabulary], how
     if how == "union":
         if (last := max(ids.values())) >= size:
             what = f"The tokenizer has a token of number {last}, and the embeddings have {size} rows."
-            raise RekindleError(what, where=found[name].folder, hint="--vocab base")
+            raise RekindleError(what, where=found[name].named, hint="--vocab base")
         new = _new_tokens(found)
         ids = ids | {entry["content"]: entry["id"] for entry in new}
         files = found[name].with_tokens(new) if new else {}
@@ -105,7 +105,7 @@ def _rows(models: Mapping[str, Checkpoint], found: Mapping[str, Vocabulary], how
             if i < size and theirs.get(token, there) < there:
                 at[key][i] = theirs[token]
         lacks = [token for token, i in ids.items() if i < size and at[key][i] < 0]
-        where = f"{models[key].folder.path} lacks {counted(len(lacks), 'token')}: {_some(lacks)}"
+        where = f"{models[key].folder.named} lacks {counted(len(lacks), 'token')}: {_some(lacks)}"
         notes += [where] if lacks else []
     return Rows(size, at, files, how == "base", tuple(notes))
 
@@ -114,14 +114,14 @@ def _new_tokens(found: Mapping[str, Vocabulary]) -> list[dict]:
     """The added tokens that only other sources have, with the numbers that they get; refused where more is needed."""
     first, *others = found.values()
     if first.file is None or first.file.name != FAST:
-        raise RekindleError(f"Tokens are added to a {FAST}, and {first.folder} has none.", hint="--vocab base")
+        raise RekindleError(f"Tokens are added to a {FAST}, and {first.named} has none.", hint="--vocab base")
     known, new = set(first.ids), []
     for vocabulary in others:
         lacking = sorted((i, token) for token, i in vocabulary.ids.items() if token not in known)
         if pieces := [token for _, token in lacking if token not in vocabulary.added]:
-            what = f"{counted(len(pieces), 'token')} of {vocabulary.folder} are pieces of its own vocabulary, such as"
+            what = f"{counted(len(pieces), 'token')} of {vocabulary.named} are pieces of its own vocabulary, such as"
             why = "only added tokens can be added to another tokenizer: with pieces it would cut old text otherwise"
-            raise RekindleError(f"{what} {_some(pieces)}.", where=first.folder, why=why, hint="--vocab base")
+            raise RekindleError(f"{what} {_some(pieces)}.", where=first.named, why=why, hint="--vocab base")
         new += [vocabulary.added[token] for _, token in lacking]
         known |= {token for _, token in lacking}
     start = max(first.ids.values()) + 1
@@ -207,7 +207,7 @@ def _roles(model: Checkpoint) -> list[Role]:
 
 
 def _check_same(first: Checkpoint, other: Checkpoint, one: Vocabulary, two: Vocabulary) -> None:
-    where = f"{one.folder} and {two.folder}"
+    where = f"{one.named} and {two.named}"
     sizes = first.settings.vocab_size, other.settings.vocab_size
     readable = one.file is not None and two.file is not None and one.folder != two.folder
     if readable and one.digest != two.digest and one.ids != two.ids:
@@ -226,7 +226,7 @@ def _check_same(first: Checkpoint, other: Checkpoint, one: Vocabulary, two: Voca
 def _unlike(one: Vocabulary, two: Vocabulary) -> str:
     """How two tables of tokens differ, with examples."""
     a, b = one.ids, two.ids
-    parts = [f"{counted(len(x), 'token')} only in {v.folder} ({_some(x)})" for v, x in (
+    parts = [f"{counted(len(x), 'token')} only in {v.named} ({_some(x)})" for v, x in (
         (one, sorted(a.keys() - b.keys(), key=a.__getitem__)), (two, sorted(b.keys() - a.keys(), key=b.__getitem__))
     ) if x]  # fmt: skip
     moved = [f"{token!r} {a[token]} and {b[token]}" for token in a if b.get(token, a[token]) != a[token]]

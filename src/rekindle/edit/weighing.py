@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.edit.expressions import Expr, Reader, Transposed
+from rekindle.edit.expressions import Expr, Leaf, Reader, Transposed
 from rekindle.edit.measure import STEP, Activations, Measurement
 from rekindle.errors import RekindleError
+from rekindle.store.dtypes import count_not_finite
 from rekindle.store.window import loops
 
 DIGIT = 1 << 16  # values of 16 bits: those of a float are counted from the upper ones down
@@ -28,6 +29,7 @@ class Products(Measurement):
     def __init__(self, xs: Sequence[Expr], base: Expr | None = None, given: tuple[float, ...] = ()):
         """`given`: what else the weights depend on."""
         of = as_stored((*xs, base) if base is not None else xs)
+        given = tuple(map(float, given))
         state = f"{[x.label() for x in of]} {base is not None} {given}"
         name = f"{type(self).__name__.lower()}/{of[0].label()}/{hashlib.sha256(state.encode()).hexdigest()[:16]}"
         super().__init__(name, of)
@@ -45,7 +47,8 @@ class Products(Measurement):
             hi = min(lo + step, rows)
             blocks = [x.values(lo, hi, reader) for x in xs]
             total += loops().products(blocks[:count], blocks[-1] if self.differences else None)
-        _check_finite(total, self.of[0])
+        if not np.isfinite(total).all():
+            raise _not_finite(self.of, reader)
         digits, exponent = np.frexp(self.weights(total))
         return {"weights": np.ldexp(np.round(np.ldexp(digits, DIGITS)), exponent - DIGITS)}
 
@@ -83,7 +86,7 @@ class Sizes(Measurement):
                 for above, count in counts.items():
                     loops().sizes(x, base, count, shift, None if first else above)
             if first and counts[0][0x7FF0 if wide else 0x7F80 :].any():  # infinities and NaN
-                raise _not_finite(self.of[0])
+                raise _not_finite(self.of, reader)
             for key, above in known.items():
                 down = np.append(np.cumsum(counts[above][::-1])[::-1], 0)  # entries with this digit or a larger one
                 digit = int(np.flatnonzero(down > left[key])[-1])
@@ -106,14 +109,23 @@ def as_stored(xs: Sequence[Expr]) -> tuple[Expr, ...]:
     return tuple(turned if len(turned) == len(xs) else xs)
 
 
-def _check_finite(total: NDArray, x: Expr) -> None:
-    if not np.isfinite(total).all():
-        raise _not_finite(x)
+class NotFinite(RekindleError):
+    """A tensor to merge has NaN or infinite values; `source`: the key of whose it is."""
+
+    def __init__(self, what: str, leaf: Leaf):
+        super().__init__(what, where=leaf.label(), hint="rekindle inspect SRC --nan names them")
+        self.source, self.name = leaf.source, leaf.name
+
+    def of(self, given: str) -> RekindleError:
+        """The same where the source is called `given`."""
+        return RekindleError(self.what, where=f"{self.name} of {given}", hint=f"rekindle inspect {given} --nan")
 
 
-def _not_finite(x: Expr) -> RekindleError:
-    return RekindleError(
-        "A tensor to merge has NaN or infinite values, or differs from its base by such.",
-        where=x.label(),
-        hint="rekindle inspect SRC --nan names them",
-    )
+def _not_finite(xs: Iterable[Expr], reader: Reader) -> NotFinite:
+    leaves = [leaf for x in xs for leaf in x.leaves()]
+    for leaf in leaves:
+        step = max(1, STEP // max(1, leaf.row_size))
+        for lo in range(0, leaf.num_rows, step):
+            if count_not_finite(leaf.raw(lo, min(lo + step, leaf.num_rows), reader), leaf.dtype):
+                return NotFinite("A tensor to merge has NaN or infinite values.", leaf)
+    return NotFinite("The values of tensors to merge are too large to be multiplied.", leaves[0])

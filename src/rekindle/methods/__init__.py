@@ -46,6 +46,11 @@ class Method(NamedTuple):
     def function(self) -> Callable[[Any, Any], Checkpoint]:
         return getattr(self.module, self.where.split(":")[1])
 
+    def cited(self, options: Mapping[str, Any]) -> str:
+        """The papers behind it, and a link: of a method of several ways those of the one that these options name."""
+        own = getattr(self.module, "cited", None)
+        return own(options) if own else f"{self.paper} {self.url}".strip()
+
     def apply(self, parent: Checkpoint, config: Any, tower: str | None = None) -> Checkpoint:
         """What it makes of a checkpoint; where that has several towers, and the method sees one, of `tower`, or "both".
 

@@ -24,6 +24,7 @@ Source: see each way's file; arXiv 2203.05482 (soups), 2212.04089 (task vectors)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from rekindle.anatomy import Adapter, Role, opaque_name
 from rekindle.edit import Checkpoint, Expr, Promise, exact, lossy, united
@@ -86,6 +87,13 @@ def _promise(child: Checkpoint, models: Iterable[Checkpoint]) -> Promise:
     return lossy("a merge computes the function of none of its sources")
 
 
+def cited(options: Mapping[str, Any]) -> str:
+    """The paper of the way that was gone, out of options as a lineage has them."""
+    said = options.get("how")
+    how = said.get("value") if isinstance(said, dict) else None
+    return WAYS[how].paper if isinstance(how, str) and how in WAYS else ""
+
+
 # -- weights ---------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +143,9 @@ def _check_courses(config: Config, given: Sequence[Course], parts: Iterable[str]
 def _summed(weights: Sequence[float], config: Config, role: Role) -> Sequence[float]:
     """The weights as they count, refused where their sum makes no average."""
     total, way = sum(weights), WAYS[config.how]
-    if way.positive and (min(weights) < 0 or max(weights) == 0):
+    if way.positive and max(weights) <= 0 <= min(weights):
+        raise RekindleError(f"The weights of {role} are all 0: nothing is left of the models.", hint="other weights")
+    if way.positive and min(weights) < 0:
         what = f"{config.how} takes weights from 0 on, and those of {role} are {', '.join(f'{a:g}' for a in weights)}."
         raise RekindleError(what, hint="--how linear or task, where a model is to be taken away")
     if config.normalize:

@@ -84,7 +84,10 @@ def _steps(records: Sequence[Record]) -> dict[str | int, tuple[list[str | int], 
 
 
 def _states(records: Sequence[Record]) -> list[list[int]]:
-    """The places of states of one run that went into the same and nothing else, where there are several."""
+    """The places of states of one run that went into the same and nothing else, where there are several.
+
+    Several that came equally far are runs of their own: which of these an earlier state is of is not known.
+    """
     children: list[list[int]] = [[] for _ in records]
     for place, behind in enumerate(parents(records)):
         for after in behind:
@@ -94,7 +97,7 @@ def _states(records: Sequence[Record]) -> list[list[int]]:
         alike = dict[tuple[int, ...], list[int]]()
         for place in places if records[places[0]].verb == "train" else ():
             alike.setdefault(tuple(children[place]), []).append(place)
-        found += [group for group in alike.values() if len(group) > 1]
+        found += [group for group in alike.values() if 1 < len(group) == len({records[p].tokens for p in group})]
     return found
 
 

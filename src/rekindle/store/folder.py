@@ -31,6 +31,12 @@ class Folder:
     bare: bool = False  # only a config: enough to plan, and nothing to read
     native: bool = True  # transformers reads the same out of the folder itself
     seen: Stamps = field(default_factory=dict, repr=False, compare=False)  # of its files, before they were opened
+    given: str = field(default="", compare=False)  # what named it, where that is not its path
+
+    @property
+    def named(self) -> str:
+        """What to call it to whoever named it."""
+        return self.given or str(self.path)
 
     @property
     def shards(self) -> list[Path]:

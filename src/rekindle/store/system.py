@@ -11,6 +11,8 @@ from pathlib import Path
 
 from rekindle.errors import RekindleError
 
+OURS = re.compile(r"\.(.+?)(?:\.training)?\.(?:lock|retired|partial.*)")  # names beside an OUT, which nobody has given
+
 
 class DiscFull(RekindleError):
     """There is no space left where something is written."""
@@ -23,7 +25,9 @@ def explained(out: Path, other: str = "another OUT") -> Iterator[None]:
         yield
     except Exception as error:
         number = error_number(error)
-        where = getattr(error, "filename", None) or out
+        where = Path(getattr(error, "filename", None) or out)
+        if ours := OURS.fullmatch(where.name):
+            where = where.with_name(ours[1])
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise DiscFull(
                 f"The disc is full: {out} could not be finished.", hint=f"free some space, or {other}"
@@ -31,7 +35,8 @@ def explained(out: Path, other: str = "another OUT") -> Iterator[None]:
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise RekindleError("No permission to write here.", where=where, hint=other) from None
         if number in (errno.ENOTDIR, errno.EEXIST):
-            raise RekindleError("This is a file, not a folder.", where=where) from None
+            there = next(path for path in (where, *where.parents) if path.exists())
+            raise RekindleError("This is a file, not a folder.", where=there) from None
         if number == errno.EFBIG:
             raise RekindleError(
                 "The file system takes no file this large.", where=out, hint="a smaller --max-shard-size"

@@ -21,16 +21,17 @@ FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": F
 class Vocabulary:
     """The tokens of a folder's tokenizer; raises RekindleError where its files are broken."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, named: str = ""):
         self.folder = folder
+        self.named = named or str(folder)  # to whoever named it
         self.file = next((folder / name for name in (FAST, SLOW, LINES) if (folder / name).is_file()), None)
 
     @property
     def why_none(self) -> str:
         """Why no tokens can be read here."""
         if found := [path.name for path in sorted(self.folder.glob("*")) if path.suffix in (".model", ".tiktoken")]:
-            return f"{self.folder} has only {found[0]}, which is not read here: save it with {FAST} first"
-        return f"{self.folder} has no {FAST}, {SLOW} or {LINES}"
+            return f"{self.named} has only {found[0]}, which is not read here: save it with {FAST} first"
+        return f"{self.named} has no {FAST}, {SLOW} or {LINES}"
 
     @cached_property
     def digest(self) -> str:

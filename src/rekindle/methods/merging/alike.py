@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
+from typing import Any
 
 from rekindle.anatomy import Settings, opaque_name
 from rekindle.anatomy.settings import meaning
@@ -28,12 +30,20 @@ def check_alike(models: Mapping[str, Checkpoint]) -> None:
 
 def notes(models: Mapping[str, Checkpoint], first: Checkpoint) -> Iterator[str]:
     """What is taken from one model alone, where the others may say otherwise: `first`'s."""
-    where = first.origin.folder.path
+    where = first.origin.folder.named
     if whole := [opaque_name(role) or str(role) for role, x in first.tensors.items() if not is_computable(x)]:
         yield f"whole numbers are not averaged but those of {where}: {_some(whole)}"
-    keys = {key: None for model in models.values() for key in model.config if key not in UNREAD}
-    if unlike := [key for key in keys if any(m.config.get(key) != first.config.get(key) for m in models.values())]:
+    own, *others = (_written_out(model) for model in (first, *models.values()))
+    keys = {key: None for config in (own, *others) for key in config if key not in UNREAD}
+    if unlike := [key for key in keys if any(config.get(key) != own.get(key) for config in others)]:
         yield f"the configs differ in {_some(unlike)}: that of {where} is taken"
+
+
+def _written_out(model: Checkpoint) -> dict[str, Any]:
+    """Its config with every value, in one spelling: what one library leaves out or calls otherwise is no difference."""
+    with suppress(RekindleError):
+        return model.family.config(model.settings, model.config, model.family)
+    return model.config
 
 
 def _codes(model: Checkpoint) -> Iterator[RekindleError]:
@@ -42,11 +52,11 @@ def _codes(model: Checkpoint) -> Iterator[RekindleError]:
     if codes or model.config.get("quantization_config"):
         kind = codes[0] if codes else "quantised"
         what = f"These weights are {kind}: codes cannot be added up."
-        yield RekindleError(what, where=model.origin.folder.path, hint="the model they were made from")
+        yield RekindleError(what, where=model.origin.folder.named, hint="the model they were made from")
 
 
 def _differences(first: Checkpoint, other: Checkpoint) -> Iterator[RekindleError]:
-    where = f"{first.origin.folder.path} and {other.origin.folder.path}"
+    where = f"{first.origin.folder.named} and {other.origin.folder.named}"
     if first.family.model_type != other.family.model_type:
         what = f"A {first.family.model_type} and a {other.family.model_type} cannot be merged: tensors are not alike."
         yield RekindleError(what, where=where)

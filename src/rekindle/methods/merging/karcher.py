@@ -39,7 +39,7 @@ def middle(products_KK: NDArray[np.float64], by_K: NDArray[np.float64]) -> NDArr
     if not norms.all():
         return by_K
     cosines_KK = products_KK / np.outer(norms, norms)  # of unit vectors u_i; a point p is a sum c_i u_i
-    if np.allclose(cosines_KK, 1, atol=1e-9):
+    if np.allclose(cosines_KK, 1, rtol=0, atol=1e-9):
         return by_K  # one direction
     squared = by_K @ cosines_KK @ by_K
     if squared < OPPOSITE**2:

@@ -67,6 +67,7 @@ class Way(NamedTuple):
 
     combine: Callable[[Of, Config], Expr]
     reads: tuple[str, ...]  # of the options
+    paper: str  # and a link to it
     sums_to_one: bool = False  # its weights
     positive: bool = False  # it weighs a mean of directions, or a vote: no weight below 0, and one above
     series: Callable[[int, Config], Sequence[float]] | None = None  # weights of so many checkpoints, oldest first
@@ -76,41 +77,62 @@ class Way(NamedTuple):
         return "base" in self.reads
 
 
-def _series(weights: Callable[[int, Config], Sequence[float]], *reads: str) -> Way:
-    return Way(lambda of, c: linear(of.xs, of.weights), ("last", *reads), series=weights)
+def _arxiv(paper: str, number: str) -> str:
+    return f"{paper} (arXiv {number}) https://arxiv.org/abs/{number}"
+
+
+def _series(weights: Callable[[int, Config], Sequence[float]], paper: str, *reads: str) -> Way:
+    return Way(lambda of, c: linear(of.xs, of.weights), ("last", *reads), paper, series=weights)
 
 
 WAYS = {
     "linear": Way(
         lambda of, c: linear(of.xs, of.weights),
         ("weights", "normalize", "any_sum", "by_role"),
+        _arxiv("Wortsman et al. 2022, Model soups", "2203.05482"),
         sums_to_one=True,
     ),
-    "slerp": Way(lambda of, c: slerp(of.xs, *of.weights), ("t", "by_role")),
+    "slerp": Way(
+        lambda of, c: slerp(of.xs, *of.weights),
+        ("t", "by_role"),
+        "Shoemake 1985, Animating rotation with quaternion curves",
+    ),
     "karcher": Way(
-        lambda of, c: karcher(of.xs, of.weights), ("weights", "normalize", "by_role"), sums_to_one=True, positive=True
+        lambda of, c: karcher(of.xs, of.weights),
+        ("weights", "normalize", "by_role"),
+        "Karcher 1977, Riemannian center of mass and mollifier smoothing",
+        sums_to_one=True,
+        positive=True,
     ),
     "task": Way(
         lambda of, c: task_arithmetic(of.xs, of.weights, of.base, c.lambda_),
         ("base", "weights", "normalize", "lambda_", "by_role"),
+        _arxiv("Ilharco et al. 2023, Editing Models with Task Arithmetic", "2212.04089"),
     ),
     "ties": Way(
         lambda of, c: ties(of.xs, of.weights, of.base, c.density, c.lambda_),
         ("base", "weights", "lambda_", "density", "by_role"),
+        _arxiv("Yadav et al. 2023, TIES-Merging", "2306.01708"),
         positive=True,
     ),
     "dare": Way(
         lambda of, c: dare(of.xs, of.weights, of.base, c.density, c.lambda_, c.seed, of.key),
         ("base", "weights", "normalize", "lambda_", "density", "seed", "by_role"),
+        _arxiv("Yu et al. 2023, Language Models are Super Mario (DARE)", "2311.03099"),
     ),
     "breadcrumbs": Way(
         lambda of, c: breadcrumbs(of.xs, of.weights, of.base, c.density, c.gamma, c.lambda_),
         ("base", "weights", "normalize", "lambda_", "density", "gamma", "by_role"),
+        _arxiv("Davari and Belilovsky 2023, Model Breadcrumbs", "2312.06795"),
     ),
-    "stock": Way(lambda of, c: model_stock(of.xs, of.base), ("base",)),
-    "mean": _series(lambda count, c: mean(count)),
-    "ema": _series(lambda count, c: ema(count, c.decay), "decay"),
-    "wsm": _series(lambda count, c: wsm(count, c.shape), "shape"),
+    "stock": Way(
+        lambda of, c: model_stock(of.xs, of.base),
+        ("base",),
+        _arxiv("Jang et al. 2024, Model Stock", "2403.19522"),
+    ),
+    "mean": _series(lambda count, c: mean(count), _arxiv("Kaddour 2022, LAWA", "2209.14981")),
+    "ema": _series(lambda count, c: ema(count, c.decay), "", "decay"),
+    "wsm": _series(lambda count, c: wsm(count, c.shape), _arxiv("Tian et al. 2025, WSM", "2507.17634"), "shape"),
 }
 
 

@@ -13,7 +13,9 @@ from train.train_helpers import write_corpus
 from rekindle import api
 from rekindle.apply.calibrate import Calibration, nbytes
 from rekindle.apply.load import load_model
+from rekindle.apply.probe import PROBES
 from rekindle.errors import RekindleError
+from rekindle.store.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +41,16 @@ def some_ids(checkpoint, rows=6, length=12):
 
 def moments(checkpoint, batches, **how):
     made = Calibration(checkpoint, batches, **how)
-    return np.stack([made.attention_inputs(layer) for layer in range(checkpoint.settings.num_layers)])
+    reads = next(iter(checkpoint.settings.towers.values()), checkpoint.settings)
+    return np.stack([made.attention_inputs(layer) for layer in range(reads.num_layers)])
 
 
-@pytest.mark.parametrize("family", [*DECODERS, "bert"])
+TWO_TOWERS = ["t5", "t5gemma", "t5gemma2"]
+
+
+@pytest.mark.parametrize("family", [*DECODERS, "bert", *TWO_TOWERS])
 def test_moments_are_those_of_what_enters_attention(tiny, family):
-    """Of the first layer, computed by hand from the embeddings and, where there is one, the norm before."""
+    """Of the first layer, of what reads the text, where transformers calls its attention."""
     import torch
 
     checkpoint = api.open(tiny(family)).checkpoint
@@ -52,27 +58,26 @@ def test_moments_are_those_of_what_enters_attention(tiny, family):
         with pytest.raises(RekindleError, match="latent attention"):
             Calibration(checkpoint, [])
         return
-    ids, seen = some_ids(checkpoint), {}
+    probe, ids, seen = PROBES[checkpoint.settings.output], some_ids(checkpoint), {}
     with torch.no_grad():
-        model = load_model(checkpoint.folder.path, output=checkpoint.settings.output).eval().base_model
-        block = next(
-            m for name, m in model.named_modules() if name.endswith((".0.self_attn", ".0.attention", ".0.attn"))
-        )
+        model = load_model(checkpoint.folder.path, output=checkpoint.settings.output).eval()
+        ends = (".0.self_attn", ".0.attention", ".0.attn", ".0.SelfAttention")
+        block = next(m for name, m in model.named_modules() if name.endswith(ends) and "vision" not in name)
         block.register_forward_pre_hook(
             lambda module, args, kwargs: seen.update(x=args[0] if args else kwargs["hidden_states"]), with_kwargs=True
         )
-        model(input_ids=ids)
+        model.base_model(**probe.inputs(model, probe.shown(ids)))
     x = seen["x"].flatten(0, 1).double().numpy()
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    found = moments(checkpoint, [{"input_ids": batch} for batch in ids.split(2)])
+    found = moments(checkpoint, map(probe.shown, ids.split(2)))
     np.testing.assert_allclose(found[0], x.T @ x / len(x), rtol=1e-4, atol=1e-6)
     assert (found[:, -1, -1] == 1).all()
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "mixtral", "bert"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "mixtral", "bert", *TWO_TOWERS])
 def test_block_by_block_finds_the_same(tiny, family):
     checkpoint = api.open(tiny(family)).checkpoint
-    batches = [{"input_ids": some_ids(checkpoint)}]
+    batches = [PROBES[checkpoint.settings.output].shown(some_ids(checkpoint))]
     whole, blocks = (moments(checkpoint, batches, blockwise=blockwise) for blockwise in (False, True))
     np.testing.assert_allclose(whole, blocks, rtol=1e-4, atol=1e-5)
 
@@ -120,6 +125,19 @@ def test_heads_measured_on_text_lose_less_of_it(trained, tmp_path):
     weights = losses(folder, corpus, tmp_path / "weights", kv_heads=1, pool="aligned")
     text = losses(folder, corpus, tmp_path / "text", kv_heads=1, pool="aligned", data=str(corpus), data_tokens=4096)
     assert text < weights < mean
+
+
+def test_heads_of_an_encoder_are_measured_on_what_it_reads(trained, tmp_path):
+    _, corpus = trained
+    shape = {"family": "t5gemma", "hidden": 32, "layers": 2, "heads": 4, "ffn": 64, "tokenizer": "bpe:300"}
+    folder = api.init(tmp_path / "start", data=str(corpus), **shape)
+    options = {"kv_heads": 1, "pool": "aligned", "tower": "encoder"}
+    measured = api.gqa(folder, **options, data=str(corpus), data_tokens=512).save(tmp_path / "text")
+    by_weights = api.gqa(folder, **options).save(tmp_path / "weights")
+    rows = [read_manifest(out).measured for out in (measured, by_weights)]
+    assert rows[0].keys() == rows[1].keys() == {f"encoder, layer {i}, 4 to 1 key-value heads" for i in (0, 1)}
+    assert all(rows[0][row] != rows[1][row] for row in rows[0])
+    assert api.verify(measured, against=folder, tokens=128).loss_child
 
 
 def test_text_is_of_the_training_part_and_leads_to_the_same_bytes_again(trained, tmp_path, monkeypatch):

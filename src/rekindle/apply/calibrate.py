@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.anatomy import Role
+from rekindle.anatomy import Role, Settings
 from rekindle.apply.probe import PROBES, Shown
 from rekindle.apply.verify import loaded
 from rekindle.edit.checkpoint import Checkpoint
@@ -23,11 +23,12 @@ from rekindle.errors import RekindleError
 
 def nbytes(checkpoint: Checkpoint) -> int:
     """Memory of the moments."""
-    return 8 * checkpoint.settings.num_layers * (checkpoint.settings.hidden_size + 1) ** 2
+    _, settings = _reader(checkpoint)
+    return 8 * settings.num_layers * (settings.hidden_size + 1) ** 2
 
 
 class Calibration:
-    """The activations of a checkpoint on a text; see edit.measure.Activations."""
+    """What a checkpoint, or its encoder where there is one, computes on a text; see edit.measure.Activations."""
 
     def __init__(self, checkpoint: Checkpoint, batches: Iterable[Shown], *, blockwise: bool = False):
         """Runs the model of the checkpoint's folder, in float32, on all batches, see apply.probe.
@@ -37,8 +38,9 @@ class Calibration:
         """
         if checkpoint.settings.latent_attention:
             raise RekindleError(f"{checkpoint.family.model_type} has latent attention: its keys have no inputs to see.")
-        size = checkpoint.settings.hidden_size + 1
-        self._moments = np.zeros((checkpoint.settings.num_layers, size, size))
+        _, settings = _reader(checkpoint)
+        size = settings.hidden_size + 1
+        self._moments = np.zeros((settings.num_layers, size, size))
         self._tokens = 0
         self._run(checkpoint, batches, blockwise)
         if not np.isfinite(self._moments).all():
@@ -72,7 +74,14 @@ class Calibration:
         moment[-1, -1] += len(x)
 
 
+def _reader(checkpoint: Checkpoint) -> tuple[str, Settings]:
+    """The tower that reads what `input_ids` and `attention_mask` are of, "" of an only one; and its settings."""
+    return next(iter(checkpoint.settings.towers.items()), ("", checkpoint.settings))
+
+
 def _key_projections(checkpoint: Checkpoint) -> list[str]:
     """The module of each layer that computes keys, perhaps with queries and values, by its name in transformers."""
     names = {role: name for role, (name, _, _) in checkpoint.family.table(checkpoint.settings, fused=True)}
-    return [names[Role("attn.k", layer)].removesuffix(".weight") for layer in range(checkpoint.settings.num_layers)]
+    tower, settings = _reader(checkpoint)
+    keys = (names[Role("attn.k", layer, tower=tower)] for layer in range(settings.num_layers))
+    return [name.removesuffix(".weight") for name in keys]

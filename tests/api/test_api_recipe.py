@@ -9,6 +9,7 @@ import pytest
 from rekindle import api
 from rekindle.config import dump_yaml
 from rekindle.errors import RekindleError
+from rekindle.store.manifest import read_manifest
 
 
 def recipe(tmp_path, source, *steps, **more):
@@ -131,3 +132,67 @@ def test_a_series_is_more_than_one_model(tiny, tmp_path):
         with pytest.raises(RekindleError, match="rewrite takes one model, and there are 2") as error:
             api.load_recipe(path)
         assert "of: run/step-1, beside rewrite" in str(error.value)
+
+
+def series(source, folder, *steps):
+    for step in steps:
+        shutil.copytree(source, folder / f"checkpoint-{step}")
+    return f"{folder}/checkpoint-*"
+
+
+def test_a_model_of_a_series_is_named_once(tiny, tmp_path):
+    sources = {"run": series(tiny("llama"), tmp_path / "run", 1, 2), "x": str(tiny("llama"))}
+    path = recipe(tmp_path, sources, {"merge": {}, "of": ["run", "x", "run/step-2"]})
+    with pytest.raises(RekindleError, match="of has run/step-2 twice") as error:
+        api.load_recipe(path)
+    assert error.value.hint == "of: [run/step-1, run/step-2, x]"
+
+
+REWRITE_A = {"rewrite": {}, "of": "a"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        ([REWRITE_A], "b, run"),
+        ([{"merge": {}, "of": ["a", "b", "run/step-1"]}], "run/step-2"),
+        ([REWRITE_A, {"merge": {}, "of": ["b", "run"]}], "a"),  # what a step made, not the source
+        ([REWRITE_A | {"as": "x"}, {"merge": {}, "of": ["a", "b", "run"]}], "x"),
+        ([REWRITE_A | {"as": "b"}, {"merge": {}}], "b"),  # the source, whose name a result takes
+    ],
+)
+def test_a_recipe_makes_nothing_in_vain(tiny, tmp_path, steps, left):
+    """Neither a source is left out, nor what a step made; the hint names all of it."""
+    sources = {name: str(tiny("llama")) for name in "ab"} | {"run": series(tiny("llama"), tmp_path / "run", 1, 2)}
+    with pytest.raises(RekindleError, match=f"^Nothing is made of {left}\\.") as error:
+        api.load_recipe(recipe(tmp_path, sources, *steps))
+    assert error.value.hint == f"of: [{left}]"
+
+
+def test_what_has_no_name_is_not_left_out_either(tiny, tmp_path):
+    sources = {name: str(tiny("llama")) for name in "abc"}
+    for last in ({"merge": {}, "of": ["a", "c"]}, {"rewrite": {}, "of": "c"}):
+        path = recipe(tmp_path, sources, {"merge": {}, "of": ["a", "b"]}, last)
+        with pytest.raises(RekindleError, match="^Nothing is made of what a step made without a name") as error:
+            api.load_recipe(path)
+        assert error.value.hint == "as: NAME beside that step, and of: [NAME]"
+
+
+def test_what_was_measured_in_two_sources_is_told_of_both(tiny, tmp_path):
+    """By the sources' names; of an only source as it always was."""
+    each = [{"gqa": {"kv_heads": 1}, "of": name} for name in "ab"]
+    path = recipe(tmp_path, {"a": str(tiny("llama")), "b": str(tiny("llama", seed=1))}, *each, {"merge": {}})
+    measured = read_manifest(api.run(path, tmp_path / "out")).measured
+    alone = {
+        name: read_manifest(api.gqa(tiny("llama", seed=seed), kv_heads=1).save(tmp_path / name)).measured
+        for seed, name in enumerate("ab")
+    }
+    assert [*alone["a"]] == [f"layer {layer}, 2 to 1 key-value heads" for layer in range(3)]
+    assert measured == {f"{name}, {row}": found for name in "ab" for row, found in alone[name].items()}
+
+
+def test_a_name_that_is_free_again_is_given_again(tiny, tmp_path):
+    sources = {name: str(tiny("llama")) for name in "ab"}
+    path = recipe(tmp_path, sources, {"merge": {}, "as": "b"}, {"rewrite": {}, "of": "b", "as": "a"})
+    model, _ = api.load_recipe(path)
+    assert [step.verb for step in model.steps] == ["merge", "rewrite"]

@@ -7,13 +7,16 @@ import shutil
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tiny_models import ENCODER_DECODERS, V1_1, save_tiny
 
 from rekindle import api
 from rekindle.anatomy import FAMILIES, OPAQUE, Nameless, Role, families, family_of
 from rekindle.apply.load import quietly
+from rekindle.cli.verbs import rekindle
 from rekindle.errors import RekindleError
+from rekindle.store.manifest import read_manifest
 
 CASES = [
     *((family, {}) for family in ENCODER_DECODERS), ("t5", V1_1), ("t5", {"num_decoder_layers": None}),
@@ -87,6 +90,26 @@ def test_one_tower_after_the_other_is_both(tiny, tmp_path):
     assert (both / "config.json").read_bytes() == (once / "config.json").read_bytes()
 
 
+def test_what_was_measured_in_two_towers_is_told_of_both(tiny, tmp_path):
+    out = api.gqa(tiny("t5gemma2"), kv_heads=1, tower="both").save(tmp_path / "out")
+    depths = {"encoder": 2, "decoder": 3}
+    rows = [f"{tower}, layer {i}, 2 to 1 key-value heads" for tower, depth in depths.items() for i in range(depth)]
+    measured = read_manifest(out).measured
+    assert [*measured] == rows
+    assert len({tuple(found.values()) for found in measured.values()}) == len(rows)
+    alone = read_manifest(api.gqa(tiny("t5gemma2"), kv_heads=1, tower="decoder").save(tmp_path / "alone")).measured
+    assert alone == {row: measured[row] for row in rows[2:]}
+
+
+def test_a_note_says_of_which_tower_it_is(tiny):
+    new = "are new: LLaMA-Pro trains these alone"
+    grown = {"order": "llama-pro", "factor": 2}
+    both = api.grow_depth(tiny("t5", num_decoder_layers=2), tower="both", **grown)
+    assert both.checkpoint.notes == [f"encoder and decoder: layers 1, 3 {new}"]
+    unlike = api.grow_depth(tiny("t5"), tower="both", **grown).checkpoint.notes
+    assert unlike[:2] == [f"encoder: layers 1, 3 {new}", f"decoder: layers 1, 3, 5 {new}"]
+
+
 def test_switch_keeps_experts_where_its_config_can_say_so(tiny, tmp_path):
     everywhere = tiny("switch_transformers", num_sparse_encoder_layers=4, num_sparse_decoder_layers=4)
     out = api.grow_depth(everywhere, factor=2, order="llama-pro", tower="both").save(tmp_path / "out")
@@ -96,6 +119,41 @@ def test_switch_keeps_experts_where_its_config_can_say_so(tiny, tmp_path):
     stacked = api.grow_depth(tiny("switch_transformers"), factor=2, order="stack", tower="encoder")
     assert stacked.checkpoint.settings.towers["encoder"].sparse_layers == (1, 3, 5, 7)
     logits(stacked.save(tmp_path / "stacked"))
+
+
+@pytest.mark.parametrize("order", ["interpose", "llama-pro"])
+def test_an_order_that_cannot_be_names_those_that_can(tiny, order):
+    """All of them: each makes a child of that depth."""
+    for depth, orders in ((8, ["stack", "solar"]), (5, ["stack"])):
+        with pytest.raises(RekindleError, match="cannot say which layers are which") as error:
+            api.grow_depth(tiny("switch_transformers"), layers=depth, order=order, tower="encoder")
+        assert error.value.hint == f"--order {' or '.join(orders)}"
+        for able in orders:
+            child = api.grow_depth(tiny("switch_transformers"), layers=depth, order=able, tower="encoder").checkpoint
+            assert child.settings.towers["encoder"].num_layers == depth
+
+
+def test_inspect_says_which_flags_would_do(tiny):
+    can = api.inspect(tiny("switch_transformers"))["can"]
+    assert can["grow-depth"].endswith("asked for are layers 2, 3, 6, 7 of 8. (--order stack or solar)")
+    assert can["grow-experts"].endswith("(--top-k keep)")
+    assert all(text.startswith(("yes", "no")) for text in can.values())
+
+
+@pytest.mark.parametrize("tower", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("family", "verb", "options"),
+    [
+        *((family, "upcycle", {"experts": 2}) for family in ("t5gemma", "t5gemma2")),
+        *((family, "grow-experts", {}) for family in ("t5gemma", "t5gemma2")),
+    ],
+)
+def test_a_refusal_names_the_model_and_not_what_the_config_calls_its_tower(tiny, family, verb, options, tower):
+    own = FAMILIES[family].towers[tower].model_type
+    with pytest.raises(RekindleError) as refused:
+        api.apply(verb, tiny(family), tower=tower, **options)
+    assert own not in str(refused.value)
+    assert family in str(refused.value)
 
 
 def test_switch_gets_more_experts_in_both_towers_at_once(tiny, tmp_path):
@@ -170,7 +228,8 @@ def test_towers_that_share_a_key_cannot_differ_in_it(tiny):
 def test_what_does_not_fit_two_towers_is_refused(tiny):
     for family, verb, options, said in (
         ("t5", "gqa", {"kv_heads": 1, "tower": "decoder"}, "each query head of it has its own"),
-        ("t5gemma", "gqa", {"kv_heads": 1, "tower": "decoder"}, "cross-attention"),
+        ("t5gemma", "gqa", {"kv_heads": 1, "tower": "decoder"}, "^t5gemma's cross-attention"),
+        ("t5gemma2", "gqa", {"kv_heads": 1, "tower": "both", "data": "text"}, "a model of one tower"),
         ("t5", "upcycle", {"experts": 2, "tower": "decoder"}, "can hold a t5"),
         ("switch_transformers", "grow-experts", {"tower": "both"}, "top_k 1"),
     ):
@@ -300,6 +359,68 @@ def test_a_class_that_no_table_knows_is_known_by_its_names(mamba, tmp_path):
         with pytest.raises(RekindleError, match="'mamba' is not known") as error:
             api.apply(verb, mamba, **options)
         assert error.value.why == f"{verb} must know what each tensor is"
+
+
+@pytest.fixture
+def unknown(tmp_path):
+    """unknown("bart"): a tiny model of a class without a table: of two towers, of text, of pictures, of both."""
+    import transformers as hf
+
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    bart = {"d_model": 16, "vocab_size": 64, "max_position_embeddings": 32}
+    bart |= {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    eyes = small | {"image_size": 8, "patch_size": 4}
+    clip = {"text_config": small | {"vocab_size": 64, "max_position_embeddings": 32}, "vision_config": eyes}
+    made = {
+        "bart": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**bart)),
+        "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(vocab_size=64, **small)),
+        "vit": lambda: hf.ViTForImageClassification(hf.ViTConfig(**eyes)),
+        "clip": lambda: hf.CLIPModel(hf.CLIPConfig(**clip)),
+    }
+
+    def make(name):
+        with quietly():
+            torch.manual_seed(0)
+            made[name]().save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["bart", "falcon"])
+def test_a_text_model_that_no_table_knows_is_verified_by_its_class(tiny, unknown, tmp_path, name):
+    src = unknown(name)
+    whole = api.verify(api.rewrite(src).save(tmp_path / "whole", max_shard_size=8000), src)
+    assert (whole.held, whole.relative_difference, whole.compared) == (True, 0.0, "first outputs")
+    rounded = api.verify(api.rewrite(src, dtype="bfloat16").save(tmp_path / "rounded"), src)
+    assert rounded.held
+    assert 1e-6 < rounded.relative_difference < 0.1
+    tensors = load_file(src / "model.safetensors")
+    save_file({n: x * 1.01 for n, x in tensors.items()}, src / "model.safetensors", metadata={"format": "pt"})
+    assert api.verify(tmp_path / "whole", src).held is False
+    with pytest.raises(RekindleError, match=f"A {name} and a llama cannot be compared"):
+        api.verify(tmp_path / "whole", tiny("llama"))
+    with pytest.raises(RekindleError, match="no model whose blocks are known"):
+        api.verify(tmp_path / "whole", src, blockwise=True)
+
+
+@pytest.mark.parametrize("name", ["vit", "clip"])
+def test_what_reads_no_text_alone_is_not_verified(tiny, unknown, tmp_path, name):
+    """verify says why, on either side; no verb proposes it, nor does the card."""
+    src, out = unknown(name), tmp_path / "out"
+    for words in (["merge", src, src], ["rewrite", src]):
+        said = CliRunner().invoke(rekindle, [*map(str, words), str(out), "--overwrite"])
+        assert said.exit_code == 0, said.output
+        assert "next:" not in said.output
+        assert "rekindle verify" not in (out / "README.md").read_text()
+    with pytest.raises(
+        RekindleError, match="'vit' is not known" if name == "vit" else "computes nothing on a text alone"
+    ) as error:
+        api.verify(out, src)
+    assert error.value.why == ("verify must know what the model is shown" if name == "vit" else None)
+    for child, against in ((out, tiny("llama")), (tiny("llama"), src)):
+        with pytest.raises(RekindleError, match="is not known|cannot be compared"):
+            api.verify(child, against)
 
 
 def test_what_no_table_names_is_planned_in_the_order_of_its_file(tiny, mamba):

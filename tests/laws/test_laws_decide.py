@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store.safetensors_bytes import file_of
 
 from rekindle import api
 from rekindle.errors import RekindleError
 from rekindle.laws.allocate import best_split
+from rekindle.laws.config import PlanConfig
 from rekindle.laws.crossing import least_for, lowest
 from rekindle.laws.decide import Answer, decide
-from rekindle.laws.law import published
+from rekindle.laws.law import law_named, published
+from rekindle.laws.plan import Checkpoint, plan
 from rekindle.laws.question import Question
 
 LAW = published()["upcycling-2025"]
@@ -191,6 +194,39 @@ def test_a_checkpoint_tells_its_size_shape_and_sunk_tokens(tiny, tmp_path):
         api.plan(ckpt=str(folder), tokens="1M")
     with pytest.raises(RekindleError, match="experts already"):
         api.plan(ckpt=str(tiny("mixtral")), sunk="1M", tokens="1M")
+    assert found["notes"] == []
+
+
+def test_other_models_than_decoders_are_told_apart(tiny, tmp_path):
+    """Their numbers are theirs, all towers counted, and the laws' are not of their kind: on the page as well."""
+    page = tmp_path / "page.html"
+    found = api.plan(ckpt=str(tiny("t5")), sunk="1M", tokens="1M", html=page).to_dict()
+    settings = api.open(tiny("t5")).checkpoint.settings.towers["decoder"]
+    kept = 2 * 2 * settings.num_layers * settings.num_heads * settings.head_dim  # a key and a value, in bf16
+    assert found["question"]["params"] == api.inspect(tiny("t5"))["parameters"]["total"]
+    assert found["serving"]["dense"]["kv_bytes_per_token"] == kept
+    assert found["notes"] == [
+        "this t5 writes a text for the one it reads: published laws are of decoders alone",
+        f"the KV cache is that of a token which is written; one that is read takes {kept} bytes",
+    ]
+    assert "This t5 writes a text for the one it reads" in page.read_text()
+    (note,) = api.plan(ckpt=str(tiny("bert")), sunk="1M", tokens="1M").to_dict()["notes"]
+    assert note == "this bert has no language-model head: published laws are of decoders alone"
+
+
+def test_a_checkpoint_that_no_law_can_be_asked_about(tmp_path):
+    """A class that no table knows; and one that has read too little, or is too small, to be a point of any law."""
+    (tmp_path / "config.json").write_text('{"model_type": "unheard-of"}')
+    (tmp_path / "model.safetensors").write_bytes(file_of({"w": ("F32", (2,), bytes(8))}))
+    with pytest.raises(RekindleError, match="'unheard-of' is not known") as error:
+        api.plan(ckpt=str(tmp_path), sunk="1M", tokens="1M")
+    assert error.value.why == "plan must know what each tensor is"
+    known = Checkpoint(params=999, sunk=512)
+    with pytest.raises(RekindleError) as error:
+        plan(law_named("upcycling-2025"), PlanConfig(ckpt="SRC", tokens=10**6), known)
+    assert "SRC has 999 parameters: too few for any law" in str(error.value)
+    assert "SRC has 512 tokens behind it: too few for any law" in str(error.value)
+    assert "billions" not in str(error.value)
 
 
 @pytest.mark.parametrize(

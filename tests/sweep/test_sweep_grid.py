@@ -262,6 +262,7 @@ def test_a_grid_ends_in_a_table_that_fit_reads(tmp_path, monkeypatch):
         ({"ways": [{"grown": {"grow-depth": {"facto": 2}}}]}, "no option 'facto'"),
         ({"ways": [{"a/b": {"grow-depth": {"factor": 2}}}]}, "cannot be called 'a/b'"),
         ({"ways": [{"scratch": {"grow-depth": {"factor": 2}}}]}, "cannot be called 'scratch'"),
+        ({"ways": [{"soup": {"merge": {"how": "linear"}}}]}, "The way soup is merge, which takes several models"),
         ({"sizes": [{"hidden": 18, "layers": 1}]}, "2 heads do not divide a hidden size of 18"),
         ({"model": {**GRID["model"], "tokenizer": "bpe:200"}}, "at least 257 entries"),
         ({"ways": [{"grown": {"grow-depth": {"layers": 1}}}]}, "size1.*grown.* layers"),

@@ -28,14 +28,20 @@ from rekindle.train.model import load_tokenizer
 SIZES = {"hidden": 16, "layers": 2, "heads": 4, "ffn": 24, "context": 64, "tokenizer": "bpe:300"}
 
 
-EYED = "t5gemma2"  # with a vision tower that no option shapes
+EYED = "t5gemma2"  # with a vision tower that --set alone shapes
+EYE = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8,
+       "patch_size": 4}  # fmt: skip
 CAUSAL = [name for name, family in FAMILIES.items() if "causal" in family.classes]
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != EYED])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_loads_where_its_users_load_it(family: str, tmp_path: Path, corpus: Path):
-    """With nothing but a family said: as transformers has it of the folder alone, as `inspect` and a price see it."""
+    """With nothing but a family said, and how small an eye is.
+
+    As transformers has it of the folder alone, as `inspect` and a price see it.
+    """
     told = {"family": family, "tokenizer": "bpe:300", "data": str(corpus)}
+    told |= {"set": {"encoder": {"vision_config": EYE}}} if family == EYED else {}
     made = api.init(tmp_path / "m", **told)
     seen, price = api.inspect(made), api.init_cost(**told)
     assert seen["family"] == family

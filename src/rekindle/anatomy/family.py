@@ -48,9 +48,15 @@ class Family:
     copies: Mapping[str, str] | None = None  # in memory, name -> name of the tensor that it is too, always
     stand_ins: Mapping[str, str] = field(default_factory=dict)  # config key -> the key whose value it has where null
     tied: str = "config"  # what says whether the head is the embeddings: the config, or the "weights" alone
+    called: str = ""  # of a tower: the model, where the tower has a model_type of its own
     section: tuple[str, ...] = ()  # of a tower: the keys that lead to its own config; (): it shares the model's
     towers: Mapping[str, Family] = field(default_factory=dict)  # of a model of several, see `towers`
     opaque: tuple[str, ...] = ()  # beginnings of names, `{layer}` in some, of tensors that the class has and no row
+
+    @property
+    def name(self) -> str:
+        """What users know it by."""
+        return self.called or self.model_type
 
     @property
     def spellings(self) -> tuple[Spelling, ...]:
@@ -126,7 +132,7 @@ class Family:
             if names == [name]:
                 return output
         raise RekindleError(
-            f"A {self.model_type} of the class {', '.join(map(str, names))} is not known.",
+            f"A {self.name} of the class {', '.join(map(str, names))} is not known.",
             where="config.json: architectures",
             hint=" or ".join(self.classes.values()),
         )
@@ -152,7 +158,7 @@ class Family:
         problems = self._write_keys(settings, config, parent_family, asked)
         for spelling in self.spellings:
             reason = spelling.write(settings, config)
-            problems += [f"{self.model_type} {reason}"] if reason else []
+            problems += [f"{self.name} {reason}"] if reason else []
         if problems:
             raise together([RekindleError(f"{problem}.") for problem in problems])
         if self.extra_layers:
@@ -187,15 +193,13 @@ class Family:
             if wanted is None and setting not in parent_family.keys:
                 continue  # the parent's family cannot say it: the default stays
             if written.setdefault(key, wanted) != wanted:
-                problems.append(
-                    f"{self.model_type} has one switch, {key}, where the parent {meaning(setting, wanted)} only"
-                )
+                problems.append(f"{self.name} has one switch, {key}, where the parent {meaning(setting, wanted)} only")
             config[key] = wanted
         return [*problems, *self._misfits(settings)]
 
     def _differs(self, setting: str, known: Any, wanted: Any, asked: bool = False) -> str:
         other = "what is asked for" if asked else "the parent"
-        return f"{self.model_type} {meaning(setting, known)}; {other} {meaning(setting, wanted)}"
+        return f"{self.name} {meaning(setting, known)}; {other} {meaning(setting, wanted)}"
 
     def _misfits(self, settings: Settings) -> Iterator[str]:
         if self.classes and settings.output not in self.classes:
@@ -203,9 +207,9 @@ class Family:
         if settings.latent_attention:
             return
         if "head_dim" not in self.keys and settings.head_dim * settings.num_heads != settings.hidden_size:
-            yield f"{self.model_type} has no head_dim of its own; the parent has {settings.head_dim}"
+            yield f"{self.name} has no head_dim of its own; the parent has {settings.head_dim}"
         if "num_kv_heads" not in self.keys and settings.num_kv_heads != settings.num_heads:
-            yield f"{self.model_type} has keys and values for each of its heads; asked for are {settings.num_kv_heads}"
+            yield f"{self.name} has keys and values for each of its heads; asked for are {settings.num_kv_heads}"
 
     # -- the table -----------------------------------------------------------------------------------------
 

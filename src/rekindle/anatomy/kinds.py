@@ -148,7 +148,7 @@ def misfits(family: Reading, config: Mapping[str, Any]) -> Iterator[RekindleErro
             null = ", or null" if wanted.endswith("?") and value is not None else ""
             shown = {None: "null", True: "true", False: "false"}.get(value) if _is_plain(value) else None
             yield RekindleError(
-                f"{key} is {shown or _short(value)}, but of {family.model_type} it is "
+                f"{key} is {shown or _short(value)}, but of {family.name} it is "
                 f"{_KINDS[wanted.removesuffix('?')][0]}{null}.",
                 where="config.json",
                 hint=f"set it, or take the line out: the default is {_short(family.defaults.get(key))}",
@@ -158,7 +158,7 @@ def misfits(family: Reading, config: Mapping[str, Any]) -> Iterator[RekindleErro
     for key in _SUB_CONFIGS if "causal" in family.classes else ():
         if key in config:
             yield RekindleError(
-                f"config.json of a {family.model_type} has a {key} too: transformers cannot read the two as one model.",
+                f"config.json of a {family.name} has a {key} too: transformers cannot read the two as one model.",
                 where="config.json",
                 hint="take it out, where the weights are those of the text model alone",
             )

@@ -14,7 +14,7 @@ from rekindle.errors import RekindleError
 NOTHING = Settings(
     vocab_size=0, hidden_size=0, num_layers=0, num_heads=0, num_kv_heads=0, head_dim=0, intermediate_size=0,
     hidden_act="", norm_eps=0.0, tie_word_embeddings=False, max_position_embeddings=0, windows=(), rope_theta=0.0,
-    rope_scaling=None, rotary_dim=0, qkv_bias=False, o_bias=False, mlp_bias=False, output="none",
+    rope_scaling=None, rotary_dim=0, qkv_bias=False, o_bias=False, mlp_bias=False, output="class",
 )  # fmt: skip
 NO_TABLE: dict[str, Any] = {
     "classes": {}, "top": (), "block": (), "dense": (), "sparse": (), "keys": {}, "fixed": {}, "defaults": {},
@@ -26,9 +26,9 @@ NO_TABLE: dict[str, Any] = {
 class Nameless(Family):
     unknown: RekindleError | None = None  # why no table says more of it
 
-    def refusing(self, verb: str) -> RekindleError:
-        """Why a method that must know what each tensor is cannot have it."""
-        unknown, why = self.unknown, f"{verb} must know what each tensor is"
+    def refusing(self, verb: str, needs: str = "what each tensor is") -> RekindleError:
+        """Why a verb that must know more than names cannot have it."""
+        unknown, why = self.unknown, f"{verb} must know {needs}"
         what, where = (unknown.what, unknown.where) if unknown else ("This architecture is not known.", None)
         return RekindleError(what, where=where, why=why, hint="merge, rewrite and pack take any; docs/families.md")
 
@@ -43,6 +43,9 @@ class Nameless(Family):
     def mended(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
 
+    def aliases(self, settings: Settings) -> dict[str, str]:
+        return {}
+
     def table(self, settings: Settings, *, fused: bool = False) -> Iterator[tuple[Role, Placed]]:
         return iter(())
 
@@ -54,7 +57,7 @@ class Adapter(Nameless):
     base: str | None = None  # what it says that it was trained on
     path: str = ""
 
-    def refusing(self, verb: str) -> RekindleError:
+    def refusing(self, verb: str, needs: str = "") -> RekindleError:
         what = f"{self.path} is an adapter for {self.base or 'a model it does not name'}, not a checkpoint."
         return RekindleError(what, hint=f"rekindle merge {self.path} MERGED --base {self.base or 'SRC'}")
 

@@ -83,7 +83,7 @@ def _read(config: Config, family: Reading, rotary_dim: int) -> Rope:
     partial = rope.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     theta, scaling = _split(rope, config.get("rope_theta", family.rope_theta), config, rotary_dim)
     if scaling and partial != 1.0:  # without a scaling it is ignored
-        what = f"partial_rotary_factor is {partial!r}, but {family.model_type} turns whole heads"
+        what = f"partial_rotary_factor is {partial!r}, but {family.name} turns whole heads"
         raise _unread(what, "partial_rotary_factor")
     return theta, scaling
 
@@ -123,7 +123,7 @@ def _partial(theta_key: str, factor_key: str, default: float, kind_key: str) -> 
             if kind in OLD_LONGROPE:
                 rope["rope_type"] = "longrope"
             elif kind not in (None, "default", "longrope"):
-                raise _unread(f"RoPE of the kind {kind!r} is none of {family.model_type} (rope_type)", "rope_scaling")
+                raise _unread(f"RoPE of the kind {kind!r} is none of {family.name} (rope_type)", "rope_scaling")
         theta, scaling = _split(rope, config.get(theta_key, family.rope_theta), config, rotary_dim)
         return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": rotary_dim}
 
@@ -161,7 +161,7 @@ def _read_local(config: Config, family: Reading, given: Mapping[str, Any]) -> di
         raise RekindleError(
             f"RoPE of the layers with a window is scaled ({local_scaling['rope_type']}).",
             where="config.json: rope_parameters",
-            why=f"{family.model_type} can say this in transformers v5 alone, no serving engine reads it",
+            why=f"{family.name} can say this in transformers v5 alone, no serving engine reads it",
         )
     return {"rope_theta": theta, "rope_scaling": scaling, "local_rope_theta": local, "rotary_dim": rotary}
 

@@ -60,7 +60,7 @@ class Settings:
     norm: str = "rms"  # or "layer": the mean is taken off, and there is a bias
     norm_offset: float = 0.0  # a norm's gain is this plus its weight
     # language-model head: "causal", "masked" (it fills gaps), "seq2seq" (it writes a text for another), or "none"
-    # (hidden states)
+    # (hidden states); "class": whatever its class puts out, which no table knows
     output: str = "causal"
     bidirectional: bool = False  # each token sees those after it
     parallel_residual: bool = False  # attention and feed-forward both read what entered the layer
@@ -163,6 +163,7 @@ MEANING = {
         "masked": "predicts masked tokens",
         "seq2seq": "writes a text for the one it reads",
         "none": "has no language-model head",
+        "class": "puts out what no table knows",
     },
     "norm_offset": {0.0: "multiplies by its norms' weights", 1.0: "multiplies by 1 + its norms' weights"},
     "local_rope_theta": {None: "has one RoPE theta for all layers"},

@@ -30,7 +30,7 @@ def check_each(family: Reading, given: Mapping[str, Any], config: Mapping[str, A
         found = family.value(config, key)
         if found is not None and found != known:
             raise RekindleError(
-                f"{key} is {found!r}: of {family.model_type} only models with {known!r} are known.",
+                f"{key} is {found!r}: of {family.name} only models with {known!r} are known.",
                 where="config.json",
             )
 

@@ -76,10 +76,10 @@ T5GEMMA = Towers(
     keys={"tie_word_embeddings": "tie_word_embeddings"}, fixed={}, defaults=ABOVE, prefix="", rope="none",
     reads="cross_attention_hidden_size",
     towers={
-        "encoder": _tower("encoder", "t5_gemma_module", (EMBED, NORM), BLOCK, READS),
+        "encoder": _tower("encoder", "t5_gemma_module", (EMBED, NORM), BLOCK, READS, called="t5gemma"),
         "decoder": _tower(
             "decoder", "t5_gemma_module", (EMBED, NORM), (*BLOCK, *CROSS), WRITES,
-            keys=KEYS | {"cross_size": "cross_attention_hidden_size"},
+            called="t5gemma", keys=KEYS | {"cross_size": "cross_attention_hidden_size"},
             stand_ins={"cross_attention_hidden_size": "hidden_size"},
             defaults=DEFAULTS | {"cross_attention_hidden_size": None, "is_decoder": True},
         ),
@@ -96,13 +96,13 @@ T5GEMMA2 = Towers(
         "encoder": _tower(
             "encoder", "t5gemma2_text", (EMBED, NORM), (*BLOCK, *HEAD_QK_NORMS), READS | {"qk_norm": "head"},
             section=("encoder", "text_config"), defaults=DEFAULTS_2, windows="patterned", rope="local",
-            rope_theta=1_000_000.0,
+            called="t5gemma2", rope_theta=1_000_000.0,
             runtime={f"model.encoder.{of}": f"model.encoder.text_model.{of}" for of in ("layers", "embed", "norm")},
         ),
         "decoder": _tower(
             "decoder", "t5gemma2_decoder", (NORM,), (*BLOCK, *HEAD_QK_NORMS),
             WRITES | {"qk_norm": "head", "merged_attention": True}, defaults=DEFAULTS_2, windows="patterned",
-            rope="local", rope_theta=1_000_000.0,
+            called="t5gemma2", rope="local", rope_theta=1_000_000.0,
         ),
     },
     embeddings="encoder", only={"is_encoder_decoder": True},

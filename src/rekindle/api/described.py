@@ -54,7 +54,7 @@ def _layers(s: Settings) -> dict[str, Any]:
 
 
 def _applies(model: Decided, verb: str) -> str:
-    """ "yes: what it would become", or "no: why not"."""
+    """ "yes: what it would become", or "no: why not", with the flags that would do."""
     if METHODS[verb].takes == "models":
         return "yes: with others of its kind"
     method, towers = method_named(verb), [*model.checkpoint.family.towers]
@@ -65,7 +65,8 @@ def _applies(model: Decided, verb: str) -> str:
             child = method.apply(model.as_parent, resolve(method.config, method.trial).config, tower)
             found[tower] = child.summary
         except RekindleError as error:
-            reason = reason or f"no: {error.why or error.what}".splitlines()[0]
+            flags = f" ({error.hint})" if error.hint and error.hint.startswith("--") else ""
+            reason = reason or f"no: {error.why or error.what}".splitlines()[0] + flags
     if not found:
         return reason
     where = f" (--tower {' or '.join(map(str, found))})" if None not in found else ""

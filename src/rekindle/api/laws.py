@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekindle.anatomy.counts import dense_parameters, parameters_of
+from rekindle.anatomy import Nameless
+from rekindle.anatomy.counts import cached, dense_parameters, parameters_of
+from rekindle.anatomy.settings import meaning
 from rekindle.api.options import takes
 from rekindle.api.saving import command
 from rekindle.api.source import place
 from rekindle.config import Resolved, resolve
 from rekindle.errors import RekindleError, counted
 from rekindle.laws.config import FitConfig, PlanConfig
+from rekindle.report.text import nbytes
 from rekindle.store.publish import check_free, check_spares
 from rekindle.store.system import explained
 
@@ -122,7 +125,9 @@ def _checkpoint(source: str | Path) -> Checkpoint:
     from rekindle.store.manifest import read_manifest
 
     checkpoint = open(source).checkpoint
-    s = checkpoint.settings
+    family, s = checkpoint.family, checkpoint.settings
+    if isinstance(family, Nameless):
+        raise family.refusing("plan")
     if s.num_experts:
         what = f"{source} has {s.num_experts} experts already: the laws here start from a dense model."
         raise RekindleError(what, hint="the dense checkpoint that it was made from")
@@ -130,12 +135,17 @@ def _checkpoint(source: str | Path) -> Checkpoint:
     lineage = manifest.lineage if manifest else []
     unrecorded = tuple(origins(lineage))
     total = checkpoint.parameters()["total"]
+    written, read = (2.0 * values for values in cached(family, s))  # bytes in bf16
+    notes = [f"this {family.model_type} {meaning('output', s.output)}: published laws are of decoders alone"]
+    if read:
+        notes.append(f"the KV cache is that of a token which is written; one that is read takes {nbytes(read)}")
     return Checkpoint(
         params=total,
         sunk=None if unrecorded else sunk(lineage).tokens or None,
         unrecorded=unrecorded,
-        feed_forward=parameters_of(checkpoint.family, s, *_FEED_FORWARD) / total,
-        kv_bytes=2.0 * 2 * s.num_layers * s.num_kv_heads * s.head_dim,
+        feed_forward=parameters_of(family, s, *_FEED_FORWARD) / total,
+        kv_bytes=written,
+        notes=() if s.output == "causal" else tuple(notes),
     )
 
 

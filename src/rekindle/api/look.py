@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rekindle.anatomy import Nameless
 from rekindle.api.described import described
 from rekindle.api.model import Model, open
 from rekindle.api.saving import papers
@@ -47,21 +48,26 @@ def verify(
     `text_column`: that of the rows of `data`, where it is not `text`. `blockwise`: one module in memory at a time;
     None: where both models do not fit. The verdict is kept beside the child as verify.json and goes into its card.
     """
-    from rekindle.apply.load import fit
+    from rekindle.apply.load import fit, reads_text
     from rekindle.apply.scan import not_finite
     from rekindle.apply.verify import verify as measure
 
     made, parent = open(child).checkpoint, open(against).checkpoint
     for side in (made, parent):
         side.folder.need_weights()
+        if isinstance(side.family, Nameless) and not reads_text(side.folder):
+            raise side.family.refusing("verify", "what the model is shown")
     manifest = read_manifest(made.folder.path)
     promise = (manifest.promise or {}).get("kind", "none") if manifest else "none"
     if promise != "none" and made.folder.path.samefile(parent.folder.path):
         what = f"{child} would be compared with itself, and agree whatever it is."
         raise RekindleError(what, hint="--against the source that it was made of")
+    by_class = isinstance(parent.family, Nameless)
+    if by_class and blockwise:
+        raise RekindleError(f"A {parent.family.model_type} is no model whose blocks are known.", hint="no --blockwise")
     ids, text = _some_tokens(parent, data, _count(tokens), text_column)
     if blockwise is None:
-        blockwise = not fit(made, parent)
+        blockwise = not (by_class or fit(made, parent))
     bad = not_finite(made.folder)
     verdict = measure(made, parent, ids, text=text, promise=promise, bad=bad, blockwise=blockwise)
     _keep(made.folder.path, verdict.to_dict(), manifest, made.config)
@@ -79,12 +85,19 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
     """Token ids [N, T] of held-out text; random ones, and why, where no tokenizer here makes ids that the model has."""
     if tokens < 2:
         raise RekindleError(f"{tokens} tokens are too few to compare on.", hint="--tokens 1024")
+    from rekindle.apply.load import text_sizes
     from rekindle.train.model import check_ids, check_vocabulary, load_tokenizer
     from rekindle.train.tokens import open_corpus
 
-    length = min(max(128, tokens // 8), parent.settings.max_position_embeddings, tokens)  # what is far apart counts too
+    folder, vocab_size, longest = (
+        parent.folder.path,
+        parent.settings.vocab_size,
+        parent.settings.max_position_embeddings,
+    )
+    if isinstance(parent.family, Nameless):
+        vocab_size, longest = text_sizes(parent.folder)
+    length = min(max(128, tokens // 8), longest, tokens)  # what is far apart counts too
     rows = max(1, tokens // length)
-    folder, vocab_size = parent.folder.path, parent.settings.vocab_size
 
     def random(reason: RekindleError) -> tuple[np.ndarray, str]:
         ids = np.random.default_rng(0).integers(0, vocab_size, (rows, length))

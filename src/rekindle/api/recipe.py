@@ -11,7 +11,7 @@ from rekindle.api.model import Model, combined, open
 from rekindle.api.recipe_file import Written, read_recipe
 from rekindle.api.training import init, init_cost, train, train_cost
 from rekindle.config import Resolved, resolve
-from rekindle.errors import RekindleError, together
+from rekindle.errors import RekindleError, some, together
 from rekindle.methods import method_named
 from rekindle.store.publish import check_spares
 from rekindle.train.config import InitConfig, TrainConfig
@@ -39,31 +39,40 @@ class Bench:
     """The models of a recipe by name: its sources, and what its steps make of them."""
 
     def __init__(self, sources: Mapping[str, str], path: str | Path):
-        self._path, self._used = path, set[str]()
+        self._path, self._sources = path, tuple(sources)
         self._models = {"": open(sources[""])} if "" in sources else named(sources)
         self._last: str | None = next(iter(self._models)) if len(self._models) == 1 else None
+        self._unread = dict.fromkeys(self._models)  # of which nothing is made yet, in order
 
     def apply(self, step: Written, options: Resolved[Any]) -> None:
         method = method_named(step.verb)
         if method.takes == "models":
-            models = self._named([*step.of, *self._base(options)]) if step.of else dict(self._models)
-            self._set(step.to, combined(step.verb, models, options))
-            self._used |= models.keys()
+            models = self._named(step.of) | self._base(options) if step.of else dict(self._models)
+            self._set(step.to, combined(step.verb, models, options), models)
             return
         models = self._named(step.of or ([] if self._last is None else [self._last])) or self._models
         if len(models) > 1:
             what = f"{step.verb} takes one model, and there are {len(models)}."
             raise RekindleError(what, where=self._path, hint=f"of: {next(iter(models))}, beside {step.verb}")
         ((name, model),) = models.items()
-        self._used.add(name)
-        self._set(step.to or name, model.then(step.verb, options, step.tower))
+        self._set(step.to or name, model.then(step.verb, options, step.tower), models)
 
     def result(self) -> Model:
-        """What the last step made; raises RekindleError where a source is in none of it."""
+        """What the last step made; raises RekindleError where a source, or what a step made, is in none of it."""
         assert self._last is not None
-        if left := sorted(self._models.keys() - self._used - {self._last}):
-            raise RekindleError(f"Nothing is made of {', '.join(left)}.", where=self._path, hint=f"of: [{left[0]}]")
+        self._check_read([name for name in self._unread if name != self._last])
         return self._models[self._last]
+
+    def _check_read(self, left: Sequence[str], why: str | None = None) -> None:
+        """Refuse that nothing is made of these; a series that is all among them goes by its own name."""
+        for source in self._sources:
+            inner = [key for key in self._models if key.startswith(f"{source}/") and source not in self._models]
+            if all(key in left for key in inner):
+                left = list(dict.fromkeys(source if name in inner else name for name in left))
+        if left:
+            what = f"Nothing is made of {some([name or 'what a step made without a name' for name in left])}."
+            hint = f"of: [{', '.join(left)}]" if all(left) else "as: NAME beside that step, and of: [NAME]"
+            raise RekindleError(what, where=self._path, why=why, hint=hint)
 
     def _named(self, names: Sequence[str]) -> dict[str, Model]:
         """The models of these names; of a series all, where nothing is made of it yet that is called so."""
@@ -74,17 +83,22 @@ class Bench:
             if not ones:
                 known = ", ".join(key for key in self._models if key)
                 raise RekindleError(f"Nothing in the recipe is called {name!r}.", where=self._path, hint=known)
+            if twice := [key for key in ones if key in found]:
+                what = f"of has {twice[0]} twice: in {name}, and by itself."
+                raise RekindleError(what, where=self._path, hint=f"of: [{', '.join(found | ones)}]")
             found |= ones
         return found
 
-    def _base(self, options: Resolved[Any]) -> list[str]:
+    def _base(self, options: Resolved[Any]) -> dict[str, Model]:
         """What an option names as the base, where it is a model here: it need not be listed."""
         base = getattr(options.config, "base", None)
-        return [base] if base in self._models else []
+        return {base: self._models[base]} if base in self._models else {}
 
-    def _set(self, name: str, model: Model) -> None:
-        self._models[name] = model
-        self._last = name
+    def _set(self, name: str, model: Model, read: Mapping[str, Model]) -> None:
+        """Name what a step made of others; raises RekindleError where one of which nothing is made had the name."""
+        self._unread = {key: None for key in self._unread if key not in read}
+        self._check_read([key for key in self._unread if key == name], "a later step makes another of the same name")
+        self._models[name], self._unread[name], self._last = model, None, name
 
 
 def run(path: str | Path, out: str | Path, *, overwrite: bool = False, resume: bool = False, **how: Any) -> Path:

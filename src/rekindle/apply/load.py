@@ -40,7 +40,7 @@ def quietly() -> Iterator[None]:
 
 
 def model_class(output: str) -> Any:
-    """The transformers class that loads models with this output, see Settings.output."""
+    """The transformers class that loads models with this output, see Settings.output; for "class": `named_class`."""
     import transformers
 
     names = {
@@ -50,6 +50,35 @@ def model_class(output: str) -> Any:
         "seq2seq": "AutoModelForSeq2SeqLM",
     }
     return getattr(transformers, names[output])
+
+
+def named_class(folder: Folder) -> Any:
+    """The class of transformers that a config names; None where it names none."""
+    import transformers
+
+    names = folder.config.get("architectures")
+    found = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+
+
+def reads_text(folder: Folder) -> bool:
+    """Whether the class that a config names is shown a text."""
+    named = named_class(folder)
+    return named is not None and named.main_input_name == "input_ids" and text_sizes(folder)[0] > 0
+
+
+def text_sizes(folder: Folder) -> tuple[int, int]:
+    """How many tokens a model that no table knows can be shown (0: none), and how long a text.
+
+    Half of its positions: some classes count them from 2 on.
+    """
+    try:
+        config = config_of(folder).get_text_config()
+    except Exception as error:  # of configs, down to assertions
+        raise unloadable(error, folder, unaided=False) from None
+    vocab_size, positions = (getattr(config, name, None) for name in ("vocab_size", "max_position_embeddings"))
+    sure = [x if type(x) is int and x > 0 else 0 for x in (vocab_size, positions)]
+    return sure[0], sure[1] // 2 or 128
 
 
 def config_of(folder: Folder, *, unaided: bool = False) -> Any:
@@ -88,16 +117,19 @@ def load_model(source: Folder | Path, dtype: str = "float32", output: str = "cau
     import transformers
 
     folder = source if isinstance(source, Folder) else checkpoint_at(source).folder
-    check_output(folder, output)
+    by_class = named_class(folder) if output == "class" else None
+    if by_class is None:
+        check_output(folder, output)
     try:
         with unchanged(folder.check_unchanged), quietly(), Files() as files:
             how = {"dtype": getattr(torch, dtype), "output_loading_info": True}
             if not unaided and not _is_on_disk(folder):
                 how["config"] = config_of(folder)  # else transformers reads it as any user has it read
             if unaided or folder.native:
-                model, report = model_class(output).from_pretrained(folder.path, trust_remote_code=False, **how)
+                own = by_class or model_class(output)
+                model, report = own.from_pretrained(folder.path, trust_remote_code=False, **how)
             else:
-                own = getattr(transformers, family_of(folder.config).classes[output])
+                own = by_class or getattr(transformers, family_of(folder.config).classes[output])
                 how["config"] = config_of(folder)
                 model, report = own.from_pretrained(None, state_dict=_state(folder, files), **how)
     except RekindleError:

@@ -102,7 +102,26 @@ class EncoderDecoder(Probe):
         return _cross_entropy(outputs, shown["labels"])
 
 
-PROBES: Mapping[str, Probe] = {"causal": Causal(), "masked": Masked(), "none": Hidden(), "seq2seq": EncoderDecoder()}
+class ByClass(Probe):
+    """Of a model that no table knows and that reads a text: the first of its outputs."""
+
+    compared = "first outputs"
+
+    def inputs(self, model: Any, shown: Shown) -> dict[str, Any]:
+        ids = shown["input_ids"]
+        return {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
+
+    def outputs(self, out: Any) -> torch.Tensor:
+        return out[0].float()
+
+
+PROBES: Mapping[str, Probe] = {
+    "causal": Causal(),
+    "masked": Masked(),
+    "none": Hidden(),
+    "seq2seq": EncoderDecoder(),
+    "class": ByClass(),
+}
 """By Settings.output."""
 
 

@@ -99,7 +99,7 @@ class Job:
             exprs = [expr for shard in self.share(part) for expr in shard.tensors.values()]
         else:
             exprs = [*self.plan.made, *self.moments.values()]
-        return measurements(exprs, self.checkpoint.findings)
+        return measurements(exprs, (finding.measurement for finding in self.checkpoint.findings))
 
     @cached_property
     def sources(self) -> list[str]:

@@ -19,7 +19,7 @@ from rekindle.apply.probe import PROBES
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.plan import plan
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, first_line
 from rekindle.store.dtypes import COMPUTED, TORCH
 from rekindle.store.files import Files
 
@@ -84,7 +84,9 @@ def verify(
 
 def _check(child: Checkpoint, parent: Checkpoint) -> None:
     ours, theirs = child.settings, parent.settings
-    if ours.vocab_size != theirs.vocab_size:
+    if child.family.model_type != parent.family.model_type and "class" in (ours.output, theirs.output):
+        what = f"A {child.family.model_type} and a {parent.family.model_type} cannot be compared."
+    elif ours.vocab_size != theirs.vocab_size:
         what = f"The vocabularies differ: {ours.vocab_size} and {theirs.vocab_size} tokens."
     elif ours.output != theirs.output:
         what = f"This one {meaning('output', ours.output)}, the parent {meaning('output', theirs.output)}."
@@ -125,7 +127,14 @@ def run(
     probe = PROBES[checkpoint.settings.output]
     with loaded(checkpoint, dtype, blockwise, unaided=unaided) as model:
         for batch in batches:
-            yield probe.outputs(model(**probe.inputs(model, probe.shown(batch))))
+            try:
+                out = model(**probe.inputs(model, probe.shown(batch)))
+            except Exception as error:  # of a class that wants other inputs
+                if checkpoint.settings.output != "class":
+                    raise
+                what = f"A {type(model).__name__} computes nothing on a text alone: {first_line(error)}."
+                raise RekindleError(what, where=checkpoint.folder.path) from None
+            yield probe.outputs(out)
 
 
 @contextmanager

@@ -68,6 +68,8 @@ def plan(
     echo("rekindle plan", options)
     found = api.plan(options, out=out, html=html, overwrite=overwrite).to_dict()
     result(found, _answer(found), format_)
+    for line in found["notes"]:
+        say(f"note: {line}")
     for line in found["outside"]:
         say(f"note: outside the law's domain: {line}")
     if not found["law"]["fit_error_known"]:

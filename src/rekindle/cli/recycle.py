@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from rekindle import api
+from rekindle.anatomy import Nameless
 from rekindle.api.merging import BASE, merged, named
 from rekindle.api.saving import check_apart, check_keeps_state, lost
 from rekindle.api.saving import recipe as recipe_of
@@ -23,6 +24,7 @@ from rekindle.cli.dry_run import cost_text, dry_data, dry_text, parameters
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, echo, nbytes, result, say, table
 from rekindle.config import Resolved, dump_yaml, resolve
+from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS, Method
 from rekindle.progress import Progress
@@ -138,7 +140,7 @@ def join(out: str, format_: str) -> None:
     result({"out": str(path), "bytes": stored, "parameters": checkpoint.parameters()}, human, format_)
     manifest = read_manifest(path)
     sources = last_sources(manifest.lineage) if manifest else []
-    _say_verify(path, sources[0] if len(sources) == 1 else "")
+    _say_verify(checkpoint, path, sources[0] if len(sources) == 1 else "")
 
 
 def _write(model: api.Model, out: str, save: Resolved[SaveConfig], given: dict[str, Any]) -> None:
@@ -198,11 +200,11 @@ def _tell(model: api.Model, job: Job, part: Part | None, path: Path, format_: st
         once = f"  # once part {', '.join(map(str, missing))} of {part.of} is here too" if missing else ""
         say(f"next:  {shlex.join(['rekindle', 'join', str(path)])}{once}")
     else:
-        _say_verify(path, model.source)
+        _say_verify(child, path, model.source)
 
 
-def _say_verify(path: Path, source: str) -> None:
-    if os.path.isdir(source) and not path.samefile(source):
+def _say_verify(child: Checkpoint, path: Path, source: str) -> None:
+    if os.path.isdir(source) and not path.samefile(source) and not isinstance(child.family, Nameless):
         say(f"next:  {shlex.join(['rekindle', 'verify', str(path), '--against', source])}")
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from rekindle.anatomy import Family, Nameless, Placed, Role, Settings, Tensor, family_named, opaque_name
 from rekindle.anatomy.settings import role_of
@@ -24,6 +24,19 @@ from rekindle.edit.measure import Measurement
 from rekindle.edit.promise import Promise, exact
 from rekindle.errors import RekindleError, counted
 from rekindle.store.folder import Folder
+
+
+class Finding(NamedTuple):
+    """A measurement that finds what the user should know, and where: of which source, in which tower."""
+
+    measurement: Measurement
+    tower: str = ""
+    source: str = ""
+
+    def told(self) -> tuple[str, dict[str, float]]:
+        """A row of a table: its name, and a number by column."""
+        row, numbers = self.measurement.told()
+        return ", ".join(part for part in (self.source, self.tower, row) if part), numbers
 
 
 @dataclass
@@ -39,7 +52,7 @@ class Checkpoint:
     promise: Promise = field(default_factory=exact)
     unused: list[str] = field(default_factory=list)  # tensors of the folder that the family does not read
     made_of: dict[str, Checkpoint] = field(default_factory=dict)  # by key what was opened, where this is not it
-    findings: list[Measurement] = field(default_factory=list)  # what they find the user should know
+    findings: list[Finding] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)  # name -> text, of files that travel along otherwise
 
     def __getitem__(self, layer: int) -> Block:
@@ -132,8 +145,12 @@ class Checkpoint:
             refused.hint = refused.hint or ("--tower both" if len(children) < len(family.towers) else None)
             raise
         made = self.derive(settings=family.settings(config), config=config, tensors=tensors)
-        for child in children.values():
-            made.noting(*child.notes).telling(*child.findings).promising(child.promise)
+        said: dict[str, list[str]] = {}
+        for name, child in children.items():
+            made.promising(child.promise).findings += [finding._replace(tower=name) for finding in child.findings]
+            for note in child.notes:
+                said.setdefault(note, []).append(name)
+        made.noting(*(f"{' and '.join(names)}: {note}" for note, names in said.items()))
         return made.noting(*(remark for remark in family.remarks(made.settings) if remark not in made.notes))
 
     # -- making a child --------------------------------------------------------------------------------------
@@ -148,7 +165,8 @@ class Checkpoint:
         under = Keyed(key)
         made_of = {joint(key, inner): source for inner, source in self.sources.items()}
         tensors = {role: under(x) for role, x in self.tensors.items()}
-        return replace(self, made_of=made_of, tensors=tensors, findings=list(map(under, self.findings)))
+        findings = [Finding(under(of), tower, joint(key, source)) for of, tower, source in self.findings]
+        return replace(self, made_of=made_of, tensors=tensors, findings=findings)
 
     def as_family(self, name: str, **changes: Any) -> Checkpoint:
         """An empty child of another family with these settings changed; refused with every reason it cannot be."""
@@ -184,13 +202,13 @@ class Checkpoint:
         return self
 
     def telling(self, *measurements: Measurement) -> Checkpoint:
-        self.findings += measurements
+        self.findings += map(Finding, measurements)
         return self
 
     @property
     def told(self) -> dict[str, dict[str, float]]:
         """Row -> column -> number of what was measured for the user to know; empty before the measuring pass."""
-        return dict(measurement.told() for measurement in self.findings if measurement.found is not None)
+        return dict(finding.told() for finding in self.findings if finding.measurement.found is not None)
 
     def as_saved(self) -> Checkpoint:
         """This checkpoint as the next step of a recipe finds it: what was calculated is rounded as on disk."""

@@ -14,7 +14,7 @@ from rekindle.laws.cost import Machines, serving
 from rekindle.laws.decide import Decision, decide
 from rekindle.laws.law import Law
 from rekindle.laws.options import DRAWS, dense_alone
-from rekindle.laws.question import FEED_FORWARD, FLOPS, Question
+from rekindle.laws.question import FEED_FORWARD, FLOPS, LEAST, Question
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Checkpoint:
     unrecorded: tuple[str, ...] = ()  # sources of which it is not known what they were trained on
     feed_forward: float = FEED_FORWARD  # share of the parameters
     kv_bytes: float | None = None  # of a token
+    notes: tuple[str, ...] = ()  # what the user should know
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Plan:
     budget: float  # FLOPs of the second stage
     split: Split | None
     serving: Mapping[str, Mapping[str, Any]]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Everything at full precision, for `--format json`."""
@@ -51,6 +53,7 @@ class Plan:
             "budget_flops": self.budget,
             "best": None if self.split is None else asdict(self.split),
             "serving": dict(self.serving),
+            "notes": list(self.notes),
         }
 
 
@@ -68,6 +71,11 @@ def plan(law: Law, config: PlanConfig, known: Checkpoint) -> Plan:
         if known.unrecorded:
             why = f"what was spent on {some(known.unrecorded, 3)} is not recorded"
         problems.append(RekindleError("What it was trained on is not given.", why=why, hint="--sunk 100B"))
+    told = (("parameters", config.params, known.params), ("tokens behind it", config.sunk, known.sunk))
+    for name, given, found in told:
+        if given is None and found is not None and found < LEAST:
+            what = f"{config.ckpt} has {found:,} {name}: too few for any law."
+            problems.append(RekindleError(what, hint="a larger checkpoint" if name == "parameters" else "--sunk 100B"))
     if config.tokens is None and budget is None:
         hint = "--tokens 50B, or --budget-flops 1e21, or --gpus 64 --gpu h200 --days 3"
         problems.append(RekindleError("How much may still be spent is not given.", hint=hint))
@@ -92,7 +100,7 @@ def plan(law: Law, config: PlanConfig, known: Checkpoint) -> Plan:
     split = best_split(law, question, budget, DRAWS)
     served = serving(question, known.kv_bytes)
     served = {"dense": served["dense"]} if alone else served
-    return Plan(law, question, decide(law, question), machines, budget, split, served)
+    return Plan(law, question, decide(law, question), machines, budget, split, served, known.notes)
 
 
 def _budget(config: PlanConfig, machines: Machines) -> float | None:

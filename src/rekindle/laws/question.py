@@ -8,7 +8,7 @@ from rekindle.errors import RekindleError, together
 
 # Share of a dense model's parameters in feed-forward layers: 15M with 8 experts are 92.2M (arXiv 2502.03009, table 3)
 FEED_FORWARD = 0.735
-MOST = 1e18  # parameters or tokens
+LEAST, MOST = 1000, 1e18  # parameters or tokens
 FLOPS = 6  # per active parameter and token, Kaplan et al. 2020
 
 
@@ -40,7 +40,7 @@ class Question:
         for name, value in (("params", self.params), ("sunk", self.sunk), ("tokens", self.tokens)):
             if MOST < value < float("inf"):
                 problems.append(RekindleError(f"{name} is {value:g}: more than there is.", hint=f"--{name} 1e12"))
-            if 0 < value < 1000:
+            if 0 < value < LEAST:
                 what = f"{name} is {value:g}: counts are whole numbers, not billions."
                 problems.append(RekindleError(what, hint=f"--{name} {value:g}B"))
         if not 1 <= self.top_k <= self.experts:

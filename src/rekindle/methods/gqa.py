@@ -170,7 +170,7 @@ def _free(parent: Checkpoint, kind: str) -> bool:
 
 
 def _check(parent: Checkpoint, config: Config) -> None:
-    name, s = parent.family.model_type, parent.settings
+    name, s = parent.family.name, parent.settings
     if s.latent_attention:
         what = (
             f"{name} has latent attention: all heads share one vector of {s.kv_rank} per token, and none can be pooled."
@@ -185,6 +185,9 @@ def _check(parent: Checkpoint, config: Config) -> None:
     problems = [*_wrong_counts(s.num_heads, s.num_kv_heads, config.kv_heads), *_without_effect(s.num_kv_heads, config)]
     if config.data_tokens < 1:
         problems.append(RekindleError(f"data_tokens is {config.data_tokens}.", hint="--data-tokens 64k"))
+    if config.data and not _may_read(parent):
+        what = f"--data is run through a model of one tower, and this is one of several of a {name}."
+        problems.append(RekindleError(what, hint="no --data"))
     if config.data and parent.made_of:
         problems.append(
             RekindleError(
@@ -242,15 +245,20 @@ def _families() -> str:
     return f"{', '.join(named[:-1])} or {named[-1]}"
 
 
+def _may_read(parent: Checkpoint) -> bool:
+    """Whether a text can be run through it: a tower reads, or writes, for another one."""
+    return not parent.family.section
+
+
 def _notes(parent: Checkpoint, config: Config, rule: Rule) -> list[str]:
     notes = []
-    if config.pool != "aligned" and any(_free(parent, kind) for kind in ("keys", "values")):
+    if config.pool != "aligned" and _may_read(parent) and any(_free(parent, kind) for kind in ("keys", "values")):
         flags = "--pool aligned" + ("" if config.data else " --data TEXT")
         notes.append(f"{flags} loses less than {config.pool} wherever both were measured: docs/methods/gqa.md")
     if config.pool == "aligned" and "keys" not in rule.aligned:
         reason = "clipped" if parent.settings.clip_qkv else "normalised"
         which = "values alone are aligned" if rule.aligned else "nothing is aligned"
         notes.append(f"queries and keys are {reason} in this model, so their heads cannot be turned: {which}")
-    if rule.aligned and not config.data:
+    if rule.aligned and not config.data and _may_read(parent):
         notes.append("heads are aligned by the weights alone; measured on text, with --data, pooling loses less")
     return notes

@@ -31,8 +31,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from rekindle.anatomy.settings import Settings, role_of
 from rekindle.config import option
@@ -45,6 +46,7 @@ from rekindle.errors import RekindleError, together
 SOLAR_DROP = 8  # m, of SOLAR's 32 layers
 MOST_LAYERS = 10_000
 
+Order = Literal["interpose", "stack", "llama-pro", "solar"]
 LAST = ("attn.o", "cross.o", "ffn.down", "expert.down", "shared.down")  # what a branch ends in,
 AFTER = ("attn.post_norm", "cross.post_norm", "ffn.post_norm")  # and what may follow it
 
@@ -59,9 +61,7 @@ JUMPS = {
 class Config:
     factor: float | None = option(None, help="times as many layers: 2, or 1.5 where that is a whole number")
     layers: int | None = option(None, help="number of layers of the child (N), instead of a factor")
-    order: Literal["interpose", "stack", "llama-pro", "solar"] = option(
-        "interpose", help="which copy stands where; llama-pro alone keeps the function"
-    )
+    order: Order = option("interpose", help="which copy stands where; llama-pro alone keeps the function")
     drop: int | None = option(
         None, help="solar: layers left out of each copy at the seam (m), 8 where nothing else says how deep"
     )
@@ -95,24 +95,40 @@ def _inserted(source: Sequence[int]) -> tuple[int, ...]:
 
 def _empty(parent: Checkpoint, source: Sequence[int], order: str) -> Checkpoint:
     """The child of these layers, to be filled: whatever differs from layer to layer goes with its layer."""
-    s, name = parent.settings, parent.family.model_type
-    sparse = frozenset(s.sparse_layers)
+    s = parent.settings
     try:
-        child = parent.as_family(
-            name,
-            num_layers=len(source),
-            windows=tuple(s.windows[old] for old in source),
-            sparse_layers=tuple(layer for layer, old in enumerate(source) if old in sparse),
-        )
+        child = _of_layers(parent, source)
     except RekindleError as refused:
-        what = f"The config of {name} cannot say which layers are which after --order {order}."
-        raise RekindleError(what, why=str(refused), hint="--order interpose or llama-pro") from None
+        what = f"The config of {parent.family.name} cannot say which layers are which after --order {order}."
+        others = [other for other in get_args(Order) if _can(parent, len(source), other)]
+        hint = f"--order {' or '.join(others)}" if others else None
+        raise RekindleError(what, why=str(refused), hint=hint) from None
     read = {"architectures", *parent.family.defaults}
     for key, value in child.config.items():
         if isinstance(value, list) and len(value) == s.num_layers < len(source) and key not in read:
             child.config[key] = [value[old] for old in source]
             child.noting(f"{key} in config.json has a value for each layer: each went with its layer")
     return child
+
+
+def _of_layers(parent: Checkpoint, source: Sequence[int]) -> Checkpoint:
+    """An empty child of these layers of its parent; raises RekindleError where the config cannot say so."""
+    s, sparse = parent.settings, frozenset(parent.settings.sparse_layers)
+    return parent.as_family(
+        parent.family.model_type,
+        num_layers=len(source),
+        windows=tuple(s.windows[old] for old in source),
+        sparse_layers=tuple(layer for layer, old in enumerate(source) if old in sparse),
+    )
+
+
+def _can(parent: Checkpoint, depth: int, order: Order) -> bool:
+    """Whether this order makes a child of this depth."""
+    with suppress(RekindleError):
+        depth = _depth(parent, Config(layers=depth, order=order))
+        _of_layers(parent, _sources(parent.settings.num_layers, depth, order))
+        return True
+    return False
 
 
 def _silent(part: str, x: Expr, s: Settings) -> Expr:
@@ -136,11 +152,11 @@ def _depth(parent: Checkpoint, config: Config) -> int:
     n, solar = parent.settings.num_layers, config.order == "solar"
     problems: list[RekindleError] = []
     if config.order == "llama-pro" and parent.settings.norm_order == "post_ln":
-        what = f"No inserted layer of a {parent.family.model_type} leaves the function as it is."
+        what = f"No inserted layer of a {parent.family.name} leaves the function as it is."
         why = "it normalises the sum of a branch and its input, so a layer acts even where its branches are zero"
         problems.append(RekindleError(what, why=why, hint="--order interpose or stack, which are lossy"))
     if config.order == "llama-pro" and (known := next((role for role in parent.opaque if role.layer >= 0), None)):
-        what = f"This {parent.family.model_type}'s layers have tensors that no table names, such as {known}."
+        what = f"This {parent.family.name}'s layers have tensors that no table names, such as {known}."
         hint = "--order interpose or stack"
         problems.append(RekindleError(what, why="whether a copy of them is silent cannot be told", hint=hint))
     if config.drop is not None and not solar:

@@ -154,7 +154,7 @@ def _share_out(utility: Sequence[float], factor: int, groups: int) -> list[int]:
 def _check(parent: Checkpoint, config: Config) -> Scores | None:
     """The scores that decide, None where none do; raises RekindleError with every problem."""
     if not parent.settings.sparse_layers:
-        what = f"This {parent.family.model_type} is dense: it has no experts to copy."
+        what = f"This {parent.family.name} is dense: it has no experts to copy."
         able = "rekindle upcycle SRC OUT --experts 8 makes some"
         raise RekindleError(what, hint=able if parent.family.twins else "a mixture, such as mixtral or deepseek_v3")
     problems = []
@@ -164,7 +164,7 @@ def _check(parent: Checkpoint, config: Config) -> Scores | None:
         what = f"{config.factor} times {parent.settings.num_experts} experts are more than any model has."
         problems.append(RekindleError(what, hint=f"--factor 2, and {MOST_EXPERTS} experts at most"))
     if config.top_k == "scale" and config.factor > 1 and "top_k" not in parent.family.keys:
-        name, now = parent.family.model_type, parent.settings.top_k
+        name, now = parent.family.name, parent.settings.top_k
         what = f"{name} has top_k {now} and no other: --top-k scale would have it {config.factor * now}."
         problems.append(RekindleError(what, hint="--top-k keep"))
     if not 0 <= config.noise < math.inf:

@@ -128,10 +128,10 @@ def _sparse_twin(parent: Checkpoint, config: Config, layers: tuple[int, ...]) ->
             check_engine(child, config.engine, "" if config.layers == "all" else "--layers all, or ")
             return child, fitted
         except RekindleError as refused:
-            what = f"This {parent.family.model_type} cannot become {target}."
+            what = f"This {parent.family.name} cannot become {target}."
             problems.append(RekindleError(what, why=refused.what, hint=refused.hint))
     if not targets:
-        what = f"No family with experts can hold a {parent.family.model_type}."
+        what = f"No family with experts can hold a {parent.family.name}."
         able = ", ".join(name for name, family in FAMILIES.items() if family.twins)
         problems.append(RekindleError(what, why="none has its norms, positions or biases", hint=f"a {able}"))
     elif config.target != "auto" and parent.family.twins:

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rekindle.anatomy import family_of
+from rekindle.anatomy import Family, Settings, family_of
 from rekindle.anatomy.engines import READ_ON, READINGS, REPOSITORIES, differs
 from rekindle.config import dump_yaml
 from rekindle.errors import RekindleError
@@ -65,7 +65,7 @@ def write_card(
         _summary(manifest),
         escape(method_note.strip(), quote=False),
         _parents(manifest),
-        _verification(manifest, verify),
+        _verification(manifest, verify, config),
         _measured(manifest),
         _engines(config),
         _repeat(folder, manifest),
@@ -134,12 +134,13 @@ def _parents(manifest: Manifest) -> str:
     return "## Parents\n\n" + _table(("step", "source", "fingerprint"), rows) if rows else ""
 
 
-def _verification(manifest: Manifest, verify: dict[str, Any] | None) -> str:
+def _verification(manifest: Manifest, verify: dict[str, Any] | None, config: dict[str, Any]) -> str:
     promise = manifest.promise or {}
     said = f" {_inline(promise['text'])}." if promise.get("text") else ""
     text = f"Promise: {_inline(promise.get('kind', 'none'))}.{said}"
     if not verify:
-        return f"## Verification\n\n{text} Not verified yet; `rekindle verify` measures it."
+        how = "Not verified yet; `rekindle verify` measures it." if _known(config) else "Not verified."
+        return f"## Verification\n\n{text} {how}"
     rows = [(_inline(key.replace("_", " ")), _value(value)) for key, value in verify.items() if value is not None]
     return f"## Verification\n\n{text}\n\n" + _table(("measured", "value"), rows)
 
@@ -154,14 +155,11 @@ def _measured(manifest: Manifest) -> str:
 
 def _engines(config: dict[str, Any]) -> str:
     """What serving engines make of the experts, and other trainers of their balance; empty where there are none."""
-    try:
-        family = family_of(config)
-        settings = family.settings(config)
-    except (RekindleError, TypeError, ValueError, AttributeError, KeyError, ArithmeticError):
+    known = _known(config)
+    if known is None or not known[1].sparse_layers:
         return ""
-    if not settings.sparse_layers:
-        return ""
-    readings = {engine: known[family.model_type] for engine, known in READINGS.items() if family.model_type in known}
+    family, settings = known
+    readings = {engine: of[family.model_type] for engine, of in READINGS.items() if family.model_type in of}
     rows = [
         [engine, "; ".join(differs(engine, family.model_type, settings)) or "as transformers does",
          f"{REPOSITORIES[engine]}: {reading.source}" + (f" at {reading.commit}" if reading.commit else "")]
@@ -170,6 +168,15 @@ def _engines(config: dict[str, Any]) -> str:
     table = _table(("engine", "computes the experts", "source"), rows)
     text = f"What is exact is exact in transformers. Of engines their source was read, on {READ_ON}; they were not run."
     return "\n\n".join(["## In serving engines", text, table, *_balance(config)])
+
+
+def _known(config: dict[str, Any]) -> tuple[Family, Settings] | None:
+    """What a table says of a config, where one does."""
+    try:
+        family = family_of(config)
+        return family, family.settings(config)
+    except (RekindleError, TypeError, ValueError, AttributeError, KeyError, ArithmeticError):
+        return None
 
 
 def _balance(config: dict[str, Any]) -> Iterator[str]:

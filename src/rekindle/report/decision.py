@@ -46,6 +46,7 @@ def page(plan: Plan, further: str = "") -> str:
     context = {
         "title": "Upcycle, continue, or start over?",
         "law": plan.law,
+        "notes": plan.notes,
         "priced": plan.machines.price is not None,
         "crosses": plan.decision.crossing is not None,
         "script": Markup(script),

@@ -137,6 +137,10 @@ def _ways(given: list, path: Path) -> dict[str, Mapping[str, Any]]:
                     f"The way {name} is {step!r}.", where=path, hint=f"{name}: {{grow-depth: {{factor: 2}}}}"
                 )
             ((verb, options),) = step.items()
+            if METHODS[verb].takes == "models":
+                what = f"The way {name} is {verb}, which takes several models: a step of a grid is made of one."
+                others = [verb for verb, method in METHODS.items() if method.takes != "models"]
+                raise RekindleError(what, where=path, hint=", ".join(others))
             try:
                 resolve(method_named(verb).config, options or {})
             except RekindleError as error:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rekindle.anatomy import FAMILIES, Family, Settings, family_named
 from rekindle.anatomy.kinds import SYNONYMS, misfits
-from rekindle.errors import RekindleError, nearest, together
+from rekindle.errors import RekindleError, first_line, nearest, together
 from rekindle.train.config import InitConfig
 
 DEFAULT_EXPERTS = 8
@@ -29,8 +30,29 @@ class Blank:
     config: dict[str, Any]  # config.json, every value written out
 
     def parameters(self) -> dict[str, int]:
-        """{"total", "active"}, see Family.parameters."""
-        return self.family.parameters(self.settings)
+        """{"total", "active"}, see Family.parameters; with those that no row of the table names, such as an eye's."""
+        return {key: count + self._unnamed for key, count in self.family.parameters(self.settings).items()}
+
+    @cached_property
+    def _unnamed(self) -> int:
+        if not self.family.opaque:
+            return 0
+        import torch
+        from transformers import AutoConfig
+
+        from rekindle.apply.load import model_class, quietly
+
+        try:
+            with quietly(), torch.device("meta"):
+                model = model_class(self.settings.output).from_config(AutoConfig.for_model(**self.config))
+        except Exception as error:  # of values that the table does not judge
+            raise unmakeable(error) from None
+        return sum(p.numel() for p in model.parameters()) - self.family.parameters(self.settings)["total"]
+
+
+def unmakeable(error: Exception) -> RekindleError:
+    """What transformers said of a config, as a sentence."""
+    return RekindleError(f"transformers cannot make this model: {first_line(error)}.")
 
 
 def blank_model(config: InitConfig, tokenizer: Any) -> Blank:
@@ -42,7 +64,7 @@ def blank_model(config: InitConfig, tokenizer: Any) -> Blank:
     known = family.config(family.settings(row), row, family).keys()
     if problems := [*_unknown(given, family, known), *_misfits(given, family)]:
         raise together(problems)
-    written = _written(row | given, family)
+    written = _written(_over(row, given), family)
     settings = family.settings(written)
     if problems := [*_idle(row, given, written, family), *_beyond(settings, written, tokenizer)]:
         raise together(problems)
@@ -146,6 +168,14 @@ def _canonical(given: Mapping[str, Any], family: Family) -> dict[str, Any]:
     return family.mended({key if key in family.defaults else own.get(key, key): x for key, x in given.items()})
 
 
+def _over(row: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The one with the other over it; a tower's part of the config, key by key."""
+    parts = {
+        key: _over(row[key], x) for key, x in given.items() if isinstance(x, dict) and isinstance(row.get(key), dict)
+    }
+    return {**row, **given, **parts}
+
+
 def _unknown(given: Mapping[str, Any], family: Family, written: Iterable[str]) -> Iterator[RekindleError]:
     """A sentence for each key that says nothing to the family: `written` are those of its config.json."""
     known = {*written, "head_dim"} if "head_dim" in family.keys else {*written}
@@ -172,7 +202,7 @@ def _idle(
     for key, value in given.items():
         if value is not None and written.get(key) != value:
             rest = {other: held for other, held in given.items() if other != key}
-            if _written({**row, **rest}, family) == written:
+            if _written(_over(row, rest), family) == written:
                 yield RekindleError(f"{key} {value!r} changes nothing in a {family.model_type} of these sizes.",
                                     where="option set", hint=f"leave {key} out, or set what it needs too")  # fmt: skip
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rekindle.errors import RekindleError, counted, first_line
+from rekindle.errors import counted
 from rekindle.store.manifest import Manifest, Record
 from rekindle.store.publish import publishing
-from rekindle.train.blank import TOKENS, Blank, blank_model, family_of_options
+from rekindle.train.blank import TOKENS, Blank, blank_model, family_of_options, unmakeable
 from rekindle.train.config import InitConfig
 from rekindle.train.tokenizer import SENTINELS, bpe_size, make_tokenizer
 from rekindle.version import __version__
@@ -50,7 +50,7 @@ def init_model(
                 made = AutoConfig.for_model(**blank.config)
                 model = model_class(blank.settings.output).from_config(made, dtype=torch.float32)
         except Exception as error:  # of values that the table does not judge, such as a dropout of 2
-            raise RekindleError(f"transformers cannot make this model: {first_line(error)}.") from None
+            raise unmakeable(error) from None
         save_model(model.to(getattr(torch, config.dtype)), partial)
         record = Record(verb="init", command=command, options=options, summary=_sentence(blank))
         life = Manifest(version=__version__, lineage=[record], parameters=blank.parameters())

@@ -14,6 +14,7 @@ from rekindle.edit.arithmetic import is_computable
 from rekindle.edit.opening import WHOLE
 from rekindle.errors import RekindleError, together
 
+BY_LAYER = {"windows", "sparse_layers"}  # settings
 SHOWN = 4  # differences of one kind named one by one
 UNREAD = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")  # of a config: not the function
 
@@ -95,9 +96,10 @@ def _settings(first: Checkpoint, other: Checkpoint) -> Iterator[tuple[str, Setti
 
 def _unlike(tower: str, a: Settings, b: Settings) -> Iterator[str]:
     where = f" in the {tower}" if tower else ""
+    told = {"towers"} | (BY_LAYER if a.num_layers != b.num_layers else set())  # else one fact is said twice
     for f in fields(Settings):
         one, two = getattr(a, f.name), getattr(b, f.name)
-        if one != two and f.name != "towers":
+        if one != two and f.name not in told:
             yield f"one {meaning(f.name, _short(one))}, the other {meaning(f.name, _short(two))}{where}"
 
 

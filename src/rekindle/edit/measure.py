@@ -135,7 +135,8 @@ def _found(value: Any) -> Iterator[Found]:
     if isinstance(value, Found):
         yield value
     for item in inside(value):
-        yield from _found(item)
+        if _may_hold(type(item)):
+            yield from _found(item)
 
 
 def measurements(exprs: Iterable[Expr], also: Iterable[Measurement] = ()) -> list[Measurement]:

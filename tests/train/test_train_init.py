@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import stat
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from train_helpers import rows
 
 from rekindle import api
@@ -239,6 +241,33 @@ def test_a_decoder_of_its_own_depth(family: str, tmp_path: Path, corpus: Path):
     model(input_ids=torch.arange(10)[None], labels=torch.arange(7)[None]).loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if ".experts." not in name}
     assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("family", ["t5", "mt5", "umt5"])
+@pytest.mark.parametrize("said", ["option", "set", "default"])
+def test_a_t5_has_the_head_that_is_asked_for(family: str, said: str, tmp_path: Path, corpus: Path, run: Callable):
+    """Counted, written, said and trained as such; where it is said or not, a loss begins near that of a guess."""
+    asked = {"option": {"tie_embeddings": False}, "set": {"set": {"tie_word_embeddings": False}}, "default": {}}[said]
+    told = {"family": family, "data": str(corpus), **SIZES, "hidden": 64, **asked}
+    made, price = api.init(tmp_path / "m", **told), api.init_cost(**told)
+    own = bool(asked) or family == "mt5"  # as real ones have: its output is not scaled
+    assert ("lm_head.weight" in open_folder(made).tensors) == own
+    with quietly():
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(made)
+    assert torch.equal(model.lm_head.weight, model.shared.weight) == (not own)
+    manifest, total = read_manifest(made), sum(p.numel() for p in model.parameters())
+    assert manifest is not None
+    assert manifest.parameters["total"] == price["parameters"]["total"] == total
+    assert f"{total:,} parameters" in manifest.lineage[0].summary
+    assert not api.inspect(made)["notes"]
+    generator = torch.Generator().manual_seed(0)
+    ids, labels = torch.randint(0, 400, (2, 16, 32), generator=generator)
+    loss = model(input_ids=ids, labels=labels).loss.item()
+    assert loss == pytest.approx(math.log(400), abs=1.5)
+    if own:
+        out, summary = run(made, tokens=1024, seq_len=16)
+        assert summary["val_loss"] < summary["val_loss_before"]
+        assert "lm_head.weight" in open_folder(out).tensors
 
 
 def test_weights_are_readable_by_whom_other_files_are(run: Callable, corpus: Path, tmp_path: Path):

@@ -95,6 +95,9 @@ def _row(config: InitConfig, family: Family, tokenizer: Any) -> dict[str, Any]:
         layers = config.layers if number < len(family.towers) else config.decoder_layers or config.layers
         own_ids = ids if tower.section else ids | {"decoder_start_token_id": ids["pad_token_id"]}
         row = tower.put(row, {**tower.own(row), **_keys(config, tower, tokenizer, layers), **own_ids})
+    if family.tied == "weights" and config.tie_embeddings is None:
+        # embeddings as wide as a T5's are no head unless what they are multiplied by is scaled, which an mT5's is not
+        row["tie_word_embeddings"] = family.settings(row).scaled_output
     return row
 
 

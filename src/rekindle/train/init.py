@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from rekindle.anatomy import Settings
 from rekindle.errors import counted
 from rekindle.store.manifest import Manifest, Record
 from rekindle.store.publish import publishing
@@ -49,6 +50,7 @@ def init_model(
                 torch.manual_seed(config.seed)
                 made = AutoConfig.for_model(**blank.config)
                 model = model_class(blank.settings.output).from_config(made, dtype=torch.float32)
+                _part_head(model, blank.settings)
         except Exception as error:  # of values that the table does not judge, such as a dropout of 2
             raise unmakeable(error) from None
         save_model(model.to(getattr(torch, config.dtype)), partial)
@@ -56,6 +58,21 @@ def init_model(
         life = Manifest(version=__version__, lineage=[record], parameters=blank.parameters())
         write_manifest(partial, life, recipe)
     return Path(out)
+
+
+def _part_head(model: Any, settings: Settings) -> None:
+    """Give the head a matrix of its own where one is asked for; transformers (5.23) ties a T5's in any case.
+
+    So wide that logits begin with a variance of 1, as those of tied and scaled embeddings do. Departure: transformers
+    draws such a head as it does embeddings, and where its input is not scaled a loss then begins at tens of nats.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    if settings.tie_word_embeddings or head is None or head.weight is not model.get_input_embeddings().weight:
+        return
+    std = model.config.initializer_factor * (1.0 if settings.scaled_output else settings.hidden_size**-0.5)
+    head.weight = torch.nn.Parameter(torch.empty_like(head.weight).normal_(std=std))
 
 
 def price_init(config: InitConfig) -> dict[str, Any]:

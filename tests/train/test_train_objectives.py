@@ -20,6 +20,7 @@ from train_helpers import WORDS, curve, rows
 
 from rekindle import api
 from rekindle.anatomy.flops import forward_flops
+from rekindle.apply.load import quietly
 from rekindle.errors import RekindleError
 from rekindle.train import session
 from rekindle.train.config import TrainConfig
@@ -480,6 +481,28 @@ def test_a_folder_is_tuned_on_pairs(folder: Callable, run: Callable, pairs: Path
         api.evaluate(out, data=str(pairs), target_len=16)
     found = api.evaluate(out, tokens=256, seq_len=32, **how)
     assert found["loss"] == pytest.approx(summary["val_loss"], rel=1e-5)
+
+
+def test_a_t5_reads_what_is_longer_than_it_was_trained_on(folder: Callable, tmp_path: Path):
+    """Distances have no end, as in transformers."""
+    data, src = tmp_path / "long.jsonl", folder("t5")
+    texts = [(" ".join(random.Random(n).choices(WORDS, k=900)), f"the {n}") for n in range(4)]
+    data.write_text("".join(json.dumps({"source": x, "target": y}) + "\n" for x, y in texts))
+    how = {"data": str(data), "objective": "seq2seq", "seq_len": 600}
+    with quietly():
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(src).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(src)
+    end, losses, count = [tokenizer.eos_token_id], 0.0, 0
+    for x, y in texts:
+        source, target = tokenizer(x)["input_ids"][:599] + end, tokenizer(y)["input_ids"] + end
+        assert len(source) == 600
+        with torch.no_grad():
+            losses += model(torch.tensor([source]), labels=torch.tensor([target])).loss.item() * len(target)
+        count += len(target)
+    found = api.evaluate(src, split="all", **how)
+    assert (found["tokens"], found["seq_len"]) == (count, 600)
+    assert found["loss"] == pytest.approx(losses / count, rel=1e-5)
+    assert api.train_cost(src, lr=1e-3, tokens=6000, batch_tokens=600, **how)["steps"] == 10
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     kind = objective_of(config, source)
     vocab_size, context = model_sizes(source.config)
     seq_len = config.seq_len or min(context, _DEFAULT_SEQ_LEN)
-    check_lengths(seq_len, context, config.micro_batch)
+    check_lengths(seq_len, source.config, config.micro_batch)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, vocab_size, folder)
     objective: Objective = kind.open(config, seq_len, tokenizer, vocab_size)

@@ -46,7 +46,7 @@ def price_training(
     run = describe_run(config, parent.folder.fingerprint, None)
     saved = _start(out, run, resume=resume, overwrite=overwrite) if out else None
     done = saved.step if saved else 0
-    check_lengths(plan.seq_len, parent.settings.max_position_embeddings, config.micro_batch)
+    check_lengths(plan.seq_len, parent.config, config.micro_batch)
     n, vocabulary = parent.parameters(), parent.settings.vocab_size
     micro = min(micro_batch_size(config.micro_batch, plan.seq_len, vocabulary), plan.batch // ranks)
     state = 3 * _FLOAT * n["total"]

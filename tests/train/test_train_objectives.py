@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 from tiny_models import V1_1, save_tiny
-from train_helpers import WORDS, curve, rows
+from train_helpers import WORDS, curve, defaults, rows
 
 from rekindle import api
 from rekindle.anatomy.flops import forward_flops
@@ -239,6 +239,9 @@ def test_sentinels(tokenizer: Any, corpus: Path):
     assert sentinels_of(tokenizer, 303) == (302, 301, 300)
     with pytest.raises(RekindleError, match="Inputs of 64 tokens have 3 spans, but there are 2 sentinels"):
         SpanCorruption.open(options(corpus), 64, tokenizer, 302)
+    for vocab_size, hint in ((301, "there is 1 sentinel.*a smaller --seq-len"), (300, "there are 0 sentinels.*T5's$")):
+        with pytest.raises(RekindleError, match=f"(?s){hint}"):
+            SpanCorruption.open(options(corpus), 64, tokenizer, vocab_size)
     named = train_bpe(open_source(str(corpus)), 300, 512)
     named.add_tokens([f"<extra_id_{number}>" for number in reversed(range(12))])
     assert sentinels_of(named, VOCABULARY) == tuple(range(311, 299, -1))
@@ -503,6 +506,23 @@ def test_a_t5_reads_what_is_longer_than_it_was_trained_on(folder: Callable, tmp_
     assert (found["tokens"], found["seq_len"]) == (count, 600)
     assert found["loss"] == pytest.approx(losses / count, rel=1e-5)
     assert api.train_cost(src, lr=1e-3, tokens=6000, batch_tokens=600, **how)["steps"] == 10
+
+
+@pytest.mark.parametrize("given", [{}, {"objective": "seq2seq", "target_len": 12}, {"objective": "seq2seq"}])
+def test_a_dry_run_counts_both_lengths(folder: Callable, corpus: Path, pairs: Path, run: Callable, given: dict):
+    told = {"tokens": 512, "data": str(pairs if given else corpus), **given}
+    price = api.train_cost(src := folder("t5"), **defaults(corpus) | told)
+    _, summary = run(src, **told)
+    assert price["flops"] == summary["flops"]
+    assert price["memory"] < summary["peak_memory"]
+
+
+def test_a_dry_run_refuses_what_the_run_would(folder: Callable, corpus: Path):
+    src = folder("t5", vocab_size=300)  # no more than the tokenizer has
+    with pytest.raises(RekindleError, match="32 tokens have 2 spans, but there are 0 sentinels"):
+        api.train_cost(src, **defaults(corpus))
+    (src / "model.safetensors").unlink()
+    assert api.train_cost(src, **defaults(corpus))["steps"] == 12  # of a config alone, which has no tokenizer
 
 
 @pytest.mark.parametrize(

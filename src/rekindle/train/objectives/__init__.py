@@ -40,6 +40,11 @@ class Objective(Protocol):
     measures: tuple[str, ...]
     """What an evaluation finds: `loss`, and what else `each` gives."""
 
+    @classmethod
+    def foreseen(cls, config: TrainConfig, source: Folder) -> int:
+        """`length`, without the data; raises RekindleError for what of a folder `open` would refuse."""
+        ...
+
     @property
     def rows(self) -> int:
         """Training rows, one epoch; raises RekindleError where there are none."""

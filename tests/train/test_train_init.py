@@ -27,7 +27,8 @@ from rekindle.train.config import InitConfig
 from rekindle.train.init import init_model
 from rekindle.train.model import load_tokenizer
 
-SIZES = {"hidden": 16, "layers": 2, "heads": 4, "ffn": 24, "context": 64, "tokenizer": "bpe:300"}
+TOWERS = {"hidden": 16, "layers": 2, "heads": 4, "ffn": 24, "tokenizer": "bpe:300"}
+SIZES = TOWERS | {"context": 64}
 
 
 EYED = "t5gemma2"  # with a vision tower that --set alone shapes
@@ -169,6 +170,9 @@ def test_an_existing_tokenizer(tmp_path: Path, small: Callable[..., Path]):
         ({"set": {"rope_scaling": {"rope_type": "foo"}}}, "RoPE of the kind 'foo'"),
         ({"set": {"architectures": ["BertModel"]}}, "llama has no key 'architectures'"),
         ({"family": "bert", "set": {"architectures": ["BertFor"]}}, "class BertFor is not known"),
+        ({"family": "t5", "context": 1024}, "t5 has no longest length(.|\n)*--context"),
+        ({"family": "umt5", "init_std": 0.5}, "umt5 have a standard deviation for each(.|\n)*initializer_factor"),
+        ({"family": "switch_transformers", "top_k": 2}, "goes to one expert(.|\n)*--top-k"),
         ({"family": "qwen2", "set": {"use_sliding_window": True}}, "changes nothing"),
         ({"family": "gpt2", "set": {"resid_pdrop": 2.0}}, "transformers cannot make this model: dropout"),
     ],
@@ -178,6 +182,15 @@ def test_refused(tmp_path: Path, corpus: Path, changes: dict[str, Any], said: st
     with pytest.raises(RekindleError, match=said):
         init_model(tmp_path / "m", config, command="", options={})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_t5_is_as_wide_at_first_as_its_factor_says(tmp_path: Path, corpus: Path):
+    told = {"family": "t5", "data": str(corpus), **TOWERS}
+    one, two = (
+        load_model(api.init(tmp_path / str(x), **told, set={"initializer_factor": x}), output="seq2seq").state_dict()
+        for x in (1.0, 2.0)
+    )
+    assert all(torch.equal(one[name] * 2, two[name]) for name in one)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +246,7 @@ def test_what_says_no_key_and_value(text: str):
 
 @pytest.mark.parametrize("family", [name for name, table in FAMILIES.items() if table.towers and name != EYED])
 def test_a_decoder_of_its_own_depth(family: str, tmp_path: Path, corpus: Path):
-    made = api.init(tmp_path / "m", family=family, decoder_layers=3, **SIZES | {"data": str(corpus)})
+    made = api.init(tmp_path / "m", family=family, decoder_layers=3, **TOWERS | {"data": str(corpus)})
     settings = api.open(made).checkpoint.settings
     assert [tower.num_layers for tower in settings.towers.values()] == [2, 3]
     with quietly():
@@ -248,7 +261,7 @@ def test_a_decoder_of_its_own_depth(family: str, tmp_path: Path, corpus: Path):
 def test_a_t5_has_the_head_that_is_asked_for(family: str, said: str, tmp_path: Path, corpus: Path, run: Callable):
     """Counted, written, said and trained as such; where it is said or not, a loss begins near that of a guess."""
     asked = {"option": {"tie_embeddings": False}, "set": {"set": {"tie_word_embeddings": False}}, "default": {}}[said]
-    told = {"family": family, "data": str(corpus), **SIZES, "hidden": 64, **asked}
+    told = {"family": family, "data": str(corpus), **TOWERS, "hidden": 64, **asked}
     made, price = api.init(tmp_path / "m", **told), api.init_cost(**told)
     own = bool(asked) or family == "mt5"  # as real ones have: its output is not scaled
     assert ("lm_head.weight" in open_folder(made).tensors) == own

@@ -16,7 +16,8 @@ from rekindle.anatomy.kinds import SYNONYMS, misfits
 from rekindle.errors import RekindleError, first_line, nearest, together
 from rekindle.train.config import InitConfig
 
-DEFAULT_EXPERTS = 8
+DEFAULT_EXPERTS, DEFAULT_TOP_K = 8, 2
+DEFAULT_CONTEXT = 2048
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _PARTS_OF_A_HEAD = {"none": 1, "latent": 4}  # RoPE turns pairs: of whole heads, or of a half of latent attention's
 
@@ -113,6 +114,7 @@ def _keys(config: InitConfig, family: Family, tokenizer: Any, layers: int) -> di
     """
     d, heads = config.hidden, config.heads
     ffn, dim = config.ffn or 4 * d, d // heads
+    context = config.context or DEFAULT_CONTEXT
     by_setting: dict[str, Any] = {
         "vocab_size": _entries(tokenizer),
         "hidden_size": d,
@@ -122,9 +124,9 @@ def _keys(config: InitConfig, family: Family, tokenizer: Any, layers: int) -> di
         "head_dim": dim,
         "query_scalar": dim,
         "cross_size": d,
-        "max_position_embeddings": config.context,
+        "max_position_embeddings": context,
         "num_experts": config.experts or DEFAULT_EXPERTS,
-        "top_k": config.top_k,
+        "top_k": config.top_k or DEFAULT_TOP_K,
         "expert_size": ffn,
         "shared_size": ffn,
         "aux_loss_coef": config.aux_loss,
@@ -142,8 +144,8 @@ def _keys(config: InitConfig, family: Family, tokenizer: Any, layers: int) -> di
         "first_k_dense_replace": min(1, layers - 1),
         "num_sparse_encoder_layers": max(1, config.layers // 2),
         "num_sparse_decoder_layers": max(1, (config.decoder_layers or config.layers) // 2),
-        "original_max_position_embeddings": config.context,
-        "initializer_range": config.init_std,
+        "original_max_position_embeddings": context,
+        "initializer_range": 0.02 if config.init_std is None else config.init_std,
         **{name: getattr(tokenizer, name) for name in TOKENS},
     }
     row: dict[str, Any] = {family.keys[s]: value for s, value in by_setting.items() if s in family.keys}
@@ -255,9 +257,18 @@ def _misfitting(config: InitConfig, family: Family) -> Iterator[RekindleError]:
     if config.experts is not None and not sparse:
         able = [o.model_type for o in FAMILIES.values() if any(t.sparse for t in (o, *o.towers.values()))]
         yield RekindleError(f"{name} has no experts.", hint=f"--family {', '.join(able[:-1])} or {able[-1]}")
-    experts = config.experts or DEFAULT_EXPERTS
-    if sparse and config.top_k > experts:
-        yield RekindleError(f"A token cannot be sent to {config.top_k} of {experts} experts.")
+    experts, top_k = config.experts or DEFAULT_EXPERTS, config.top_k or DEFAULT_TOP_K
+    if any("top_k" in tower.keys for tower in towers):
+        if top_k > experts:
+            yield RekindleError(f"A token cannot be sent to {top_k} of {experts} experts.")
+    elif sparse and config.top_k is not None:
+        yield RekindleError(f"Each token of a {name} goes to one expert.", hint="leave --top-k out")
+    if config.context is not None and not any("max_position_embeddings" in tower.keys for tower in towers):
+        yield RekindleError(f"A text of a {name} has no longest length: its positions are distances.",
+                            hint="leave --context out")  # fmt: skip
+    if config.init_std is not None and not any("initializer_range" in tower.defaults for tower in towers):
+        yield RekindleError(f"The initial weights of a {name} have a standard deviation for each kind of them.",
+                            hint="--set initializer_factor=FACTOR multiplies them all")  # fmt: skip
     if config.rope_theta is not None and all(tower.rope == "none" for tower in towers):
         yield RekindleError(f"{name} has no rotary embeddings.", hint="leave --rope-theta out")
     if config.decoder_layers is not None and not family.towers:

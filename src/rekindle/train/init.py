@@ -11,7 +11,7 @@ from rekindle.anatomy import Settings
 from rekindle.errors import counted
 from rekindle.store.manifest import Manifest, Record
 from rekindle.store.publish import publishing
-from rekindle.train.blank import TOKENS, Blank, blank_model, family_of_options, unmakeable
+from rekindle.train.blank import DEFAULT_CONTEXT, TOKENS, Blank, blank_model, family_of_options, unmakeable
 from rekindle.train.config import InitConfig
 from rekindle.train.tokenizer import SENTINELS, bpe_size, make_tokenizer
 from rekindle.version import __version__
@@ -94,7 +94,7 @@ def _tokenizer_to_be(config: InitConfig) -> Any:
     if size is not None:
         most = size + (SENTINELS if family_of_options(config).towers else 0)
         return SimpleNamespace(get_vocab=lambda: {"": most - 1}, **dict.fromkeys(TOKENS))
-    return make_tokenizer(config.tokenizer, config.data, config.context)
+    return make_tokenizer(config.tokenizer, config.data, DEFAULT_CONTEXT)
 
 
 def _sentence(blank: Blank) -> str:

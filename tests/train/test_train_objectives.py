@@ -247,6 +247,35 @@ def test_sentinels(tokenizer: Any, corpus: Path):
     assert sentinels_of(named, VOCABULARY) == tuple(range(311, 299, -1))
 
 
+def test_a_tokenizer_from_scratch_ends_what_an_encoder_reads(corpus: Path, pairs: Path, tmp_path: Path):
+    """Once: a model is trained on what the tokenizer gives, and is shown the same by whoever uses it."""
+    sizes = {"hidden": 16, "layers": 1, "heads": 2, "tokenizer": "bpe:300", "data": str(corpus)}
+    with quietly():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(api.init(tmp_path / "t5", family="t5", **sizes))
+        plain = transformers.AutoTokenizer.from_pretrained(api.init(tmp_path / "llama", **sizes))
+    end = tokenizer.eos_token_id
+    for text in ("the cat", "", "naïve\t😀"):
+        ids = tokenizer(text)["input_ids"]
+        assert (ids[-1], ids.count(end), tokenizer.decode(ids[:-1])) == (end, 1, text)
+        assert end not in tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert plain.eos_token_id not in plain(text)["input_ids"]
+    assert tokenizer("a", "b")["input_ids"] == [*tokenizer("a")["input_ids"], *tokenizer("b")["input_ids"]]
+    shown = {tuple(tokenizer(json.loads(row)["source"])["input_ids"]) for row in pairs.read_text().splitlines()}
+    batch = Seq2Seq.open(options(pairs), 64, tokenizer, 400).sample("all", 10**6)
+    read = {
+        tuple(ids[mask.bool()].tolist()) for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    }
+    assert read == shown
+    rows = SpanCorruption.open(options(corpus), 32, tokenizer, 400)
+    assert (
+        rows.corpus.meta.train_tokens
+        == sum(len(tokenizer(json.loads(row)["text"])["input_ids"]) for row in corpus.read_text().splitlines())
+        - rows.corpus.meta.validation_tokens
+    )  # one end for each text
+    ids = rows.batch(0, 8)["input_ids"]
+    assert (ids[:, -1] == end).all()
+
+
 # Real models
 
 

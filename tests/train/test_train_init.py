@@ -59,6 +59,7 @@ def test_each_family_loads_where_its_users_load_it(family: str, tmp_path: Path, 
     assert price["bytes"] == 4 * price["parameters"]["total"]
     vocab_size = 400 if FAMILIES[family].towers else 300  # T5's 100 sentinels come after the tokenizer's own
     assert (seen["hidden_size"], seen["layers"], seen["heads"]["query"], seen["vocab_size"]) == (64, 2, 4, vocab_size)
+    assert {model.config.vocab_size, json.loads((made / "config.json").read_text())["vocab_size"]} == {vocab_size}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     two = {"decoder_input_ids": torch.arange(10)[None]} if FAMILIES[family].towers else {}
     out = model(input_ids=torch.arange(10)[None], **two)

@@ -116,7 +116,6 @@ def _keys(config: InitConfig, family: Family, tokenizer: Any, layers: int) -> di
     ffn, dim = config.ffn or 4 * d, d // heads
     context = config.context or DEFAULT_CONTEXT
     by_setting: dict[str, Any] = {
-        "vocab_size": _entries(tokenizer),
         "hidden_size": d,
         "intermediate_size": ffn,
         "num_layers": layers,
@@ -138,6 +137,7 @@ def _keys(config: InitConfig, family: Family, tokenizer: Any, layers: int) -> di
         "value_dim": dim,
     }
     by_key: dict[str, Any] = {
+        "vocab_size": _entries(tokenizer),  # also where a model says again what its towers say
         "num_key_value_heads": config.kv_heads or heads,
         "qk_nope_head_dim": dim,
         "qk_rope_head_dim": dim // 2,

@@ -250,6 +250,9 @@ def test_a_decoder_of_its_own_depth(family: str, tmp_path: Path, corpus: Path):
     made = api.init(tmp_path / "m", family=family, decoder_layers=3, **TOWERS | {"data": str(corpus)})
     settings = api.open(made).checkpoint.settings
     assert [tower.num_layers for tower in settings.towers.values()] == [2, 3]
+    manifest = read_manifest(made)
+    assert manifest is not None
+    assert "encoder of 2 layers and decoder of 3 layers, " in manifest.lineage[0].summary
     with quietly():
         model = model_class(settings.output).from_pretrained(made)
     model(input_ids=torch.arange(10)[None], labels=torch.arange(7)[None]).loss.backward()

@@ -152,7 +152,7 @@ def test_rows_of_other_names_and_formats(tmp_path: Path, tokenizer: Any, pairs: 
         ({"a": "x", "b": "y"}, {}, 'no fields "source" and "target", only a, b. --source-column a --target-column b'),
         ({"source": "x", "b": "y"}, {"target_column": "c"}, 'no fields "source" and "c", only source, b'),
         ({"source": "x", "target": 3}, {}, '"target" holds int, not text'),
-        ({"instruction": "x", "input": "", "output": "y"}, {}, "--source-column instruction --target-column input"),
+        ({"instruction": "x", "input": "", "output": "y"}, {}, "--source-column instruction --target-column output"),
         ({"source": " ", "target": "y"}, {}, "holds no text (2 empty documents)"),
     ],
 )
@@ -534,6 +534,7 @@ def test_a_t5_reads_what_is_longer_than_it_was_trained_on(folder: Callable, tmp_
     found = api.evaluate(src, split="all", **how)
     assert (found["tokens"], found["seq_len"]) == (count, 600)
     assert found["loss"] == pytest.approx(losses / count, rel=1e-5)
+    assert found["objective"] == "seq2seq"
     assert api.train_cost(src, lr=1e-3, tokens=6000, batch_tokens=600, **how)["steps"] == 10
 
 
@@ -558,7 +559,16 @@ def test_a_dry_run_refuses_what_the_run_would(folder: Callable, corpus: Path):
     ("family", "given", "words"),
     [
         ("llama", {"objective": "seq2seq"}, "needed is one that writes a text for the one it reads.*next-token"),
-        ("llama", {"target_len": 8}, "target_len is an option of seq2seq, but the objective is next-token"),
+        (
+            "llama",
+            {"target_len": 8},
+            "target_len is an option of seq2seq, but the objective is next-token.* try: +without",
+        ),
+        (
+            "t5",
+            {"mask_prompt": True},
+            "mask_prompt is an option of next-token, but.* is span-corruption.* try: +without",
+        ),
         ("t5", {"objective": "next-token"}, "needed is one that predicts the next token.*span-corruption"),
         ("t5", {"source_column": "a"}, "source_column is an option of seq2seq.*--objective seq2seq"),
         ("t5", {"objective": "seq2seq", "text_column": "a"}, "text_column is an option of next-token and span-corr"),

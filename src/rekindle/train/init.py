@@ -99,7 +99,9 @@ def _tokenizer_to_be(config: InitConfig) -> Any:
 
 def _sentence(blank: Blank) -> str:
     n, settings = blank.parameters(), blank.settings
+    columns = [f"{name} of {counted(own.num_layers, 'layer')}" for name, own in settings.towers.items()]
+    depth = " and ".join(columns) or counted(settings.num_layers, "layer")
     return (
         f"{blank.family.model_type} from scratch: hidden {settings.hidden_size}, "
-        f"{counted(settings.num_layers, 'layer')}, {n['total']:,} parameters ({n['active']:,} active)"
+        f"{depth}, {n['total']:,} parameters ({n['active']:,} active)"
     )

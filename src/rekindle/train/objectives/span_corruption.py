@@ -8,7 +8,8 @@ with the same sum, all equally likely, and so are those of what stands between.
 The sentinels are the tokenizer's <extra_id_0>, <extra_id_1>, ..., which T5 has at the top of its vocabulary in
 descending order; of a tokenizer without them the ids beyond its own, from the top down, as far as the model has them.
 
-Departure: the spans of a row are drawn by (seed, row) alone, so that a run that is resumed sees the same.
+Departures: the spans of a row are drawn by (seed, row) alone, so that a run that is resumed sees the same; and no
+sentinel stands after the last span of the targets, as in T5's own code but not in the paper.
 
 n rows   R tokens of a text   S tokens of its inputs   T of its targets
 """

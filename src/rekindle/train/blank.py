@@ -218,6 +218,9 @@ def _beyond(settings: Settings, written: Mapping[str, Any], tokenizer: Any) -> I
     if rows <= most:
         what = f"vocab_size is {rows}, but the tokenizer has ids up to {most}."
         yield RekindleError(what, where="option set", hint="leave vocab_size out, or a smaller --tokenizer")
+    if (said := written.get("vocab_size", rows)) != rows:
+        what = f"vocab_size is {said}, but the embeddings have {rows} rows."
+        yield RekindleError(what, where="option set", hint="the same for the model and for each tower, or leave it out")
     pad = written.get("pad_token_id")
     if pad is not None and not 0 <= pad < rows:
         yield RekindleError(f"pad_token_id is {pad}, but the vocabulary ends at {rows - 1}.", where="option set")

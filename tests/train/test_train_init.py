@@ -168,6 +168,7 @@ def test_an_existing_tokenizer(tmp_path: Path, small: Callable[..., Path]):
         ({"family": "deepseek_v3", "set": {"moe_intermediate_size": 0}}, "no expert has any units"),
         ({"set": {"vocab_size": 299}}, "vocab_size is 299, but the tokenizer has ids up to 299"),
         ({"family": "t5gemma", "set": {"vocab_size": 500}}, "vocab_size is 500, but the embeddings have 400 rows"),
+        ({"family": EYED, "tie_embeddings": False}, "t5gemma2 whose embeddings are not tied"),
         ({"set": {"pad_token_id": 300}}, "pad_token_id is 300, but the vocabulary ends at 299"),
         ({"set": {"rope_scaling": {"rope_type": "foo"}}}, "RoPE of the kind 'foo'"),
         ({"set": {"architectures": ["BertModel"]}}, "llama has no key 'architectures'"),

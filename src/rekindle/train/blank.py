@@ -67,6 +67,9 @@ def blank_model(config: InitConfig, tokenizer: Any) -> Blank:
         raise together(problems)
     written = _written(_over(row, given), family)
     settings = family.settings(written)
+    if family.copies and family.tied == "config" and not settings.tie_word_embeddings:
+        what = f"A {family.model_type} whose embeddings are not tied has matrices that no table names."
+        raise RekindleError(what, hint="leave --tie-embeddings as it is")
     if problems := [*_idle(row, given, written, family), *_beyond(settings, written, tokenizer)]:
         raise together(problems)
     return Blank(family, settings, written)

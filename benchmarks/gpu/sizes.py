@@ -7,16 +7,17 @@ from typing import Any
 
 Shape = dict[str, Any]  # options of `rekindle init`
 
-SMALL: Shape = {"hidden": 64, "layers": 2, "heads": 4, "context": 128, "tokenizer": "bpe:512"}
+SIZE: Shape = {"hidden": 64, "layers": 2, "heads": 4, "tokenizer": "bpe:512"}
+SMALL: Shape = SIZE | {"context": 128}
 CHECKED: dict[str, Shape] = {
     "llama": SMALL,
     "mixtral": SMALL | {"family": "mixtral", "ffn": 64, "experts": 4},
-    "t5": SMALL | {"family": "t5", "set": {"dropout_rate": 0.0}},  # what is dropped differs between CPU and GPU
-    "t5 with dropout": SMALL | {"family": "t5"},
+    "t5": SIZE | {"family": "t5", "set": {"dropout_rate": 0.0}},  # what is dropped differs between CPU and GPU
+    "t5 with dropout": SIZE | {"family": "t5"},
 }
 LLAMA: Shape = {"hidden": 768, "layers": 12, "heads": 12, "context": 1024, "tokenizer": "bpe:32000"}
 LLAMA |= {"tie_embeddings": True}
-T5: Shape = {"family": "t5", "hidden": 512, "layers": 8, "heads": 8, "context": 512, "tokenizer": "bpe:32000"}
+T5: Shape = {"family": "t5", "hidden": 512, "layers": 8, "heads": 8, "tokenizer": "bpe:32000"}
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def test_what_a_step_measured_on_the_text_is_told_apart_from_what_was_trained_on
 
 def test_how_long_a_text_lasts_is_what_the_objective_says(corpus):
     """Of span corruption a row takes more of the text than the tokens it is read in."""
-    api.init("runs/start", **START | {"family": "t5"})
+    api.init("runs/start", **START | {"family": "t5", "context": None})
     found = open_corpus("corpus", load_tokenizer(Path("runs/start")))
     rows = SpanCorruption(found, 32, (), 0).rows
     assert rows < found.windows(32)

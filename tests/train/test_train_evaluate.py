@@ -41,6 +41,7 @@ def test_loss_by_hand(small: Callable[..., Path], corpus: Path, family: str):
     assert found["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
     assert found["loss_stderr"] == pytest.approx((losses.std() / math.sqrt(len(each))).item(), rel=1e-4)
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+    assert found["objective"] == "next-token"
     assert found["perplexity_stderr"] == pytest.approx(found["perplexity"] * found["loss_stderr"])
     assert (found["tokens"], found["sequences"]) == (len(each) * 16, len(each))
 

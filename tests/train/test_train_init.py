@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import stat
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from train_helpers import rows
 
 from rekindle import api
@@ -25,7 +27,8 @@ from rekindle.train.config import InitConfig
 from rekindle.train.init import init_model
 from rekindle.train.model import load_tokenizer
 
-SIZES = {"hidden": 16, "layers": 2, "heads": 4, "ffn": 24, "context": 64, "tokenizer": "bpe:300"}
+TOWERS = {"hidden": 16, "layers": 2, "heads": 4, "ffn": 24, "tokenizer": "bpe:300"}
+SIZES = TOWERS | {"context": 64}
 
 
 EYED = "t5gemma2"  # with a vision tower that --set alone shapes
@@ -56,6 +59,7 @@ def test_each_family_loads_where_its_users_load_it(family: str, tmp_path: Path, 
     assert price["bytes"] == 4 * price["parameters"]["total"]
     vocab_size = 400 if FAMILIES[family].towers else 300  # T5's 100 sentinels come after the tokenizer's own
     assert (seen["hidden_size"], seen["layers"], seen["heads"]["query"], seen["vocab_size"]) == (64, 2, 4, vocab_size)
+    assert {model.config.vocab_size, json.loads((made / "config.json").read_text())["vocab_size"]} == {vocab_size}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     two = {"decoder_input_ids": torch.arange(10)[None]} if FAMILIES[family].towers else {}
     out = model(input_ids=torch.arange(10)[None], **two)
@@ -163,10 +167,15 @@ def test_an_existing_tokenizer(tmp_path: Path, small: Callable[..., Path]):
         ({"family": "gpt_neox", "set": {"hidden_size": 2}}, "leaves nothing to each of 4 heads"),
         ({"family": "deepseek_v3", "set": {"moe_intermediate_size": 0}}, "no expert has any units"),
         ({"set": {"vocab_size": 299}}, "vocab_size is 299, but the tokenizer has ids up to 299"),
+        ({"family": "t5gemma", "set": {"vocab_size": 500}}, "vocab_size is 500, but the embeddings have 400 rows"),
+        ({"family": EYED, "tie_embeddings": False}, "t5gemma2 whose embeddings are not tied"),
         ({"set": {"pad_token_id": 300}}, "pad_token_id is 300, but the vocabulary ends at 299"),
         ({"set": {"rope_scaling": {"rope_type": "foo"}}}, "RoPE of the kind 'foo'"),
         ({"set": {"architectures": ["BertModel"]}}, "llama has no key 'architectures'"),
         ({"family": "bert", "set": {"architectures": ["BertFor"]}}, "class BertFor is not known"),
+        ({"family": "t5", "context": 1024}, "t5 has no longest length(.|\n)*--context"),
+        ({"family": "umt5", "init_std": 0.5}, "umt5 have a standard deviation for each(.|\n)*initializer_factor"),
+        ({"family": "switch_transformers", "top_k": 2}, "goes to one expert(.|\n)*--top-k"),
         ({"family": "qwen2", "set": {"use_sliding_window": True}}, "changes nothing"),
         ({"family": "gpt2", "set": {"resid_pdrop": 2.0}}, "transformers cannot make this model: dropout"),
     ],
@@ -176,6 +185,15 @@ def test_refused(tmp_path: Path, corpus: Path, changes: dict[str, Any], said: st
     with pytest.raises(RekindleError, match=said):
         init_model(tmp_path / "m", config, command="", options={})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_t5_is_as_wide_at_first_as_its_factor_says(tmp_path: Path, corpus: Path):
+    told = {"family": "t5", "data": str(corpus), **TOWERS}
+    one, two = (
+        load_model(api.init(tmp_path / str(x), **told, set={"initializer_factor": x}), output="seq2seq").state_dict()
+        for x in (1.0, 2.0)
+    )
+    assert all(torch.equal(one[name] * 2, two[name]) for name in one)
 
 
 @pytest.mark.parametrize(
@@ -231,14 +249,44 @@ def test_what_says_no_key_and_value(text: str):
 
 @pytest.mark.parametrize("family", [name for name, table in FAMILIES.items() if table.towers and name != EYED])
 def test_a_decoder_of_its_own_depth(family: str, tmp_path: Path, corpus: Path):
-    made = api.init(tmp_path / "m", family=family, decoder_layers=3, **SIZES | {"data": str(corpus)})
+    made = api.init(tmp_path / "m", family=family, decoder_layers=3, **TOWERS | {"data": str(corpus)})
     settings = api.open(made).checkpoint.settings
     assert [tower.num_layers for tower in settings.towers.values()] == [2, 3]
+    manifest = read_manifest(made)
+    assert manifest is not None
+    assert "encoder of 2 layers and decoder of 3 layers, " in manifest.lineage[0].summary
     with quietly():
         model = model_class(settings.output).from_pretrained(made)
     model(input_ids=torch.arange(10)[None], labels=torch.arange(7)[None]).loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if ".experts." not in name}
     assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("family", ["t5", "mt5", "umt5"])
+@pytest.mark.parametrize("said", ["option", "set", "default"])
+def test_a_t5_has_the_head_that_is_asked_for(family: str, said: str, tmp_path: Path, corpus: Path, run: Callable):
+    """Counted, written, said and trained as such; where it is said or not, a loss begins near that of a guess."""
+    asked = {"option": {"tie_embeddings": False}, "set": {"set": {"tie_word_embeddings": False}}, "default": {}}[said]
+    told = {"family": family, "data": str(corpus), **TOWERS, "hidden": 64, **asked}
+    made, price = api.init(tmp_path / "m", **told), api.init_cost(**told)
+    own = bool(asked) or family == "mt5"  # as real ones have: its output is not scaled
+    assert ("lm_head.weight" in open_folder(made).tensors) == own
+    with quietly():
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(made)
+    assert torch.equal(model.lm_head.weight, model.shared.weight) == (not own)
+    manifest, total = read_manifest(made), sum(p.numel() for p in model.parameters())
+    assert manifest is not None
+    assert manifest.parameters["total"] == price["parameters"]["total"] == total
+    assert f"{total:,} parameters" in manifest.lineage[0].summary
+    assert not api.inspect(made)["notes"]
+    generator = torch.Generator().manual_seed(0)
+    ids, labels = torch.randint(0, 400, (2, 16, 32), generator=generator)
+    loss = model(input_ids=ids, labels=labels).loss.item()
+    assert loss == pytest.approx(math.log(400), abs=1.5)
+    if own:
+        out, summary = run(made, tokens=1024, seq_len=16)
+        assert summary["val_loss"] < summary["val_loss_before"]
+        assert "lm_head.weight" in open_folder(out).tensors
 
 
 def test_weights_are_readable_by_whom_other_files_are(run: Callable, corpus: Path, tmp_path: Path):

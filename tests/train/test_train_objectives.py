@@ -16,10 +16,11 @@ import pytest
 import torch
 import transformers
 from tiny_models import V1_1, save_tiny
-from train_helpers import WORDS, curve, rows
+from train_helpers import WORDS, curve, defaults, rows
 
 from rekindle import api
 from rekindle.anatomy.flops import forward_flops
+from rekindle.apply.load import quietly
 from rekindle.errors import RekindleError
 from rekindle.train import session
 from rekindle.train.config import TrainConfig
@@ -151,7 +152,7 @@ def test_rows_of_other_names_and_formats(tmp_path: Path, tokenizer: Any, pairs: 
         ({"a": "x", "b": "y"}, {}, 'no fields "source" and "target", only a, b. --source-column a --target-column b'),
         ({"source": "x", "b": "y"}, {"target_column": "c"}, 'no fields "source" and "c", only source, b'),
         ({"source": "x", "target": 3}, {}, '"target" holds int, not text'),
-        ({"instruction": "x", "input": "", "output": "y"}, {}, "--source-column instruction --target-column input"),
+        ({"instruction": "x", "input": "", "output": "y"}, {}, "--source-column instruction --target-column output"),
         ({"source": " ", "target": "y"}, {}, "holds no text (2 empty documents)"),
     ],
 )
@@ -238,9 +239,41 @@ def test_sentinels(tokenizer: Any, corpus: Path):
     assert sentinels_of(tokenizer, 303) == (302, 301, 300)
     with pytest.raises(RekindleError, match="Inputs of 64 tokens have 3 spans, but there are 2 sentinels"):
         SpanCorruption.open(options(corpus), 64, tokenizer, 302)
+    for vocab_size, hint in ((301, "there is 1 sentinel.*a smaller --seq-len"), (300, "there are 0 sentinels.*T5's$")):
+        with pytest.raises(RekindleError, match=f"(?s){hint}"):
+            SpanCorruption.open(options(corpus), 64, tokenizer, vocab_size)
     named = train_bpe(open_source(str(corpus)), 300, 512)
     named.add_tokens([f"<extra_id_{number}>" for number in reversed(range(12))])
     assert sentinels_of(named, VOCABULARY) == tuple(range(311, 299, -1))
+
+
+def test_a_tokenizer_from_scratch_ends_what_an_encoder_reads(corpus: Path, pairs: Path, tmp_path: Path):
+    """Once: a model is trained on what the tokenizer gives, and is shown the same by whoever uses it."""
+    sizes = {"hidden": 16, "layers": 1, "heads": 2, "tokenizer": "bpe:300", "data": str(corpus)}
+    with quietly():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(api.init(tmp_path / "t5", family="t5", **sizes))
+        plain = transformers.AutoTokenizer.from_pretrained(api.init(tmp_path / "llama", **sizes))
+    end = tokenizer.eos_token_id
+    for text in ("the cat", "", "naïve\t😀"):
+        ids = tokenizer(text)["input_ids"]
+        assert (ids[-1], ids.count(end), tokenizer.decode(ids[:-1])) == (end, 1, text)
+        assert end not in tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert plain.eos_token_id not in plain(text)["input_ids"]
+    assert tokenizer("a", "b")["input_ids"] == [*tokenizer("a")["input_ids"], *tokenizer("b")["input_ids"]]
+    shown = {tuple(tokenizer(json.loads(row)["source"])["input_ids"]) for row in pairs.read_text().splitlines()}
+    batch = Seq2Seq.open(options(pairs), 64, tokenizer, 400).sample("all", 10**6)
+    read = {
+        tuple(ids[mask.bool()].tolist()) for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    }
+    assert read == shown
+    rows = SpanCorruption.open(options(corpus), 32, tokenizer, 400)
+    assert (
+        rows.corpus.meta.train_tokens
+        == sum(len(tokenizer(json.loads(row)["text"])["input_ids"]) for row in corpus.read_text().splitlines())
+        - rows.corpus.meta.validation_tokens
+    )  # one end for each text
+    ids = rows.batch(0, 8)["input_ids"]
+    assert (ids[:, -1] == end).all()
 
 
 # Real models
@@ -482,11 +515,60 @@ def test_a_folder_is_tuned_on_pairs(folder: Callable, run: Callable, pairs: Path
     assert found["loss"] == pytest.approx(summary["val_loss"], rel=1e-5)
 
 
+def test_a_t5_reads_what_is_longer_than_it_was_trained_on(folder: Callable, tmp_path: Path):
+    """Distances have no end, as in transformers."""
+    data, src = tmp_path / "long.jsonl", folder("t5")
+    texts = [(" ".join(random.Random(n).choices(WORDS, k=900)), f"the {n}") for n in range(4)]
+    data.write_text("".join(json.dumps({"source": x, "target": y}) + "\n" for x, y in texts))
+    how = {"data": str(data), "objective": "seq2seq", "seq_len": 600}
+    with quietly():
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(src).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(src)
+    end, losses, count = [tokenizer.eos_token_id], 0.0, 0
+    for x, y in texts:
+        source, target = tokenizer(x)["input_ids"][:599] + end, tokenizer(y)["input_ids"] + end
+        assert len(source) == 600
+        with torch.no_grad():
+            losses += model(torch.tensor([source]), labels=torch.tensor([target])).loss.item() * len(target)
+        count += len(target)
+    found = api.evaluate(src, split="all", **how)
+    assert (found["tokens"], found["seq_len"]) == (count, 600)
+    assert found["loss"] == pytest.approx(losses / count, rel=1e-5)
+    assert found["objective"] == "seq2seq"
+    assert api.train_cost(src, lr=1e-3, tokens=6000, batch_tokens=600, **how)["steps"] == 10
+
+
+@pytest.mark.parametrize("given", [{}, {"objective": "seq2seq", "target_len": 12}, {"objective": "seq2seq"}])
+def test_a_dry_run_counts_both_lengths(folder: Callable, corpus: Path, pairs: Path, run: Callable, given: dict):
+    told = {"tokens": 512, "data": str(pairs if given else corpus), **given}
+    price = api.train_cost(src := folder("t5"), **defaults(corpus) | told)
+    _, summary = run(src, **told)
+    assert price["flops"] == summary["flops"]
+    assert price["memory"] < summary["peak_memory"]
+
+
+def test_a_dry_run_refuses_what_the_run_would(folder: Callable, corpus: Path):
+    src = folder("t5", vocab_size=300)  # no more than the tokenizer has
+    with pytest.raises(RekindleError, match="32 tokens have 2 spans, but there are 0 sentinels"):
+        api.train_cost(src, **defaults(corpus))
+    (src / "model.safetensors").unlink()
+    assert api.train_cost(src, **defaults(corpus))["steps"] == 12  # of a config alone, which has no tokenizer
+
+
 @pytest.mark.parametrize(
     ("family", "given", "words"),
     [
         ("llama", {"objective": "seq2seq"}, "needed is one that writes a text for the one it reads.*next-token"),
-        ("llama", {"target_len": 8}, "target_len is an option of seq2seq, but the objective is next-token"),
+        (
+            "llama",
+            {"target_len": 8},
+            "target_len is an option of seq2seq, but the objective is next-token.* try: +without",
+        ),
+        (
+            "t5",
+            {"mask_prompt": True},
+            "mask_prompt is an option of next-token, but.* is span-corruption.* try: +without",
+        ),
         ("t5", {"objective": "next-token"}, "needed is one that predicts the next token.*span-corruption"),
         ("t5", {"source_column": "a"}, "source_column is an option of seq2seq.*--objective seq2seq"),
         ("t5", {"objective": "seq2seq", "text_column": "a"}, "text_column is an option of next-token and span-corr"),

@@ -16,7 +16,8 @@ from rekindle.anatomy.kinds import SYNONYMS, misfits
 from rekindle.errors import RekindleError, first_line, nearest, together
 from rekindle.train.config import InitConfig
 
-DEFAULT_EXPERTS = 8
+DEFAULT_EXPERTS, DEFAULT_TOP_K = 8, 2
+DEFAULT_CONTEXT = 2048
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _PARTS_OF_A_HEAD = {"none": 1, "latent": 4}  # RoPE turns pairs: of whole heads, or of a half of latent attention's
 
@@ -66,6 +67,9 @@ def blank_model(config: InitConfig, tokenizer: Any) -> Blank:
         raise together(problems)
     written = _written(_over(row, given), family)
     settings = family.settings(written)
+    if family.copies and family.tied == "config" and not settings.tie_word_embeddings:
+        what = f"A {family.model_type} whose embeddings are not tied has matrices that no table names."
+        raise RekindleError(what, hint="leave --tie-embeddings as it is")
     if problems := [*_idle(row, given, written, family), *_beyond(settings, written, tokenizer)]:
         raise together(problems)
     return Blank(family, settings, written)
@@ -95,6 +99,9 @@ def _row(config: InitConfig, family: Family, tokenizer: Any) -> dict[str, Any]:
         layers = config.layers if number < len(family.towers) else config.decoder_layers or config.layers
         own_ids = ids if tower.section else ids | {"decoder_start_token_id": ids["pad_token_id"]}
         row = tower.put(row, {**tower.own(row), **_keys(config, tower, tokenizer, layers), **own_ids})
+    if family.tied == "weights" and config.tie_embeddings is None:
+        # embeddings as wide as a T5's are no head unless what they are multiplied by is scaled, which an mT5's is not
+        row["tie_word_embeddings"] = family.settings(row).scaled_output
     return row
 
 
@@ -110,8 +117,8 @@ def _keys(config: InitConfig, family: Family, tokenizer: Any, layers: int) -> di
     """
     d, heads = config.hidden, config.heads
     ffn, dim = config.ffn or 4 * d, d // heads
+    context = config.context or DEFAULT_CONTEXT
     by_setting: dict[str, Any] = {
-        "vocab_size": _entries(tokenizer),
         "hidden_size": d,
         "intermediate_size": ffn,
         "num_layers": layers,
@@ -119,9 +126,9 @@ def _keys(config: InitConfig, family: Family, tokenizer: Any, layers: int) -> di
         "head_dim": dim,
         "query_scalar": dim,
         "cross_size": d,
-        "max_position_embeddings": config.context,
+        "max_position_embeddings": context,
         "num_experts": config.experts or DEFAULT_EXPERTS,
-        "top_k": config.top_k,
+        "top_k": config.top_k or DEFAULT_TOP_K,
         "expert_size": ffn,
         "shared_size": ffn,
         "aux_loss_coef": config.aux_loss,
@@ -133,14 +140,15 @@ def _keys(config: InitConfig, family: Family, tokenizer: Any, layers: int) -> di
         "value_dim": dim,
     }
     by_key: dict[str, Any] = {
+        "vocab_size": _entries(tokenizer),  # also where a model says again what its towers say
         "num_key_value_heads": config.kv_heads or heads,
         "qk_nope_head_dim": dim,
         "qk_rope_head_dim": dim // 2,
         "first_k_dense_replace": min(1, layers - 1),
         "num_sparse_encoder_layers": max(1, config.layers // 2),
         "num_sparse_decoder_layers": max(1, (config.decoder_layers or config.layers) // 2),
-        "original_max_position_embeddings": config.context,
-        "initializer_range": config.init_std,
+        "original_max_position_embeddings": context,
+        "initializer_range": 0.02 if config.init_std is None else config.init_std,
         **{name: getattr(tokenizer, name) for name in TOKENS},
     }
     row: dict[str, Any] = {family.keys[s]: value for s, value in by_setting.items() if s in family.keys}
@@ -213,6 +221,9 @@ def _beyond(settings: Settings, written: Mapping[str, Any], tokenizer: Any) -> I
     if rows <= most:
         what = f"vocab_size is {rows}, but the tokenizer has ids up to {most}."
         yield RekindleError(what, where="option set", hint="leave vocab_size out, or a smaller --tokenizer")
+    if (said := written.get("vocab_size", rows)) != rows:
+        what = f"vocab_size is {said}, but the embeddings have {rows} rows."
+        yield RekindleError(what, where="option set", hint="the same for the model and for each tower, or leave it out")
     pad = written.get("pad_token_id")
     if pad is not None and not 0 <= pad < rows:
         yield RekindleError(f"pad_token_id is {pad}, but the vocabulary ends at {rows - 1}.", where="option set")
@@ -252,9 +263,18 @@ def _misfitting(config: InitConfig, family: Family) -> Iterator[RekindleError]:
     if config.experts is not None and not sparse:
         able = [o.model_type for o in FAMILIES.values() if any(t.sparse for t in (o, *o.towers.values()))]
         yield RekindleError(f"{name} has no experts.", hint=f"--family {', '.join(able[:-1])} or {able[-1]}")
-    experts = config.experts or DEFAULT_EXPERTS
-    if sparse and config.top_k > experts:
-        yield RekindleError(f"A token cannot be sent to {config.top_k} of {experts} experts.")
+    experts, top_k = config.experts or DEFAULT_EXPERTS, config.top_k or DEFAULT_TOP_K
+    if any("top_k" in tower.keys for tower in towers):
+        if top_k > experts:
+            yield RekindleError(f"A token cannot be sent to {top_k} of {experts} experts.")
+    elif sparse and config.top_k is not None:
+        yield RekindleError(f"Each token of a {name} goes to one expert.", hint="leave --top-k out")
+    if config.context is not None and not any("max_position_embeddings" in tower.keys for tower in towers):
+        yield RekindleError(f"A text of a {name} has no longest length: its positions are distances.",
+                            hint="leave --context out")  # fmt: skip
+    if config.init_std is not None and not any("initializer_range" in tower.defaults for tower in towers):
+        yield RekindleError(f"The initial weights of a {name} have a standard deviation for each kind of them.",
+                            hint="--set initializer_factor=FACTOR multiplies them all")  # fmt: skip
     if config.rope_theta is not None and all(tower.rope == "none" for tower in towers):
         yield RekindleError(f"{name} has no rotary embeddings.", hint="leave --rope-theta out")
     if config.decoder_layers is not None and not family.towers:

@@ -29,13 +29,13 @@ class InitConfig:
     kv_heads: int | None = option(None, help="key-value heads per layer (default: as many as heads)")
     ffn: int | None = option(None, help="intermediate size, of each expert in a MoE (default: 4 x hidden)")
     experts: int | None = option(None, help="experts per layer, MoE families only (default: 8)")
-    top_k: int = option(2, help="experts per token, MoE families only")
-    context: int = option(2048, help="longest sequence, tokens")
+    top_k: int | None = option(None, help="experts per token, MoE families only (default: 2)")
+    context: int | None = option(None, help="longest sequence, tokens (default: 2048)")
     rope_theta: float | None = option(None, help="base of the rotary position embedding (default: 10000)")
     tie_embeddings: bool | None = option(
         None, help="the output layer is the embedding matrix (default: as the family's models have it)"
     )
-    init_std: float = option(0.02, help="standard deviation of the initial weights")
+    init_std: float | None = option(None, help="standard deviation of the initial weights (default: 0.02)")
     aux_loss: float = option(0.01, help="load-balance coefficient written to the config of a MoE")
     tokenizer: str = option("bpe:2048", help="bpe:SIZE, trained on the data, or a tokenizer's folder or name")
     data: str = option("stdlib", help="data the tokenizer is trained on: see train --data")

@@ -103,10 +103,10 @@ def validation_loss(
 def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     """Loss in nats per token and perplexity of a checkpoint, with standard errors over sequences.
 
-    {"loss", "loss_stderr", "perplexity", "perplexity_stderr", "tokens", "sequences", "seq_len", "data", "split",
-    "tasks": {task: {metric: value}} or None}. The perplexity's error is the loss's, to first order; of one sequence
-    there is none. Raises RekindleError for data or options that do not fit the model, CheckFailed for a loss that is no
-    number.
+    {"loss", "loss_stderr", "perplexity", "perplexity_stderr", "objective", "tokens", "sequences", "seq_len", "data",
+    "split", "tasks": {task: {metric: value}} or None}. The perplexity's error is the loss's, to first order; of one
+    sequence there is none. Raises RekindleError for data or options that do not fit the model, CheckFailed for a loss
+    that is no number.
     """
     if config.tasks:
         _harness()  # before the loss takes its time
@@ -120,7 +120,7 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     kind = objective_of(config, source)
     vocab_size, context = model_sizes(source.config)
     seq_len = config.seq_len or min(context, _DEFAULT_SEQ_LEN)
-    check_lengths(seq_len, context, config.micro_batch)
+    check_lengths(seq_len, source.config, config.micro_batch)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, vocab_size, folder)
     objective: Objective = kind.open(config, seq_len, tokenizer, vocab_size)
@@ -148,6 +148,7 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
         "loss_stderr": stderr,
         "perplexity": perplexity,
         "perplexity_stderr": None if stderr is None else perplexity * stderr,
+        "objective": kind.name,
         "tokens": result.tokens,
         "sequences": rows_of(held_out),
         "seq_len": seq_len,

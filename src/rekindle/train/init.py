@@ -7,10 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from rekindle.anatomy import Settings
 from rekindle.errors import counted
 from rekindle.store.manifest import Manifest, Record
 from rekindle.store.publish import publishing
-from rekindle.train.blank import TOKENS, Blank, blank_model, family_of_options, unmakeable
+from rekindle.train.blank import DEFAULT_CONTEXT, TOKENS, Blank, blank_model, family_of_options, unmakeable
 from rekindle.train.config import InitConfig
 from rekindle.train.tokenizer import SENTINELS, bpe_size, make_tokenizer
 from rekindle.version import __version__
@@ -49,6 +50,7 @@ def init_model(
                 torch.manual_seed(config.seed)
                 made = AutoConfig.for_model(**blank.config)
                 model = model_class(blank.settings.output).from_config(made, dtype=torch.float32)
+                _part_head(model, blank.settings)
         except Exception as error:  # of values that the table does not judge, such as a dropout of 2
             raise unmakeable(error) from None
         save_model(model.to(getattr(torch, config.dtype)), partial)
@@ -56,6 +58,21 @@ def init_model(
         life = Manifest(version=__version__, lineage=[record], parameters=blank.parameters())
         write_manifest(partial, life, recipe)
     return Path(out)
+
+
+def _part_head(model: Any, settings: Settings) -> None:
+    """Give the head a matrix of its own where one is asked for; transformers (5.23) ties a T5's in any case.
+
+    So wide that logits begin with a variance of 1, as those of tied and scaled embeddings do. Departure: transformers
+    draws such a head as it does embeddings, and where its input is not scaled a loss then begins at tens of nats.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    if settings.tie_word_embeddings or head is None or head.weight is not model.get_input_embeddings().weight:
+        return
+    std = model.config.initializer_factor * (1.0 if settings.scaled_output else settings.hidden_size**-0.5)
+    head.weight = torch.nn.Parameter(torch.empty_like(head.weight).normal_(std=std))
 
 
 def price_init(config: InitConfig) -> dict[str, Any]:
@@ -77,12 +94,14 @@ def _tokenizer_to_be(config: InitConfig) -> Any:
     if size is not None:
         most = size + (SENTINELS if family_of_options(config).towers else 0)
         return SimpleNamespace(get_vocab=lambda: {"": most - 1}, **dict.fromkeys(TOKENS))
-    return make_tokenizer(config.tokenizer, config.data, config.context)
+    return make_tokenizer(config.tokenizer, config.data, DEFAULT_CONTEXT)
 
 
 def _sentence(blank: Blank) -> str:
     n, settings = blank.parameters(), blank.settings
+    columns = [f"{name} of {counted(own.num_layers, 'layer')}" for name, own in settings.towers.items()]
+    depth = " and ".join(columns) or counted(settings.num_layers, "layer")
     return (
         f"{blank.family.model_type} from scratch: hidden {settings.hidden_size}, "
-        f"{counted(settings.num_layers, 'layer')}, {n['total']:,} parameters ({n['active']:,} active)"
+        f"{depth}, {n['total']:,} parameters ({n['active']:,} active)"
     )

@@ -174,9 +174,11 @@ def check_ids(largest: int, vocab_size: int, where: object = None) -> None:
         )
 
 
-def check_lengths(seq_len: int, context: int, micro_batch: int | None) -> None:
-    """Refuse sequences the model has no positions for."""
-    if not 1 <= seq_len <= context:
+def check_lengths(seq_len: int, config: Mapping[str, Any], micro_batch: int | None) -> None:
+    """Refuse sequences the model of a config.json has no positions for; a T5's distances have no end."""
+    settings = family_of(config).settings(config)
+    context = settings.max_position_embeddings
+    if seq_len < 1 or (seq_len > context and not settings.relative_buckets):
         raise RekindleError(
             f"seq_len is {seq_len}, but the model's context is {context} tokens.", hint=f"--seq-len {min(context, 512)}"
         )

@@ -33,9 +33,9 @@ def prepare(
     Raises RekindleError for whatever does not fit.
     """
     kind = objective_of(config, source)
-    vocab_size, context = model_sizes(source.config)
+    vocab_size, _ = model_sizes(source.config)
     plan = make_plan(config, accelerator.num_processes, source.path)
-    check_lengths(config.seq_len, context, config.micro_batch)
+    check_lengths(config.seq_len, source.config, config.micro_batch)
     tokenizer = load_tokenizer(source.path)
     check_vocabulary(tokenizer, vocab_size, source.path)
     with accelerator.main_process_first():

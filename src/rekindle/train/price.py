@@ -39,16 +39,17 @@ def price_training(
     data = Path(config.data).expanduser()
     if config.data.startswith((".", "/", "~")) and not data.exists():
         raise RekindleError("There is no such file or folder.", where=data)
-    objective_of(config, parent.folder)
+    kind = objective_of(config, parent.folder)
     config = with_tokens(config, parent.folder)
     ranks = number_of_ranks()
     plan = make_plan(config, ranks, parent.folder.path)
     run = describe_run(config, parent.folder.fingerprint, None)
     saved = _start(out, run, resume=resume, overwrite=overwrite) if out else None
     done = saved.step if saved else 0
-    check_lengths(plan.seq_len, parent.settings.max_position_embeddings, config.micro_batch)
+    check_lengths(plan.seq_len, parent.config, config.micro_batch)
     n, vocabulary = parent.parameters(), parent.settings.vocab_size
-    micro = min(micro_batch_size(config.micro_batch, plan.seq_len, vocabulary), plan.batch // ranks)
+    read, written = plan.seq_len, kind.foreseen(config, parent.folder)  # tokens of a row, and targets
+    micro = min(micro_batch_size(config.micro_batch, max(read, written), vocabulary), plan.batch // ranks)
     state = 3 * _FLOAT * n["total"]
     speed, left = _speed(parent.folder.path, n, ranks), (plan.steps - done) * plan.batch_tokens
     return {
@@ -57,13 +58,13 @@ def price_training(
         "tokens": plan.tokens,
         "from_step": done,
         "changes": resumed(saved, run)[1] if saved else [],
-        "flops": training_flops(parent.family, parent.settings, left, plan.seq_len),
+        "flops": left * training_flops(parent.family, parent.settings, written / read, written, source=read),
         "lr": plan.schedule.peak,
         "schedule": plan.schedule.name,
         "data": config.data,
         "evaluations": -(-plan.steps // plan.eval_interval) - -(-done // plan.eval_interval) + 1,
         "saves": (plan.steps - 1) // plan.save_interval - done // plan.save_interval + 1 if left else 0,
-        "memory": state + _FLOAT * n["total"] + _FLOAT * micro * plan.seq_len * vocabulary,
+        "memory": state + _FLOAT * n["total"] + _FLOAT * micro * written * vocabulary,
         "bytes": {
             "out": sum(tensor.nbytes for tensor in parent.folder.tensors.values()) + 2 * _FLOAT * n["total"],
             "state": state,

@@ -49,11 +49,12 @@ def bpe_size(choice: str) -> int | None:
 def train_bpe(source: Source, size: int, context: int, *, sentinels: bool = False) -> Any:
     """Byte-level BPE (Radford et al. 2019) of at most `size` entries, from documents that are not held out.
 
-    `sentinels`: on top of these, <extra_id_99> to <extra_id_0>, and of these one for padding.
+    `sentinels`: on top of these, <extra_id_99> to <extra_id_0>, and of these one for padding; and each text ends with
+    the end-of-text token, as with T5's: an encoder is shown the end in training.
 
     The same text gives the same tokenizer. Raises RekindleError where there is no text.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -68,6 +69,9 @@ def train_bpe(source: Source, size: int, context: int, *, sentinels: bool = Fals
     tokenizer.train_from_iterator(_sample(source), trainer=trainer)
     extra: dict[str, Any] = {}
     if sentinels:
+        one, end = ["$A", END_OF_TEXT], (END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))
+        ended = processors.TemplateProcessing(single=one, pair=[*one, "$B", END_OF_TEXT], special_tokens=[end])
+        tokenizer.post_processor = ended
         names = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]  # the first has the highest number, as T5's
         extra = {"pad_token": PAD, "additional_special_tokens": names}
     return PreTrainedTokenizerFast(

@@ -44,7 +44,7 @@ def utility(folder: Path, config: UtilityConfig) -> dict[str, Any]:
     vocab_size, context = model_sizes(source.config)
     seq_len = config.seq_len or min(context, _DEFAULT_SEQ_LEN)
     _check(source, config, seq_len)
-    check_lengths(seq_len, context, config.micro_batch)
+    check_lengths(seq_len, source.config, config.micro_batch)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, vocab_size, folder)
     corpus = open_corpus(config.data, tokenizer, config.text_column)

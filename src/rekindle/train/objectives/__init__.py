@@ -40,6 +40,11 @@ class Objective(Protocol):
     measures: tuple[str, ...]
     """What an evaluation finds: `loss`, and what else `each` gives."""
 
+    @classmethod
+    def foreseen(cls, config: TrainConfig, source: Folder) -> int:
+        """`length`, without the data; raises RekindleError for what of a folder `open` would refuse."""
+        ...
+
     @property
     def rows(self) -> int:
         """Training rows, one epoch; raises RekindleError where there are none."""
@@ -115,20 +120,26 @@ def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[A
 
     Raises RekindleError for options of another objective, and for a model that cannot learn it.
     """
-    default = DEFAULTS.get(family_of(source.config).settings(source.config).output, "next-token")
+    output = family_of(source.config).settings(source.config).output
+    default = DEFAULTS.get(output, "next-token")
     name = config.objective or default
     for option, able in _OPTIONS.items():
         if getattr(config, option, None) and name not in able:
             flag = option.replace("_", "-")
+            other = next((f"--objective {o}, or " for o in able if _class(o).output == output), "")
             raise RekindleError(
                 f"{option} is an option of {' and '.join(able)}, but the objective is {name}.",
                 where=f"option {option}",
-                hint=f"--objective {able[0]}, or without --{flag}",
+                hint=f"{other}without --{flag}",
             )
-    module, _, kind = TABLE[name].partition(":")
-    found = getattr(import_module(module), kind)
+    found = _class(name)
     check_output(source, found.output, None if name == default else f"--objective {default}")
     return found
+
+
+def _class(name: str) -> type[Any]:
+    module, _, kind = TABLE[name].partition(":")
+    return getattr(import_module(module), kind)
 
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:

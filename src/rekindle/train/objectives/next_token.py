@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rekindle.apply.probe import one_tower
+from rekindle.store.folder import Folder
 from rekindle.train.config import EvaluateConfig, TrainConfig
 from rekindle.train.losses import inputs_and_targets
 from rekindle.train.model import check_ids
@@ -34,6 +35,10 @@ class NextToken(Labelled):
         corpus = open_corpus(config.data, tokenizer, config.text_column, mask_prompt=masked)
         check_ids(corpus.meta.largest_id, vocab_size)
         return cls(corpus, seq_len, seed_of(config))
+
+    @classmethod
+    def foreseen(cls, config: TrainConfig, source: Folder) -> int:
+        return config.seq_len
 
     @property
     def length(self) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from rekindle.apply.probe import two_towers
+from rekindle.store.folder import Folder
 from rekindle.train.config import EvaluateConfig, TrainConfig
 from rekindle.train.losses import IGNORED
 from rekindle.train.model import check_ids
@@ -63,6 +64,10 @@ class Seq2Seq(TeacherForced):
         made = cls(corpus, seq_len, target_len, pad, seed_of(config))
         made._say_what_is_cut()
         return made
+
+    @classmethod
+    def foreseen(cls, config: TrainConfig, source: Folder) -> int:
+        return config.target_len or config.seq_len
 
     @property
     def length(self) -> int:

@@ -8,7 +8,8 @@ with the same sum, all equally likely, and so are those of what stands between.
 The sentinels are the tokenizer's <extra_id_0>, <extra_id_1>, ..., which T5 has at the top of its vocabulary in
 descending order; of a tokenizer without them the ids beyond its own, from the top down, as far as the model has them.
 
-Departure: the spans of a row are drawn by (seed, row) alone, so that a run that is resumed sees the same.
+Departures: the spans of a row are drawn by (seed, row) alone, so that a run that is resumed sees the same; and no
+sentinel stands after the last span of the targets, as in T5's own code but not in the paper.
 
 n rows   R tokens of a text   S tokens of its inputs   T of its targets
 """
@@ -23,9 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
+from rekindle.store.folder import Folder
 from rekindle.train.config import EvaluateConfig, TrainConfig
-from rekindle.train.model import check_ids
+from rekindle.train.model import check_ids, load_tokenizer, model_sizes
 from rekindle.train.objectives import Batch, Split
 from rekindle.train.objectives.labelled import seed_of
 from rekindle.train.objectives.seq2seq import TeacherForced
@@ -75,23 +77,16 @@ class SpanCorruption(TeacherForced):
     def open(
         cls, config: TrainConfig | EvaluateConfig, seq_len: int, tokenizer: Any, vocab_size: int
     ) -> SpanCorruption:
-        where = tokenizer.name_or_path or None
-        if tokenizer.eos_token_id is None:
-            raise RekindleError("Inputs and targets end with the end-of-text token, but there is none.", where=where)
-        if seq_len < 4:
-            raise RekindleError(f"Of {seq_len} tokens no span can be taken out.", hint="--seq-len 512")
+        sentinels = _enough_sentinels(tokenizer, seq_len, vocab_size)
         corpus = open_corpus(config.data, tokenizer, config.text_column)
         check_ids(corpus.meta.largest_id, vocab_size)
-        made = cls(corpus, seq_len, sentinels_of(tokenizer, vocab_size), tokenizer.eos_token_id, seed_of(config))
-        _, spans = made.denoiser.counts(made.raw)
-        if len(made.sentinels) < spans:
-            raise RekindleError(
-                f"Inputs of {seq_len} tokens have {spans} spans, but there are {len(made.sentinels)} sentinels.",
-                where=where,
-                why="a sentinel is a token <extra_id_0>, <extra_id_1>, ..., or an id that only the model has",
-                hint="a tokenizer such as T5's, or a smaller --seq-len",
-            )
-        return made
+        return cls(corpus, seq_len, sentinels, tokenizer.eos_token_id, seed_of(config))
+
+    @classmethod
+    def foreseen(cls, config: TrainConfig, source: Folder) -> int:
+        if not source.bare:
+            _enough_sentinels(load_tokenizer(source.path), config.seq_len, model_sizes(source.config)[0])
+        return cls.denoiser.lengths(cls.denoiser.raw(config.seq_len))[1]
 
     @cached_property
     def raw(self) -> int:
@@ -155,6 +150,27 @@ def _parts(draws: np.ndarray, parts: int) -> np.ndarray:
     """As many tokens as there are draws, and one, in so many parts of at least 1, each way as likely as any."""
     cuts = np.sort(np.argsort(draws, axis=1, kind="stable")[:, : parts - 1], axis=1) + 1
     return np.diff(cuts, axis=1, prepend=0, append=draws.shape[1] + 1)
+
+
+def _enough_sentinels(tokenizer: Any, seq_len: int, vocab_size: int) -> tuple[int, ...]:
+    """Those of a tokenizer; raises RekindleError where rows of `seq_len` cannot be made with it."""
+    where = tokenizer.name_or_path or None
+    if tokenizer.eos_token_id is None:
+        raise RekindleError("Inputs and targets end with the end-of-text token, but there is none.", where=where)
+    if seq_len < 4:
+        raise RekindleError(f"Of {seq_len} tokens no span can be taken out.", hint="--seq-len 512")
+    denoiser, found = SpanCorruption.denoiser, sentinels_of(tokenizer, vocab_size)
+    _, spans = denoiser.counts(denoiser.raw(seq_len))
+    if len(found) < spans:
+        there = f"there {'is' if len(found) == 1 else 'are'} {counted(len(found), 'sentinel')}"
+        fewer = ", or a smaller --seq-len" if found else ""
+        raise RekindleError(
+            f"Inputs of {seq_len} tokens have {counted(spans, 'span')}, but {there}.",
+            where=where,
+            why="a sentinel is a token <extra_id_0>, <extra_id_1>, ..., or an id that only the model has",
+            hint=f"a tokenizer such as T5's{fewer}",
+        )
+    return found
 
 
 def sentinels_of(tokenizer: Any, vocab_size: int) -> tuple[int, ...]:

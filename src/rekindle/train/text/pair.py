@@ -48,6 +48,8 @@ class PairReading(Reading):
         wanted = f'"{self.leading}" and "{self.target or PAIRS[0][1]}"'
         hint = "rows with a column to read and one to write"
         if len(able) > 1:
-            hint = f"--source-column {able[0]} --target-column {able[1]}, or others: {few(able)}"
+            target = next((name for _, name in PAIRS if name in able), able[1])
+            source = next(name for name in able if name != target)
+            hint = f"--source-column {source} --target-column {target}, or others: {few(able)}"
         what = f"There are no fields {wanted}" + (f", only {known}." if known else ": the row has none.")
         return RekindleError(what, where=where, hint=hint)

@@ -196,3 +196,25 @@ def test_a_config_that_asks_for_tuples(tiny, tmp_path):
     out = api.upcycle(parent, experts=2).save(tmp_path / "out")
     assert api.verify(out, against=parent, tokens=64).held
     assert "return_dict" not in json.loads((out / "config.json").read_text())
+
+
+@pytest.mark.parametrize("tower", ["encoder", "decoder"])
+@pytest.mark.parametrize("family", ["t5", "mt5", "umt5", "switch_transformers"])
+def test_tokens_as_far_apart_as_a_bias_can_tell_are_compared(tiny, tmp_path, family, tower):
+    """The bias of all distances from 128 on is one like the others."""
+    parent = tiny(family)
+    out = api.rewrite(parent).save(tmp_path / "out")
+    assert api.verify(out, against=parent).held
+    spoilt = load_file(out / "model.safetensors")
+    for name, biases in spoilt.items():
+        if name.startswith(tower) and "relative_attention_bias" in name:
+            biases[-1] += 1
+    save_file(spoilt, out / "model.safetensors", metadata={"format": "pt"})
+    verdict = api.verify(out, against=parent)
+    assert verdict.held is False
+    assert "in sequences of 258" in verdict.text
+
+
+def test_texts_for_models_of_other_positions_stay_as_short_as_they_were(tiny):
+    for family, length in (("llama", 64), ("bert", 64), ("t5gemma", 64)):
+        assert f"in sequences of {length}" in api.verify(tiny(family), against=tiny(family, seed=1)).text

@@ -15,6 +15,8 @@ from rekindle.edit.promise import EXACT
 if TYPE_CHECKING:
     import torch
 
+    from rekindle.anatomy import Settings
+
 Shown = Mapping[str, Any]  # tensors by name, a row of each along the first axis
 
 
@@ -39,6 +41,10 @@ class Probe:
 
     compared = "logits"
     exact = EXACT  # largest difference, of the largest output, that is none
+
+    def least(self, settings: Settings) -> int:
+        """How many tokens a text must have for all of the model to be at work on it."""
+        return 1
 
     def shown(self, ids: torch.Tensor) -> Shown:
         """What of a text [N, T] goes where."""
@@ -88,6 +94,10 @@ class EncoderDecoder(Probe):
     """The encoder reads the first half of each row, the decoder foresees the second."""
 
     compared = "logits of the decoder"
+
+    def least(self, settings: Settings) -> int:
+        """In each half there are two tokens so far apart that all that are farther have the same bias."""
+        return 2 * (1 + max(tower.relative_distance for tower in settings.towers.values()))
 
     def shown(self, ids: torch.Tensor) -> Shown:
         import torch

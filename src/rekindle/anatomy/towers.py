@@ -26,6 +26,7 @@ ABOVE = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_ve
 class Towers(Family):
     embeddings: str = ""  # the tower whose embeddings are the head where it is tied; "": those of `top`
     reads: str = ""  # a tower's config key of the size of what it reads: the first tower's, which it need not tell
+    start: str = "decoder_start_token_id"  # the last tower's config key of the token that its texts begin with
 
     @property
     def embed(self) -> Role:
@@ -77,6 +78,12 @@ class Towers(Family):
             return []
         cache = "transformers (5.23) generates from it with use_cache=False alone: its cache has the encoder's layers"
         return [f"the decoder has {writes} layers, the encoder {reads}: {cache}"]
+
+    def unsaid(self, config: Mapping[str, Any]) -> str | None:
+        """The config key, where it is null, of a token that targets are shown with: their first, or their padding."""
+        *_, writer = self.towers.values()
+        keys = (key for key in (self.start, "pad_token_id") if writer.value(writer.own(config), key) is None)
+        return next((".".join((*writer.section, key)) for key in keys), None)
 
     def parameters(self, settings: Settings) -> dict[str, int]:
         counts = [super().parameters(settings)]

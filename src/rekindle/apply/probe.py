@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rekindle.anatomy import family_of
+from rekindle.anatomy.towers import Towers
 from rekindle.edit.promise import EXACT
+from rekindle.errors import RekindleError
 
 if TYPE_CHECKING:
     import torch
 
     from rekindle.anatomy import Settings
+    from rekindle.store.folder import Folder
 
 Shown = Mapping[str, Any]  # tensors by name, a row of each along the first axis
 
@@ -32,7 +36,19 @@ def two_towers(model: Any, input_ids: Any, attention_mask: Any, labels: Any) -> 
     The decoder reads the labels by the model's own shift. The mask is always given: without one, padding is read.
     """
     shifted = model.prepare_decoder_input_ids_from_labels(labels=labels)
-    own = {"decoder_input_ids": shifted, "use_cache": False}
+    return _both(input_ids, attention_mask, shifted)
+
+
+def check_shift(folder: Folder) -> None:
+    """Raises RekindleError where a config has not what an encoder-decoder shifts labels with, see `two_towers`."""
+    family = family_of(folder.config)
+    if isinstance(family, Towers) and (key := family.unsaid(folder.config)):
+        what = f"{key} is null: a {family.model_type} is shown no target without it."
+        raise RekindleError(what, where=folder.path / "config.json", hint=f"{key} in config.json: the id of a token")
+
+
+def _both(input_ids: Any, attention_mask: Any, decoder_input_ids: Any) -> dict[str, Any]:
+    own = {"decoder_input_ids": decoder_input_ids, "use_cache": False}
     return {"input_ids": input_ids, "attention_mask": attention_mask, **own}
 
 
@@ -106,7 +122,13 @@ class EncoderDecoder(Probe):
         return {"input_ids": source, "attention_mask": torch.ones_like(source), "labels": labels}
 
     def inputs(self, model: Any, shown: Shown) -> dict[str, Any]:
-        return two_towers(model, shown["input_ids"], shown["attention_mask"], shown["labels"])
+        import torch
+
+        try:
+            return two_towers(model, **shown)
+        except (AttributeError, ValueError):  # no first token is said, or no padding, which labels have none of
+            first = torch.full_like(shown["labels"][:, :1], _first(model.config))
+            return _both(shown["input_ids"], shown["attention_mask"], torch.cat([first, shown["labels"][:, :-1]], 1))
 
     def loss(self, outputs: torch.Tensor, shown: Shown) -> float | None:
         return _cross_entropy(outputs, shown["labels"])
@@ -133,6 +155,13 @@ PROBES: Mapping[str, Probe] = {
     "class": ByClass(),
 }
 """By Settings.output."""
+
+
+def _first(config: Any) -> int:
+    """A token that a decoder's text may begin with, in the order in which `generate` looks for one; or 0."""
+    writer = getattr(config, "decoder", config)  # where an encoder-decoder's towers have configs of their own
+    said = (getattr(writer, key, None) for key in ("decoder_start_token_id", "bos_token_id", "pad_token_id"))
+    return next((token for token in said if token is not None), 0)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> float:

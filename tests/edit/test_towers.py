@@ -200,9 +200,36 @@ def test_a_decoder_deeper_than_its_encoder_is_told_of_as_long_as_transformers_ca
     )
     model = AutoModelForSeq2SeqLM.from_pretrained(grown.save(tmp_path / "out"))
     how = {"input_ids": torch.arange(3, 9)[None], "max_new_tokens": 3, "do_sample": False}
-    assert model.generate(**how, use_cache=False).shape[1] > 1
+    assert torch.equal(model.generate(**how), model.generate(**how, use_cache=False))
     with pytest.raises(IndexError):  # where this passes, the note can go
-        model.generate(**how)
+        model.generate(**how, use_cache=True)
+
+
+@pytest.mark.parametrize("travels", [True, False], ids=["with generation_config.json", "without"])
+@pytest.mark.parametrize("family", ["t5", "mt5", "umt5", "switch_transformers"])
+def test_what_is_made_of_a_deeper_decoder_generates_without_a_cache(tiny, tmp_path, family, travels):
+    """Whatever verb made it; of its source a note says that it does not."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    src = shutil.copytree(tiny(family, num_layers=2, num_decoder_layers=4), tmp_path / "src")
+    if not travels:
+        (src / "generation_config.json").unlink()
+    how = {"input_ids": torch.arange(3, 9)[None], "max_new_tokens": 3, "do_sample": False}
+    with pytest.raises(IndexError):
+        AutoModelForSeq2SeqLM.from_pretrained(src).generate(**how)
+    assert sum("use_cache=False" in note for note in api.inspect(src)["notes"]) == 1
+    grown = api.grow_depth(src, layers=6, order="stack", tower="decoder")
+    said = [note for note in grown.checkpoint.notes if "use_cache" in note]
+    assert [note.partition(",")[0] for note in said] == ["the decoder has 6 layers"]
+    for number, made in enumerate((api.rewrite(src), api.merge([src, src], how="linear", weights=(0.5, 0.5)), grown)):
+        out = made.save(tmp_path / str(number))
+        model = AutoModelForSeq2SeqLM.from_pretrained(out)
+        assert torch.equal(model.generate(**how), model.generate(**how, use_cache=False))
+        assert (out / "generation_config.json").exists() == travels
+        assert not any("use_cache" in note for note in api.inspect(out)["notes"])
+    even = api.grow_depth(src, layers=4, order="stack", tower="encoder")
+    assert not any("use_cache" in note for note in even.checkpoint.notes)
+    assert AutoModelForSeq2SeqLM.from_pretrained(even.save(tmp_path / "even")).config.use_cache
 
 
 def test_a_tower_must_be_named_where_there_are_two(tiny):

@@ -230,7 +230,7 @@ def test_what_says_no_key_and_value(text: str):
 
 
 @pytest.mark.parametrize("family", [name for name, table in FAMILIES.items() if table.towers and name != EYED])
-def test_a_decoder_of_its_own_depth(family: str, tmp_path: Path, corpus: Path):
+def test_a_decoder_of_its_own_depth(family: str, tmp_path: Path, corpus: Path, caplog: pytest.LogCaptureFixture):
     made = api.init(tmp_path / "m", family=family, decoder_layers=3, **SIZES | {"data": str(corpus)})
     settings = api.open(made).checkpoint.settings
     assert [tower.num_layers for tower in settings.towers.values()] == [2, 3]
@@ -239,6 +239,9 @@ def test_a_decoder_of_its_own_depth(family: str, tmp_path: Path, corpus: Path):
     model(input_ids=torch.arange(10)[None], labels=torch.arange(7)[None]).loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if ".experts." not in name}
     assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients.values())
+    source = torch.arange(10)[None]
+    assert model.generate(source, max_new_tokens=3, do_sample=False).shape[1] > 1
+    assert ("use_cache=False" in caplog.text) == ("gemma" not in family)
 
 
 def test_weights_are_readable_by_whom_other_files_are(run: Callable, corpus: Path, tmp_path: Path):

@@ -527,3 +527,15 @@ def test_a_model_that_cannot_shift_its_targets_is_refused_before_anything_runs(
         with pytest.raises(RekindleError, match=f"{key} is null: a {family} is shown no target without it") as caught:
             refused()
         assert Path(str(caught.value.where)) == src / "config.json"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("travels", [True, False], ids=["with generation_config.json", "without"])
+def test_what_is_trained_of_a_deeper_decoder_generates_without_a_cache(folder: Callable, run: Callable, travels: bool):
+    src = folder("t5")  # 2 layers and 3
+    if not travels:
+        (src / "generation_config.json").unlink()
+    out, _ = run(src)
+    model, how = transformers.AutoModelForSeq2SeqLM.from_pretrained(out), {"max_new_tokens": 3, "do_sample": False}
+    source = torch.arange(3, 9)[None]
+    assert torch.equal(model.generate(source, **how), model.generate(source, **how, use_cache=False))

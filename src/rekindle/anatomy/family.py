@@ -222,6 +222,10 @@ class Family:
 
         return shaped(self.top), shaped(self.block + self.sparse), shaped(self.block + self.dense)
 
+    def generating(self, settings: Settings) -> dict[str, Any]:
+        """What config.json and generation_config.json must say for transformers to generate from such a model."""
+        return {}
+
     def remarks(self, settings: Settings) -> list[str]:
         """What users of a model with these settings should know."""
         return []

@@ -30,7 +30,7 @@ from rekindle.edit.plan import Plan, plan
 from rekindle.edit.weighing import NotFinite
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.folder import ADAPTER
-from rekindle.store.passengers import travels
+from rekindle.store.passengers import have_say, travels
 from rekindle.store.stamps import Stamps, check_unchanged, stamp, stamps, stamps_in, unchanged
 
 MOMENTS = "optimizer/optimizer"  # of the files that hold Adam's moments
@@ -193,6 +193,7 @@ def write(
         digest = f"{job.layout}/{job.config}/{','.join((unpacked or {}).values())}/{_times(job, list(unpacked or {}))}"
         _clear(folder, finished(folder, digest) if resume else {})
         job.checkpoint.folder.carry(folder)
+        have_say(folder, job.checkpoint.family.generating(job.checkpoint.settings))
         for name, text in job.checkpoint.files.items():
             (folder / name).write_text(text, encoding="utf-8")
         known = _known(job, folder) | (measured_by_others(out, part) if part else {})

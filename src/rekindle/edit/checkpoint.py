@@ -150,8 +150,10 @@ class Checkpoint:
             made.promising(child.promise).findings += [finding._replace(tower=name) for finding in child.findings]
             for note in child.notes:
                 said.setdefault(note, []).append(name)
+        before = family.remarks(self.settings)
+        made.notes = [note for note in made.notes if note not in before]
         made.noting(*(f"{' and '.join(names)}: {note}" for note, names in said.items()))
-        return made.noting(*(remark for remark in family.remarks(made.settings) if remark not in made.notes))
+        return made.noting(*family.remarks(made.settings))
 
     # -- making a child --------------------------------------------------------------------------------------
 

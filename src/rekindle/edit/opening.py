@@ -76,6 +76,8 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
             problems.append(RekindleError(f"{family.model_type} has no tensor {name}.", where=folder.path))
     if problems:
         raise _cause(child, problems, names) or together(problems)
+    if child.config | family.generating(child.settings) != child.config:
+        child.notes += family.remarks(child.settings)
     if left := [] if child.folder.bare else left_behind(child.folder.path, child.folder.config):
         child.notes.append(f"not taken along, since nothing that is names it: {some(left, most=8)}")
     return child

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ from rekindle.train.blank import TOKENS, Blank, blank_model, family_of_options, 
 from rekindle.train.config import InitConfig
 from rekindle.train.tokenizer import SENTINELS, bpe_size, make_tokenizer
 from rekindle.version import __version__
+
+log = logging.getLogger(__name__)
 
 
 def init_model(
@@ -44,6 +47,8 @@ def init_model(
         tokenizer = make_tokenizer(config.tokenizer, config.data, context, config.text_column, sentinels=towers)
         tokenizer.save_pretrained(partial)
         blank = blank_model(config, tokenizer)
+        for remark in blank.family.remarks(blank.settings):
+            log.warning("%s", remark)
         try:
             with torch.random.fork_rng(devices=[]), quietly():
                 torch.manual_seed(config.seed)

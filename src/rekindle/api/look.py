@@ -65,7 +65,7 @@ def verify(
         raise RekindleError(what, hint="--against the source that it was made of")
     by_class = isinstance(parent.family, Nameless)
     if by_class and blockwise:
-        raise RekindleError(f"A {parent.family.model_type} is no model whose blocks are known.", hint="no --blockwise")
+        raise RekindleError(f"A {parent.family.name} is no model whose blocks are known.", hint="no --blockwise")
     ids, text = _some_tokens(parent, data, _count(tokens), text_column)
     if blockwise is None:
         blockwise = not (by_class or fit(made, parent))

@@ -8,6 +8,7 @@ N rows   T tokens   D hidden size   V vocabulary
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from rekindle.anatomy import family_of
@@ -140,8 +141,8 @@ class ByClass(Probe):
     compared = "first outputs"
 
     def inputs(self, model: Any, shown: Shown) -> dict[str, Any]:
-        ids = shown["input_ids"]
-        return {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
+        ids, writes = shown["input_ids"], "decoder_input_ids" in signature(model.forward).parameters
+        return {"input_ids": ids, **({"decoder_input_ids": ids} if writes else {})}
 
     def outputs(self, out: Any) -> torch.Tensor:
         return out[0].float()

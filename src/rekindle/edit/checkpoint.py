@@ -224,7 +224,7 @@ class Checkpoint:
         """One line on what this is: "mixtral, 8 experts, top-2 in 16 of 16 layers"."""
         s, name = self.settings, self.family.model_type
         if isinstance(self.family, Nameless):
-            return f"{name}, {counted(len(self.tensors), 'tensor')} by their names alone"
+            return f"{self.family.name}, {counted(len(self.tensors), 'tensor')} by their names alone"
         if s.towers:
             return f"{name}, " + ", ".join(f"{tower}: {_column(own)}" for tower, own in s.towers.items())
         return f"{name}, {_column(s)}"

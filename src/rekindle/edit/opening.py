@@ -96,7 +96,7 @@ def _family(folder: Folder) -> Family:
 def _by_names_alone(folder: Folder, family: Nameless) -> Checkpoint:
     """A folder of a class that no table knows: its config as it is, code of its own included, tensors by name."""
     refuse_adapters(folder.tensors, folder)
-    note = f"{family.model_type}: no table knows this class; its tensors are known by their names alone"
+    note = f"{family.name}: no table knows this class; its tensors are known by their names alone"
     child = Checkpoint(family, family.settings(folder.config), dict(folder.config), {}, folder, [*folder.notes, note])
     for name, stored in folder.tensors.items():
         child.tensors[Role(OPAQUE + name)] = Leaf(name, stored)

@@ -378,7 +378,7 @@ def test_nan_is_not_taken_for_agreement(desk):
     tensors = llama_tensors()
     dtype, shape, data = tensors["model.norm.weight"]
     write_llama(desk / "bad", tensors=tensors | {"model.norm.weight": (dtype, shape, b"\xc0\x7f" + data[2:])})
-    with pytest.raises(CheckFailed, match=r"^1 computed values are NaN"):
+    with pytest.raises(CheckFailed, match=r"^1 computed value is NaN"):
         rekindle.merge(["one", "bad"], how="ties", base="base", density=1.0).save("out")
 
 

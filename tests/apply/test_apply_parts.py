@@ -481,7 +481,7 @@ def test_nan_is_reported_by_the_part_and_by_join(tmp_path, monkeypatch):
         except CheckFailed as error:
             found.append(error)
     assert len(found) == 1
-    with pytest.raises(CheckFailed, match="1 computed values are NaN") as again:
+    with pytest.raises(CheckFailed, match="1 computed value is NaN") as again:
         api.join(OUT)
     assert str(again.value) == str(found[0])
     assert api.open(OUT)

@@ -196,3 +196,50 @@ def test_a_config_that_asks_for_tuples(tiny, tmp_path):
     out = api.upcycle(parent, experts=2).save(tmp_path / "out")
     assert api.verify(out, against=parent, tokens=64).held
     assert "return_dict" not in json.loads((out / "config.json").read_text())
+
+
+@pytest.mark.parametrize("tower", ["encoder", "decoder"])
+@pytest.mark.parametrize("family", ["t5", "mt5", "umt5", "switch_transformers"])
+def test_tokens_as_far_apart_as_a_bias_can_tell_are_compared(tiny, tmp_path, family, tower):
+    """The bias of all distances from 128 on is one like the others."""
+    parent = tiny(family)
+    out = api.rewrite(parent).save(tmp_path / "out")
+    assert api.verify(out, against=parent).held
+    spoilt = load_file(out / "model.safetensors")
+    for name, biases in spoilt.items():
+        if name.startswith(tower) and "relative_attention_bias" in name:
+            biases[-1] += 1
+    save_file(spoilt, out / "model.safetensors", metadata={"format": "pt"})
+    verdict = api.verify(out, against=parent)
+    assert verdict.held is False
+    assert "in sequences of 258" in verdict.text
+
+
+def test_texts_for_models_of_other_positions_stay_as_short_as_they_were(tiny):
+    for family, length in (("llama", 64), ("bert", 64), ("t5gemma", 64)):
+        assert f"in sequences of {length}" in api.verify(tiny(family), against=tiny(family, seed=1)).text
+
+
+UNSAID = [("t5", "decoder_start_token_id"), ("umt5", "pad_token_id"), ("switch_transformers", "decoder_start_token_id"),
+          ("t5gemma", "decoder.bos_token_id"), ("t5gemma2", "decoder.pad_token_id")]  # fmt: skip
+
+
+@pytest.mark.parametrize("blockwise", [False, True])
+@pytest.mark.parametrize(("family", "key"), UNSAID)
+def test_a_decoder_that_is_told_no_first_token_is_verified_all_the_same(tiny, tmp_path, family, key, blockwise):
+    """transformers itself cannot shift labels then; of one that is told, the first is what it says."""
+    section, _, name = key.rpartition(".")
+    parent = shutil.copytree(tiny(family), tmp_path / "parent")
+    config = json.loads((parent / "config.json").read_text())
+    (config[section] if section else config)[name] = None
+    (parent / "config.json").write_text(json.dumps(config))
+    out = api.rewrite(parent).save(tmp_path / "out")
+    verdict = api.verify(out, against=parent, tokens=64, blockwise=blockwise)
+    assert verdict.held
+    if name == "pad_token_id":  # which no label needs here
+        told = api.verify(tiny(family), against=tiny(family, seed=1), tokens=64, blockwise=blockwise)
+        assert verdict.loss_child == pytest.approx(told.loss_child, rel=1e-5)
+    spoilt = load_file(out / "model.safetensors")
+    spoilt[next(n for n in spoilt if n.startswith(("decoder.block.1", "model.decoder.layers.1")))] += 0.1
+    save_file(spoilt, out / "model.safetensors", metadata={"format": "pt"})
+    assert api.verify(out, against=parent, tokens=64, blockwise=blockwise).held is False

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
-from tiny_models import ENCODER_DECODERS, V1_1, save_tiny
+from tiny_models import ENCODER_DECODERS, V1_1, save_tiny, tiny_config
 
 from rekindle import api
 from rekindle.anatomy import FAMILIES, OPAQUE, Nameless, Role, families, family_of
@@ -200,9 +200,36 @@ def test_a_decoder_deeper_than_its_encoder_is_told_of_as_long_as_transformers_ca
     )
     model = AutoModelForSeq2SeqLM.from_pretrained(grown.save(tmp_path / "out"))
     how = {"input_ids": torch.arange(3, 9)[None], "max_new_tokens": 3, "do_sample": False}
-    assert model.generate(**how, use_cache=False).shape[1] > 1
+    assert torch.equal(model.generate(**how), model.generate(**how, use_cache=False))
     with pytest.raises(IndexError):  # where this passes, the note can go
-        model.generate(**how)
+        model.generate(**how, use_cache=True)
+
+
+@pytest.mark.parametrize("travels", [True, False], ids=["with generation_config.json", "without"])
+@pytest.mark.parametrize("family", ["t5", "mt5", "umt5", "switch_transformers"])
+def test_what_is_made_of_a_deeper_decoder_generates_without_a_cache(tiny, tmp_path, family, travels):
+    """Whatever verb made it; of its source a note says that it does not."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    src = shutil.copytree(tiny(family, num_layers=2, num_decoder_layers=4), tmp_path / "src")
+    if not travels:
+        (src / "generation_config.json").unlink()
+    how = {"input_ids": torch.arange(3, 9)[None], "max_new_tokens": 3, "do_sample": False}
+    with pytest.raises(IndexError):
+        AutoModelForSeq2SeqLM.from_pretrained(src).generate(**how)
+    assert sum("use_cache=False" in note for note in api.inspect(src)["notes"]) == 1
+    grown = api.grow_depth(src, layers=6, order="stack", tower="decoder")
+    said = [note for note in grown.checkpoint.notes if "use_cache" in note]
+    assert [note.partition(",")[0] for note in said] == ["the decoder has 6 layers"]
+    for number, made in enumerate((api.rewrite(src), api.merge([src, src], how="linear", weights=(0.5, 0.5)), grown)):
+        out = made.save(tmp_path / str(number))
+        model = AutoModelForSeq2SeqLM.from_pretrained(out)
+        assert torch.equal(model.generate(**how), model.generate(**how, use_cache=False))
+        assert (out / "generation_config.json").exists() == travels
+        assert not any("use_cache" in note for note in api.inspect(out)["notes"])
+    even = api.grow_depth(src, layers=4, order="stack", tower="encoder")
+    assert not any("use_cache" in note for note in even.checkpoint.notes)
+    assert AutoModelForSeq2SeqLM.from_pretrained(even.save(tmp_path / "even")).config.use_cache
 
 
 def test_a_tower_must_be_named_where_there_are_two(tiny):
@@ -402,6 +429,68 @@ def test_a_text_model_that_no_table_knows_is_verified_by_its_class(tiny, unknown
         api.verify(tmp_path / "whole", tiny("llama"))
     with pytest.raises(RekindleError, match="no model whose blocks are known"):
         api.verify(tmp_path / "whole", src, blockwise=True)
+
+
+OTHER_CLASSES = {
+    "t5": ("EncoderModel", "Model", "ForSequenceClassification"), "mt5": ("EncoderModel",), "umt5": ("EncoderModel",),
+    "switch_transformers": ("EncoderModel",), "t5gemma": ("EncoderModel", "Model"), "t5gemma2": ("Model",),
+}  # fmt: skip
+
+
+def of_class(tiny, folder, family, ending, seed=0):
+    """A tiny model of another class than the family's; that class."""
+    import transformers
+
+    torch.manual_seed(seed)
+    with quietly():
+        config = transformers.AutoConfig.for_model(**tiny_config(family) | {"model_type": family})
+        config.is_encoder_decoder = "Encoder" not in ending
+        own = getattr(transformers, type(config).__name__.removesuffix("Config") + ending)
+        own(config).save_pretrained(folder)
+    return own
+
+
+@pytest.mark.parametrize(("family", "ending"), [(f, e) for f, endings in OTHER_CLASSES.items() for e in endings])
+def test_a_class_that_the_table_of_its_family_does_not_know_is_known_by_its_names(tiny, tmp_path, family, ending):
+    """It stays what it is: some have fewer tensors, others the same, and other outputs."""
+    src, other = tmp_path / "src", tmp_path / "other"
+    own = of_class(tiny, src, family, ending)
+    of_class(tiny, other, family, ending, seed=1)
+    assert isinstance(api.open(src).checkpoint.family, Nameless)
+    out = api.rewrite(src).save(tmp_path / "out", max_shard_size=20_000)
+    both = api.merge([src, other], how="linear", weights=(0.25, 0.75)).save(tmp_path / "both")
+    assert [json.loads((f / "config.json").read_text())["architectures"] for f in (out, both)] == [[own.__name__]] * 2
+    with quietly():
+        loaded = [own.from_pretrained(f, output_loading_info=True) for f in (src, out, other, both)]
+    assert not any(any(told.values()) for _, told in loaded)
+    a, same, b, mean = (model.state_dict() for model, _ in loaded)
+    for name, x in a.items():
+        assert torch.equal(same[name], x)
+        torch.testing.assert_close(mean[name], 0.25 * x + 0.75 * b[name])
+    if ending != "ForSequenceClassification":  # which counts the ends of its texts
+        assert api.verify(out, src).relative_difference == 0
+        assert api.verify(both, src).relative_difference != 0
+    for refused in (
+        lambda: api.grow_depth(src, factor=2, tower="encoder"),
+        lambda: api.gqa(src, kv_heads=1, tower="both"),
+        lambda: api.train_cost(src, tokens=512, seq_len=32, batch_tokens=256, lr=1e-3),
+        lambda: api.evaluate(src, tokens=256, seq_len=32),
+    ):
+        with pytest.raises(RekindleError, match=f"Of {family} the class '{own.__name__}' is not known"):
+            refused()
+    for together in (lambda: api.verify(out, tiny(family)), lambda: api.merge([tiny(family), src], how="linear")):
+        with pytest.raises(RekindleError, match=f"A {own.__name__} and a {family}|A {family} and a {own.__name__}"):
+            together()
+
+
+def test_the_name_that_t5_had_once_is_its_own(tiny, tmp_path):
+    """That of the hub's first t5-small."""
+    src = shutil.copytree(tiny("t5"), tmp_path / "src")
+    config = json.loads((src / "config.json").read_text())
+    (src / "config.json").write_text(json.dumps(config | {"architectures": ["T5WithLMHeadModel"]}))
+    out = api.grow_depth(src, factor=2, order="llama-pro", tower="both").save(tmp_path / "out")
+    assert same(out, src)
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["T5ForConditionalGeneration"]
 
 
 @pytest.mark.parametrize("name", ["vit", "clip"])

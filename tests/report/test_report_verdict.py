@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -182,6 +183,26 @@ def test_different_text_is_no_comparison(tmp_path, texts, apart):
     assert f"b on {texts[1][1]:,} tokens" in told
     assert "conservative" not in told
     assert [row.difference for row in table_rows(runs)] == [None, None]
+
+
+@pytest.mark.parametrize("text", ["x", None])
+def test_losses_of_two_objectives_are_not_compared(tmp_path, text):
+    """Their validation rows differ too, of the same text; that is not what they differ in."""
+    folders = [measured(tmp_path / name, loss, text and f"{text}{name}", corpus="all")
+               for name, loss in zip("ab", (3.0, 3.5))]  # fmt: skip
+    rows = [json.loads(line) for line in (folders[1] / "metrics.jsonl").read_text().splitlines()]
+    write_rows(folders[1], [rows[0] | {"objective": "span-corruption"}, *rows[1:]])
+    runs = read_runs(folders)
+    found = compare(runs, "flops")
+    apart = "measured on different objectives (next-token and span-corruption)"
+    assert headline(found) == f"Undecided: {apart}"
+    assert f"b was {apart}, so no difference is claimed. The same --objective, --data," in " ".join(
+        cautions(found, runs)
+    )
+    write_rows(folders[0], [rows[0] | {"objective": "next-token"}, *rows[1:]])
+    write_rows(folders[1], rows)
+    again = read_runs(folders)
+    assert "objective" not in " ".join([headline(compare(again, "flops")), *cautions(compare(again, "flops"), again)])
 
 
 def test_of_several_runs_those_on_one_text_are_compared(tmp_path):

@@ -301,3 +301,16 @@ def test_weights_are_readable_by_whom_other_files_are(run: Callable, corpus: Pat
     files = [path for folder in (blank, trained) for path in folder.rglob("*") if path.is_file()]
     assert any(path.suffix == ".safetensors" for path in files)
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
+
+
+@pytest.mark.parametrize("family", ["t5", "switch_transformers", "t5gemma"])
+def test_a_decoder_deeper_than_its_encoder_generates_as_it_is_made(
+    family: str, tmp_path: Path, corpus: Path, caplog: pytest.LogCaptureFixture
+):
+    """A T5 without a cache, which a note says."""
+    told = {name: size for name, size in SIZES.items() if name != "context"}
+    made = api.init(tmp_path / "m", family=family, decoder_layers=3, data=str(corpus), **told)
+    with quietly():
+        model = model_class("seq2seq").from_pretrained(made)
+    model.generate(torch.arange(10)[None], max_new_tokens=3, do_sample=False)
+    assert ("use_cache=False" in caplog.text) == (family != "t5gemma")

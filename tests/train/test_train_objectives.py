@@ -585,3 +585,39 @@ def test_what_an_objective_does_not_know_is_refused(
     if "target_len" not in words:
         with pytest.raises(RekindleError):
             api.train_cost(src, tokens=512, seq_len=32, batch_tokens=256, lr=1e-3, **given)
+
+
+@pytest.mark.parametrize("objective", ["span-corruption", "seq2seq"])
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [("t5", "decoder_start_token_id"), ("t5", "pad_token_id"), ("t5gemma", "decoder.bos_token_id")],
+)
+def test_a_model_that_cannot_shift_its_targets_is_refused_before_anything_runs(
+    folder: Callable, run: Callable, pairs: Path, family: str, key: str, objective: str
+):
+    src = folder(family)
+    config = json.loads((src / "config.json").read_text())
+    *section, name = key.split(".")
+    (config[section[0]] if section else config)[name] = None
+    (src / "config.json").write_text(json.dumps(config))
+    given = {"data": str(pairs), "objective": objective}
+    for refused in (
+        lambda: run(src, **given),
+        lambda: api.evaluate(src, tokens=256, seq_len=32, **given),
+        lambda: api.train_cost(src, tokens=512, seq_len=32, batch_tokens=256, lr=1e-3, **given),
+    ):
+        with pytest.raises(RekindleError, match=f"{key} is null: a {family} is shown no target without it") as caught:
+            refused()
+        assert Path(str(caught.value.where)) == src / "config.json"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("travels", [True, False], ids=["with generation_config.json", "without"])
+def test_what_is_trained_of_a_deeper_decoder_generates_without_a_cache(folder: Callable, run: Callable, travels: bool):
+    src = folder("t5")  # 2 layers and 3
+    if not travels:
+        (src / "generation_config.json").unlink()
+    out, _ = run(src)
+    model, how = transformers.AutoModelForSeq2SeqLM.from_pretrained(out), {"max_new_tokens": 3, "do_sample": False}
+    source = torch.arange(3, 9)[None]
+    assert torch.equal(model.generate(source, **how), model.generate(source, **how, use_cache=False))

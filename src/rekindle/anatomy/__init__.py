@@ -78,7 +78,17 @@ def family_of(config: Mapping[str, Any]) -> Family:
             where="config.json: layer_types",
             hint="without that line it is a mistral, whose layers all have the window",
         )
-    return family_named(name)
+    family = family_named(name)
+    refuse_class(family, config.get("architectures"))
+    return family
+
+
+def refuse_class(family: Family, named: Any) -> None:
+    """Raise UnknownFamily for a class beside that of several towers: some have other tensors, all other outputs."""
+    own = (*family.classes.values(), *family.renamed)
+    if family.towers and isinstance(named, list) and named and named[0] not in own:
+        what = f"Of {family.model_type} the class {named[0]!r} is not known; known is {own[0]}."
+        raise UnknownFamily(what, where="config.json: architectures", hint="merge, rewrite and pack take any")
 
 
 def runtime_names(

@@ -51,6 +51,7 @@ class Family:
     called: str = ""  # of a tower: the model, where the tower has a model_type of its own
     section: tuple[str, ...] = ()  # of a tower: the keys that lead to its own config; (): it shares the model's
     towers: Mapping[str, Family] = field(default_factory=dict)  # of a model of several, see `towers`
+    renamed: tuple[str, ...] = ()  # what transformers called its class in other times
     opaque: tuple[str, ...] = ()  # beginnings of names, `{layer}` in some, of tensors that the class has and no row
 
     @property
@@ -221,6 +222,10 @@ class Family:
             return [(row, shape_of(row, dims)) for row in rows if is_present(row.when, settings)]
 
         return shaped(self.top), shaped(self.block + self.sparse), shaped(self.block + self.dense)
+
+    def generating(self, settings: Settings) -> dict[str, Any]:
+        """What config.json and generation_config.json must say for transformers to generate from such a model."""
+        return {}
 
     def remarks(self, settings: Settings) -> list[str]:
         """What users of a model with these settings should know."""

@@ -6,6 +6,7 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rekindle.anatomy.families import FAMILIES
 from rekindle.anatomy.family import Family
 from rekindle.anatomy.settings import Role, Settings
 from rekindle.anatomy.tensor import Placed
@@ -71,4 +72,5 @@ def nameless(config: Mapping[str, Any], unknown: RekindleError) -> Nameless:
     """For a config that no table fits; `unknown` says why."""
     name = config.get("model_type")
     named = name if isinstance(name, str) else "unnamed"
-    return Nameless(named, **NO_TABLE, unknown=unknown)
+    called = config["architectures"][0] if named in FAMILIES else ""  # then the class is what no table knows
+    return Nameless(named, **NO_TABLE, unknown=unknown, called=called)

@@ -160,7 +160,9 @@ def _t5(model_type: str, cls: str, defaults: Mapping[str, Any], **own: Any) -> T
     return _model(model_type, cls, defaults, towers)
 
 
-T5 = _t5("t5", "T5ForConditionalGeneration", T5_DEFAULTS, spelt=(SCALE,))
+T5 = replace(
+    _t5("t5", "T5ForConditionalGeneration", T5_DEFAULTS, spelt=(SCALE,)), renamed=("T5WithLMHeadModel",)
+)  # fmt: skip
 MT5 = _t5("mt5", "MT5ForConditionalGeneration", MT5_DEFAULTS)  # whatever its config says of tying
 _UMT5 = _t5("umt5", "UMT5ForConditionalGeneration", UMT5_DEFAULTS, fixed={"scaled_output": True})
 UMT5 = replace(  # each layer has biases of its own

@@ -84,7 +84,7 @@ T5GEMMA = Towers(
             defaults=DEFAULTS | {"cross_attention_hidden_size": None, "is_decoder": True},
         ),
     },
-    embeddings="decoder", only={"is_encoder_decoder": True},
+    embeddings="decoder", start="bos_token_id", only={"is_encoder_decoder": True},
 )  # fmt: skip
 # One attention reads what the encoder has read and what the decoder has written; and there is an eye.
 T5GEMMA2 = Towers(
@@ -105,7 +105,7 @@ T5GEMMA2 = Towers(
             called="t5gemma2", rope="local", rope_theta=1_000_000.0,
         ),
     },
-    embeddings="encoder", only={"is_encoder_decoder": True},
+    embeddings="encoder", start="bos_token_id", only={"is_encoder_decoder": True},
     copies={
         f"model.decoder.embed_tokens.{of}": f"model.encoder.text_model.embed_tokens.{of}"
         for of in ("weight", "eoi_embedding")

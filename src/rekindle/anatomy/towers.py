@@ -26,6 +26,7 @@ ABOVE = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_ve
 class Towers(Family):
     embeddings: str = ""  # the tower whose embeddings are the head where it is tied; "": those of `top`
     reads: str = ""  # a tower's config key of the size of what it reads: the first tower's, which it need not tell
+    start: str = "decoder_start_token_id"  # the last tower's config key of the token that its texts begin with
 
     @property
     def embed(self) -> Role:
@@ -56,6 +57,7 @@ class Towers(Family):
         config = self._class(settings) | {key: value for key, value in config.items() if key not in ABOVE}
         dtype = parent.get("torch_dtype", parent.get("dtype"))
         config |= {"torch_dtype": dtype} if dtype is not None else {}
+        config |= self.generating(settings)
         self._check_says(config, settings)
         return config
 
@@ -72,11 +74,22 @@ class Towers(Family):
 
     def remarks(self, settings: Settings) -> list[str]:
         """What users of a model with these settings should know."""
-        reads, writes = (own.num_layers for own in settings.towers.values())
-        if writes <= reads or any(tower.section for tower in self.towers.values()):
+        if not self.generating(settings):
             return []
-        cache = "transformers (5.23) generates from it with use_cache=False alone: its cache has the encoder's layers"
-        return [f"the decoder has {writes} layers, the encoder {reads}: {cache}"]
+        reads, writes = (own.num_layers for own in settings.towers.values())
+        depths = f"the decoder has {writes} layers, the encoder {reads}, as has transformers' cache (5.23)"
+        return [f"{depths}: it generates with use_cache=False alone, and what is made says so"]
+
+    def generating(self, settings: Settings) -> dict[str, Any]:
+        reads, writes = (own.num_layers for own in settings.towers.values())
+        alike = any(tower.section for tower in self.towers.values())  # the cache is told of each tower's own config
+        return {} if alike or writes <= reads else {"use_cache": False}
+
+    def unsaid(self, config: Mapping[str, Any]) -> str | None:
+        """The config key, where it is null, of a token that targets are shown with: their first, or their padding."""
+        *_, writer = self.towers.values()
+        keys = (key for key in (self.start, "pad_token_id") if writer.value(writer.own(config), key) is None)
+        return next((".".join((*writer.section, key)) for key in keys), None)
 
     def parameters(self, settings: Settings) -> dict[str, int]:
         counts = [super().parameters(settings)]

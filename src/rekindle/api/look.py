@@ -44,7 +44,8 @@ def verify(
 ) -> Verdict:
     """Reload both in transformers and hold the child to its promise, on `tokens` tokens (or "4k") of `data`.
 
-    They are eight sequences, or more of 128 tokens: with many, what only distant tokens see is compared too.
+    They are eight sequences, or more of 128 tokens: with many, what only distant tokens see is compared too. Sequences
+    for a model of relative positions are longer than all that it tells apart.
     `text_column`: that of the rows of `data`, where it is not `text`. `blockwise`: one module in memory at a time;
     None: where both models do not fit. The verdict is kept beside the child as verify.json and goes into its card.
     """
@@ -64,7 +65,7 @@ def verify(
         raise RekindleError(what, hint="--against the source that it was made of")
     by_class = isinstance(parent.family, Nameless)
     if by_class and blockwise:
-        raise RekindleError(f"A {parent.family.model_type} is no model whose blocks are known.", hint="no --blockwise")
+        raise RekindleError(f"A {parent.family.name} is no model whose blocks are known.", hint="no --blockwise")
     ids, text = _some_tokens(parent, data, _count(tokens), text_column)
     if blockwise is None:
         blockwise = not (by_class or fit(made, parent))
@@ -86,6 +87,7 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
     if tokens < 2:
         raise RekindleError(f"{tokens} tokens are too few to compare on.", hint="--tokens 1024")
     from rekindle.apply.load import text_sizes
+    from rekindle.apply.probe import PROBES
     from rekindle.train.model import check_ids, check_vocabulary, load_tokenizer
     from rekindle.train.tokens import open_corpus
 
@@ -96,7 +98,8 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
     )
     if isinstance(parent.family, Nameless):
         vocab_size, longest = text_sizes(parent.folder)
-    length = min(max(128, tokens // 8), longest, tokens)  # what is far apart counts too
+    least = PROBES[parent.settings.output].least(parent.settings)
+    length = min(max(128, tokens // 8, least), max(longest, least), tokens)  # what is far apart counts too
     rows = max(1, tokens // length)
 
     def random(reason: RekindleError) -> tuple[np.ndarray, str]:

@@ -8,12 +8,19 @@ N rows   T tokens   D hidden size   V vocabulary
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+from rekindle.anatomy import family_of
+from rekindle.anatomy.towers import Towers
 from rekindle.edit.promise import EXACT
+from rekindle.errors import RekindleError
 
 if TYPE_CHECKING:
     import torch
+
+    from rekindle.anatomy import Settings
+    from rekindle.store.folder import Folder
 
 Shown = Mapping[str, Any]  # tensors by name, a row of each along the first axis
 
@@ -30,7 +37,19 @@ def two_towers(model: Any, input_ids: Any, attention_mask: Any, labels: Any) -> 
     The decoder reads the labels by the model's own shift. The mask is always given: without one, padding is read.
     """
     shifted = model.prepare_decoder_input_ids_from_labels(labels=labels)
-    own = {"decoder_input_ids": shifted, "use_cache": False}
+    return _both(input_ids, attention_mask, shifted)
+
+
+def check_shift(folder: Folder) -> None:
+    """Raises RekindleError where a config has not what an encoder-decoder shifts labels with, see `two_towers`."""
+    family = family_of(folder.config)
+    if isinstance(family, Towers) and (key := family.unsaid(folder.config)):
+        what = f"{key} is null: a {family.model_type} is shown no target without it."
+        raise RekindleError(what, where=folder.path / "config.json", hint=f"{key} in config.json: the id of a token")
+
+
+def _both(input_ids: Any, attention_mask: Any, decoder_input_ids: Any) -> dict[str, Any]:
+    own = {"decoder_input_ids": decoder_input_ids, "use_cache": False}
     return {"input_ids": input_ids, "attention_mask": attention_mask, **own}
 
 
@@ -39,6 +58,10 @@ class Probe:
 
     compared = "logits"
     exact = EXACT  # largest difference, of the largest output, that is none
+
+    def least(self, settings: Settings) -> int:
+        """How many tokens a text must have for all of the model to be at work on it."""
+        return 1
 
     def shown(self, ids: torch.Tensor) -> Shown:
         """What of a text [N, T] goes where."""
@@ -89,6 +112,10 @@ class EncoderDecoder(Probe):
 
     compared = "logits of the decoder"
 
+    def least(self, settings: Settings) -> int:
+        """In each half there are two tokens so far apart that all that are farther have the same bias."""
+        return 2 * (1 + max(tower.relative_distance for tower in settings.towers.values()))
+
     def shown(self, ids: torch.Tensor) -> Shown:
         import torch
 
@@ -96,7 +123,13 @@ class EncoderDecoder(Probe):
         return {"input_ids": source, "attention_mask": torch.ones_like(source), "labels": labels}
 
     def inputs(self, model: Any, shown: Shown) -> dict[str, Any]:
-        return two_towers(model, shown["input_ids"], shown["attention_mask"], shown["labels"])
+        import torch
+
+        try:
+            return two_towers(model, **shown)
+        except (AttributeError, ValueError):  # no first token is said, or no padding, which labels have none of
+            first = torch.full_like(shown["labels"][:, :1], _first(model.config))
+            return _both(shown["input_ids"], shown["attention_mask"], torch.cat([first, shown["labels"][:, :-1]], 1))
 
     def loss(self, outputs: torch.Tensor, shown: Shown) -> float | None:
         return _cross_entropy(outputs, shown["labels"])
@@ -108,8 +141,8 @@ class ByClass(Probe):
     compared = "first outputs"
 
     def inputs(self, model: Any, shown: Shown) -> dict[str, Any]:
-        ids = shown["input_ids"]
-        return {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
+        ids, writes = shown["input_ids"], "decoder_input_ids" in signature(model.forward).parameters
+        return {"input_ids": ids, **({"decoder_input_ids": ids} if writes else {})}
 
     def outputs(self, out: Any) -> torch.Tensor:
         return out[0].float()
@@ -123,6 +156,13 @@ PROBES: Mapping[str, Probe] = {
     "class": ByClass(),
 }
 """By Settings.output."""
+
+
+def _first(config: Any) -> int:
+    """A token that a decoder's text may begin with, in the order in which `generate` looks for one; or 0."""
+    writer = getattr(config, "decoder", config)  # where an encoder-decoder's towers have configs of their own
+    said = (getattr(writer, key, None) for key in ("decoder_start_token_id", "bos_token_id", "pad_token_id"))
+    return next((token for token in said if token is not None), 0)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -28,9 +28,9 @@ from rekindle.edit.expressions import Expr
 from rekindle.edit.measure import Measurement, measurements
 from rekindle.edit.plan import Plan, plan
 from rekindle.edit.weighing import NotFinite
-from rekindle.errors import CheckFailed, RekindleError
+from rekindle.errors import CheckFailed, RekindleError, counted
 from rekindle.store.folder import ADAPTER
-from rekindle.store.passengers import travels
+from rekindle.store.passengers import have_say, travels
 from rekindle.store.stamps import Stamps, check_unchanged, stamp, stamps, stamps_in, unchanged
 
 MOMENTS = "optimizer/optimizer"  # of the files that hold Adam's moments
@@ -193,6 +193,7 @@ def write(
         digest = f"{job.layout}/{job.config}/{','.join((unpacked or {}).values())}/{_times(job, list(unpacked or {}))}"
         _clear(folder, finished(folder, digest) if resume else {})
         job.checkpoint.folder.carry(folder)
+        have_say(folder, job.checkpoint.family.generating(job.checkpoint.settings))
         for name, text in job.checkpoint.files.items():
             (folder / name).write_text(text, encoding="utf-8")
         known = _known(job, folder) | (measured_by_others(out, part) if part else {})
@@ -234,9 +235,10 @@ def check_finite(written: Mapping[str, Written], out: Path, *sources: str) -> No
     bad = {file: w for file, w in written.items() if w.not_finite}
     if bad:
         file, w = next(iter(bad.items()))
+        count = sum(w.not_finite for w in bad.values())
         one = "the source" if len(sources) == 1 else "a source"
         raise CheckFailed(
-            f"{sum(w.not_finite for w in bad.values())} computed values are NaN or infinite.",
+            f"{counted(count, 'computed value')} {'is' if count == 1 else 'are'} NaN or infinite.",
             where=f"{w.where} in {out / file}",
             why=f"{one} has such values, or they overflowed",
             hint="; ".join(f"rekindle inspect {source} --nan" for source in list(dict.fromkeys(sources))[:4]),

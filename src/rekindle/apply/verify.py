@@ -84,8 +84,8 @@ def verify(
 
 def _check(child: Checkpoint, parent: Checkpoint) -> None:
     ours, theirs = child.settings, parent.settings
-    if child.family.model_type != parent.family.model_type and "class" in (ours.output, theirs.output):
-        what = f"A {child.family.model_type} and a {parent.family.model_type} cannot be compared."
+    if child.family.name != parent.family.name and "class" in (ours.output, theirs.output):
+        what = f"A {child.family.name} and a {parent.family.name} cannot be compared."
     elif ours.vocab_size != theirs.vocab_size:
         what = f"The vocabularies differ: {ours.vocab_size} and {theirs.vocab_size} tokens."
     elif ours.output != theirs.output:

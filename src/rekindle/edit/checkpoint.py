@@ -150,8 +150,10 @@ class Checkpoint:
             made.promising(child.promise).findings += [finding._replace(tower=name) for finding in child.findings]
             for note in child.notes:
                 said.setdefault(note, []).append(name)
+        before = family.remarks(self.settings)
+        made.notes = [note for note in made.notes if note not in before]
         made.noting(*(f"{' and '.join(names)}: {note}" for note, names in said.items()))
-        return made.noting(*(remark for remark in family.remarks(made.settings) if remark not in made.notes))
+        return made.noting(*family.remarks(made.settings))
 
     # -- making a child --------------------------------------------------------------------------------------
 
@@ -222,7 +224,7 @@ class Checkpoint:
         """One line on what this is: "mixtral, 8 experts, top-2 in 16 of 16 layers"."""
         s, name = self.settings, self.family.model_type
         if isinstance(self.family, Nameless):
-            return f"{name}, {counted(len(self.tensors), 'tensor')} by their names alone"
+            return f"{self.family.name}, {counted(len(self.tensors), 'tensor')} by their names alone"
         if s.towers:
             return f"{name}, " + ", ".join(f"{tower}: {_column(own)}" for tower, own in s.towers.items())
         return f"{name}, {_column(s)}"

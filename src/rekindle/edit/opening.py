@@ -76,6 +76,8 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
             problems.append(RekindleError(f"{family.model_type} has no tensor {name}.", where=folder.path))
     if problems:
         raise _cause(child, problems, names) or together(problems)
+    if child.config | family.generating(child.settings) != child.config:
+        child.notes += family.remarks(child.settings)
     if left := [] if child.folder.bare else left_behind(child.folder.path, child.folder.config):
         child.notes.append(f"not taken along, since nothing that is names it: {some(left, most=8)}")
     return child
@@ -94,7 +96,7 @@ def _family(folder: Folder) -> Family:
 def _by_names_alone(folder: Folder, family: Nameless) -> Checkpoint:
     """A folder of a class that no table knows: its config as it is, code of its own included, tensors by name."""
     refuse_adapters(folder.tensors, folder)
-    note = f"{family.model_type}: no table knows this class; its tensors are known by their names alone"
+    note = f"{family.name}: no table knows this class; its tensors are known by their names alone"
     child = Checkpoint(family, family.settings(folder.config), dict(folder.config), {}, folder, [*folder.notes, note])
     for name, stored in folder.tensors.items():
         child.tensors[Role(OPAQUE + name)] = Leaf(name, stored)

@@ -126,7 +126,8 @@ def plan(checkpoint: Checkpoint, *, fused: bool = False) -> Plan:
     for pack in packs(table.items(), checkpoint.settings, fused=fused):
         tensors[pack.name] = put_together(pack, checkpoint.tensors)
     buffers = frozenset(name for name, _, row in table.values() if row.buffer)
-    return Plan(tensors, checkpoint.config, _labels(checkpoint), buffers)
+    config = checkpoint.config | checkpoint.family.generating(checkpoint.settings)
+    return Plan(tensors, config, _labels(checkpoint), buffers)
 
 
 def put_together(pack: Packed, roles: Mapping[Role, Expr]) -> Expr:

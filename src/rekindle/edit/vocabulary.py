@@ -46,7 +46,7 @@ def of_one_vocabulary(models: Mapping[str, Checkpoint], first: str, how: str, sh
 
 def _matched(models: Mapping[str, Checkpoint], how: str, shares: Shares) -> dict[str, Checkpoint]:
     (_, first), *others = models.items()
-    if any(first.family.model_type != model.family.model_type for _, model in others):
+    if any(first.family.name != model.family.name for _, model in others):
         return dict(models)  # which are refused as a whole
     found = {name: Vocabulary(model.folder.path, model.folder.named) for name, model in models.items()}
     if how == "same":
@@ -56,7 +56,7 @@ def _matched(models: Mapping[str, Checkpoint], how: str, shares: Shares) -> dict
     if lacking := [vocabulary.why_none for vocabulary in found.values() if vocabulary.file is None]:
         raise RekindleError(f"--vocab {how} finds rows by token, and {lacking[0]}.")
     if not _roles(first):
-        what = f"--vocab {how}: which rows of a {first.family.model_type} are those of tokens is not known."
+        what = f"--vocab {how}: which rows of a {first.family.name} are those of tokens is not known."
         raise RekindleError(what)
     rows = _rows(models, found, how)
     own = {name: _with_rows(name, models, rows, shares) for name in models}

@@ -85,6 +85,11 @@ class Run:
         return windows if isinstance(windows, str) else None, counted if isinstance(counted, int) else None
 
     @property
+    def objective(self) -> str:
+        """What it learned, and its losses are of; of the next token the diary does not say it."""
+        return str(self.metrics.header.get("objective", "next-token"))
+
+    @property
     def corpus(self) -> str | None:
         """All the text that there was to train and to validate on, by its digest; None where unrecorded."""
         found = self.metrics.header.get("text")

@@ -141,6 +141,8 @@ def same_text(runs: Sequence[Run]) -> list[Run]:
 
 
 def _may_agree(run: Run, other: Run) -> bool:
+    if run.objective != other.objective:
+        return False
     (windows, tokens), (others, amount) = run.text, other.text
     if windows and others:
         return windows == others
@@ -251,15 +253,20 @@ def _texts(comparison: Comparison) -> str:
     amounts = [f"{run.name} on {run.text[1]:,} tokens" for run in runs if run.text[1]]
     which, are = listed([run.name for run in comparison.elsewhere]), "was" if len(comparison.elsewhere) == 1 else "were"
     shown = f" ({listed(amounts)})" if amounts else ""
+    options = "--data, --eval-tokens and --seq-len"
+    if len({run.objective for run in runs}) > 1:
+        shown, options = "", f"--objective, {options}"
     return (
         f"{which} {are} measured on {apart(comparison)}{shown}, so no difference is claimed. "
-        "The same --data, --eval-tokens and --seq-len make runs comparable."
+        f"The same {options} make runs comparable."
     )
 
 
 def apart(comparison: Comparison) -> str:
     """What the evaluations of the runs that are not compared differ in, as far as it is known."""
     runs = [*(reading.run for reading in comparison.readings), *comparison.elsewhere]
+    if len(objectives := {run.objective for run in runs}) > 1:
+        return f"different objectives ({listed(sorted(objectives))})"
     texts = {run.corpus for run in runs}
     same_amount = all(_near(run.text[1], runs[0].text[1]) for run in runs)
     if len(texts) == 1 and None not in texts:

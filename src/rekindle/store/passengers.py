@@ -26,6 +26,7 @@ VERSIONED = re.compile(r"tokenizer\..*model\.v\d+\w*")  # of mistral's: tokenize
 STAY_BEHIND = {"config.json", "rekindle.json", "verify.json", "trainer_state.json", "all_results.json",
                "train_results.json", "eval_results.json", "adapter_config.json"}  # fmt: skip
 OWN = {"README.md", "rekindle.yaml", "metrics.jsonl", "optimizer", "measurements", "original", "__pycache__"}
+GENERATION = "generation_config.json"
 MODULES = "modules.json"  # of sentence-transformers: folders, each a module behind the model
 TEMPLATES, LICENSES = "additional_chat_templates", "LICENSES"
 READ = 1 << 20  # bytes of a JSON file that is looked through for names; a vocabulary is larger, and names none
@@ -120,6 +121,13 @@ def carry(folder: Path, config: Mapping[str, Any], out: Path) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
         with source, to.open("wb") as target:
             shutil.copyfileobj(source, target)
+
+
+def have_say(folder: Path, said: Mapping[str, Any]) -> None:
+    """Write these settings into the generation_config.json that came along, where one did and says otherwise."""
+    there = _parsed(folder / GENERATION) if said and (folder / GENERATION).is_file() else None
+    if isinstance(there, dict) and {**there, **said} != there:
+        (folder / GENERATION).write_text(json.dumps({**there, **said}, indent=2) + "\n", encoding="utf-8")
 
 
 def _bytes(path: Path) -> bytes:

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rekindle.anatomy import family_of
 from rekindle.apply.moments import FOLDER
 from rekindle.config import dump_yaml
 from rekindle.store.folder import Folder
 from rekindle.store.manifest import NAME as MANIFEST
 from rekindle.store.manifest import Manifest, Record, read_manifest
+from rekindle.store.passengers import have_say
 from rekindle.store.publish import publishing
 from rekindle.train.held import Whole
 from rekindle.train.metrics import NAME as METRICS
@@ -46,6 +48,8 @@ def publish(
         save_optimizer(whole, source.config, partial / FOLDER, schedule)
         save_model(model, partial, as_stored(whole.weights, source))
         source.carry(partial)
+        family = family_of(source.config)
+        have_say(partial, family.generating(family.settings(source.config)))
         shutil.copyfile(work / METRICS, partial / METRICS)
         if (work / TRACKERS).is_dir():
             shutil.copytree(work / TRACKERS, partial / TRACKERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from rekindle.train.blank import DEFAULT_CONTEXT, TOKENS, Blank, blank_model, fa
 from rekindle.train.config import InitConfig
 from rekindle.train.tokenizer import SENTINELS, bpe_size, make_tokenizer
 from rekindle.version import __version__
+
+log = logging.getLogger(__name__)
 
 
 def init_model(
@@ -45,6 +48,8 @@ def init_model(
         tokenizer = make_tokenizer(config.tokenizer, config.data, context, config.text_column, sentinels=towers)
         tokenizer.save_pretrained(partial)
         blank = blank_model(config, tokenizer)
+        for remark in blank.family.remarks(blank.settings):
+            log.warning("%s", remark)
         try:
             with torch.random.fork_rng(devices=[]), quietly():
                 torch.manual_seed(config.seed)

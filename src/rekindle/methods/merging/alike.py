@@ -57,8 +57,8 @@ def _codes(model: Checkpoint) -> Iterator[RekindleError]:
 
 def _differences(first: Checkpoint, other: Checkpoint) -> Iterator[RekindleError]:
     where = f"{first.origin.folder.named} and {other.origin.folder.named}"
-    if first.family.model_type != other.family.model_type:
-        what = f"A {first.family.model_type} and a {other.family.model_type} cannot be merged: tensors are not alike."
+    if first.family.name != other.family.name:
+        what = f"A {first.family.name} and a {other.family.name} cannot be merged: tensors are not alike."
         yield RekindleError(what, where=where)
         return
     settings = [problem for tower, a, b in _settings(first, other) for problem in _unlike(tower, a, b)]

@@ -17,6 +17,7 @@ import torch
 
 from rekindle.anatomy import family_of
 from rekindle.apply.load import check_output
+from rekindle.apply.probe import check_shift
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 from rekindle.train.config import EvaluateConfig, TrainConfig
@@ -134,6 +135,7 @@ def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[A
             )
     found = _class(name)
     check_output(source, found.output, None if name == default else f"--objective {default}")
+    check_shift(source)
     return found
 
 

@@ -48,7 +48,7 @@ class Family:
     copies: Mapping[str, str] | None = None  # in memory, name -> name of the tensor that it is too, unless it has a row
     stand_ins: Mapping[str, str] = field(default_factory=dict)  # config key -> the key whose value it has where null
     tied: str = "config"  # what says whether the head is the embeddings: the config, or the "weights" alone
-    called: str = ""  # of a tower: the model, where the tower has a model_type of its own
+    called: str = ""  # what users know it by, if not its model_type: a tower's model, or the class that no table knows
     section: tuple[str, ...] = ()  # of a tower: the keys that lead to its own config; (): it shares the model's
     towers: Mapping[str, Family] = field(default_factory=dict)  # of a model of several, see `towers`
     renamed: tuple[str, ...] = ()  # what transformers called its class in other times

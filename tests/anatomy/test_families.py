@@ -47,6 +47,7 @@ VARIANTS = [
     ("bert", MASKED),
     ("bert", {"type_vocab_size": 3}),
     *((family, {"tie_word_embeddings": True}) for family in ("llama", "qwen2", "qwen2_moe", "olmo2", "gpt_neox")),
+    *((family, {"tie_word_embeddings": False}) for family in ("t5gemma", "t5gemma2")),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
     ("llama", {"head_dim": 16}),
     ("qwen3", {"attention_bias": True, "head_dim": 16}),

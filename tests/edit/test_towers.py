@@ -20,7 +20,8 @@ from rekindle.store.manifest import read_manifest
 
 CASES = [
     *((family, {}) for family in ENCODER_DECODERS), ("t5", V1_1), ("t5", {"num_decoder_layers": None}),
-    ("t5gemma", {"tie_word_embeddings": False}), ("switch_transformers", {"num_sparse_decoder_layers": 4}),
+    ("t5gemma", {"tie_word_embeddings": False}), ("t5gemma2", {"tie_word_embeddings": False}),
+    ("switch_transformers", {"num_sparse_decoder_layers": 4}),
 ]  # fmt: skip
 
 

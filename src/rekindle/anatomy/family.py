@@ -45,10 +45,10 @@ class Family:
     older: Mapping[str, str] | None = None  # parts of names in old files -> what they are called now
     runtime: Mapping[str, str] | None = None  # names transformers gives in memory where they differ from disk
     whole_heads: bool = False  # transformers insists that the hidden size is a multiple of the heads
-    copies: Mapping[str, str] | None = None  # in memory, name -> name of the tensor that it is too, always
+    copies: Mapping[str, str] | None = None  # in memory, name -> name of the tensor that it is too, unless it has a row
     stand_ins: Mapping[str, str] = field(default_factory=dict)  # config key -> the key whose value it has where null
     tied: str = "config"  # what says whether the head is the embeddings: the config, or the "weights" alone
-    called: str = ""  # of a tower: the model, where the tower has a model_type of its own
+    called: str = ""  # what users know it by, if not its model_type: a tower's model, or the class that no table knows
     section: tuple[str, ...] = ()  # of a tower: the keys that lead to its own config; (): it shares the model's
     towers: Mapping[str, Family] = field(default_factory=dict)  # of a model of several, see `towers`
     renamed: tuple[str, ...] = ()  # what transformers called its class in other times
@@ -287,7 +287,9 @@ class Family:
         if settings.output == "none":
             return {}
         tied = {self._in_memory("head", settings): self._in_memory("embed", settings)}
-        return (tied if settings.tie_word_embeddings else {}) | dict(self.copies or {})
+        own = {row.name for row, _ in self.shapes(settings)[0]}  # a tensor with a row is no other
+        copies = {name: of for name, of in (self.copies or {}).items() if name not in own}
+        return (tied if settings.tie_word_embeddings else {}) | copies
 
     def name_in_memory(self, name: str) -> str:
         """What transformers calls a tensor of this name on disk, where it does not stack it."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rekindle.anatomy.tensor import Shaped, Tensor
 
 # A row for each token, or a number for each distance, and no product.
-LOOKED_UP = ("embed", "positions", "token_types", "relative_bias", "attn.relative_bias")
+LOOKED_UP = ("embed", "decoder.embed", "positions", "token_types", "relative_bias", "attn.relative_bias")
 
 
 def training_flops(

@@ -86,9 +86,14 @@ T5GEMMA = Towers(
     },
     embeddings="decoder", start="bos_token_id", only={"is_encoder_decoder": True},
 )  # fmt: skip
+# Of t5gemma2's decoder, which has the encoder's where the head is tied.
+OWN_EMBED = tuple(
+    Tensor(f"decoder.{part}", f"model.decoder.embed_tokens.{of}", shape, when="not tie_word_embeddings")
+    for part, of, shape in (("embed", "weight", "V D"), ("eoi", "eoi_embedding", "D"))
+)
 # One attention reads what the encoder has read and what the decoder has written; and there is an eye.
 T5GEMMA2 = Towers(
-    "t5gemma2", {"seq2seq": "T5Gemma2ForConditionalGeneration"}, (HEAD,), (), (), (),
+    "t5gemma2", {"seq2seq": "T5Gemma2ForConditionalGeneration"}, (HEAD, *OWN_EMBED), (), (), (),
     keys={"tie_word_embeddings": "tie_word_embeddings"}, fixed={},
     defaults=ABOVE | {"vocab_size": 262208, "image_token_index": 256001, "eoi_token_index": 256000}, prefix="",
     rope="none",

@@ -484,11 +484,12 @@ def test_a_class_that_the_table_of_its_family_does_not_know_is_known_by_its_name
             together()
 
 
-def test_the_name_that_t5_had_once_is_its_own(tiny, tmp_path):
-    """That of the hub's first t5-small."""
+@pytest.mark.parametrize("name", ["T5WithLMHeadModel", "FSDPT5ForConditionalGeneration"])
+def test_other_names_of_its_class_are_its_own(tiny, tmp_path, name):
+    """That of the hub's first t5-small, and what a trainer puts before it."""
     src = shutil.copytree(tiny("t5"), tmp_path / "src")
     config = json.loads((src / "config.json").read_text())
-    (src / "config.json").write_text(json.dumps(config | {"architectures": ["T5WithLMHeadModel"]}))
+    (src / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
     out = api.grow_depth(src, factor=2, order="llama-pro", tower="both").save(tmp_path / "out")
     assert same(out, src)
     assert json.loads((out / "config.json").read_text())["architectures"] == ["T5ForConditionalGeneration"]

@@ -86,7 +86,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
 def refuse_class(family: Family, named: Any) -> None:
     """Raise UnknownFamily for a class beside that of several towers: some have other tensors, all other outputs."""
     own = (*family.classes.values(), *family.renamed)
-    if family.towers and isinstance(named, list) and named and named[0] not in own:
+    if family.towers and isinstance(named, list) and named and not str(named[0]).endswith(own):
         what = f"Of {family.model_type} the class {named[0]!r} is not known; known is {own[0]}."
         raise UnknownFamily(what, where="config.json: architectures", hint="merge, rewrite and pack take any")
 

@@ -91,14 +91,11 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
     from rekindle.train.model import check_ids, check_vocabulary, load_tokenizer
     from rekindle.train.tokens import open_corpus
 
-    folder, vocab_size, longest = (
-        parent.folder.path,
-        parent.settings.vocab_size,
-        parent.settings.max_position_embeddings,
-    )
+    folder, settings = parent.folder.path, parent.settings
+    vocab_size, longest = settings.vocab_size, settings.max_position_embeddings
     if isinstance(parent.family, Nameless):
         vocab_size, longest = text_sizes(parent.folder)
-    least = PROBES[parent.settings.output].least(parent.settings)
+    least = PROBES[settings.output].least(settings)
     length = min(max(128, tokens // 8, least), max(longest, least), tokens)  # what is far apart counts too
     rows = max(1, tokens // length)
 

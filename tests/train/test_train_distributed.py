@@ -36,7 +36,8 @@ train(Path(sys.argv[1]), Path(sys.argv[2]), config, command="", options={{}})
     ids=["accelerate", "torchrun", "two towers"],
 )
 def test_two_ranks(small: Callable, run: Callable, corpus: Path, tmp_path: Path, family: str, told: dict[str, str]):
-    source = small(family) if family == "mixtral" else small(family, set={"dropout_rate": 0.0})
+    own = {"set": {"dropout_rate": 0.0}, "context": None, "init_std": None} if family == "t5" else {}
+    source = small(family, **own)
     alone, _ = run(source, "alone", aux_loss=0.0)
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))

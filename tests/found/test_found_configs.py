@@ -288,7 +288,8 @@ def test_a_null_is_taken_where_transformers_runs_with_it(tiny, tmp_path, family)
             continue
         path.write_text(json.dumps(whole | {key: None}))
         try:
-            expected = run(source)
+            # a tower that is null is the default one: gigabytes, and not of these weights
+            expected = None if key in FAMILIES[family].towers else run(source)
         except Exception:
             expected = None
         with contextlib.suppress(RekindleError):

@@ -227,6 +227,10 @@ class Family:
         """What config.json and generation_config.json must say for transformers to generate from such a model."""
         return {}
 
+    def unsaid(self, config: Mapping[str, Any]) -> str | None:
+        """The config key, where it is null, of a token without which a model is shown no target."""
+        return None
+
     def remarks(self, settings: Settings) -> list[str]:
         """What users of a model with these settings should know."""
         return []

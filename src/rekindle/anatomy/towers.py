@@ -86,7 +86,7 @@ class Towers(Family):
         return {} if alike or writes <= reads else {"use_cache": False}
 
     def unsaid(self, config: Mapping[str, Any]) -> str | None:
-        """The config key, where it is null, of a token that targets are shown with: their first, or their padding."""
+        """Targets are shown with a token before their first, and with padding."""
         *_, writer = self.towers.values()
         keys = (key for key in (self.start, "pad_token_id") if writer.value(writer.own(config), key) is None)
         return next((".".join((*writer.section, key)) for key in keys), None)

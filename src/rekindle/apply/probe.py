@@ -12,7 +12,6 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from rekindle.anatomy import family_of
-from rekindle.anatomy.towers import Towers
 from rekindle.edit.promise import EXACT
 from rekindle.errors import RekindleError
 
@@ -43,7 +42,7 @@ def two_towers(model: Any, input_ids: Any, attention_mask: Any, labels: Any) -> 
 def check_shift(folder: Folder) -> None:
     """Raises RekindleError where a config has not what an encoder-decoder shifts labels with, see `two_towers`."""
     family = family_of(folder.config)
-    if isinstance(family, Towers) and (key := family.unsaid(folder.config)):
+    if key := family.unsaid(folder.config):
         what = f"{key} is null: a {family.model_type} is shown no target without it."
         raise RekindleError(what, where=folder.path / "config.json", hint=f"{key} in config.json: the id of a token")
 

@@ -9,7 +9,6 @@ contexts   a byte for each value: which table its symbol is coded with
 from __future__ import annotations
 
 import ctypes
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from rekindle.codec import fallback
 from rekindle.codec.bits import LANES, Broken, Bytes, Contexts, Words
+from rekindle.store.native import native
 
 VERSION = 3
 
@@ -178,10 +178,4 @@ def _at(array: NDArray[Any] | None) -> int | None:
 @cache
 def kernel() -> Kernel:
     """The C loops where they were built, else numpy's; REKINDLE_CODEC=numpy asks for these."""
-    if os.environ.get("REKINDLE_CODEC") != "numpy":
-        for library in sorted(Path(__file__).parent.glob("_inner*")):
-            try:
-                return Native(library)
-            except (OSError, AttributeError):  # of another machine, or of another Rekindle
-                continue
-    return fallback.Numpy()
+    return native(Native, Path(__file__).parent / "_inner", "REKINDLE_CODEC") or fallback.Numpy()

@@ -7,13 +7,14 @@ Results are NaN in the same places; in bfloat16 that is one NaN, else any.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rekindle.store.native import native
 
 VERSION = 2
 LANES = 16  # sums that an inner product is taken in
@@ -225,10 +226,4 @@ def _table(blocks: Sequence[NDArray]) -> ctypes.Array[ctypes.c_void_p]:
 @cache
 def loops() -> Numpy:
     """The C loops where they were built, else numpy's; REKINDLE_WINDOW=numpy asks for these."""
-    if os.environ.get("REKINDLE_WINDOW") != "numpy":
-        for library in sorted(Path(__file__).parent.glob("_window*")):
-            try:
-                return Native(library)
-            except (OSError, AttributeError):  # of another machine, or of another Rekindle
-                continue
-    return Numpy()
+    return native(Native, Path(__file__).parent / "_window", "REKINDLE_WINDOW") or Numpy()

@@ -106,6 +106,14 @@ def test_sums(both, dtype, data, by, affine):
     same(found)
 
 
+def test_a_weight_of_minus_0_leaves_minus_0(both):
+    zero, total = np.zeros(1, np.float32), np.full(1, -0.0, np.float32)
+    found = [total.copy() for _ in both]
+    for loops, x in zip(both, found, strict=True):
+        loops.add(x, zero, "F32", -0.0, zero)
+    same([total, *found])
+
+
 @given(xs=floats(3), over=st.booleans())
 def test_inner_products(both, xs, over):
     same([loops.products(xs[:2], xs[2] if over else None) for loops in both])

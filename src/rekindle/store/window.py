@@ -171,7 +171,8 @@ class Native(Numpy):
     def add(self, total: Floats, x: NDArray, dtype: str, by: float, first: Floats | None = None) -> None:
         if dtype not in CODES or not _plain(x) or not _floats(total, *([] if first is None else [first])):
             return super().add(total, x, dtype, by, first)
-        return self._c.rk_add(CODES[dtype], _at(x), None if first is None else _at(first), by, x.size, _at(total))
+        start, by = (None, by) if first is None else (_at(first), by + 0.0)  # -0 is 0
+        return self._c.rk_add(CODES[dtype], _at(x), start, by, x.size, _at(total))
 
     def products(self, xs: Sequence[Floats], base: Floats | None = None) -> NDArray[np.float64]:
         if not _floats(*xs, *([] if base is None else [base])):

@@ -166,3 +166,31 @@ def test_blocks_that_are_no_rows_of_memory(both):
 def test_the_environment_asks_for_numpy(monkeypatch):
     monkeypatch.setenv("REKINDLE_WINDOW", "numpy")
     assert type(module.loops.__wrapped__()) is Numpy
+
+
+@pytest.mark.parametrize("dtype", STORED)
+@given(data=st.data(), extra=st.integers(0, 3))
+def test_many_rows_at_once(both, dtype, data, extra):
+    """Sums of rows and inner products with them, beyond a block and of any number of rows."""
+    rows = data.draw(blocks(dtype, 7))[: 4 + extra]
+    n = data.draw(st.sampled_from([rows[0].size, 16_400]))
+    rows = [np.resize(row, n) for row in rows] if rows[0].size else rows
+    n = rows[0].size
+    by = data.draw(st.lists(WEIGHTS, min_size=len(rows), max_size=len(rows)))
+    g = np.resize(np.float32([1.0, -0.25, 3.0, 1e-3, 7.0]), n)
+    totals = [np.full(n, 0.5, np.float32) for _ in both]
+    for loops, total in zip(both, totals):
+        loops.mix(total, rows, dtype, by)
+    same(totals)
+    same([loops.dots(rows, dtype, g) for loops in both])
+
+
+def test_sums_and_products_of_rows_against_float64():
+    rng = np.random.default_rng(0)
+    rows, g = rng.standard_normal((5, 40_000), np.float32), rng.standard_normal(40_000, np.float32)
+    by = [0.5, -2.0, 1.5, 0.25, 0.75]
+    for loops in LOOPS:
+        total = np.zeros(40_000, np.float32)
+        loops.mix(total, list(rows), "F32", by)
+        assert np.abs(total - np.array(by) @ rows.astype(np.float64)).max() < 2e-6
+        assert np.abs(loops.dots(list(rows), "F32", g) - rows.astype(np.float64) @ g).max() < 1e-3

@@ -27,7 +27,7 @@ typedef int64_t i64;
 
 enum { F32, BF16, F16 }; /* window.py has the same numbers */
 
-API int rk_window_version(void) { return 2; }
+API int rk_window_version(void) { return 3; }
 
 static inline u32 bits(float f) {
     u32 b;
@@ -119,6 +119,94 @@ LOOP void rk_add(int dtype, const void *x, const float *first, float by, i64 n, 
         else if (dtype == F16) ADD_PLAIN(u16, from_f16)
         else ADD_PLAIN(float, from_f32)
     }
+}
+
+#define BLOCK 16384 /* values that stay near the processor while all rows are taken to them */
+#define SUMS 64     /* that an inner product of a row is taken in */
+
+/* Four rows at once: each is a stream, and the sums are read and written once. */
+#define ROWS(NAME, T, FROM)                                                                                          \
+    static inline void mix4_##NAME(const T *restrict a, const T *restrict b, const T *restrict c,                    \
+                                   const T *restrict d, const float *by, i64 n, float *restrict t) {                 \
+        float p = by[0], q = by[1], r = by[2], s = by[3];                                                            \
+        for (i64 i = 0; i < n; i++) {                                                                                \
+            float x = t[i];                                                                                          \
+            x += FROM(a[i]) * p;                                                                                     \
+            x += FROM(b[i]) * q;                                                                                     \
+            x += FROM(c[i]) * r;                                                                                     \
+            x += FROM(d[i]) * s;                                                                                     \
+            t[i] = x;                                                                                                \
+        }                                                                                                            \
+    }                                                                                                                \
+    static inline void mix1_##NAME(const T *restrict a, float p, i64 n, float *restrict t) {                         \
+        for (i64 i = 0; i < n; i++) {                                                                                \
+            float x = t[i];                                                                                          \
+            x += FROM(a[i]) * p;                                                                                     \
+            t[i] = x;                                                                                                \
+        }                                                                                                            \
+    }                                                                                                                \
+    static inline void dots4_##NAME(const T *restrict a, const T *restrict b, const T *restrict c,                   \
+                                    const T *restrict d, const float *restrict y, i64 n, float *restrict sums) {     \
+        for (i64 i = 0; i < n; i += SUMS) {                                                                          \
+            i64 m = n - i < SUMS ? n - i : SUMS;                                                                     \
+            for (i64 j = 0; j < m; j++) {                                                                            \
+                float v = y[i + j];                                                                                  \
+                sums[j] += FROM(a[i + j]) * v;                                                                       \
+                sums[SUMS + j] += FROM(b[i + j]) * v;                                                                \
+                sums[2 * SUMS + j] += FROM(c[i + j]) * v;                                                            \
+                sums[3 * SUMS + j] += FROM(d[i + j]) * v;                                                            \
+            }                                                                                                        \
+        }                                                                                                            \
+    }                                                                                                                \
+    static inline void dots1_##NAME(const T *restrict a, const float *restrict y, i64 n, float *restrict sums) {     \
+        for (i64 i = 0; i < n; i += SUMS) {                                                                          \
+            i64 m = n - i < SUMS ? n - i : SUMS;                                                                     \
+            for (i64 j = 0; j < m; j++) sums[j] += FROM(a[i + j]) * y[i + j];                                        \
+        }                                                                                                            \
+    }
+ROWS(f32, float, from_f32)
+ROWS(bf16, u16, from_bf16)
+ROWS(f16, u16, from_f16)
+
+#define MIX(NAME, T)                                                                                                 \
+    for (i64 lo = 0; lo < n; lo += BLOCK) {                                                                          \
+        const T *const *r = (const T *const *)rows;                                                                  \
+        i64 m = n - lo < BLOCK ? n - lo : BLOCK, k = 0;                                                              \
+        for (; k + 4 <= count; k += 4)                                                                               \
+            mix4_##NAME(r[k] + lo, r[k + 1] + lo, r[k + 2] + lo, r[k + 3] + lo, by + k, m, total + lo);              \
+        for (; k < count; k++) mix1_##NAME(r[k] + lo, by[k], m, total + lo);                                         \
+    }
+
+/* total += sum_k rows[k] * by[k], one row after the other. */
+LOOP void rk_mix(int dtype, const void *const *rows, const float *by, i64 count, i64 n, float *total) {
+    if (dtype == BF16) { MIX(bf16, u16) }
+    else if (dtype == F16) { MIX(f16, u16) }
+    else { MIX(f32, float) }
+}
+
+#define DOTS(NAME, T)                                                                                                \
+    for (i64 lo = 0; lo < n; lo += BLOCK) {                                                                          \
+        const T *const *r = (const T *const *)rows;                                                                  \
+        i64 m = n - lo < BLOCK ? n - lo : BLOCK, k = 0;                                                              \
+        for (; k < count; k += wide) {                                                                               \
+            float sums[4 * SUMS] = {0};                                                                              \
+            wide = k + 4 <= count ? 4 : 1;                                                                           \
+            if (wide == 4) dots4_##NAME(r[k] + lo, r[k + 1] + lo, r[k + 2] + lo, r[k + 3] + lo, g + lo, m, sums);    \
+            else dots1_##NAME(r[k] + lo, g + lo, m, sums);                                                           \
+            for (i64 i = 0; i < wide; i++) {                                                                         \
+                double part = 0;                                                                                     \
+                for (int j = 0; j < SUMS; j++) part += (double)sums[i * SUMS + j];                                   \
+                out[k + i] += part;                                                                                  \
+            }                                                                                                        \
+        }                                                                                                            \
+    }
+
+/* out[k] += the inner product of row k and g: of each BLOCK of values in 64 sums of float32, all else in double. */
+LOOP void rk_dots(int dtype, const void *const *rows, i64 count, const float *g, i64 n, double *out) {
+    i64 wide;
+    if (dtype == BF16) { DOTS(bf16, u16) }
+    else if (dtype == F16) { DOTS(f16, u16) }
+    else { DOTS(f32, float) }
 }
 
 #define LANES 16

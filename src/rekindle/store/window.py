@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from rekindle.store.native import native
 
-VERSION = 2
+VERSION = 3
 LANES = 16  # sums that an inner product is taken in
+BLOCK = 1 << 14  # values of a row that are taken at once where rows are many
+SUMS = 64  # that an inner product of such a row is taken in
 CHUNK = 1 << 16  # values rounded together: fits the cache
 CODES = {"F32": 0, "BF16": 1, "F16": 2}  # dtypes that the C loops know
 
@@ -69,6 +71,26 @@ class Numpy:
                 total += part * part.dtype.type(by)
             else:
                 total -= (first - part if by >= 0 else part - first) * part.dtype.type(abs(by))
+
+    def mix(self, total: Floats, rows: Sequence[NDArray], dtype: str, by: Sequence[float]) -> None:
+        """total += sum_k rows[k] * by[k], of stored rows, one after the other."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            for lo in range(0, total.size, BLOCK):
+                block = total[lo : lo + BLOCK]
+                for row, a in zip(rows, by, strict=True):
+                    block += self.widen(row[lo : lo + BLOCK], dtype) * np.float32(a)
+
+    def dots(self, rows: Sequence[NDArray], dtype: str, g: Floats) -> NDArray[np.float64]:
+        """Inner products [K] of stored rows with g: float32 within a block, float64 from block to block."""
+        out = np.zeros(len(rows))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for lo in range(0, g.size, BLOCK):
+                for k, row in enumerate(rows):
+                    terms = self.widen(row[lo : lo + BLOCK], dtype) * g[lo : lo + BLOCK]
+                    lanes = np.append(terms, np.zeros(-terms.size % SUMS, np.float32)).reshape(-1, SUMS)
+                    sums = np.add.reduce(lanes, axis=0, initial=np.float32(0))
+                    out[k] += np.add.accumulate(sums, dtype=np.float64)[-1]
+        return out
 
     def products(self, xs: Sequence[Floats], base: Floats | None = None) -> NDArray[np.float64]:
         """Inner products [K, K] of blocks, or of what they are more than a base, in float64."""
@@ -140,6 +162,8 @@ class Native(Numpy):
             ("round", None, (number, pointer, size, pointer)),
             ("not_finite", size, (number, pointer, size)),
             ("add", None, (number, pointer, pointer, real, size, pointer)),
+            ("mix", None, (number, pointer, pointer, size, size, pointer)),
+            ("dots", None, (number, pointer, size, pointer, size, pointer)),
             ("products", None, (pointer, size, pointer, size, pointer)),
             ("sizes", None, (pointer, pointer, size, number, number, pointer)),
             ("kept", None, (pointer, pointer, real, real, size, pointer)),
@@ -173,6 +197,19 @@ class Native(Numpy):
             return super().add(total, x, dtype, by, first)
         start, by = (None, by) if first is None else (_at(first), by + 0.0)  # -0 is 0
         return self._c.rk_add(CODES[dtype], _at(x), start, by, x.size, _at(total))
+
+    def mix(self, total: Floats, rows: Sequence[NDArray], dtype: str, by: Sequence[float]) -> None:
+        if dtype not in CODES or not all(map(_plain, rows)) or not _floats(total):
+            return super().mix(total, rows, dtype, by)
+        weights = np.array(by, np.float32)
+        return self._c.rk_mix(CODES[dtype], _table(rows), _at(weights), len(rows), total.size, _at(total))
+
+    def dots(self, rows: Sequence[NDArray], dtype: str, g: Floats) -> NDArray[np.float64]:
+        if dtype not in CODES or not all(map(_plain, rows)) or not _floats(g):
+            return super().dots(rows, dtype, g)
+        out = np.zeros(len(rows))
+        self._c.rk_dots(CODES[dtype], _table(rows), len(rows), _at(g), g.size, _at(out))
+        return out
 
     def products(self, xs: Sequence[Floats], base: Floats | None = None) -> NDArray[np.float64]:
         if not _floats(*xs, *([] if base is None else [base])):

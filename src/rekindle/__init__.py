@@ -18,8 +18,10 @@ from rekindle.version import __version__
 if TYPE_CHECKING:
     from rekindle.api import (
         Archive,
+        Combination,
         Model,
         apply,
+        combine,
         evaluate,
         fit,
         gqa,
@@ -45,10 +47,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Archive",
+    "Combination",
     "Model",
     "RekindleError",
     "__version__",
     "apply",
+    "combine",
     "evaluate",
     "fit",
     "gqa",

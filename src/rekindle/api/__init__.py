@@ -7,6 +7,7 @@ rekindle.verify("moe", against="dense")
 from __future__ import annotations
 
 from rekindle.api.archive import archive_contents, archive_diff, archive_drop, archive_info, archive_verify, unpack
+from rekindle.api.combining import Combination, combine
 from rekindle.api.join import join
 from rekindle.api.laws import fit, laws, plan
 from rekindle.api.look import checksums, env, inspect, not_finite, verify
@@ -21,6 +22,7 @@ from rekindle.codec.archive import Archive
 
 __all__ = [
     "Archive",
+    "Combination",
     "Model",
     "apply",
     "archive_add",
@@ -30,6 +32,7 @@ __all__ = [
     "archive_info",
     "archive_verify",
     "checksums",
+    "combine",
     "command",
     "env",
     "evaluate",

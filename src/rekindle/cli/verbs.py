@@ -17,6 +17,7 @@ GROUPS = {
     },
     "recycle": {
         **{method.verb: method.summary for method in METHODS.values()},
+        "combine": "A better model out of a run's saved checkpoints: searched coefficients.",
         "run": "Apply a recipe of several steps, one pass over the bytes.",
         "join": "Make one model of the parts that several machines wrote.",
     },
@@ -54,6 +55,7 @@ MODULES = {
     "tell": "training",
     "try": "lab",
 }
+OWN = {"combine": "combine"}  # verbs with a module of their own
 
 
 class Verbs(click.Group):
@@ -63,7 +65,8 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         for group, verbs in GROUPS.items():
             if cmd_name in verbs:
-                return import_module(f"rekindle.cli.{MODULES[group]}").COMMANDS[cmd_name]
+                module = OWN.get(cmd_name) or MODULES[group]
+                return import_module(f"rekindle.cli.{module}").COMMANDS[cmd_name]
         return None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:

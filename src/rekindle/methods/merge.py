@@ -13,7 +13,8 @@ Weights: one for each source; 0:1 goes from 0 at the first layer to 1 at the las
 what stands before the layers has the first value, what stands after them the last. `by_role` overrules them for roles
 whose names begin so (attn, ffn.down, embed).
 
-Whole numbers (counters, masks, ids) are no averages: they are those of the checkpoint whose config is taken.
+Whole numbers (counters, masks, ids) are no averages: they are those of the checkpoint whose config is taken, and so is
+what `keep` names, such as BatchNorm's statistics.
 
 Adam's moments: those of linear averages, as an approximation (see `edit.combine.Linear`); else they start empty.
 
@@ -24,6 +25,7 @@ Source: see each way's file; arXiv 2203.05482 (soups), 2212.04089 (task vectors)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from rekindle.anatomy import Adapter, Role, opaque_name
@@ -58,9 +60,9 @@ def merge(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
     used = {name: model for name, model in parents.items() if name in (*names, base)}
     used = of_one_vocabulary(used, first, config.vocab, shares)
     check_alike(used)
-    child, way = united(list(used.values()), used[first]), WAYS[config.how]
+    child, way, kept = united(list(used.values()), used[first]), WAYS[config.how], _kept(config, used[first])
     for role, x in used[first].tensors.items():
-        if not is_computable(x):
+        if not is_computable(x) or role in kept:
             child.tensors[role] = x
             continue
         weights = _summed([course.at(role, settings) for course in weights_of(role)], config, role)
@@ -68,6 +70,16 @@ def merge(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
         same = _are_one(xs if over is None else [*xs, over]) and _keeps_equals(config.how, weights)
         child.tensors[role] = xs[0] if same else way.combine(Of(xs, weights, over, str(role)), config)
     return child.noting(*notes(used, used[first])).promising(_promise(child, used.values()))
+
+
+def _kept(config: Config, first: Checkpoint) -> set[Role]:
+    """The roles of what is not merged; raises RekindleError for a pattern that no name on disk fits."""
+    names = {role: opaque_name(role) or first.rows[role][0] for role in first.tensors} if config.keep else {}
+    for pattern in config.keep or ():
+        if not any(fnmatchcase(name, pattern) for name in names.values()):
+            hint = nearest(pattern, names.values()) or "a name on disk, or a pattern such as '*.running_mean'"
+            raise RekindleError(f"keep has {pattern!r}, and no tensor is called so.", hint=hint)
+    return {role for role, name in names.items() if any(fnmatchcase(name, one) for one in config.keep or ())}
 
 
 def _are_one(xs: Sequence[Expr]) -> bool:
@@ -166,7 +178,10 @@ def _summed(weights: Sequence[float], config: Config, role: Role) -> Sequence[fl
 
 def _check(config: Config, count: int, adapters: bool) -> None:
     over_base = WAYS[config.how].over_base
-    problems = [*without_effect(config, ("how", "vocab", *(["base"] if adapters else []))), *out_of_range(config)]
+    problems = [
+        *without_effect(config, ("how", "vocab", "keep", *(["base"] if adapters else []))),
+        *out_of_range(config),
+    ]
     if over_base and config.base is None:
         why = "it adds to a base what its sources have learnt since"
         problems.append(

@@ -45,6 +45,9 @@ class Config:
     vocab: Literal["same", "base", "union"] = option(
         "same", help="tokens: the same in all; those of the base, or the first; or those of all"
     )
+    keep: tuple[str, ...] | None = option(
+        None, help="tensors that are not merged but the base's, or the first's: names on disk, such as '*.running_mean'"
+    )
     last: int | None = option(None, help="mean, ema, wsm: only the last so many checkpoints")
 
 

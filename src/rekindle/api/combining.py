@@ -1,0 +1,245 @@
+"""A run's saved checkpoints into one better model: find coefficients, and what is written by them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rekindle.api.merging import STEP, Source, merged, named
+from rekindle.api.model import Model
+from rekindle.api.options import takes
+from rekindle.config import Resolved, resolve
+from rekindle.edit import Checkpoint
+from rekindle.edit.combine import ONE
+from rekindle.errors import RekindleError, first_line, nearest
+from rekindle.methods import merge as merge_
+from rekindle.report.combination import combination_text
+from rekindle.search.config import CombineConfig
+
+if TYPE_CHECKING:
+    from rekindle.search.find import Outcome
+    from rekindle.search.objective import Function, Objective
+    from rekindle.search.series import Series
+
+Progress = Callable[[float, float], object]  # called with evaluations made, and the best score so far
+FILE = "combine.json"  # in OUT: what was found, and all that was measured
+
+
+@dataclass(frozen=True, repr=False)
+class Combination:
+    """What a search found. `save` writes the model that it came out for: see `data["result"]`."""
+
+    models: Mapping[str, Model]  # oldest first
+    data: dict[str, Any]  # what OUT/combine.json holds
+    keep: tuple[str, ...]  # tensors that are the last checkpoint's
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """Of each checkpoint, by name, those of the result."""
+        return dict(zip(self.models, self._result["coefficients"], strict=True))
+
+    @property
+    def _result(self) -> dict[str, Any]:
+        return next(row for row in self.data["rows"] if row["kind"] == self.data["result"])
+
+    @cached_property
+    def model(self) -> Model:
+        """The result: one linear expression over the series; config and other files are the last checkpoint's."""
+        found = self.coefficients
+        order = [*found][::-1]  # what is no average is the first one's
+        free = abs(sum(found.values()) - 1) > ONE
+        options = {"how": "linear", "weights": [repr(found[name]) for name in order], "any_sum": free}
+        options |= {"keep": list(self.keep)} if self.keep else {}
+        made = merged({name: self.models[name] for name in order}, None, resolve(merge_.Config, options))
+        text = json.dumps(self.data, indent=1) + "\n"
+        return replace(made, checkpoint=replace(made.checkpoint, files={FILE: text}))
+
+    def save(self, out: str | Path, **options: Any) -> Path:
+        """Write the result to `out`, as `Model.save` does, with what was found in OUT/combine.json."""
+        return self.model.save(out, **options)
+
+    def __str__(self) -> str:
+        return combination_text(self.data)
+
+    def __repr__(self) -> str:
+        return f"<Combination of {len(self.models)} checkpoints: {self.data['result']}>"
+
+
+@takes(CombineConfig)
+def combine(
+    series: Source | Sequence[Source] | Mapping[str, Source],
+    objective: str | Function | Objective,
+    *,
+    held_out: str | Function | None = None,
+    journal: str | Path | None = None,
+    resume: bool = False,
+    workers: int = 1,
+    progress: Progress = lambda evaluations, best: None,
+    **options: Any,
+) -> Combination:
+    """Search a linear combination of saved checkpoints that makes `objective` smaller, and judge what was found.
+
+    `objective`: "loss", or a function of a dict of tensors by name that gives a number, or a torch scalar with a
+    gradient; "FILE.py:function" names one. See `rekindle.search.objective` for one that is told which data to use, so that
+    what is found can be reported on data that the search never saw; `held_out` is another function for the same end.
+
+    `journal`: a file that every score is noted in; with `resume` a search that was cut off goes on from it.
+
+        found = rekindle.combine("run/checkpoint-*", objective=f, budget=300, seed=0)
+        print(found)
+        found.save(OUT)
+    """
+    given = {"objective": objective if isinstance(objective, str) else _name(objective)}
+    given |= {} if held_out is None else {"held_out": held_out if isinstance(held_out, str) else _name(held_out)}
+    how = {"journal": Path(journal) if journal else None, "resume": resume, "workers": workers, "progress": progress}
+    return combined(in_order(named(series)), objective, held_out, resolve(CombineConfig, given | options), **how)
+
+
+def journal_of(out: Path) -> Path:
+    """Where the scores of a search for OUT are noted while it runs: a hidden file beside it."""
+    return out.parent / f".{out.name}.search.jsonl"
+
+
+def priced(models: Mapping[str, Model], config: CombineConfig) -> dict[str, Any]:
+    """What a search takes, out of headers alone: every tensor that could move counts."""
+    from rekindle.search.find import BUDGET, BUDGET_GRADIENT
+    from rekindle.search.series import series_of
+
+    series = series_of({name: model.as_parent for name, model in models.items()})
+    each = config.budget or (f"{BUDGET}, or {BUDGET_GRADIENT} by gradient" if config.search == "auto" else BUDGET)
+    return {"checkpoints": len(series), "values": series.size, "bytes": 4 * len(series) * series.size,
+            "evaluations": f"{each} for the search, as many for a random one"}  # fmt: skip
+
+
+def in_order(models: Mapping[str, Model]) -> dict[str, Model]:
+    """Oldest first, where all have a step; else as they were given."""
+    if all(STEP.fullmatch(name) for name in models):
+        return {name: models[name] for name in sorted(models, key=step_in)}
+    return dict(models)
+
+
+def step_in(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def combined(
+    models: Mapping[str, Model],
+    objective: str | Function | Objective,
+    held_out: str | Function | None,
+    options: Resolved[CombineConfig],
+    *,
+    journal: Path | None = None,
+    resume: bool = False,
+    workers: int = 1,
+    progress: Progress = lambda evaluations, best: None,
+) -> Combination:
+    """`combine` of models that have names already, oldest first."""
+    from rekindle.search.candidate import kept_of
+    from rekindle.search.find import find
+    from rekindle.search.ledger import Journal, Ledger
+    from rekindle.search.series import STATISTICS, series_of
+    from rekindle.search.store import fill
+
+    parents = {name: model.as_parent for name, model in models.items()}
+    judge = _objective(objective, parents, options.config)
+    other = None if held_out is None else _objective(held_out, parents, options.config)
+    series = series_of(parents, fused=judge.fused)
+    store, kept = fill(series), kept_of(series)
+    steps = [float(step_in(name)) for name in models] if all(map(STEP.fullmatch, models)) else None
+    with closing(Journal(journal, _search_of(series, judge, options), resume=resume)) as notes:
+        how = {"journal": notes, "workers": workers, "progress": progress}
+        ledger = Ledger(judge, store, series.places, kept, **how)
+        beside = None if other is None else Ledger(other, store, series.places, kept, **how)
+        outcome = find(ledger, options.config, series.names, steps=steps, held_out=beside)
+    scaled = abs(outcome.result.alpha.sum() - 1) > ONE  # else what never moved comes back of itself
+    on_disk = series_of(parents).kept if judge.fused and scaled else series.kept
+    keep = tuple(name for name in on_disk if scaled or name.endswith(STATISTICS))
+    return Combination(models, described(outcome, series, judge.name, options.config), keep)
+
+
+def _objective(
+    given: str | Function | Objective, parents: Mapping[str, Checkpoint], config: CombineConfig
+) -> Objective:
+    from rekindle.search.objective import objective_of
+
+    if not isinstance(given, str):
+        return objective_of(given)
+    if given == "loss":
+        from rekindle.search.losses import loss_of
+
+        return loss_of([*parents.values()][-1].folder, config)
+    return replace(objective_of(function_in(given)), name=given)
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", None) or getattr(function, "name", type(function).__name__)
+
+
+def _search_of(series: Series, objective: Objective, options: Resolved[CombineConfig]) -> str:
+    """Names a search: a journal of another one is of no use to it."""
+    folders = [checkpoint.folder for checkpoint in series.checkpoints.values()]
+    told = {name: value["value"] for name, value in options.options().items()}
+    return json.dumps([[folder.fingerprint for folder in folders], list(series.names), objective.name, told])
+
+
+def function_in(place: str) -> Function:
+    """The function that FILE.py:NAME names; its file is run. Raises RekindleError where there is none."""
+    path, _, name = place.rpartition(":")
+    if not path.endswith(".py") or not name:
+        what = f"{place!r} is no objective."
+        raise RekindleError(what, hint="loss, fd, kid, or FILE.py:function")
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise RekindleError(f"There is no file {path}.", where=place)
+    spec = importlib.util.spec_from_file_location(f"objective_{Path(path).stem}", path)
+    assert spec is not None, path
+    assert spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        what = f"{path} cannot be run: {type(error).__name__}: {first_line(error)}."
+        raise RekindleError(what, where=place) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        what = f"{path} has no function {name!r}."
+        raise RekindleError(what, where=place, hint=nearest(name, known) or ", ".join(known) or None)
+    return found
+
+
+def described(outcome: Outcome, series: Series, objective: str, config: CombineConfig) -> dict[str, Any]:
+    """What OUT/combine.json holds: numbers and names alone."""
+    rows = [
+        {
+            "kind": row.kind,
+            "name": row.name,
+            "searched": row.searched,
+            "reported": row.reported,
+            "difference": {metric: outcome.against(row, metric)._asdict() for metric in outcome.metrics},
+            "distance": far,
+            "coefficients": row.alpha.tolist(),
+        }
+        for row, far in zip(outcome.rows, outcome.distances, strict=True)
+    ]
+    return {
+        "objective": objective,
+        "search": outcome.search,
+        "sum": config.sum,
+        "seed": config.seed,
+        "checkpoints": list(series.names),
+        "values": series.size,
+        "held_out": outcome.held_out,
+        "evaluations": dict(outcome.evaluations),
+        "invalid": outcome.invalid,
+        "result": outcome.result.kind,
+        "rows": rows,
+        "seeds": [alpha.tolist() for alpha in outcome.others],
+    }

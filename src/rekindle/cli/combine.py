@@ -1,0 +1,87 @@
+"""combine."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rekindle.api.combining import combined, in_order, journal_of, priced
+from rekindle.api.merging import named
+from rekindle.api.saving import check_apart
+from rekindle.api.source import files_read, typed
+from rekindle.apply.save import SaveConfig
+from rekindle.cli.options import options_of, resolved
+from rekindle.cli.out import FORMAT, count, echo, nbytes, result, say, table
+from rekindle.progress import Progress
+from rekindle.report.combination import combination_text
+from rekindle.search.config import CombineConfig
+from rekindle.store.publish import check_free, check_spares
+
+
+@click.command("combine")
+@click.argument("series", nargs=-1, metavar="SERIES...", required=True)
+@click.argument("out")
+@options_of(CombineConfig, SaveConfig)
+@click.option("--config", "config_file", metavar="FILE", help="YAML with values for these options")
+@click.option("--workers", type=int, default=1, metavar="N", help="candidates that are scored at once  [1]")
+@click.option("--resume", is_flag=True, help="go on with an interrupted search; starts afresh where there is none")
+@click.option("--overwrite", is_flag=True, help="replace OUT")
+@click.option(
+    "--dry-run", is_flag=True, help="say what would be searched and what it takes; nothing is read or written"
+)
+@FORMAT
+def combine(
+    series: tuple[str, ...],
+    out: str,
+    config_file: str | None,
+    workers: int,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    format_: str,
+    **given: Any,
+) -> None:
+    """A better model out of a run's saved checkpoints: a linear combination whose coefficients are searched.
+
+    LCSC (Liu et al. 2024, arXiv 2404.02241)
+
+    \b
+    rekindle combine 'run/checkpoint-*' OUT --objective loss --data corpus.jsonl
+    rekindle combine run.rk@1000: OUT --objective score.py:frechet --budget 300
+    """
+    options, save = resolved(CombineConfig, given, config_file, out), resolved(SaveConfig, given)
+    models = in_order(named(typed(series)))
+    echo(f"rekindle combine: {' '.join(series)} -> {out}", options, save)
+    check_spares(Path(out), None, *files_read(options.config))
+    for model in models.values():
+        check_apart(model, Path(out), save.config)
+    if dry_run:
+        cost = priced(models, options.config)
+        rows = [("checkpoints", str(cost["checkpoints"])), ("values", count(cost["values"])),
+                ("held in memory", nbytes(cost["bytes"])), ("evaluations", cost["evaluations"])]  # fmt: skip
+        result(cost, table(rows), format_)
+        return
+    check_free(Path(out), overwrite)
+    with Progress("search", None, "evaluations") as bar:
+        found = combined(
+            models,
+            options.config.objective,
+            options.config.held_out,
+            options,
+            journal=journal_of(Path(out)),
+            resume=resume,
+            workers=workers,
+            progress=lambda share, best: bar.update(1, f"best {best:.4g}"),
+        )
+    kept = {name: value["value"] for name, value in save.options().items() if value["origin"] != "default"}
+    path = found.save(out, overwrite=overwrite, **kept)
+    journal_of(Path(out)).unlink(missing_ok=True)
+    result({"out": str(path), **found.data}, f"{path}: {combination_text(found.data)}", format_)
+    if options.config.objective == "loss":
+        say(f"next:  {shlex.join(['rekindle', 'evaluate', str(path)])}")
+
+
+COMMANDS = {"combine": combine}

@@ -1,0 +1,44 @@
+"""The options of `combine`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rekindle.config import Count, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How coefficients are searched."""
+
+    budget: int | None = option(
+        None, help="evaluations of the objective, of each seed (default: 500, of gradient search 100)"
+    )
+    search: Literal["auto", "gradient", "cma", "evolution", "random"] = option(
+        "auto", help="how; auto: by gradient where the objective has one, else CMA-ES; evolution is the paper's"
+    )
+    sum: Literal["one", "free", "convex"] = option(
+        "one", help="of the coefficients: 1, anything, or 1 without negative ones"
+    )
+    seed: int = option(0, help="random seed of the search and of its draws")
+    seeds: int = option(
+        1, help="searches, each with a seed of its own: the best of them after re-ranking is the result"
+    )
+    store: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", help="how differences between checkpoints are held; auto: float32 where they fit half of the memory"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombineConfig(SearchConfig):
+    """What is searched for, and on which data."""
+
+    objective: str = option(help="what is to become smaller: loss, or FILE.py:function")
+    held_out: str | None = option(None, help="FILE.py:function that is reported, where the objective knows no draws")
+    data: str = option("stdlib", help="loss: text, see train --data; its training documents are searched on")
+    text_column: str | None = option(None, help="loss: column of the rows that holds the text")
+    batch_tokens: Count = option(Count(8192), help="loss: tokens of each evaluation")
+    held_out_tokens: Count = option(Count(65536), help="loss: most tokens of held-out documents that are reported")
+    seq_len: int | None = option(None, help="loss: tokens per sequence (default: the context, 512 at most)")
+    precision: Literal["auto", "fp32", "bf16"] = option("auto", help="loss: arithmetic of the model")

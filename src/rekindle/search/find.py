@@ -1,0 +1,181 @@
+"""Find coefficients: the rivals first, then the search, its best few again, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import chain
+
+import numpy as np
+
+from rekindle.errors import RekindleError, counted
+from rekindle.search.coefficients import Alpha, rivals
+from rekindle.search.config import SearchConfig
+from rekindle.search.draw import Draw
+from rekindle.search.judge import (
+    CHOSEN,
+    EMA,
+    RANDOM,
+    RERANKED,
+    Difference,
+    Row,
+    best_of_each,
+    difference,
+    report,
+    reranked,
+)
+from rekindle.search.ledger import Ledger
+from rekindle.search.problem import Problem, Scored
+from rekindle.search.store import Store
+
+SEARCHES = {
+    "evolution": "rekindle.search.evolution:evolution",
+    "cma": "rekindle.search.cma:cma",
+    "gradient": "rekindle.search.gradient:gradient",
+    "random": "rekindle.search.at_random:at_random",
+}
+BUDGET, BUDGET_GRADIENT = 500, 100  # evaluations where none are asked for
+SCALES = (0.9, 0.92, 0.94, 0.96, 0.98, 0.99, 1.01, 1.02, 1.04)  # of the EMA, where sums are free
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found. The last of `rows` is the combination; `result` is the row that is worth writing."""
+
+    search: str
+    rows: list[Row]
+    result: Row
+    held_out: bool  # whether the report is of data that nothing was chosen by
+    evaluations: Mapping[str, float]  # by what they were for
+    distances: Sequence[float]  # of each row from the best EMA, in units of that between first and last checkpoint
+    others: Sequence[Alpha]  # what the search of each seed found, by its own score
+    invalid: int  # evaluations that gave no finite number
+
+    @property
+    def combination(self) -> Row:
+        return self.rows[-1]
+
+    @property
+    def ema(self) -> Row:
+        return _ema(self.rows)
+
+    @property
+    def metrics(self) -> list[str]:
+        """What was reported, the one that was searched first."""
+        return list(self.combination.reported)
+
+    def against(self, row: Row, metric: str | None = None) -> Difference:
+        """The combination against a rival: below 0 where it is better."""
+        return difference(self.combination, row, metric)
+
+
+def find(
+    ledger: Ledger,
+    config: SearchConfig,
+    names: Sequence[str],
+    *,
+    steps: Sequence[float] | None = None,
+    held_out: Ledger | None = None,
+) -> Outcome:
+    """Search, and judge; raises RekindleError for an objective that has no spread, and a budget that is too small.
+
+    `names` and `steps`: of the checkpoints. `held_out`: the ledger of another objective, for the report of one that
+    knows no draws.
+    """
+    spent, first = Spent(ledger), Draw("search", key=config.seed)
+    rows = best_of_each(ledger, rivals(names, steps), first)
+    if config.sum == "free":
+        scaled = {f"{c:g} x {_ema(rows).name}": c * _ema(rows).alpha for c in SCALES}
+        rows += best_of_each(ledger, {"scaled EMA": scaled}, first)
+    search = _chosen(config, ledger, _ema(rows), first)
+    spent.on("rivals")
+
+    starts = _distinct([*rivals(names)[EMA].values(), *(row.alpha for row in rows)])
+    budget = config.budget or (BUDGET_GRADIENT if search == "gradient" else BUDGET)
+    _check_budget(budget, search, len(starts), len(names))
+
+    def found(kind: str, how: str, seed: int) -> list[Row]:
+        problem = Problem(ledger, starts, budget, config.sum, seed, Draw("search", key=seed))
+        return [Row(kind, f"seed {seed}", one.alpha, one.score) for one in _named(how)(problem)[:RERANKED]]
+
+    by_seed = [found(CHOSEN, search, config.seed + i) for i in range(config.seeds)]
+    spent.on("search")
+    drawn = found(RANDOM, "random", config.seed)
+    spent.on("random search")
+
+    order = reranked(ledger, [*rows, *drawn, *chain(*by_seed)], config.seed)
+    rival = next(row for row in order if row.kind not in (CHOSEN, RANDOM))
+    rows += [next(row for row in order if row.kind == kind) for kind in (RANDOM, CHOSEN)]
+    spent.on("re-rank")
+    judged = held_out or ledger
+    report(judged, rows, config.seed)
+    spent.on("report", held_out.spent if held_out else 0)
+
+    better = order.index(rows[-1]) < order.index(rival) and difference(rows[-1], rival).mean < 0
+    return Outcome(
+        search,
+        rows,
+        result=rows[-1] if better else rival,
+        held_out=bool(judged.objective.draws or held_out),
+        evaluations=spent.by,
+        distances=_distances(ledger.store, rows),
+        others=[some[0].alpha for some in by_seed],
+        invalid=ledger.invalid,
+    )
+
+
+class Spent:
+    """Evaluations by what they were for."""
+
+    def __init__(self, ledger: Ledger):
+        self.by: dict[str, float] = {}
+        self._ledger, self._seen = ledger, 0.0
+
+    def on(self, what: str, others: float = 0) -> None:
+        """All since the last time were for this, and `others` that another ledger counted."""
+        self.by[what] = self._ledger.spent - self._seen + others
+        self._seen = self._ledger.spent
+
+
+def _distinct(alphas: Sequence[Alpha]) -> list[Alpha]:
+    return list({alpha.tobytes(): alpha for alpha in alphas}.values())
+
+
+def _named(search: str) -> Callable[[Problem], list[Scored]]:
+    module, _, function = SEARCHES[search].partition(":")
+    return getattr(import_module(module), function)
+
+
+def _chosen(config: SearchConfig, ledger: Ledger, start: Row, draw: Draw) -> str:
+    """Which search; raises RekindleError where a gradient is asked for and there is none."""
+    if config.search not in ("auto", "gradient"):
+        return config.search
+    _, slope = ledger.slope(start.alpha, draw)
+    if slope is not None:
+        return "gradient"
+    if config.search == "auto":
+        return "cma"
+    what = f"The objective {ledger.objective.name} gives a number without a gradient."
+    raise RekindleError(what, hint="--search cma; or a torch scalar that is computed from the tensors it is given")
+
+
+def _check_budget(budget: int, search: str, starts: int, count: int) -> None:
+    least = starts + 8 if search == "gradient" else max(starts + 8, count)
+    if budget < least:
+        what = f"A budget of {counted(budget, 'evaluation')} cannot search {count} coefficients."
+        why = f"{search} begins with {starts} averages, and needs {least} in all"
+        raise RekindleError(what, why=why, hint=f"--budget {least}, or fewer checkpoints")
+
+
+def _ema(rows: Sequence[Row]) -> Row:
+    return next(row for row in rows if row.kind == EMA)
+
+
+def _distances(store: Store, rows: Sequence[Row]) -> list[float]:
+    """|theta - theta of the EMA|, as a share of |theta_1 - theta_K|."""
+    ema, theta = np.empty_like(store.last), np.empty_like(store.last)
+    store.mix(_ema(rows).alpha, ema)
+    store.mix(np.eye(store.count)[0], theta)
+    way = float(np.linalg.norm(theta - store.last)) or 1.0
+    return [float(np.linalg.norm(store.mix(row.alpha, theta) - ema)) / way for row in rows]

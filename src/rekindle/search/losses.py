@@ -1,0 +1,105 @@
+"""The loss that a model's family is trained by, as an objective: searched on training text, told on held-out text.
+
+Each draw of the search is another batch of the training order: K numbers cannot learn so much by heart, while a small
+validation split is soon overfitted by them. Those that are re-ranked see later batches, and the report is of documents
+that are held out of training, cut into as many parts as it has draws.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from rekindle.apply.load import load_model
+from rekindle.errors import RekindleError
+from rekindle.search.config import CombineConfig
+from rekindle.search.draw import Draw
+from rekindle.search.judge import REPORTS
+from rekindle.search.objective import Objective
+from rekindle.store.folder import Folder
+from rekindle.train.config import TrainConfig
+from rekindle.train.device import make_accelerator, out_of_memory_explained
+from rekindle.train.losses import forward
+from rekindle.train.model import check_lengths, check_vocabulary, load_tokenizer, model_sizes
+from rekindle.train.objectives import Batch, objective_of, on, rows_of
+
+SEQ_LEN = 512
+LATER = 1 << 20  # batches behind those of the search
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A family's own loss, of batches of `rows` rows."""
+
+    model: Any  # of any checkpoint of the series: its tensors are replaced
+    objective: Any
+    rows: int
+    held_out: Batch
+    device: torch.device
+    _models: threading.local = field(default_factory=threading.local)
+
+    def __call__(self, tensors: Mapping[str, torch.Tensor], draw: Draw) -> torch.Tensor:
+        batch = on(self.batch(draw), self.device)
+        own = {name: tensor.to(self.device) for name, tensor in tensors.items() if name in self._names}
+        call = _Call(self._own_model, self.objective)
+        with out_of_memory_explained("a smaller --batch-tokens or --seq-len"):
+            return torch.func.functional_call(call, {f"model.{name}": x for name, x in own.items()}, (batch,))
+
+    def batch(self, draw: Draw) -> Batch:
+        """The rows that a draw stands for."""
+        if draw.split == "report":
+            part = torch.arange(draw.number, rows_of(self.held_out), REPORTS)
+            return {name: tensor[part] for name, tensor in self.held_out.items()}
+        number = draw.number + (LATER if draw.split == "rerank" else 0)
+        return self.objective.batch(number * self.rows, max(1, round(self.rows * draw.share)))
+
+    @cached_property
+    def _names(self) -> set[str]:
+        return {name for name, _ in self.model.named_parameters()} | {name for name, _ in self.model.named_buffers()}
+
+    @property
+    def _own_model(self) -> Any:
+        """This thread's: a call puts tensors into it."""
+        if not hasattr(self._models, "model"):
+            self._models.model = copy.deepcopy(self.model)
+        return self._models.model
+
+
+class _Call(torch.nn.Module):
+    """A model and its objective as one module, so that a call may replace the model's tensors."""
+
+    def __init__(self, model: Any, objective: Any):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.objective.losses(forward(self.model, self.objective.inputs(self.model, batch)), batch)["loss"]
+
+
+def loss_of(source: Folder, config: CombineConfig) -> Objective:
+    """The loss of models such as that in `source`; raises RekindleError for data that do not fit it."""
+    vocab_size, context = model_sizes(source.config)
+    seq_len = config.seq_len or min(context, SEQ_LEN)
+    training = TrainConfig(data=config.data, text_column=config.text_column, seq_len=seq_len, seed=config.seed)
+    kind = objective_of(training, source)
+    check_lengths(seq_len, source.config, None)
+    tokenizer = load_tokenizer(source.path)
+    check_vocabulary(tokenizer, vocab_size, source.path)
+    objective = kind.open(training, seq_len, tokenizer, vocab_size)
+    rows = max(1, config.batch_tokens // seq_len)
+    _ = objective.rows  # or a sentence
+    held_out = objective.sample("validation", config.held_out_tokens)
+    if rows_of(held_out) < REPORTS:
+        what = (
+            f"The held-out text is {rows_of(held_out)} sequences of {seq_len} tokens, and {REPORTS} draws are reported."
+        )
+        raise RekindleError(what, where=config.data, hint="more text, or a smaller --seq-len")
+    model = load_model(source, output=kind.output).eval()
+    device = make_accelerator(config.precision).device
+    return Objective(Loss(model.to(device), objective, rows, held_out, device), True, "loss", fused=True)

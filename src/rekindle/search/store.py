@@ -1,0 +1,126 @@
+"""The checkpoints of a series as a matrix of their differences from the last one, and fast sums of its rows.
+
+    theta(alpha) = s theta_K + sum_k alpha_k d_k      d_k = theta_k - theta_K,   s = sum_k alpha_k
+
+So equal checkpoints give themselves back whatever the coefficients are that sum to 1, small differences keep their
+digits in bfloat16, and the gradient of any function of theta is K inner products.
+
+K checkpoints   P values of a vector   M candidates
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rekindle.apply.threads import one_for_each_worker, workers_of
+from rekindle.errors import RekindleError, counted
+from rekindle.search.series import Series, windows
+from rekindle.store.files import Files
+from rekindle.store.window import Floats, loops
+
+Held = Literal["float32", "bfloat16"]
+CODES = {"float32": "F32", "bfloat16": "BF16"}
+WINDOW = 1 << 18  # values of each checkpoint that are read together
+COLUMNS = 1 << 14  # values of each row that all candidates of a batch are made of, before the next are read
+
+
+class Store:
+    """`rows` [K - 1, P], float32 or the bits of bfloat16, and the last checkpoint's vector [P]."""
+
+    def __init__(self, rows: NDArray, last: Floats, held: Held = "float32"):
+        self.rows, self.last, self.held = rows, last, held
+        self._code, self._rows = CODES[held], list(rows)
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return len(self._rows) + 1
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return self.last.size
+
+    def mix(self, alpha: Sequence[float] | NDArray, out: Floats) -> Floats:
+        """theta(alpha) into `out` [P], summed in the order of the rows: the same bits on any number of threads."""
+        alpha = np.asarray(alpha, np.float64)
+        total = float(alpha.sum())
+        np.multiply(self.last, np.float32(1 if abs(total - 1) < 1e-9 else total), out=out)
+        used = np.flatnonzero(alpha[:-1])
+        loops().mix(out, [self._rows[k] for k in used], self._code, alpha[used].tolist())
+        return out
+
+    def mix_many(self, alphas: NDArray, out: NDArray) -> NDArray:
+        """theta of M candidates into `out` [M, P]; the rows are read once."""
+        sums = alphas.sum(axis=1)
+        scale = np.where(np.abs(sums - 1) < 1e-9, 1, sums).astype(np.float32)
+        weights = alphas[:, :-1].tolist()
+        for lo in range(0, self.size, COLUMNS):
+            rows = [row[lo : lo + COLUMNS] for row in self._rows]
+            for m, by in enumerate(weights):
+                block = np.multiply(self.last[lo : lo + COLUMNS], scale[m], out=out[m, lo : lo + COLUMNS])
+                loops().mix(block, rows, self._code, by)
+        return out
+
+    def edit(self, theta: Floats, changes: Mapping[int, float]) -> Floats:
+        """Add to coefficients of a vector that was mixed: as many rows are read as coefficients change.
+
+        Each edit rounds once more: mix anew after some fifty.
+        """
+        total = float(sum(changes.values()))
+        if abs(total) > 1e-12:
+            loops().mix(theta, [self.last], "F32", [total])
+        used = [(self._rows[k], change) for k, change in changes.items() if k % self.count < len(self._rows) and change]
+        loops().mix(theta, [row for row, _ in used], self._code, [change for _, change in used])
+        return theta
+
+    def gradient(self, g: Floats) -> NDArray[np.float64]:
+        """The gradient in alpha [K] of a function of theta whose gradient in theta is g [P]."""
+        along = loops().dots([self.last], "F32", g)
+        return np.append(loops().dots(self._rows, self._code, g), 0.0) + along
+
+
+def fill(series: Series, held: Held = "float32", folder: Path | None = None, workers: int | None = None) -> Store:
+    """Read a series into a store: in memory, or as a file that is mapped, in `folder`, and gone with the process.
+
+    Raises RekindleError for values that are NaN or infinite: which tensor of which checkpoint.
+    """
+    shape, dtype = (len(series) - 1, series.size), np.float32 if held == "float32" else np.uint16
+    rows, last = _room(shape, dtype, folder), _room(shape[1:], np.float32, folder)
+
+    def read(window: tuple[str, int, int, int]) -> None:
+        name, lo, hi, at = window
+        base = _values(series, -1, name, lo, hi, files)
+        end = at + base.size
+        last[at:end] = base
+        for k in range(len(series) - 1):
+            change = _values(series, k, name, lo, hi, files) - base
+            rows[k, at:end] = loops().round(change, CODES[held]) if held == "bfloat16" else change
+
+    with Files() as files, one_for_each_worker(), ThreadPoolExecutor(workers_of(workers)) as pool:
+        for _ in pool.map(read, windows(series.places, WINDOW)):
+            pass
+    return Store(rows, last, held)
+
+
+def _values(series: Series, k: int, name: str, lo: int, hi: int, files: Files) -> Floats:
+    found = series.tensors[k][name].values(lo, hi, files).reshape(-1).astype(np.float32, copy=False)
+    if bad := loops().not_finite(found, "F32"):
+        where = series.checkpoints[series.names[k]].folder.named
+        what = f"{counted(bad, 'value')} of {name} in {series.names[k]} NaN or infinite."
+        raise RekindleError(what, where=where, hint="the series without it; rekindle inspect CKPT --nan")
+    return found
+
+
+def _room(shape: tuple[int, ...], dtype: type, folder: Path | None) -> NDArray:
+    if folder is None:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:  # no name: it goes with the last use of it
+        return np.memmap(file, dtype, "w+", shape=shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -87,8 +88,8 @@ def combine(
     """Search a linear combination of saved checkpoints that makes `objective` smaller, and judge what was found.
 
     `objective`: "loss", or a function of a dict of tensors by name that gives a number, or a torch scalar with a
-    gradient; "FILE.py:function" names one. See `rekindle.search.objective` for one that is told which data to use, so that
-    what is found can be reported on data that the search never saw; `held_out` is another function for the same end.
+    gradient; "FILE.py:function" names one. `rekindle.search.objective` has those that are told which data to use, so
+    that what is found is reported on data that the search never saw; `held_out` is another function for the same end.
 
     `journal`: a file that every score is noted in; with `resume` a search that was cut off goes on from it.
 
@@ -217,13 +218,16 @@ def function_in(place: str) -> Function:
 
 def described(outcome: Outcome, series: Series, objective: str, config: CombineConfig) -> dict[str, Any]:
     """What OUT/combine.json holds: numbers and names alone."""
+    from rekindle.search.judge import difference
+
     rows = [
         {
             "kind": row.kind,
             "name": row.name,
-            "searched": row.searched,
+            "searched": row.searched if math.isfinite(row.searched) else None,
             "reported": row.reported,
-            "difference": {metric: outcome.against(row, metric)._asdict() for metric in outcome.metrics},
+            "less_ema": {metric: difference(row, outcome.ema, metric)._asdict() for metric in outcome.metrics},
+            "less_rival": {metric: difference(row, outcome.rival, metric)._asdict() for metric in outcome.metrics},
             "distance": far,
             "coefficients": row.alpha.tolist(),
         }
@@ -239,6 +243,7 @@ def described(outcome: Outcome, series: Series, objective: str, config: CombineC
         "held_out": outcome.held_out,
         "evaluations": dict(outcome.evaluations),
         "invalid": outcome.invalid,
+        "rival": outcome.rival.kind,
         "result": outcome.result.kind,
         "rows": rows,
         "seeds": [alpha.tolist() for alpha in outcome.others],

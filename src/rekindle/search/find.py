@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,7 +19,6 @@ from rekindle.search.judge import (
     EMA,
     RANDOM,
     RERANKED,
-    Difference,
     Row,
     best_of_each,
     difference,
@@ -41,10 +41,11 @@ SCALES = (0.9, 0.92, 0.94, 0.96, 0.98, 0.99, 1.01, 1.02, 1.04)  # of the EMA, wh
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found. The last of `rows` is the combination; `result` is the row that is worth writing."""
+    """What was found. The last of `rows` is the combination; `result` is the row that is written."""
 
     search: str
     rows: list[Row]
+    rival: Row  # the best that needs no search
     result: Row
     held_out: bool  # whether the report is of data that nothing was chosen by
     evaluations: Mapping[str, float]  # by what they were for
@@ -64,10 +65,6 @@ class Outcome:
     def metrics(self) -> list[str]:
         """What was reported, the one that was searched first."""
         return list(self.combination.reported)
-
-    def against(self, row: Row, metric: str | None = None) -> Difference:
-        """The combination against a rival: below 0 where it is better."""
-        return difference(self.combination, row, metric)
 
 
 def find(
@@ -97,7 +94,9 @@ def find(
 
     def found(kind: str, how: str, seed: int) -> list[Row]:
         problem = Problem(ledger, starts, budget, config.sum, seed, Draw("search", key=seed))
-        return [Row(kind, f"seed {seed}", one.alpha, one.score) for one in _named(how)(problem)[:RERANKED]]
+        some = _named(how)(problem)[:RERANKED]
+        fresh = how == "gradient" and ledger.objective.draws  # its scores are of other data each
+        return [Row(kind, f"seed {seed}", one.alpha, math.nan if fresh else one.score) for one in some]
 
     by_seed = [found(CHOSEN, search, config.seed + i) for i in range(config.seeds)]
     spent.on("search")
@@ -105,18 +104,19 @@ def find(
     spent.on("random search")
 
     order = reranked(ledger, [*rows, *drawn, *chain(*by_seed)], config.seed)
-    rival = next(row for row in order if row.kind not in (CHOSEN, RANDOM))
     rows += [next(row for row in order if row.kind == kind) for kind in (RANDOM, CHOSEN)]
+    rival = next(row for row in order if row.kind not in (CHOSEN, RANDOM))
     spent.on("re-rank")
     judged = held_out or ledger
     report(judged, rows, config.seed)
     spent.on("report", held_out.spent if held_out else 0)
 
-    better = order.index(rows[-1]) < order.index(rival) and difference(rows[-1], rival).mean < 0
+    best = order[0] if order[0] is not rival and difference(order[0], rival).mean < 0 else rival
     return Outcome(
         search,
         rows,
-        result=rows[-1] if better else rival,
+        rival=rival,
+        result=best,
         held_out=bool(judged.objective.draws or held_out),
         evaluations=spent.by,
         distances=_distances(ledger.store, rows),
@@ -151,13 +151,17 @@ def _chosen(config: SearchConfig, ledger: Ledger, start: Row, draw: Draw) -> str
     """Which search; raises RekindleError where a gradient is asked for and there is none."""
     if config.search not in ("auto", "gradient"):
         return config.search
-    _, slope = ledger.slope(start.alpha, draw)
-    if slope is not None:
-        return "gradient"
+    what, why = f"The objective {ledger.objective.name} gives a number without a gradient.", None
+    try:
+        _, slope = ledger.slope(start.alpha, draw)
+        if slope is not None:
+            return "gradient"
+    except RekindleError as error:  # such as numpy, which takes no tensor that has a gradient
+        why = error.what
     if config.search == "auto":
         return "cma"
-    what = f"The objective {ledger.objective.name} gives a number without a gradient."
-    raise RekindleError(what, hint="--search cma; or a torch scalar that is computed from the tensors it is given")
+    hint = "--search cma; or a torch scalar that is computed from the tensors it is given"
+    raise RekindleError(what, why=why, hint=hint)
 
 
 def _check_budget(budget: int, search: str, starts: int, count: int) -> None:

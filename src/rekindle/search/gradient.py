@@ -30,6 +30,7 @@ def gradient(problem: Problem) -> list[Scored]:
     for step in range(1, steps + 1):
         fresh = Draw("search", step, key=problem.draw.key)
         score, g = problem.ledger.slope(alpha, fresh)
+        path.append(Scored(score, alpha))
         if g is None:
             missed += 1
             if missed > steps // 2:
@@ -42,6 +43,5 @@ def gradient(problem: Problem) -> list[Scored]:
         rate = RATE * (1 - (step - 1) / steps)
         update = (exp_avg / (1 - BETA1**step)) / (np.sqrt(exp_avg_sq / (1 - BETA2**step)) + EPS)
         alpha = onto(alpha - rate * update, problem.kind)
-        path.append(Scored(score, alpha))
     chosen = dict.fromkeys(math.ceil(len(path) * (0.5 + 0.5 * i / KEPT)) - 1 for i in range(KEPT, 0, -1))
     return [*(path[i] for i in chosen if path), *starts]

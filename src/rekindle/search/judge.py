@@ -1,10 +1,11 @@
 """Held-out judgement: what was found against what needs no search, on draws that nothing was chosen by.
 
     1. of each kind of rival the best on the search's data      last, single, uniform, EMA, WSM, post-hoc EMA, random
-    2. the best few candidates, and the best EMA, again on other draws (re-rank): the best of these is the choice
+    2. the best few candidates, and the rivals, again on other draws (re-rank): the best of these is the choice
     3. the choice and every rival once on draws of their own (report), compared draw by draw
 
-Where the choice of step 2 is the EMA, or loses to it in step 3, the EMA is the result.
+Where the choice of step 2 is a rival that needs no search, or loses to the best of these in step 3, that rival is the
+result.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ EMA, CHOSEN, RANDOM = "EMA", "combination", "random search"
 
 @dataclass(eq=False)
 class Row:
-    """A line of the table: a model, its score where it was searched, and what was reported of it, draw by draw."""
+    """A line of the table: a model, its score where it was searched, and what was reported of it, draw by draw.
+
+    `searched` is NaN of one whose score is of data that no other row saw.
+    """
 
     kind: str
     name: str

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ class Ledger:
         workers: int = 1,
         progress: Callable[[float, float], object] = lambda share, best: None,
     ):
-        self.objective, self.store, self.journal, self.workers = objective, store, journal or Journal(), workers
+        self.objective, self.store, self.workers = objective, store, workers
+        self.journal = Journal() if journal is None else journal
         self._progress = progress
         self.spent, self.invalid = 0.0, 0  # evaluations, and how many of them gave no number
         self.best = math.inf
@@ -63,30 +66,27 @@ class Ledger:
     def numbers(self, alphas: Sequence[Alpha], draw: Draw) -> list[Numbers]:
         """All that the objective says of each; what was asked before is not asked again, and not counted."""
         draw = self._seen(draw)
-        found: list[Numbers | None] = [_numbers(self.journal.known(alpha, draw)) for alpha in alphas]
-        todo = [i for i, known in enumerate(found) if known is None]
-        size = len(self._candidates)
+        new = {key_of(alpha, draw): alpha for alpha in alphas if self.journal.known(alpha, draw) is None}
+        todo, size = list(new.values()), len(self._candidates)
         for lo in range(0, len(todo), size):
             some = todo[lo : lo + size]
-            self.store.mix_many(np.stack([alphas[i] for i in some]), self._thetas[: len(some)])
-            for i, numbers in zip(some, self._evaluated(len(some), draw), strict=True):
-                found[i] = numbers
-                self.journal.note(alphas[i], draw, numbers)
-        keys = [key_of(alpha, draw) for alpha in alphas]
-        return [
-            self._count(key, numbers, draw) for key, numbers in zip(keys, found, strict=True) if numbers is not None
-        ]
+            self.store.mix_many(np.stack(some), self._thetas[: len(some)])
+            with closing(self._evaluated(len(some), draw)) as evaluated:
+                for alpha in some:
+                    self.journal.note(alpha, draw, next(evaluated))
+        return [self._count(key_of(alpha, draw), self._known(alpha, draw), draw) for alpha in alphas]
 
     def slope(self, alpha: Alpha, draw: Draw) -> tuple[float, Alpha | None]:
         """The score and its gradient in alpha: None where the objective has none, or it is not finite."""
         draw = self._seen(draw)
         known = self.journal.known(alpha, draw, slope=True)
-        numbers, gradient = _numbers(known), known and known["gradient"]
+        numbers, gradient = _numbers(known), _gradient(known)
         if numbers is None:
             candidate = self._candidates[0]
             self.store.mix(alpha, candidate.theta)
             leaves, total = candidate.leaves()
-            with torch.enable_grad():
+            with torch.enable_grad(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")  # a float: no gradient
                 found = self.objective(leaves, draw)
                 first = next(iter(found.values()))
                 if isinstance(first, torch.Tensor) and first.requires_grad:
@@ -96,9 +96,11 @@ class Ledger:
             self.journal.note(alpha, draw, numbers, gradient, slope=True)
         self._count(key_of(alpha, draw, slope=True), numbers, draw)
         usable = gradient is not None and np.isfinite(gradient).all()
-        return _score(numbers), np.asarray(gradient, np.float64) if usable else None
+        return _score(numbers), gradient if usable else None
 
-    def _evaluated(self, count: int, draw: Draw) -> list[Numbers]:
+    def _evaluated(self, count: int, draw: Draw) -> Generator[Numbers]:
+        """Each as it is there, in order."""
+
         def evaluate(candidate: Candidate) -> Numbers:
             with torch.no_grad():
                 found = self.objective(candidate.tensors, draw)
@@ -106,9 +108,15 @@ class Ledger:
 
         some = self._candidates[:count]
         if self.workers == 1 or count == 1:
-            return [evaluate(candidate) for candidate in some]
+            yield from map(evaluate, some)
+            return
         with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(evaluate, some))
+            yield from pool.map(evaluate, some)
+
+    def _known(self, alpha: Alpha, draw: Draw) -> Numbers:
+        found = _numbers(self.journal.known(alpha, draw))
+        assert found is not None, draw
+        return found
 
     def _seen(self, draw: Draw) -> Draw:
         """The draw that the objective is told of: one alone, where it takes none."""
@@ -179,6 +187,10 @@ def key_of(alpha: Alpha, draw: Draw, *, slope: bool = False) -> str:
 
 def _numbers(row: dict[str, Any] | None) -> Numbers | None:
     return None if row is None else {name: math.nan if x is None else x for name, x in row["numbers"].items()}
+
+
+def _gradient(row: dict[str, Any] | None) -> NDArray[np.float64] | None:
+    return None if row is None or row["gradient"] is None else np.array(row["gradient"])
 
 
 def _score(numbers: Numbers) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,12 +44,13 @@ class Loss:
     device: torch.device
     _models: threading.local = field(default_factory=threading.local)
 
-    def __call__(self, tensors: Mapping[str, torch.Tensor], draw: Draw) -> torch.Tensor:
+    def __call__(self, tensors: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
         batch = on(self.batch(draw), self.device)
         own = {name: tensor.to(self.device) for name, tensor in tensors.items() if name in self._names}
         call = _Call(self._own_model, self.objective)
         with out_of_memory_explained("a smaller --batch-tokens or --seq-len"):
-            return torch.func.functional_call(call, {f"model.{name}": x for name, x in own.items()}, (batch,))
+            found = torch.func.functional_call(call, {f"model.{name}": x for name, x in own.items()}, (batch,))
+        return {"loss": found}
 
     def batch(self, draw: Draw) -> Batch:
         """The rows that a draw stands for."""
@@ -100,6 +101,8 @@ def loss_of(source: Folder, config: CombineConfig) -> Objective:
             f"The held-out text is {rows_of(held_out)} sequences of {seq_len} tokens, and {REPORTS} draws are reported."
         )
         raise RekindleError(what, where=config.data, hint="more text, or a smaller --seq-len")
-    model = load_model(source, output=kind.output).eval()
+    model = load_model(
+        replace(source, native=False), output=kind.output
+    ).eval()  # as it is opened: out of an archive too
     device = make_accelerator(config.precision).device
     return Objective(Loss(model.to(device), objective, rows, held_out, device), True, "loss", fused=True)

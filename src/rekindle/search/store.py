@@ -114,7 +114,7 @@ def _values(series: Series, k: int, name: str, lo: int, hi: int, files: Files) -
     found = series.tensors[k][name].values(lo, hi, files).reshape(-1).astype(np.float32, copy=False)
     if bad := loops().not_finite(found, "F32"):
         where = series.checkpoints[series.names[k]].folder.named
-        what = f"{counted(bad, 'value')} of {name} in {series.names[k]} NaN or infinite."
+        what = f"{name} of {series.names[k]} holds NaN or infinity: {counted(bad, 'value')}."
         raise RekindleError(what, where=where, hint="the series without it; rekindle inspect CKPT --nan")
     return found
 

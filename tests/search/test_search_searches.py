@@ -1,0 +1,211 @@
+"""The searches, on functions whose best coefficients are known."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+from search.run_made import ledger, store_of
+
+from rekindle.errors import CheckFailed, RekindleError
+from rekindle.search.coefficients import ema, single, uniform
+from rekindle.search.config import SearchConfig
+from rekindle.search.find import SEARCHES, _named, find
+from rekindle.search.ledger import Journal
+from rekindle.search.problem import Problem
+
+K, P = 8, 400
+NAMES = [f"step-{k}" for k in range(1, K + 1)]
+RNG = np.random.default_rng(0)
+THETAS = RNG.standard_normal((K, P)).astype(np.float32)
+TARGET = torch.from_numpy(0.6 * THETAS[2] + 0.7 * THETAS[5] - 0.3 * THETAS[7] + 0.05 * RNG.standard_normal(P)).float()
+
+
+def quadratic(tensors):
+    return ((tensors["w"] - TARGET) ** 2).mean()
+
+
+def plain(tensors):
+    return float(quadratic(tensors))
+
+
+def drawn(tensors, draw):
+    """Other coordinates for each draw."""
+    rows = torch.randperm(P, generator=torch.Generator().manual_seed(draw.seed))[: int(P * 0.3 * draw.share)]
+    return ((tensors["w"] - TARGET)[rows] ** 2).mean()
+
+
+def best() -> tuple[np.ndarray, float]:
+    """The least of the quadratic among coefficients that sum to 1, in closed form."""
+    rows = (THETAS[:-1] - THETAS[-1]).astype(np.float64)
+    beta = np.linalg.lstsq(rows.T, TARGET.numpy().astype(np.float64) - THETAS[-1], rcond=None)[0]
+    alpha = np.append(beta, 1 - beta.sum())
+    return alpha, float(((alpha @ THETAS - TARGET.numpy()) ** 2).mean())
+
+
+def problem(function, budget, kind="one", **how):
+    return Problem(ledger(store_of(THETAS), function, **how), [uniform(K), ema(K, 0.7)], budget, kind)
+
+
+@pytest.mark.parametrize(
+    ("search", "budget", "near"), [("gradient", 150, 1.05), ("cma", 600, 1.05), ("evolution", 900, 2)]
+)
+def test_a_search_approaches_the_best_there_is(search, budget, near):
+    found = _named(search)(problem(quadratic, budget))
+    alpha, least = best()
+    assert least - 1e-9 <= found[0].score < near * least
+    assert found[0].score < plain({"w": torch.from_numpy(THETAS.mean(axis=0))}) / 5
+    assert abs(found[0].alpha.sum() - 1) < 1e-6
+    if near < 2:
+        assert np.abs(found[0].alpha - alpha).max() < 0.05
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("kind", ["one", "free", "convex"])
+def test_sums_budgets_and_that_nothing_gets_worse(search, kind):
+    for budget in (2, 3, 11, 40):
+        one = problem(quadratic, budget, kind)
+        found = _named(search)(one)
+        assert one.ledger.spent == budget if search != "gradient" or budget > 2 else one.ledger.spent <= budget
+        assert (
+            found[0].score <= min(plain({"w": torch.from_numpy(x)}) for x in start_vectors()) + 1e-6 or kind == "free"
+        )
+        for score, alpha in found:
+            assert np.isfinite(score)
+            assert kind == "free" or abs(alpha.sum() - 1) < 1e-6
+            assert kind != "convex" or alpha.min() >= 0
+
+
+def start_vectors():
+    store = store_of(THETAS)
+    return [store.mix(alpha, np.empty(P, np.float32)) for alpha in (uniform(K), ema(K, 0.7))]
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_the_same_seed_the_same_answer_for_any_number_of_workers(search):
+    found = [_named(search)(problem(drawn, 60, workers=workers)) for workers in (1, 2, 5)]
+    for other in found[1:]:
+        assert [one.score for one in other] == [one.score for one in found[0]]
+        assert all(np.array_equal(a.alpha, b.alpha) for a, b in zip(other, found[0], strict=True))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_search_that_was_cut_off_goes_on_from_its_journal(search, tmp_path):
+    def cut(tensors, draw):
+        cut.calls += 1
+        if cut.calls > 45:
+            raise KeyboardInterrupt
+        return drawn(tensors, draw)
+
+    config = SearchConfig(search=search, budget=70)
+    whole = find(ledger(store_of(THETAS), drawn), config, NAMES)
+    for _ in range(2):  # cut twice: the first time early
+        cut.calls = 0
+        with pytest.raises(KeyboardInterrupt), closing(Journal(tmp_path / "j", "a", resume=True)) as journal:
+            find(ledger(store_of(THETAS), cut, journal=journal), config, NAMES)
+    with (tmp_path / "j").open("a") as file:
+        file.write('{"key": "torn')
+    calls = []
+
+    def counted(tensors, draw):
+        calls.append(draw)
+        return drawn(tensors, draw)
+
+    with closing(Journal(tmp_path / "j", "a", resume=True)) as journal:
+        known = len(journal)
+        again = find(ledger(store_of(THETAS), counted, journal=journal), config, NAMES)
+    assert known == 90
+    assert len(calls) + known == sum(whole.evaluations.values()) == sum(again.evaluations.values())
+    assert np.array_equal(again.result.alpha, whole.result.alpha)
+    assert again.combination.reported == whole.combination.reported
+    with pytest.raises(RekindleError, match="journal is of another search"):
+        Journal(tmp_path / "j", "b", resume=True)
+
+
+def by_numpy(tensors):
+    return float(np.square(tensors["w"].numpy() - TARGET.numpy()).mean())
+
+
+def test_gradient_where_there_is_one_and_cma_where_there_is_none():
+    for function, search in ((quadratic, "gradient"), (plain, "cma"), (drawn, "gradient"), (by_numpy, "cma")):
+        assert find(ledger(store_of(THETAS), function), SearchConfig(budget=60), NAMES).search == search
+    with pytest.raises(RekindleError, match="number without a gradient"):
+        find(ledger(store_of(THETAS), plain), SearchConfig(budget=60, search="gradient"), NAMES)
+
+
+def test_what_is_reported_was_never_searched():
+    seen = []
+
+    def watched(tensors, draw):
+        seen.append(draw)
+        return drawn(tensors, draw)
+
+    outcome = find(ledger(store_of(THETAS), watched), SearchConfig(budget=60, search="cma"), NAMES)
+    splits = {split: {draw.seed for draw in seen if draw.split == split} for split in ("search", "rerank", "report")}
+    assert len(splits["search"]) == 1  # one noise for all candidates
+    assert len(splits["rerank"]) == 3
+    assert len(splits["report"]) == 8
+    assert len(set.union(*splits.values())) == 12
+    reports = [draw for draw in seen if draw.split == "report"]
+    assert len(reports) == 8 * len({row.alpha.tobytes() for row in outcome.rows})  # each model once on each draw
+    assert seen.index(reports[0]) > max(i for i, draw in enumerate(seen) if draw.split != "report")
+    assert outcome.held_out
+
+
+def test_free_sums_are_held_against_a_scaled_average():
+    outcome = find(ledger(store_of(THETAS), quadratic), SearchConfig(budget=60, sum="free"), NAMES)
+    assert "scaled EMA" in [row.kind for row in outcome.rows]
+    assert "scaled EMA" not in [
+        row.kind for row in find(ledger(store_of(THETAS), quadratic), SearchConfig(budget=60), NAMES).rows
+    ]
+
+
+def test_where_nothing_is_better_the_rival_is_the_result():
+    """The target is the last checkpoint: nothing can beat it."""
+    last = torch.from_numpy(THETAS[-1])
+    outcome = find(ledger(store_of(THETAS), lambda x: ((x["w"] - last) ** 2).mean()), SearchConfig(budget=60), NAMES)
+    assert outcome.result is outcome.rival
+    assert outcome.rival.kind == "last"
+    assert np.array_equal(outcome.result.alpha, single(K, K - 1))
+
+
+def breaks(tensors):
+    """Without a finite gradient but for the first time."""
+    breaks.calls = getattr(breaks, "calls", 0) + tensors["w"].requires_grad
+    return quadratic(tensors) + (torch.sqrt((tensors["w"] * 0).sum()) if breaks.calls > 1 else 0)
+
+
+def test_objectives_that_are_none():
+    def of(function, **config):
+        return find(ledger(store_of(THETAS), function), SearchConfig(budget=60, **config), NAMES)
+
+    with pytest.raises(RekindleError, match="raised ZeroDivisionError") as raised:
+        of(lambda x: 1 / 0)
+    assert "test_search_searches.py" in str(raised.value)
+    with pytest.raises(RekindleError, match="gave a tensor"):
+        of(lambda x: x["w"])
+    with pytest.raises(RekindleError, match="gave str"):
+        of(lambda x: "low")
+    with pytest.raises(RekindleError, match="no finite number for any checkpoint"):
+        of(lambda x: float("nan"))
+    with pytest.raises(RekindleError, match="no spread"):
+        of(lambda x: 3.0)
+    with pytest.raises(RekindleError, match="cannot search 8 coefficients"):
+        find(ledger(store_of(THETAS), plain), SearchConfig(budget=12), NAMES)
+    with pytest.raises(RekindleError, match="takes 3 values"):
+        of(lambda x, draw, more: 3.0)
+    with pytest.raises(CheckFailed, match="no finite gradient"):
+        of(breaks, search="gradient")
+
+
+def test_candidates_without_a_number_lose_and_are_told():
+    def sometimes(tensors):
+        value = plain(tensors)
+        return float("nan") if value > 1.1 else value
+
+    for search in ("cma", "evolution"):
+        outcome = find(ledger(store_of(THETAS), sometimes), SearchConfig(budget=60, search=search), NAMES)
+        assert outcome.invalid > 0
+        assert np.isfinite(outcome.combination.searched)

@@ -6,16 +6,18 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from rekindle.api.merging import STEP, Source, merged, named
-from rekindle.api.model import Model
+from rekindle.api.merging import STEP, Source, merged, named, names_of
+from rekindle.api.model import Model, open
 from rekindle.api.options import takes
+from rekindle.api.source import located
 from rekindle.config import Resolved, resolve
 from rekindle.edit import Checkpoint
 from rekindle.edit.combine import ONE
@@ -23,6 +25,7 @@ from rekindle.errors import RekindleError, first_line, nearest
 from rekindle.methods import merge as merge_
 from rekindle.report.combination import combination_text
 from rekindle.search.config import CombineConfig
+from rekindle.store.publish import publishing
 
 if TYPE_CHECKING:
     from rekindle.search.find import Outcome
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from rekindle.search.series import Series
 
 Progress = Callable[[float, float], object]  # called with evaluations made, and the best score so far
+PIPELINE = "model_index.json"  # in a folder that is a pipeline of diffusers
 FILE = "combine.json"  # in OUT: what was found, and all that was measured
 
 
@@ -40,6 +44,8 @@ class Combination:
     models: Mapping[str, Model]  # oldest first
     data: dict[str, Any]  # what OUT/combine.json holds
     keep: tuple[str, ...]  # tensors that are the last checkpoint's
+    pipeline: Path | None = None  # the last one's folder, where they are parts of pipelines,
+    component: str | None = None  # and which part
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -63,8 +69,18 @@ class Combination:
         return replace(made, checkpoint=replace(made.checkpoint, files={FILE: text}))
 
     def save(self, out: str | Path, **options: Any) -> Path:
-        """Write the result to `out`, as `Model.save` does, with what was found in OUT/combine.json."""
-        return self.model.save(out, **options)
+        """Write the result to `out`, as `Model.save` does, with what was found in OUT/combine.json.
+
+        Of pipelines `out` is the last one's folder, with this part of it replaced.
+        """
+        if self.pipeline is None or self.component is None:
+            return self.model.save(out, **options)
+        with publishing(out, overwrite=options.pop("overwrite", False)) as folder:
+            for path in sorted(self.pipeline.iterdir()):
+                if path.name != self.component and not path.name.startswith("."):
+                    (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
+            self.model.save(folder / self.component, **options)
+        return Path(out)
 
     def __str__(self) -> str:
         return combination_text(self.data)
@@ -100,7 +116,9 @@ def combine(
     given = {"objective": objective if isinstance(objective, str) else _name(objective)}
     given |= {} if held_out is None else {"held_out": held_out if isinstance(held_out, str) else _name(held_out)}
     how = {"journal": Path(journal) if journal else None, "resume": resume, "workers": workers, "progress": progress}
-    return combined(in_order(named(series)), objective, held_out, resolve(CombineConfig, given | options), **how)
+    config = resolve(CombineConfig, given | options)
+    models, pipeline = models_of(series, config.config.component)
+    return combined(models, objective, held_out, config, pipeline=pipeline, **how)
 
 
 def journal_of(out: Path) -> Path:
@@ -119,7 +137,26 @@ def priced(models: Mapping[str, Model], config: CombineConfig) -> dict[str, Any]
             "evaluations": f"{each} for the search, as many for a random one"}  # fmt: skip
 
 
-def in_order(models: Mapping[str, Model]) -> dict[str, Model]:
+def models_of(
+    series: Source | Sequence[Source] | Mapping[str, Source], component: str | None = None
+) -> tuple[dict[str, Model], Path | None]:
+    """The checkpoints of a series by name, oldest first; of pipelines that part of each, and the last one's folder."""
+    if isinstance(series, (str, Path)) or (not isinstance(series, (Mapping, Model)) and _are_places(series)):
+        places = located(series)
+        if component or (places[-1].archive is None and (places[-1].path / PIPELINE).is_file()):
+            part = component or "unet"
+            parts = {name: open(place.path / part) for name, place in zip(names_of(places), places, strict=True)}
+            ordered = _in_order(parts)
+            last = dict(zip(parts, places, strict=True))[list(ordered)[-1]]
+            return ordered, last.path
+    return _in_order(named(series)), None
+
+
+def _are_places(series: Sequence[Source]) -> TypeGuard[Sequence[str | Path]]:
+    return not any(isinstance(one, Model) for one in series)
+
+
+def _in_order(models: Mapping[str, Model]) -> dict[str, Model]:
     """Oldest first, where all have a step; else as they were given."""
     if all(STEP.fullmatch(name) for name in models):
         return {name: models[name] for name in sorted(models, key=step_in)}
@@ -136,12 +173,13 @@ def combined(
     held_out: str | Function | None,
     options: Resolved[CombineConfig],
     *,
+    pipeline: Path | None = None,
     journal: Path | None = None,
     resume: bool = False,
     workers: int = 1,
     progress: Progress = lambda evaluations, best: None,
 ) -> Combination:
-    """`combine` of models that have names already, oldest first."""
+    """`combine` of what `models_of` found."""
     from rekindle.search.candidate import kept_of
     from rekindle.search.find import find
     from rekindle.search.ledger import Journal, Ledger
@@ -149,8 +187,8 @@ def combined(
     from rekindle.search.store import fill
 
     parents = {name: model.as_parent for name, model in models.items()}
-    judge = _objective(objective, parents, options.config)
-    other = None if held_out is None else _objective(held_out, parents, options.config)
+    judge = _objective(objective, parents, options.config, pipeline)
+    other = None if held_out is None else _objective(held_out, parents, options.config, pipeline)
     series = series_of(parents, fused=judge.fused)
     store, kept = fill(series), kept_of(series)
     steps = [float(step_in(name)) for name in models] if all(map(STEP.fullmatch, models)) else None
@@ -162,11 +200,15 @@ def combined(
     scaled = abs(outcome.result.alpha.sum() - 1) > ONE  # else what never moved comes back of itself
     on_disk = series_of(parents).kept if judge.fused and scaled else series.kept
     keep = tuple(name for name in on_disk if scaled or name.endswith(STATISTICS))
-    return Combination(models, described(outcome, series, judge.name, options.config), keep)
+    component = (options.config.component or "unet") if pipeline else None
+    return Combination(models, described(outcome, series, judge.name, options.config), keep, pipeline, component)
 
 
 def _objective(
-    given: str | Function | Objective, parents: Mapping[str, Checkpoint], config: CombineConfig
+    given: str | Function | Objective,
+    parents: Mapping[str, Checkpoint],
+    config: CombineConfig,
+    pipeline: Path | None,
 ) -> Objective:
     from rekindle.search.objective import objective_of
 
@@ -176,6 +218,13 @@ def _objective(
         from rekindle.search.losses import loss_of
 
         return loss_of([*parents.values()][-1].folder, config)
+    if given in ("fd", "kid"):
+        from rekindle.search.images import quality_of
+
+        if pipeline is None:
+            what = f"{given} is of what a pipeline samples, and {[*parents.values()][-1].folder.named} is none."
+            raise RekindleError(what, where=PIPELINE, hint="a folder that diffusers saved, or FILE.py:function")
+        return quality_of(pipeline, config, None if config.features == "pixels" else function_in(config.features))
     return replace(objective_of(function_in(given)), name=given)
 
 

@@ -102,10 +102,15 @@ def named(sources: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str
         return found
     given = [sources] if isinstance(sources, (Model, str, Path)) else sources
     models = [one for source in given for one in ([source] if isinstance(source, Model) else located(source))]
+    opened = [one if isinstance(one, Model) else _opened(one) for one in models]
+    return dict(zip(names_of(models), opened, strict=True))
+
+
+def names_of(models: Sequence[Model | Located]) -> list[str]:
+    """Their steps, where each has one of its own; else numbers from s1 on."""
     steps = [one.step if isinstance(one, Located) else None for one in models]
     numbered = None not in steps and len(set(steps)) == len(steps)
-    names = [f"step-{step}" if numbered else f"s{i}" for i, step in enumerate(steps, 1)]
-    return {name: one if isinstance(one, Model) else _opened(one) for name, one in zip(names, models, strict=True)}
+    return [f"step-{step}" if numbered else f"s{i}" for i, step in enumerate(steps, 1)]
 
 
 def _under(name: str, models: Mapping[str, Model]) -> dict[str, Model]:

@@ -32,6 +32,7 @@ from rekindle.errors import CheckFailed, RekindleError, counted
 from rekindle.store.folder import ADAPTER
 from rekindle.store.passengers import have_say, travels
 from rekindle.store.stamps import Stamps, check_unchanged, stamp, stamps, stamps_in, unchanged
+from rekindle.store.weights import stem_of
 
 MOMENTS = "optimizer/optimizer"  # of the files that hold Adam's moments
 TABLES = {"config.json", ADAPTER, STATE}  # what the plan goes by, beside headers and indices
@@ -67,7 +68,11 @@ class Job:
 
     @cached_property
     def shards(self) -> list[Shard]:
-        return cut(self.plan.tensors, self.config.max_shard_size)
+        return cut(self.plan.tensors, self.config.max_shard_size, self.stem)
+
+    @property
+    def stem(self) -> str:
+        return stem_of(self.plan.config)
 
     @cached_property
     def moment_shards(self) -> list[Shard]:
@@ -209,7 +214,7 @@ def write(
         how = {"checksum": job.config.checksum, "workers": workers, "resume": resume, "progress": progress}
         with one_for_each_worker():
             written = write_shards(job.share(part), folder, digest=digest, **how)
-        write_index(job.shards, folder)
+        write_index(job.shards, folder, job.stem)
         text = json.dumps(job.plan.config, indent=2) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
     if part:

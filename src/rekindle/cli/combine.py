@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from rekindle.api.combining import combined, in_order, journal_of, priced
-from rekindle.api.merging import named
+from rekindle.api.combining import combined, journal_of, models_of, priced
 from rekindle.api.saving import check_apart
 from rekindle.api.source import files_read, typed
 from rekindle.apply.save import SaveConfig
@@ -53,7 +52,7 @@ def combine(
     rekindle combine run.rk@1000: OUT --objective score.py:frechet --budget 300
     """
     options, save = resolved(CombineConfig, given, config_file, out), resolved(SaveConfig, given)
-    models = in_order(named(typed(series)))
+    models, pipeline = models_of(typed(series), options.config.component)
     echo(f"rekindle combine: {' '.join(series)} -> {out}", options, save)
     check_spares(Path(out), None, *files_read(options.config))
     for model in models.values():
@@ -71,6 +70,7 @@ def combine(
             options.config.objective,
             options.config.held_out,
             options,
+            pipeline=pipeline,
             journal=journal_of(Path(out)),
             resume=resume,
             workers=workers,

@@ -34,11 +34,18 @@ class SearchConfig:
 class CombineConfig(SearchConfig):
     """What is searched for, and on which data."""
 
-    objective: str = option(help="what is to become smaller: loss, or FILE.py:function")
+    objective: str = option(help="what is to become smaller: loss; fd or kid of images; or FILE.py:function")
     held_out: str | None = option(None, help="FILE.py:function that is reported, where the objective knows no draws")
-    data: str = option("stdlib", help="loss: text, see train --data; its training documents are searched on")
+    data: str = option("stdlib", help="loss: text, see train --data; fd, kid: images, as an npz or a folder")
     text_column: str | None = option(None, help="loss: column of the rows that holds the text")
     batch_tokens: Count = option(Count(8192), help="loss: tokens of each evaluation")
     held_out_tokens: Count = option(Count(65536), help="loss: most tokens of held-out documents that are reported")
     seq_len: int | None = option(None, help="loss: tokens per sequence (default: the context, 512 at most)")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", help="loss: arithmetic of the model")
+    component: str | None = option(None, help="fd, kid: what of a pipeline's folder is combined (default: unet)")
+    features: str = option("pixels", help="fd, kid: what images are compared in: pixels, or FILE.py:function")
+    samples: Count = option(Count(2000), help="fd, kid: images that each evaluation makes")
+    sampling_steps: int | None = option(
+        None, help="fd, kid: steps of the sampler (default: 10, of a consistency model 1)"
+    )
+    pixel_weight: float = option(2.0, help="fd: share of the distance in pixels in what is searched, beside features")

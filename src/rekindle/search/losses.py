@@ -7,11 +7,9 @@ that are held out of training, cut into as many parts as it has draws.
 
 from __future__ import annotations
 
-import copy
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ import torch
 from rekindle.apply.load import load_model
 from rekindle.errors import RekindleError
 from rekindle.search.config import CombineConfig
+from rekindle.search.copies import Copies
 from rekindle.search.draw import Draw
 from rekindle.search.judge import REPORTS
 from rekindle.search.objective import Objective
@@ -37,17 +36,17 @@ LATER = 1 << 20  # batches behind those of the search
 class Loss:
     """A family's own loss, of batches of `rows` rows."""
 
-    model: Any  # of any checkpoint of the series: its tensors are replaced
+    copies: Copies  # of any checkpoint of the series: its tensors are replaced
+    names: frozenset[str]  # of these
     objective: Any
     rows: int
     held_out: Batch
     device: torch.device
-    _models: threading.local = field(default_factory=threading.local)
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
         batch = on(self.batch(draw), self.device)
-        own = {name: tensor.to(self.device) for name, tensor in tensors.items() if name in self._names}
-        call = _Call(self._own_model, self.objective)
+        own = {name: tensor.to(self.device) for name, tensor in tensors.items() if name in self.names}
+        call = _Call(self.copies.own, self.objective)
         with out_of_memory_explained("a smaller --batch-tokens or --seq-len"):
             found = torch.func.functional_call(call, {f"model.{name}": x for name, x in own.items()}, (batch,))
         return {"loss": found}
@@ -59,17 +58,6 @@ class Loss:
             return {name: tensor[part] for name, tensor in self.held_out.items()}
         number = draw.number + (LATER if draw.split == "rerank" else 0)
         return self.objective.batch(number * self.rows, max(1, round(self.rows * draw.share)))
-
-    @cached_property
-    def _names(self) -> set[str]:
-        return {name for name, _ in self.model.named_parameters()} | {name for name, _ in self.model.named_buffers()}
-
-    @property
-    def _own_model(self) -> Any:
-        """This thread's: a call puts tensors into it."""
-        if not hasattr(self._models, "model"):
-            self._models.model = copy.deepcopy(self.model)
-        return self._models.model
 
 
 class _Call(torch.nn.Module):
@@ -104,5 +92,6 @@ def loss_of(source: Folder, config: CombineConfig) -> Objective:
     model = load_model(
         replace(source, native=False), output=kind.output
     ).eval()  # as it is opened: out of an archive too
+    names = frozenset(name for name, _ in chain(model.named_parameters(), model.named_buffers()))
     device = make_accelerator(config.precision).device
-    return Objective(Loss(model.to(device), objective, rows, held_out, device), True, "loss", fused=True)
+    return Objective(Loss(Copies(model.to(device)), names, objective, rows, held_out, device), True, "loss", fused=True)

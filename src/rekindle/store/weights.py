@@ -20,6 +20,7 @@ from rekindle.store.legacy import Held, read_pickle
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+DIFFUSERS = "diffusion_pytorch_model"  # what diffusers calls the weights of a part of a pipeline
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})\.(?P<kind>safetensors|bin)")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".ot", ".onnx", ".npz")
 _OF_A_TRAINER = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
@@ -34,11 +35,18 @@ class Weights(NamedTuple):
 
 
 def choice(names: Iterable[str], config: Mapping[str, Any]) -> str | None:
-    """The file, or the index of files, that transformers reads out of a folder with files of these names."""
+    """The file, or the index of files, that transformers, or diffusers, reads where there are files of these names."""
     names = set(names)
     named = config.get("transformers_weights")
     first = (named,) if is_plain(named) else ()
+    if stem_of(config) == DIFFUSERS:
+        first = (f"{DIFFUSERS}.safetensors", f"{DIFFUSERS}.safetensors.index.json")
     return next((name for name in (*first, SINGLE, INDEX, PICKLE, PICKLE_INDEX) if name in names), None)
+
+
+def stem_of(config: Mapping[str, Any]) -> str:
+    """What the files of weights beside this config are called, without their ending."""
+    return DIFFUSERS if "_diffusers_version" in config else "model"
 
 
 def read_weights(folder: Path, config: Mapping[str, Any]) -> Weights | None:

@@ -183,6 +183,7 @@ def combined(
     from rekindle.search.candidate import kept_of
     from rekindle.search.find import find
     from rekindle.search.ledger import Journal, Ledger
+    from rekindle.search.restarts import restart
     from rekindle.search.series import STATISTICS, series_of
     from rekindle.search.store import fill
 
@@ -191,17 +192,19 @@ def combined(
     other = None if held_out is None else _objective(held_out, parents, options.config, pipeline)
     series = series_of(parents, fused=judge.fused)
     store, kept = fill(series), kept_of(series)
-    steps = [float(step_in(name)) for name in models] if all(map(STEP.fullmatch, models)) else None
+    steps = {name: step_in(name) for name in models} if all(map(STEP.fullmatch, models)) else {}
     with closing(Journal(journal, _search_of(series, judge, options), resume=resume)) as notes:
         how = {"journal": notes, "workers": workers, "progress": progress}
         ledger = Ledger(judge, store, series.places, kept, **how)
         beside = None if other is None else Ledger(other, store, series.places, kept, **how)
-        outcome = find(ledger, options.config, series.names, steps=steps, held_out=beside)
+        outcome = find(ledger, options.config, series.names, steps=[*steps.values()] or None, held_out=beside)
     scaled = abs(outcome.result.alpha.sum() - 1) > ONE  # else what never moved comes back of itself
     on_disk = series_of(parents).kept if judge.fused and scaled else series.kept
     keep = tuple(name for name in on_disk if scaled or name.endswith(STATISTICS))
     component = (options.config.component or "unet") if pipeline else None
-    return Combination(models, described(outcome, series, judge.name, options.config), keep, pipeline, component)
+    data = described(outcome, series, judge.name, options.config)
+    data["notes"] = [note for note in (restart(parents, steps),) if note]
+    return Combination(models, data, keep, pipeline, component)
 
 
 def _objective(

@@ -64,6 +64,9 @@ def combine(
         result(cost, table(rows), format_)
         return
     check_free(Path(out), overwrite)
+    journal = journal_of(Path(out))
+    if resume and journal.exists():
+        say(f"note: goes on with what {journal} knows")
     with Progress("search", None, "evaluations") as bar:
         found = combined(
             models,
@@ -71,14 +74,14 @@ def combine(
             options.config.held_out,
             options,
             pipeline=pipeline,
-            journal=journal_of(Path(out)),
+            journal=journal,
             resume=resume,
             workers=workers,
             progress=lambda share, best: bar.update(1, f"best {best:.4g}"),
         )
     kept = {name: value["value"] for name, value in save.options().items() if value["origin"] != "default"}
     path = found.save(out, overwrite=overwrite, **kept)
-    journal_of(Path(out)).unlink(missing_ok=True)
+    journal.unlink(missing_ok=True)
     result({"out": str(path), **found.data}, f"{path}: {combination_text(found.data)}", format_)
     if options.config.objective == "loss":
         say(f"next:  {shlex.join(['rekindle', 'evaluate', str(path)])}")

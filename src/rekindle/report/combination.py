@@ -15,7 +15,8 @@ CHOSEN = "combination"
 def combination_text(data: Mapping[str, Any]) -> str:
     """The verdict, and a table of all that was compared."""
     rows = rows_of(data)
-    return f"{verdict(data)}\n\n{table(rows, right=range(2, len(rows[0])))}\n\n{spent(data)}"
+    notes = "".join(f"\nnote: {note}" for note in data["notes"])
+    return f"{verdict(data)}\n\n{table(rows, right=range(2, len(rows[0])))}\n\n{spent(data)}{notes}"
 
 
 def rows_of(data: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -48,6 +48,10 @@ class Store:
         """P."""
         return self.last.size
 
+    def row(self, k: int) -> NDArray:
+        """The stored differences of checkpoint k; of the last one they are 0."""
+        return self._rows[k] if k < len(self._rows) else np.zeros_like(self._rows[0])
+
     def mix(self, alpha: Sequence[float] | NDArray, out: Floats) -> Floats:
         """theta(alpha) into `out` [P], summed in the order of the rows: the same bits on any number of threads."""
         alpha = np.asarray(alpha, np.float64)
@@ -107,7 +111,20 @@ def fill(series: Series, held: Held = "float32", folder: Path | None = None, wor
     with Files() as files, one_for_each_worker(), ThreadPoolExecutor(workers_of(workers)) as pool:
         for _ in pool.map(read, windows(series.places, WINDOW)):
             pass
-    return Store(rows, last, held)
+    store = Store(rows, last, held)
+    _check_distinct(store, series)
+    return store
+
+
+def _check_distinct(store: Store, series: Series) -> None:
+    """Raise RekindleError where two checkpoints are the same: no objective could tell their coefficients apart."""
+    along = store.gradient(np.random.default_rng(0).standard_normal(store.size, np.float32))
+    order = np.argsort(along, kind="stable")
+    for one, other in zip(order, order[1:]):
+        if along[one] == along[other] and np.array_equal(store.row(one), store.row(other)):
+            names = [series.names[k] for k in sorted((int(one), int(other)))]
+            what = f"{names[0]} and {names[1]} are the same: all of their tensors are equal."
+            raise RekindleError(what, hint=f"the series without {names[0]}")
 
 
 def _values(series: Series, k: int, name: str, lo: int, hi: int, files: Files) -> Floats:

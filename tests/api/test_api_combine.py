@@ -1,0 +1,247 @@
+"""combine as it is typed and called: what is written, resumed, refused and said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from search.run_made import Loss, run, save
+from store.folders import hashes
+
+import rekindle
+from rekindle.cli.verbs import rekindle as command
+from rekindle.errors import RekindleError
+from rekindle.store.manifest import read_manifest
+
+OBJECTIVE = """
+import sys
+sys.path.insert(0, {tests!r})
+from search.run_made import Loss
+drawn = Loss()
+class Draw: split, seed, share = "search", 0, 1.0
+class Other: split, seed, share = "report", 0, 1.0
+def plain(tensors):
+    return float(drawn(tensors, Draw)["loss"].detach())
+def other(tensors):
+    return float(drawn(tensors, Other)["loss"].detach())
+def broken(tensors):
+    raise ValueError("no such column")
+def nan(tensors):
+    return float("nan")
+def slow(tensors, draw):
+    import time
+    time.sleep(0.05)
+    return drawn(tensors, draw)
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def desk(made, tmp_path, monkeypatch):
+    """run/checkpoint-*, and f.py with objectives."""
+    shutil.copytree(made, tmp_path / "run")
+    (tmp_path / "f.py").write_text(OBJECTIVE.format(tests=str(Path(__file__).parents[1])))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def typed(*words: object):
+    return CliRunner().invoke(command, [*map(str, words)], prog_name="rekindle")
+
+
+def ran(*words: object) -> str:
+    done = typed(*words)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.output
+
+
+def refused(*words: object) -> str:
+    done = typed(*words)
+    assert isinstance(done.exception, RekindleError), (done.output, done.exception)
+    return str(done.exception)
+
+
+def test_what_is_written_is_the_combination_and_a_recipe_repeats_it(desk):
+    said = ran("combine", "run/checkpoint-*", "out", "--objective", "f.py:drawn", "--budget", 60)
+    found = json.loads(Path("out/combine.json").read_text())
+    row = next(row for row in found["rows"] if row["kind"] == found["result"])
+    parts = [
+        load_file(f"run/checkpoint-{name.removeprefix('step-')}/model.safetensors") for name in found["checkpoints"]
+    ]
+    out = load_file("out/model.safetensors")
+    for name, x in out.items():
+        if "running" in name or "tracked" in name or name == "scale":
+            assert torch.equal(x, parts[-1][name])
+        else:
+            wanted = sum(a * part[name].double() for a, part in zip(row["coefficients"], parts, strict=True))
+            assert (x - wanted).abs().max() < 1e-6
+    assert "combination" in said
+    assert found["held_out"]
+    assert not list(desk.glob(".out*"))
+    ran("run", "out/rekindle.yaml", "again")
+    assert hashes(Path("again"))["model.safetensors"] == hashes(Path("out"))["model.safetensors"]
+    assert read_manifest(Path("out")).lineage[-1].verb == "merge"
+
+
+def test_the_command_and_the_call_find_the_same(desk):
+    ran(
+        "combine",
+        "run/checkpoint-*",
+        "out",
+        "--objective",
+        "f.py:plain",
+        "--budget",
+        40,
+        "--search",
+        "cma",
+        "--seed",
+        3,
+    )
+    found = rekindle.combine("run/checkpoint-*", "f.py:plain", budget=40, search="cma", seed=3)
+    written = json.loads(Path("out/combine.json").read_text())
+    assert written == json.loads(json.dumps(found.data))
+    assert list(found.coefficients) == [f"step-{step}" for step in range(20, 241, 20)]
+    found.save("again")
+    assert hashes(Path("again"))["model.safetensors"] == hashes(Path("out"))["model.safetensors"]
+    assert "not held out" in str(found)
+    assert "Combination of 12" in repr(found)
+
+
+def test_a_function_of_tensors_and_another_that_was_not_searched(desk):
+    loss = Loss()
+    held_out = rekindle.combine("run/checkpoint-*", "f.py:plain", held_out="f.py:other", budget=40)
+    assert held_out.data["held_out"]
+    assert list(held_out.data["rows"][-1]["reported"]) == ["score"]
+    several = rekindle.combine([f"run/checkpoint-{step}" for step in (240, 20, 120)], loss, budget=30, seeds=2)
+    assert several.data["checkpoints"] == ["step-20", "step-120", "step-240"]  # as they were trained
+    assert len(several.data["seeds"]) == 2
+    assert several.data["search"] == "gradient"
+
+
+def test_coefficients_that_are_free_keep_what_never_moved(desk):
+    found = rekindle.combine("run/checkpoint-*", Loss(), budget=40, sum="free")
+    if found.data["result"] in ("combination", "random search", "scaled EMA"):
+        found.save("out")
+        out, last = load_file("out/model.safetensors"), load_file("run/checkpoint-240/model.safetensors")
+        assert torch.equal(out["scale"], last["scale"])
+        assert abs(sum(found.coefficients.values()) - 1) > 1e-6
+        assert yaml.safe_load(Path("out/rekindle.yaml").read_text())["steps"][0]["merge"]["any_sum"]
+
+
+def test_an_archive_and_a_range_of_its_steps(desk):
+    rekindle.pack("run/checkpoint-*", "run.rk")
+    packed = rekindle.combine("run.rk@100:200", Loss(), budget=30)
+    plain = rekindle.combine([f"run/checkpoint-{step}" for step in range(100, 201, 20)], Loss(), budget=30)
+    assert packed.coefficients == plain.coefficients
+    packed.save("out")
+    plain.save("again")
+    assert hashes(Path("again"))["model.safetensors"] == hashes(Path("out"))["model.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_goes_on(desk):
+    words = ["combine", "run/checkpoint-*", "out", "--objective", "f.py:slow", "--budget", "40"]
+    ran("combine", "run/checkpoint-*", "whole", "--objective", "f.py:slow", "--budget", "40")
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rekindle", *words, "--resume"], env=os.environ, stderr=subprocess.DEVNULL
+        )
+        journal, before = Path(".out.search.jsonl"), lines(".out.search.jsonl")
+        until = time.monotonic() + 60
+        while lines(journal) < before + 30 and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert lines(journal) >= before + 30
+        assert not Path("out").exists()
+    assert "goes on" in ran(*words, "--resume")
+    assert Path("out/combine.json").read_bytes() == Path("whole/combine.json").read_bytes()
+    assert not Path(".out.search.jsonl").exists()
+
+
+def lines(path: str | Path) -> int:
+    return Path(path).read_text().count("\n") if Path(path).exists() else 0
+
+
+def test_a_dry_run_reads_and_writes_nothing(desk):
+    said = ran("combine", "run/checkpoint-*", "out", "--objective", "f.py:plain", "--dry-run")
+    assert "checkpoints" in said
+    assert "12" in said
+    assert not Path("out").exists()
+    assert not list(desk.glob(".out*"))
+
+
+def test_a_learning_rate_that_rises_again_is_told(desk):
+    log = [{"step": step, "learning_rate": 0.3 * (1 - (step % 120) / 120)} for step in range(1, 241)]
+    Path("run/checkpoint-240/trainer_state.json").write_text(json.dumps({"global_step": 240, "log_history": log}))
+    said = ran("combine", "run/checkpoint-*", "out", "--objective", "f.py:drawn", "--budget", 30)
+    assert "note: the learning rate rises again at step 120" in said
+    falling = [{"step": step, "learning_rate": min(step / 20, 1) * (1 - step / 300)} for step in range(1, 241)]
+    Path("run/checkpoint-240/trainer_state.json").write_text(json.dumps({"global_step": 240, "log_history": falling}))
+    assert "note" not in ran("combine", "run/checkpoint-*", "new", "--objective", "f.py:drawn", "--budget", 30)
+
+
+def test_what_is_refused(desk):
+    def said(*words):
+        return refused("combine", *words)
+
+    assert "there is 1 checkpoint" in said("run/checkpoint-20", "out", "--objective", "f.py:plain")
+    assert "is no objective" in said("run/checkpoint-*", "out", "--objective", "lost")
+    assert "There is no file g.py" in said("run/checkpoint-*", "out", "--objective", "g.py:f")
+    assert "has no function 'plan'" in (text := said("run/checkpoint-*", "out", "--objective", "f.py:plan"))
+    assert "plain" in text
+    assert "raised ValueError: no such column" in (
+        text := said("run/checkpoint-*", "out", "--objective", "f.py:broken")
+    )
+    assert "f.py:" in text
+    assert "no finite number" in said("run/checkpoint-*", "out", "--objective", "f.py:nan")
+    assert "objective is not given" in said("run/checkpoint-*", "out")
+    assert "cannot search 12 coefficients" in said(
+        "run/checkpoint-*", "out", "--objective", "f.py:plain", "--budget", "5"
+    )
+    assert "is none" in said("run/checkpoint-*", "out", "--objective", "fd", "--data", "x.npz")
+    assert "is the source" in said("run/checkpoint-*", "run/checkpoint-20", "--objective", "f.py:plain", "--overwrite")
+    Path("bad.py").write_text("import nothing_of_that_name\n")
+    assert "bad.py cannot be run: ModuleNotFoundError" in said("run/checkpoint-*", "out", "--objective", "bad.py:f")
+    Path("out").mkdir()
+    Path("out/mine").touch()
+    assert "not empty" in said("run/checkpoint-*", "out", "--objective", "f.py:plain")
+    shutil.copytree("run/checkpoint-240", "run/checkpoint-260")
+    assert "step-240 and step-260 are the same" in said("run/checkpoint-*", "new", "--objective", "f.py:plain")
+    sick = load_file("run/checkpoint-240/model.safetensors")
+    sick["0.weight"][0, 0] = float("nan")
+    shutil.rmtree("run/checkpoint-260")
+    save(Path("run/checkpoint-260"), sick)
+    assert "0.weight of step-260 holds NaN" in said("run/checkpoint-*", "new", "--objective", "f.py:plain")
+
+
+def test_the_loss_of_a_language_model_s_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran("init", "base", "--hidden", 16, "--layers", 1, "--heads", 2, "--tokenizer", "bpe:300", "-q")
+    how = ["--seq-len", 32, "--batch-tokens", 512, "--schedule", "constant", "--lr", "1e-2", "-q"]
+    ran("train", "base", "trained", "--tokens", "20k", "--save-every", "2k", "--archive", "run.rk", *how)
+    ran("combine", "run.rk@*", "out", "--objective", "loss", "--seq-len", 32, "--batch-tokens", 1024, "--budget", 40)
+    found = json.loads(Path("out/combine.json").read_text())
+    row = next(row for row in found["rows"] if row["kind"] == found["result"])
+    told = rekindle.evaluate("out", seq_len=32, tokens=65536)["loss"]
+    assert told == pytest.approx(np.mean(row["reported"]["loss"]), rel=1e-3)
+    last = next(row for row in found["rows"] if row["kind"] == "last")
+    assert np.mean(row["reported"]["loss"]) < np.mean(last["reported"]["loss"])
+    with pytest.raises(RekindleError, match="held-out text is"):
+        rekindle.combine("run.rk@*", "loss", held_out_tokens=64, seq_len=32)

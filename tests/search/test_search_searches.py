@@ -12,7 +12,7 @@ from search.run_made import ledger, store_of
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.search.coefficients import ema, single, uniform
 from rekindle.search.config import SearchConfig
-from rekindle.search.find import SEARCHES, _named, find
+from rekindle.search.find import SEARCHES, find, search_named
 from rekindle.search.ledger import Journal
 from rekindle.search.problem import Problem
 
@@ -53,7 +53,7 @@ def problem(function, budget, kind="one", **how):
     ("search", "budget", "near"), [("gradient", 150, 1.05), ("cma", 600, 1.05), ("evolution", 900, 2)]
 )
 def test_a_search_approaches_the_best_there_is(search, budget, near):
-    found = _named(search)(problem(quadratic, budget))
+    found = search_named(search)(problem(quadratic, budget))
     alpha, least = best()
     assert least - 1e-9 <= found[0].score < near * least
     assert found[0].score < plain({"w": torch.from_numpy(THETAS.mean(axis=0))}) / 5
@@ -67,7 +67,7 @@ def test_a_search_approaches_the_best_there_is(search, budget, near):
 def test_sums_budgets_and_that_nothing_gets_worse(search, kind):
     for budget in (2, 3, 11, 40):
         one = problem(quadratic, budget, kind)
-        found = _named(search)(one)
+        found = search_named(search)(one)
         assert one.ledger.spent == budget if search != "gradient" or budget > 2 else one.ledger.spent <= budget
         assert (
             found[0].score <= min(plain({"w": torch.from_numpy(x)}) for x in start_vectors()) + 1e-6 or kind == "free"
@@ -85,7 +85,7 @@ def start_vectors():
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_the_same_seed_the_same_answer_for_any_number_of_workers(search):
-    found = [_named(search)(problem(drawn, 60, workers=workers)) for workers in (1, 2, 5)]
+    found = [search_named(search)(problem(drawn, 60, workers=workers)) for workers in (1, 2, 5)]
     for other in found[1:]:
         assert [one.score for one in other] == [one.score for one in found[0]]
         assert all(np.array_equal(a.alpha, b.alpha) for a, b in zip(other, found[0], strict=True))

@@ -17,6 +17,7 @@ STUDIES = {
     "gqa": "Ainslie et al. 2023: pooling key-value heads, and what uptraining brings back.",
     "upcycling-laws": "Liew et al. 2025: a law of our own grid. Is the interaction there, does scratch overtake?",
     "checkpoint-compression": "Kim and Belyaev 2025: archives of a series, and how training goes on from them.",
+    "lcsc": "Liu et al. 2024: better models along a run, by searched combinations of its checkpoints.",
 }
 
 

@@ -16,9 +16,8 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -29,6 +28,8 @@ from rekindle.search.sampling import quiet_diffusers, sample
 Kind = Literal["diffusion", "distillation", "training"]
 SIGMA_MIN, SIGMA_MAX, SIGMA_DATA, LEVELS, RHO = 0.02, 20.0, 0.75, 18, 7.0
 TARGET_DECAY = 0.95
+ONLINE = (0.99, 0.995, 0.998, 0.999, 0.9995)  # averages that are kept while it trains, by what stays at each step
+AVERAGES = "averages"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -53,8 +54,7 @@ class Denoiser(nn.Module):
         return self.out(h)
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """How one is trained, and which steps of it are saved."""
 
     kind: Kind
@@ -87,11 +87,17 @@ def _empty() -> Denoiser:
     return Denoiser().requires_grad_(False)
 
 
-def train(recipe: Recipe, seed: int, teacher: Tensors | None = None) -> Iterator[tuple[int, Tensors]]:
-    """Train, and yield (step, tensors) at each step that is saved; `teacher`: what is distilled."""
+class Saved(NamedTuple):
+    step: int
+    tensors: Tensors
+    online: list[Tensors]  # averages, for each of ONLINE
+
+
+def train(recipe: Recipe, seed: int, teacher: Tensors | None = None) -> Iterator[Saved]:
+    """Train, and yield what each step that is saved has; `teacher`: what is distilled."""
     torch.manual_seed(seed)
     net, data = Denoiser(), digits().train
-    target = copy.deepcopy(net).requires_grad_(False)
+    target, *online = (copy.deepcopy(net).requires_grad_(False) for _ in range(1 + len(ONLINE)))
     loss_of = _loss(recipe.kind, net, target, teacher)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=0.0)
     for step in range(1, recipe.steps + 1):
@@ -100,22 +106,49 @@ def train(recipe: Recipe, seed: int, teacher: Tensors | None = None) -> Iterator
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            for own, other in zip(target.parameters(), net.parameters(), strict=True):
-                own.lerp_(other, 1 - TARGET_DECAY)
+            for decay, average in zip((TARGET_DECAY, *ONLINE), (target, *online), strict=True):
+                torch._foreach_lerp_(_all(average), _all(net), 1 - decay)
         if step % recipe.every == 0:
-            yield step, {name: x.clone() for name, x in net.state_dict().items()}
+            yield Saved(step, _copied(net), [_copied(average) for average in online])
 
 
-def save(folder: Path, kind: Kind, saved: Iterator[tuple[int, Tensors]]) -> Path:
-    """A folder of checkpoints, as a run of any trainer's leaves them."""
+def _all(net: Denoiser) -> list[torch.Tensor]:
+    return list(net.parameters())
+
+
+def _copied(net: Denoiser) -> Tensors:
+    return {name: x.clone() for name, x in net.state_dict().items()}
+
+
+def save(folder: Path, kind: Kind, run: Iterator[Saved]) -> Path:
+    """A folder of checkpoints, as a run of any trainer's leaves them; averages in a folder of each."""
     from safetensors.torch import save_file
 
-    for step, tensors in saved:
-        place = folder / f"checkpoint-{step}"
+    for saved in run:
+        place = folder / f"checkpoint-{saved.step}"
         place.mkdir(parents=True)
-        save_file(tensors, place / "model.safetensors")
+        save_file(saved.tensors, place / "model.safetensors")
         (place / "config.json").write_text(json.dumps({"model_type": "digits-denoiser", "kind": kind}) + "\n")
+        online = {f"{decay}/{name}": x for decay, own in zip(ONLINE, saved.online) for name, x in own.items()}
+        (place / AVERAGES).mkdir()
+        save_file(online, place / AVERAGES / "online.safetensors")
     return folder
+
+
+def saved_at(run: Path, step: int) -> Tensors:
+    """What a run that was saved had at a step."""
+    from safetensors.torch import load_file
+
+    return load_file(run / f"checkpoint-{step}" / "model.safetensors")
+
+
+def online_averages(checkpoint: Path) -> list[Tensors]:
+    """Those that were kept until a checkpoint, in the order of ONLINE."""
+    from safetensors.torch import load_file
+
+    held = load_file(checkpoint / AVERAGES / "online.safetensors")
+    of = {decay: f"{decay}/" for decay in ONLINE}
+    return [{name.removeprefix(own): x for name, x in held.items() if name.startswith(own)} for own in of.values()]
 
 
 # -- what they learn -------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def find(
 
     def found(kind: str, how: str, seed: int) -> list[Row]:
         problem = Problem(ledger, starts, budget, config.sum, seed, Draw("search", key=seed))
-        some = _named(how)(problem)[:RERANKED]
+        some = search_named(how)(problem)[:RERANKED]
         fresh = how == "gradient" and ledger.objective.draws  # its scores are of other data each
         return [Row(kind, f"seed {seed}", one.alpha, math.nan if fresh else one.score) for one in some]
 
@@ -142,7 +142,7 @@ def _distinct(alphas: Sequence[Alpha]) -> list[Alpha]:
     return list({alpha.tobytes(): alpha for alpha in alphas}.values())
 
 
-def _named(search: str) -> Callable[[Problem], list[Scored]]:
+def search_named(search: str) -> Callable[[Problem], list[Scored]]:
     module, _, function = SEARCHES[search].partition(":")
     return getattr(import_module(module), function)
 

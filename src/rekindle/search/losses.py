@@ -40,6 +40,7 @@ class Loss:
     names: frozenset[str]  # of these
     objective: Any
     rows: int
+    first: int  # row of the training order that a search begins at
     held_out: Batch
     device: torch.device
 
@@ -57,7 +58,7 @@ class Loss:
             part = torch.arange(draw.number, rows_of(self.held_out), REPORTS)
             return {name: tensor[part] for name, tensor in self.held_out.items()}
         number = draw.number + (LATER if draw.split == "rerank" else 0)
-        return self.objective.batch(number * self.rows, max(1, round(self.rows * draw.share)))
+        return self.objective.batch(self.first + number * self.rows, max(1, round(self.rows * draw.share)))
 
 
 class _Call(torch.nn.Module):
@@ -94,4 +95,9 @@ def loss_of(source: Folder, config: CombineConfig) -> Objective:
     ).eval()  # as it is opened: out of an archive too
     names = frozenset(name for name, _ in chain(model.named_parameters(), model.named_buffers()))
     device = make_accelerator(config.precision).device
-    return Objective(Loss(Copies(model.to(device)), names, objective, rows, held_out, device), True, "loss", fused=True)
+    return Objective(
+        Loss(Copies(model.to(device)), names, objective, rows, config.skip // seq_len, held_out, device),
+        True,
+        "loss",
+        fused=True,
+    )

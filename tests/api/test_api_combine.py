@@ -245,3 +245,21 @@ def test_the_loss_of_a_language_model_s_run(tmp_path, monkeypatch):
     assert np.mean(row["reported"]["loss"]) < np.mean(last["reported"]["loss"])
     with pytest.raises(RekindleError, match="held-out text is"):
         rekindle.combine("run.rk@*", "loss", held_out_tokens=64, seq_len=32)
+
+
+def test_a_page_and_a_card_of_what_was_found(desk):
+    said = ran("combine", "run/checkpoint-*", "out", "--objective", "f.py:drawn", "--budget", 40, "--page", "page",
+               "--seeds", 2)  # fmt: skip
+    assert "page: page/index.html" in said
+    html, found = Path("page/index.html").read_text(), json.loads(Path("out/combine.json").read_text())
+    assert {path.name for path in Path("page/figures").iterdir()} == {
+        f"{name}.{kind}" for name in ("coefficients", "seeds") for kind in ("png", "svg", "csv")
+    }
+    for row in found["rows"]:
+        assert f"{np.mean(row['reported']['loss']):.4g}" in html
+        assert f"{np.mean(row['reported']['loss']):.4g}" in Path("out/README.md").read_text()
+    drawn = Path("page/figures/coefficients.csv").read_text().splitlines()
+    assert len(drawn) == 1 + 12 * (1 + len({"EMA", "combination", found["result"]}))
+    assert "not empty" in refused("combine", "run/checkpoint-*", "new", "--objective", "f.py:drawn", "--page", "page")
+    ran("rewrite", "out", "copy")  # what was searched for is said of this model alone
+    assert not Path("copy/combine.json").exists()

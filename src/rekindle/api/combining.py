@@ -18,12 +18,12 @@ from rekindle.api.merging import STEP, Source, merged, named, names_of
 from rekindle.api.model import Model, open
 from rekindle.api.options import takes
 from rekindle.api.source import located
-from rekindle.config import Resolved, resolve
+from rekindle.config import Resolved, resolve, to_dict
 from rekindle.edit import Checkpoint
 from rekindle.edit.combine import ONE
 from rekindle.errors import RekindleError, first_line, nearest
 from rekindle.methods import merge as merge_
-from rekindle.report.combination import combination_text
+from rekindle.report.combination import FILE, combination_text, write_combination
 from rekindle.search.config import CombineConfig
 from rekindle.store.publish import publishing
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float, float], object]  # called with evaluations made, and the best score so far
 PIPELINE = "model_index.json"  # in a folder that is a pipeline of diffusers
-FILE = "combine.json"  # in OUT: what was found, and all that was measured
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,6 +80,10 @@ class Combination:
                     (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
             self.model.save(folder / self.component, **options)
         return Path(out)
+
+    def page(self, out: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a page of what was found, with its figures, to the folder `out`; returns the page."""
+        return write_combination(self.data, Path(out), overwrite=overwrite)
 
     def __str__(self) -> str:
         return combination_text(self.data)
@@ -290,7 +293,9 @@ def described(outcome: Outcome, series: Series, objective: str, config: CombineC
         "search": outcome.search,
         "sum": config.sum,
         "seed": config.seed,
+        "options": to_dict(config),
         "checkpoints": list(series.names),
+        "alone": [score if math.isfinite(score) else None for score in outcome.alone],
         "values": series.size,
         "held_out": outcome.held_out,
         "evaluations": dict(outcome.evaluations),

@@ -25,6 +25,7 @@ from rekindle.store.publish import check_free, check_spares
 @click.argument("out")
 @options_of(CombineConfig, SaveConfig)
 @click.option("--config", "config_file", metavar="FILE", help="YAML with values for these options")
+@click.option("--page", metavar="DIR", help="write a page of what was found there, with figures")
 @click.option("--workers", type=int, default=1, metavar="N", help="candidates that are scored at once  [1]")
 @click.option("--resume", is_flag=True, help="go on with an interrupted search; starts afresh where there is none")
 @click.option("--overwrite", is_flag=True, help="replace OUT")
@@ -36,6 +37,7 @@ def combine(
     series: tuple[str, ...],
     out: str,
     config_file: str | None,
+    page: str | None,
     workers: int,
     resume: bool,
     overwrite: bool,
@@ -63,7 +65,8 @@ def combine(
                 ("held in memory", nbytes(cost["bytes"])), ("evaluations", cost["evaluations"])]  # fmt: skip
         result(cost, table(rows), format_)
         return
-    check_free(Path(out), overwrite)
+    for folder in (out, *([page] if page else [])):
+        check_free(Path(folder), overwrite)
     journal = journal_of(Path(out))
     if resume and journal.exists():
         say(f"note: goes on with what {journal} knows")
@@ -82,7 +85,9 @@ def combine(
     kept = {name: value["value"] for name, value in save.options().items() if value["origin"] != "default"}
     path = found.save(out, overwrite=overwrite, **kept)
     journal.unlink(missing_ok=True)
-    result({"out": str(path), **found.data}, f"{path}: {combination_text(found.data)}", format_)
+    written = {"page": str(found.page(page, overwrite=overwrite))} if page else {}
+    shown = "".join(f"\npage: {place}" for place in written.values())
+    result({"out": str(path), **written, **found.data}, f"{path}: {combination_text(found.data)}{shown}", format_)
     if options.config.objective == "loss":
         say(f"next:  {shlex.join(['rekindle', 'evaluate', str(path)])}")
 

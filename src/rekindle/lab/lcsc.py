@@ -203,7 +203,8 @@ def _setting(found: Mapping[str, Sequence[Mapping[str, Any]]], size: Size) -> st
     return (
         f"The checkpoints of the last {LAST:.0%} of each run: {k} of denoisers, {text} of a language model, all at a "
         f"constant learning rate but for the decayed one. Consistency models sample in 1 step (or 2), diffusion "
-        f"in {few} (or {more}). Single checkpoints, EMAs and other averages are the best of their kind by the search's images. "
+        f"in {few} (or {more}). Single checkpoints, EMAs and other averages are the best of their kind by the images "
+        "that are searched with. "
         f"{size.seeds} seed{'s' * (size.seeds > 1)}: each draws the networks, their data order and all noise."
     )
 

@@ -18,14 +18,18 @@ from rekindle.anatomy import Family, Settings, family_of
 from rekindle.anatomy.engines import READ_ON, READINGS, REPOSITORIES, differs
 from rekindle.config import dump_yaml
 from rekindle.errors import RekindleError
+from rekindle.report.combination import FILE as COMBINED
+from rekindle.report.combination import rows_of, spent, verdict
 from rekindle.report.license import LICENSE, inherited
 from rekindle.report.lineage import Line, lines
 from rekindle.report.places import out_of, published_name, source_folders
 from rekindle.report.words import scientific
+from rekindle.store.index import read_json
 from rekindle.store.lineage import sources
 from rekindle.store.manifest import Manifest
 
 NAME = "README.md"
+LCSC = "[LCSC](https://arxiv.org/abs/2404.02241)"
 _HUB_NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@[\w.-]+)?")
 _PIPELINES = {"ForCausalLM": "text-generation", "LMHeadModel": "text-generation", "ForMaskedLM": "fill-mask",
               "Model": "feature-extraction"}  # fmt: skip
@@ -67,6 +71,7 @@ def write_card(
         _parents(manifest),
         _verification(manifest, verify, config),
         _measured(manifest),
+        _combined(folder),
         _engines(config),
         _repeat(folder, manifest),
         "## Config\n\n" + _fenced(_yaml(config), "yaml") if config else "",
@@ -123,6 +128,17 @@ def _line(line: Line) -> str:
     steps = [f"**{_inline(link.verb)}** {_inline(link.detail)}".strip() for link in line.links]
     text = " → ".join([*([" + ".join(line.after)] if line.after else []), *steps])
     return f"* {line.name}: {text}" if line.name else f"* {text}" if line.after else text
+
+
+def _combined(folder: Path) -> str:
+    """How coefficients were found, where they were searched."""
+    path = folder / COMBINED
+    if not path.is_file():
+        return ""
+    data = read_json(path, missing="")
+    head, *rows = rows_of(data)
+    text = f"## How it was found\n\nCoefficients were searched ({LCSC}): {_inline(verdict(data))}\n\n"
+    return text + _table(head, [[_inline(cell) for cell in row] for row in rows]) + f"\n\n{_inline(spent(data))}"
 
 
 def _parents(manifest: Manifest) -> str:

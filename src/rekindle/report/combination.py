@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from statistics import fmean
+from itertools import combinations
+from pathlib import Path
+from statistics import correlation, fmean
 from typing import Any
 
+from rekindle.report.chart import Chart, publish
+from rekindle.report.coefficients import coefficients_chart
+from rekindle.report.csv_file import write_csv
+from rekindle.report.page import FIGURES, render
 from rekindle.report.text import table
+from rekindle.store.publish import publishing
 
+FILE = "combine.json"  # in a folder that `combine` wrote
 CHOSEN = "combination"
 
 
@@ -28,9 +36,9 @@ def rows_of(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for row in data["rows"]:
         apart = row["less_ema"][metrics[0]]
         known = row["kind"] != "EMA" and math.isfinite(apart["lo"])
-        interval = f"{apart['lo']:+.3g} to {apart['hi']:+.3g}" if known else ""
+        interval = f"{apart['lo']:+.3g} to {apart['hi']:+.3g}".replace("-", "−") if known else ""
         means = [f"{fmean(values):.4g}" for values in row["reported"].values()]
-        said = f"{apart['mean']:+.3g}" if row["kind"] != "EMA" else ""
+        said = f"{apart['mean']:+.3g}".replace("-", "−") if row["kind"] != "EMA" else ""
         name = f"by {data['search']}, {row['name']}" if row["kind"] == CHOSEN else row["name"]
         searched = "" if row["searched"] is None else f"{row['searched']:.4g}"
         lines.append((row["kind"], name, searched, *means, said, interval, f"{row['distance']:.2f}"))
@@ -46,12 +54,18 @@ def verdict(data: Mapping[str, Any]) -> str:
     if made is rival:
         return f"Nothing that was found beats {_named(rival)}, {where}: that is the result."
     apart, base = made["less_rival"][metric], fmean(rival["reported"][metric])
-    share = f" ({100 * apart['mean'] / base:+.1f} %)" if base else ""
-    said = f"{metric} {apart['mean']:+.4g}{share} from {_named(rival)}, the best without a search, {where}"
+    share = f" ({-100 * apart['mean'] / base:.1f} %)" if base > 0 else ""
+    reached = f"{metric} {fmean(made['reported'][metric]):.4g}, {-apart['mean']:.4g}{share} below"
+    said = f"{_found(made, data)}: {reached} {_named(rival)}, the best without a search, {where}"
     if not math.isfinite(apart["lo"]):
-        return f"{_found(made, data)}: {said}; of one value no interval is known."
+        return f"{said}; of one value no interval is known."
     sure = "" if apart["hi"] < 0 else ", so it may be chance"
-    return f"{_found(made, data)}: {said}; 95 % interval {apart['lo']:+.4g} to {apart['hi']:+.4g}{sure}."
+    return f"{said}; 95 % interval {signed(-apart['hi'])} to {signed(-apart['lo'])}{sure}."
+
+
+def signed(number: float) -> str:
+    """Four digits, with a real minus."""
+    return f"{number:.4g}".replace("-", "−")
 
 
 def _found(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -68,3 +82,51 @@ def spent(data: Mapping[str, Any]) -> str:
     parts = [f"{number:g} for the {what}" for what, number in data["evaluations"].items()]
     lost = f"; {data['invalid']} gave no finite number, and lost" if data["invalid"] else ""
     return f"evaluations: {', '.join(parts)}{lost}"
+
+
+# -- the page --------------------------------------------------------------------------------------------------------
+
+
+def write_combination(data: Mapping[str, Any], out: Path, *, overwrite: bool = False) -> Path:
+    """OUT/index.html, its figures and table.csv. Returns the page."""
+    head, *rows = rows_of(data)
+    with publishing(out, overwrite=overwrite) as folder:
+        (folder / FIGURES).mkdir()
+        context = {
+            "title": f"{len(data['checkpoints'])} checkpoints, combined",
+            "data": data,
+            "verdict": sentence(verdict(data)),
+            "spent": sentence(spent(data)),
+            "head": head,
+            "rows": rows,
+            "pictures": [publish(chart, folder / FIGURES) for chart in charts(data)],
+        }
+        (folder / "index.html").write_text(render(context, "combination.html.j2"), encoding="utf-8")
+        write_csv(folder / "table.csv", ("model", *head[1:]), rows)
+    return out / "index.html"
+
+
+def sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+def charts(data: Mapping[str, Any]) -> list[Chart]:
+    """The coefficients of the result and of the best EMA; and, where a search ran several times, of each."""
+    rows = {row["kind"]: row["coefficients"] for row in data["rows"]}
+    names, made = data["checkpoints"], data["result"]
+    steps = [float(name.removeprefix("step-")) if name.startswith("step-") else k for k, name in enumerate(names, 1)]
+    alone = [math.nan if score is None else score for score in data["alone"]]
+    arms = {"EMA": rows["EMA"], CHOSEN: rows[CHOSEN], made: rows[made]}
+    below = sum(a < 0 for a in rows[CHOSEN])
+    title = f"{below} of {len(names)} coefficients are negative, the largest is {max(map(abs, rows[CHOSEN])):.2f}"
+    metric = next(iter(data["rows"][-1]["reported"]))
+    caption = f"Above: {metric} of each checkpoint alone, on the search's data. Below: what each counts."
+    found = [coefficients_chart("coefficients", title, caption, steps, arms, alone, metric)]
+    if len(data["seeds"]) > 1:
+        alike = [correlation(one, other) for one, other in combinations(data["seeds"], 2)]
+        title = f"Searches with other seeds: coefficients correlate by {min(alike):.2f} to {max(alike):.2f}"
+        own = {f"seed {data['seed'] + i}": alpha for i, alpha in enumerate(data["seeds"])}
+        caption = "What the search found with each seed, by its own score."
+        found.append(coefficients_chart("seeds", title, caption, steps, own))
+    return found

@@ -50,6 +50,7 @@ class Outcome:
     held_out: bool  # whether the report is of data that nothing was chosen by
     evaluations: Mapping[str, float]  # by what they were for
     distances: Sequence[float]  # of each row from the best EMA, in units of that between first and last checkpoint
+    alone: Sequence[float]  # scores of single checkpoints, where they were searched
     others: Sequence[Alpha]  # what the search of each seed found, by its own score
     invalid: int  # evaluations that gave no finite number
 
@@ -120,6 +121,7 @@ def find(
         held_out=bool(judged.objective.draws or held_out),
         evaluations=spent.by,
         distances=_distances(ledger.store, rows),
+        alone=ledger.scores([*rivals(names)["single"].values()], first),
         others=[some[0].alpha for some in by_seed],
         invalid=ledger.invalid,
     )

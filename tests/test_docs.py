@@ -112,6 +112,9 @@ def desk(tmp_path_factory):
         for seed, name in enumerate(("SRC2", "SRC3", "run/checkpoint-500", "run/checkpoint-1000"), 1):
             api.init(name, **size, seed=seed)
         save_tiny(desk / "T5", "t5", "float32", False, {})
+        (desk / "score.py").write_text(
+            "def score(tensors):\n    return sum(x.abs().mean() for x in tensors.values())\n"
+        )
         yield desk
 
 
@@ -167,7 +170,7 @@ def _prepare(desk: Path, words: list[str]) -> None:
             api.upcycle("SRC", experts=4).save("OUT", part=part, max_shard_size="200KB")
         return
     reads = words[0] in ("verify", "inspect") or any(word.startswith("OUT/") for word in words)
-    for name in ("OUT", "AGAIN"):
+    for name in ("OUT", "AGAIN", "PAGE"):
         if name in words or f"{name}/rekindle.yaml" in words:
             if not (reads and name == "OUT"):
                 shutil.rmtree(desk / name, ignore_errors=True)

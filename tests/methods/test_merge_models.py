@@ -180,6 +180,21 @@ def test_whole_numbers_are_those_of_one_and_said(tmp_path):
     assert made["bn.weight"].tolist() == [0.75] * 3
 
 
+def test_what_is_kept_is_no_sum(pair, tmp_path):
+    one, two = pair()
+    whole = load_file(api.merge([one, two]).save(tmp_path / "whole") / "model.safetensors")
+    out = api.merge([one, two], keep=["model.layers.0.mlp.*", "model.norm.weight"]).save(tmp_path / "out")
+    own, made = load_file(one / "model.safetensors"), load_file(out / "model.safetensors")
+    for name, x in made.items():
+        kept = name.startswith("model.layers.0.mlp.") or name == "model.norm.weight"
+        assert np.array_equal(x, (own if kept else whole)[name]), name
+    again = api.run(out / "rekindle.yaml", tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    with pytest.raises(RekindleError, match="no tensor is called so") as refused:
+        api.merge([one, two], keep=["model.norm.wait"])
+    assert "model.norm.weight" in str(refused.value)
+
+
 def test_what_configs_say_otherwise_is_told(pair, tmp_path):
     one, two = pair()
     shutil.copytree(two, tmp_path / "two")

@@ -182,3 +182,17 @@ def test_what_cannot_be_combined(tmp_path):
     sick = save(tmp_path / "sick", {"w": torch.full((3, 2), torch.nan), "b": torch.zeros(2)})
     with pytest.raises(RekindleError, match="w of s1 holds NaN or infinity: 6 values"):
         fill(series_in(a, sick, a))
+
+
+def test_what_does_not_fit_half_of_the_memory_goes_to_a_file(tmp_path, monkeypatch):
+    import psutil
+
+    from rekindle.search import store
+
+    assert store.where_to(1000, tmp_path) is None
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1500}))
+    assert store.where_to(700, tmp_path) is None
+    assert store.where_to(1000, tmp_path) == tmp_path
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: type("Disc", (), {"free": 900}))
+    with pytest.raises(RekindleError, match="The series takes"):
+        store.where_to(1000, tmp_path)

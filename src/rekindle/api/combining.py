@@ -188,13 +188,16 @@ def combined(
     from rekindle.search.ledger import Journal, Ledger
     from rekindle.search.restarts import restart
     from rekindle.search.series import STATISTICS, series_of
-    from rekindle.search.store import fill
+    from rekindle.search.store import ITEMSIZE, Held, fill, where_to
 
     parents = {name: model.as_parent for name, model in models.items()}
     judge = _objective(objective, parents, options.config, pipeline)
     other = None if held_out is None else _objective(held_out, parents, options.config, pipeline)
     series = series_of(parents, fused=judge.fused)
-    store, kept = fill(series), kept_of(series)
+    held: Held = options.config.store
+    beside = journal.parent if journal and journal.parent.is_dir() else None
+    room = where_to(ITEMSIZE[held] * len(series) * series.size, beside)
+    store, kept = fill(series, held, room), kept_of(series)
     steps = {name: step_in(name) for name in models} if all(map(STEP.fullmatch, models)) else {}
     with closing(Journal(journal, _search_of(series, judge, options), resume=resume)) as notes:
         how = {"journal": notes, "workers": workers, "progress": progress}

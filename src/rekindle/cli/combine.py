@@ -50,8 +50,8 @@ def combine(
     LCSC (Liu et al. 2024, arXiv 2404.02241)
 
     \b
-    rekindle combine 'run/checkpoint-*' OUT --objective loss --data corpus.jsonl
-    rekindle combine run.rk@1000: OUT --objective score.py:frechet --budget 300
+    rekindle combine 'run/checkpoint-*' OUT --objective loss --data corpus/ --seq-len 64 --budget 40
+    rekindle combine 'run/checkpoint-*' OUT --objective score.py:score --search cma --page PAGE
     """
     options, save = resolved(CombineConfig, given, config_file, out), resolved(SaveConfig, given)
     models, pipeline = models_of(typed(series), options.config.component)

@@ -25,8 +25,8 @@ class SearchConfig:
     seeds: int = option(
         1, help="searches, each with a seed of its own: the best of them after re-ranking is the result"
     )
-    store: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", help="how differences between checkpoints are held; auto: float32 where they fit half of the memory"
+    store: Literal["float32", "bfloat16"] = option(
+        "float32", help="how checkpoints are held: in memory where half of it is enough, else in a file"
     )
 
 

@@ -10,6 +10,7 @@ K checkpoints   P values of a vector   M candidates
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from rekindle.store.window import Floats, loops
 
 Held = Literal["float32", "bfloat16"]
 CODES = {"float32": "F32", "bfloat16": "BF16"}
+ITEMSIZE = {"float32": 4, "bfloat16": 2}
 WINDOW = 1 << 18  # values of each checkpoint that are read together
 COLUMNS = 1 << 14  # values of each row that all candidates of a batch are made of, before the next are read
 
@@ -89,6 +91,22 @@ class Store:
         """The gradient in alpha [K] of a function of theta whose gradient in theta is g [P]."""
         along = loops().dots([self.last], "F32", g)
         return np.append(loops().dots(self._rows, self._code, g), 0.0) + along
+
+
+def where_to(nbytes: int, beside: Path | None) -> Path | None:
+    """None: so many bytes fit half of the memory that is free; else the folder for a file, `beside` or the system's.
+
+    Raises RekindleError where the disc has no room for them either.
+    """
+    import psutil
+
+    if nbytes <= psutil.virtual_memory().available / 2:
+        return None
+    folder = beside or Path(tempfile.gettempdir())
+    if (free := shutil.disk_usage(folder).free) < nbytes:
+        what = f"The series takes {nbytes / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB."
+        raise RekindleError(what, hint="--store bfloat16, fewer checkpoints, or an OUT on another disc")
+    return folder
 
 
 def fill(series: Series, held: Held = "float32", folder: Path | None = None, workers: int | None = None) -> Store:

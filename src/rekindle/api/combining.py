@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from rekindle.api.merging import STEP, Source, merged, named, names_of
 from rekindle.api.model import Model, open
 from rekindle.api.options import takes
-from rekindle.api.source import located
+from rekindle.api.source import Located, located
 from rekindle.config import Resolved, resolve, to_dict
 from rekindle.edit import Checkpoint
 from rekindle.edit.combine import ONE
@@ -148,11 +148,22 @@ def models_of(
         places = located(series)
         if component or (places[-1].archive is None and (places[-1].path / PIPELINE).is_file()):
             part = component or "unet"
+            _check_parts(places, part)
             parts = {name: open(place.path / part) for name, place in zip(names_of(places), places, strict=True)}
             ordered = _in_order(parts)
             last = dict(zip(parts, places, strict=True))[list(ordered)[-1]]
             return ordered, last.path
     return _in_order(named(series)), None
+
+
+def _check_parts(places: Sequence[Located], part: str) -> None:
+    """Raise RekindleError where a pipeline has no such part."""
+    for place in places:
+        if not (place.path / part).is_dir():
+            parts = sorted(path.parent.name for path in place.path.glob("*/config.json"))
+            raise RekindleError(
+                f"{place.given} has no {part}.", hint=", ".join(f"--component {name}" for name in parts)
+            )
 
 
 def _are_places(series: Sequence[Source]) -> TypeGuard[Sequence[str | Path]]:

@@ -149,9 +149,10 @@ def read_images(path: Path) -> torch.Tensor:
 
 def _of_npz(path: Path) -> torch.Tensor:
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file:
+            held = np.load(file, allow_pickle=False)
             arrays = {"": held} if isinstance(held, np.ndarray) else {name: held[name] for name in held.files}
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # of zips and of arrays, whatever they raise
         raise RekindleError(f"This file cannot be read: {first_line(error)}.", where=path, hint="an npz") from None
     fit = [array for array in arrays.values() if array.ndim in (3, 4) and array.dtype.kind in "uf"]
     if not fit:

@@ -99,7 +99,8 @@ def desk(tmp_path_factory):
         api.rewrite("CKPT").save("SRC", checksum=True)
         api.upcycle("CKPT", experts=4).save("MOE")
         api.utility("MOE", "scores.json", data="corpus", batches=1, batch_tokens=1024, seq_len=64)
-        api.train("CKPT", "RUN", data="corpus", tokens="4k", seq_len=64, batch_tokens=1024, eval_tokens="2k")
+        api.train("CKPT", "RUN", data="corpus", tokens="4k", seq_len=64, batch_tokens=1024, eval_tokens="2k",
+                  keep_averages=True)  # fmt: skip
         shutil.copytree(ROOT / "docs" / "configs", desk / "docs" / "configs")
         (desk / "recipe.yaml").write_text("source: SRC\nsteps:\n- upcycle: {experts: 4}\n")
         (desk / "runs.csv").write_text(runs())

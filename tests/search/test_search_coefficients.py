@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rekindle.methods.merging import series as merging
+from rekindle.methods.merging.post_hoc import exponent
 from rekindle.search.cma import directions
-from rekindle.search.coefficients import along, ema, exponent, lengths, onto, power, rivals, uniform
+from rekindle.search.coefficients import along, ema, lengths, onto, power, rivals, uniform
 from rekindle.search.evolution import child, restored
 from rekindle.search.problem import Scored
 

@@ -7,6 +7,7 @@ rekindle.verify("moe", against="dense")
 from __future__ import annotations
 
 from rekindle.api.archive import archive_contents, archive_diff, archive_drop, archive_info, archive_verify, unpack
+from rekindle.api.averaging import average
 from rekindle.api.combining import Combination, combine
 from rekindle.api.join import join
 from rekindle.api.laws import fit, laws, plan
@@ -31,6 +32,7 @@ __all__ = [
     "archive_drop",
     "archive_info",
     "archive_verify",
+    "average",
     "checksums",
     "combine",
     "command",

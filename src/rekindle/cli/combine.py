@@ -1,4 +1,4 @@
-"""combine."""
+"""combine and average: one model out of what a run saved."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
+from rekindle import api
 from rekindle.api.combining import combined, journal_of, models_of, priced
 from rekindle.api.saving import check_apart
 from rekindle.api.source import files_read, typed
 from rekindle.apply.save import SaveConfig
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, nbytes, result, say, table
+from rekindle.methods.merging.post_hoc import AverageConfig
 from rekindle.progress import Progress
 from rekindle.report.combination import combination_text
 from rekindle.search.config import CombineConfig
@@ -92,4 +94,30 @@ def combine(
         say(f"next:  {shlex.join(['rekindle', 'evaluate', str(path)])}")
 
 
-COMMANDS = {"combine": combine}
+@click.command("average")
+@click.argument("averages")
+@click.argument("out")
+@options_of(AverageConfig, SaveConfig)
+@click.option("--overwrite", is_flag=True, help="replace OUT")
+@FORMAT
+def average(averages: str, out: str, overwrite: bool, format_: str, **given: Any) -> None:
+    """An average of any length, out of those that `train --keep-averages` left beside a run.
+
+    Post-hoc EMA (Karras et al. 2023, arXiv 2312.02696)
+
+    \b
+    rekindle average RUN-averages OUT --sigma 0.07
+    """
+    options, save = resolved(AverageConfig, given), resolved(SaveConfig, given)
+    echo(f"rekindle average: {averages} -> {out}", options, save)
+    model = api.average(averages, sigma=options.config.sigma, step=options.config.step)
+    for note in model.checkpoint.notes:
+        say(f"note: {note}")
+    kept = {name: value["value"] for name, value in save.options().items() if value["origin"] != "default"}
+    path = model.save(out, overwrite=overwrite, **kept)
+    weights = dict(zip(model.given, map(float, model.steps[-1].options.config.weights), strict=True))
+    rows = [("average", "counts"), *((name, f"{weight:+.4f}") for name, weight in weights.items())]
+    result({"out": str(path), "coefficients": weights}, f"{path}\n{table(rows, right=(1,))}", format_)
+
+
+COMMANDS = {"combine": combine, "average": average}

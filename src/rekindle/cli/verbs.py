@@ -17,6 +17,7 @@ GROUPS = {
     },
     "recycle": {
         **{method.verb: method.summary for method in METHODS.values()},
+        "average": "An average of any length, out of those that a run kept.",
         "combine": "A better model out of a run's saved checkpoints: searched coefficients.",
         "run": "Apply a recipe of several steps, one pass over the bytes.",
         "join": "Make one model of the parts that several machines wrote.",
@@ -55,7 +56,7 @@ MODULES = {
     "tell": "training",
     "try": "lab",
 }
-OWN = {"combine": "combine"}  # verbs with a module of their own
+OWN = {"combine": "combine", "average": "combine"}  # verbs with a module of their own
 
 
 class Verbs(click.Group):

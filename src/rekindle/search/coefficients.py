@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rekindle.methods.merging.post_hoc import exponent
 from rekindle.methods.merging.series import SHAPES, wsm
 
 Alpha = NDArray[np.float64]
@@ -47,12 +48,6 @@ def power(steps: Sequence[float], sigma: float) -> Alpha:
     along = np.asarray(steps, np.float64) / steps[-1]
     alpha = along ** exponent(sigma)
     return alpha / alpha.sum()
-
-
-def exponent(sigma: float) -> float:
-    """g of a power function t^g whose width is `sigma` of the run (EDM2, equation 126 solved for g)."""
-    roots = np.roots([1, 7, 16 - sigma**-2, 12 - sigma**-2])
-    return float(np.max(roots.real[np.abs(roots.imag) < 1e-9]))
 
 
 def lengths(count: int) -> list[int]:

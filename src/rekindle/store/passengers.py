@@ -24,7 +24,8 @@ TERMS = re.compile(  # what says under which terms the model may be used, howeve
 )
 VERSIONED = re.compile(r"tokenizer\..*model\.v\d+\w*")  # of mistral's: tokenizer.model.v3
 STAY_BEHIND = {"config.json", "rekindle.json", "verify.json", "trainer_state.json", "all_results.json",
-               "train_results.json", "eval_results.json", "adapter_config.json", "combine.json"}  # fmt: skip
+               "train_results.json", "eval_results.json", "adapter_config.json", "combine.json",
+               "average.json"}  # fmt: skip
 OWN = {"README.md", "rekindle.yaml", "metrics.jsonl", "optimizer", "measurements", "original", "__pycache__"}
 GENERATION = "generation_config.json"
 MODULES = "modules.json"  # of sentence-transformers: folders, each a module behind the model

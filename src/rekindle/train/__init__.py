@@ -18,6 +18,7 @@ held.py       whole weights and moments, gathered by all ranks
 optimizer.py  AdamW, and its moments under the weights' own names
 state.py      what a run needs to continue bit for bit
 archive.py    its saved states as an archive
+averages.py   averages of its weights, of which any length can be made afterwards
 metrics.py    metrics.jsonl
 device.py     accelerate's devices, precision, memory
 plan.py       what a run is going to do, checked beforehand

@@ -84,6 +84,9 @@ class TrainConfig:
     eval_tokens: Count = option(Count(32768), help="validation tokens of each evaluation")
     save_every: Count | None = option(None, help="tokens between saved states (default: a tenth of the run)")
     archive: str | None = option(None, help="archive that saved states go into too, as checkpoints, while it trains")
+    keep_averages: bool = option(
+        False, help="keep averages of the weights too, in OUT-averages at each saved state: see `rekindle average`"
+    )
     optimizer_state: str | None = option(None, help="folder or optimizer.pt: moments to start from (default: fresh)")
     trackers: tuple[str, ...] = option((), help="accelerate's trackers: tensorboard, wandb, trackio, ...")
 

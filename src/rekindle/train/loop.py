@@ -17,7 +17,9 @@ from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 from rekindle.store.lock import training_into
 from rekindle.store.manifest import Record
+from rekindle.store.publish import check_free
 from rekindle.train.archive import Archiver
+from rekindle.train.averages import averages_of
 from rekindle.train.budget import with_tokens
 from rekindle.train.config import TrainConfig
 from rekindle.train.device import out_of_memory_explained, refuse_sharded, reproducible
@@ -74,7 +76,11 @@ def train(
                 source=source_name or str(src),
                 source_fingerprint=source.fingerprint,
             )
-            session = Session(stepper, source, work_folder(out), run, record, archiver)
+            averages = averages_of(out)
+            if accelerator.is_main_process and config.keep_averages and not saved:
+                check_free(averages, overwrite)
+                shutil.rmtree(averages, ignore_errors=True)
+            session = Session(stepper, source, work_folder(out), run, record, archiver, averages)
             with reproducible(accelerator.device):
                 session.go(saved)
         if whole := stepper.whole():

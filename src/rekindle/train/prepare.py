@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rekindle.apply.load import load_model
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
+from rekindle.train.averages import Averages
 from rekindle.train.config import TrainConfig
 from rekindle.train.device import make_accelerator, micro_batch_size
 from rekindle.train.losses import expert_grid
@@ -51,8 +52,9 @@ def prepare(
     model = load_model(source, output=kind.output)
     wrapped = _wrapped(model, config, accelerator)
     optimizer = make_optimizer(model, config.weight_decay, config.beta2)
+    averages = Averages(model) if config.keep_averages and accelerator.is_main_process else None
     if saved:
-        load_state(saved, model, optimizer)
+        load_state(saved, model, optimizer, averages)
     elif config.optimizer_state:
         load_optimizer(model, optimizer, source.config, Path(config.optimizer_state).expanduser())
     if config.mask_prompt and accelerator.is_main_process:
@@ -62,7 +64,8 @@ def prepare(
     if epochs > 1:
         log.info("%s tokens are %.1f passes over the training text, each in another order", plan.tokens, epochs)
     micro_batch = micro_batch_size(config.micro_batch, max(plan.seq_len, objective.length), vocab_size)
-    return Stepper(model, wrapped, optimizer, accelerator, objective, plan, config, micro_batch), run, saved
+    stepper = Stepper(model, wrapped, optimizer, accelerator, objective, plan, config, micro_batch, averages=averages)
+    return stepper, run, saved
 
 
 def accelerator_of(config: TrainConfig, out: Path) -> Accelerator:

@@ -50,7 +50,7 @@ def price_training(
     n, vocabulary = parent.parameters(), parent.settings.vocab_size
     read, written = plan.seq_len, kind.foreseen(config, parent.folder)  # tokens of a row, and targets
     micro = min(micro_batch_size(config.micro_batch, max(read, written), vocabulary), plan.batch // ranks)
-    state = 3 * _FLOAT * n["total"]
+    state = (5 if config.keep_averages else 3) * _FLOAT * n["total"]
     speed, left = _speed(parent.folder.path, n, ranks), (plan.steps - done) * plan.batch_tokens
     return {
         "parameters": n,

@@ -38,7 +38,7 @@ from rekindle.train.step import Diverged, Stats, Stepper
 class Session:
     """Drives `stepper`; `work` is the run's hidden folder, to which only the main rank writes.
 
-    `record`: the run's in the lineage, but for how far it came.
+    `record`: the run's in the lineage, but for how far it came. `averages`: the folder of those that it keeps.
     """
 
     def __init__(
@@ -49,9 +49,10 @@ class Session:
         run: dict[str, Any],
         record: Record,
         archiver: Archiver | None = None,
+        averages: Path = Path(),
     ):
         self.stepper, self.source, self.work, self.run, self.archiver = stepper, source, work, run, archiver
-        self.record = record
+        self.record, self.averages = record, averages
         self.plan, self.config, self.accelerator = stepper.plan, stepper.config, stepper.accelerator
         self.main = stepper.accelerator.is_main_process
         family = family_of(source.config)
@@ -68,10 +69,12 @@ class Session:
         start = saved.step if saved else 0
         self.resumed_at = saved.step if saved else None
         with self._opened(saved), Interrupts() as interrupts:
-            if saved and self.config.archive:
+            if saved and (self.config.archive or self.config.keep_averages):
                 whole = self.stepper.whole()  # the run may have been cut off before the archive had this state
-                if whole and self.archiver:
+                if whole:
                     self._archive(whole, start)
+                    self._keep_averages(whole, start)
+                if whole and self.archiver:
                     self.archiver.steps()
             for step in range(start, self.plan.steps):
                 boundary = self.metrics.position  # where a state saved now resumes, evaluating again if it is due
@@ -171,9 +174,16 @@ class Session:
         if whole := self.stepper.whole():
             self.metrics.sync()
             archived = self.archiver.steps() if self.archiver else {}  # all before this one, before their states go
-            save_state(self.work, whole, step=step, position=position, run=self.run, archived=archived)
+            averages = self.stepper.averages.state() if self.stepper.averages else None
+            how: dict[str, Any] = {"run": self.run, "archived": archived, "averages": averages}
+            save_state(self.work, whole, step=step, position=position, **how)
             self._archive(whole, step)
+            self._keep_averages(whole, step)
         self.accelerator.wait_for_everyone()
+
+    def _keep_averages(self, whole: Whole, step: int) -> None:
+        if self.stepper.averages:
+            self.stepper.averages.save(self.averages, step, self.source, whole.buffers)
 
     def _archive(self, whole: Whole, step: int) -> None:
         if self.archiver:

@@ -3,7 +3,8 @@
 The run lives in a hidden folder beside OUT, `.OUT.training`, until OUT is whole:
 
     metrics.jsonl              rows up to now
-    state-<step>/              weights and moments in float32 under transformers' names, state.json, checksums.json
+    state-<step>/              weights and moments in float32 under transformers' names, state.json, checksums.json,
+                               and averages, where a run keeps some
 
 A state is written beside its place, flushed and renamed; the one before it goes only then. The order of the data and
 the seeds of the random numbers are functions of the step, so nothing else needs to be kept. What a run goes on from is
@@ -32,6 +33,8 @@ from rekindle.config import to_dict
 from rekindle.errors import RekindleError
 from rekindle.store.publish import check_free, sync
 from rekindle.store.system import DiscFull, error_number
+from rekindle.train.averages import FILE as AVERAGES
+from rekindle.train.averages import Averages
 from rekindle.train.config import TrainConfig
 from rekindle.train.held import Whole
 from rekindle.train.metrics import NAME as METRICS
@@ -58,7 +61,7 @@ CHECKSUMS = "checksums.json"
 
 # What a run cannot change when it is resumed: where it began, what it reads and in which order, what it is measured on.
 # The rest it can, and says so: --lr after a NaN, --micro-batch for want of memory.
-_FIXED = ("tokens", "batch_tokens", "seq_len", "seed", "skip", "eval_tokens", "optimizer_state")
+_FIXED = ("tokens", "batch_tokens", "seq_len", "seed", "skip", "eval_tokens", "optimizer_state", "keep_averages")
 _CHANGES = "changes"  # sentences on what was changed in the middle of the run
 _OPTIONS = "options"
 _MAY_DIFFER = (_OPTIONS, _CHANGES)
@@ -143,6 +146,7 @@ def save_state(
     position: int,
     run: Mapping[str, Any],
     archived: Mapping[int, str] | None = None,
+    averages: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Save a state and drop the earlier ones. Where the disc is full, the one before stays as it is."""
     new = work / "state.new"
@@ -154,6 +158,8 @@ def save_state(
             f"{name}.{key}": value.contiguous() for name, state in whole.moments.items() for key, value in state.items()
         }
         save_file(moments, new / "moments.safetensors")
+        if averages is not None:
+            save_file({name: x.contiguous() for name, x in averages.items()}, new / AVERAGES)
         described = {"step": step, "position": position, "run": dict(run), "archived": dict(archived or {})}
         (new / "state.json").write_text(json.dumps(described), encoding="utf-8")
         sums = {path.name: _sha256(path) for path in sorted(new.iterdir())} | {
@@ -191,8 +197,10 @@ def _readable(work: Path) -> Iterator[Saved]:
             continue
 
 
-def load_state(saved: Saved, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill model and optimizer from a state. Raises RekindleError where its files are not what was written."""
+def load_state(
+    saved: Saved, model: torch.nn.Module, optimizer: torch.optim.Optimizer, averages: Averages | None = None
+) -> None:
+    """Fill model, optimizer and averages. Raises RekindleError where the state is not what was written."""
     if damaged := _damaged(saved):
         raise _unreadable(saved.path, damaged)
     try:
@@ -204,6 +212,8 @@ def load_state(saved: Saved, model: torch.nn.Module, optimizer: torch.optim.Opti
                 if f"{name}.step" in moments:
                     keys = ("step", *MOMENTS)
                     optimizer.state[p] = {key: moments[f"{name}.{key}"].to(p.device) for key in keys}
+            if averages:
+                averages.load(load_file(saved.path / AVERAGES))
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise _unreadable(saved.path, str(error)) from None
 

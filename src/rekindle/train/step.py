@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from rekindle.train.averages import Averages
 from rekindle.train.config import TrainConfig
 from rekindle.train.held import Holder, Whole, replicated
 from rekindle.train.losses import expert_grid, experts_per_token, forward, router_logits, router_losses
@@ -45,6 +46,7 @@ class Stepper:
     config: TrainConfig
     micro_batch: int
     hold: Holder = replicated
+    averages: Averages | None = None  # on the main rank, where the run keeps some
 
     def __post_init__(self) -> None:
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -75,6 +77,8 @@ class Stepper:
             raise Diverged(f"loss {named['loss']:.4g}, gradient norm {grad_norm:.4g}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.averages:
+            self.averages.update(step + 1)
         return Stats({"loss": named["loss"], "aux_loss": None, "z_loss": None} | named, grad_norm, stopped > 0)
 
     def _batch(self, step: int) -> tuple[Batch, list[float]]:

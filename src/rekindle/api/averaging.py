@@ -1,0 +1,76 @@
+"""Averages of any length out of those that a run kept (`train --keep-averages`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rekindle.api.merging import merged, named
+from rekindle.api.model import Model
+from rekindle.api.options import takes
+from rekindle.api.source import located
+from rekindle.config import resolve
+from rekindle.errors import RekindleError, some
+from rekindle.methods import merge as merge_
+from rekindle.methods.merging.post_hoc import KEPT, SIGMAS, AverageConfig, Profile, misfit, post_hoc
+
+FAR = 0.1  # of a profile: what is said to be another average than was asked for
+
+
+@takes(AverageConfig)
+def average(averages: str | Path, **options: Any) -> Model:
+    """The power-function average of any relative width, out of those in a folder that `train --keep-averages` left.
+
+    One linear expression over them; nothing is written until `save`. The width is the standard deviation of how far
+    back it looks, as a share of the run.
+
+        rekindle.average("RUN-averages", sigma=0.07).save(OUT)
+    """
+    config: AverageConfig = resolve(AverageConfig, options).config
+    models = kept_in(Path(averages))
+    profiles = {name: _profile(model) for name, model in models.items()}
+    last = max(profile.step for profile in profiles.values())
+    wanted = Profile(config.sigma, last if config.step is None else config.step)
+    _check(wanted, profiles)
+    used = {name: profile for name, profile in profiles.items() if profile.step <= wanted.step}
+    x = post_hoc([*used.values()], wanted)
+    apart = misfit([*used.values()], x, wanted)
+    weights = dict(zip(used, x.tolist(), strict=True))
+    order = sorted(weights, key=lambda name: -profiles[name].step)  # config and other files are the latest one's
+    options = {"how": "linear", "weights": [repr(weights[name]) for name in order]}
+    made = merged({name: models[name] for name in order}, None, resolve(merge_.Config, options))
+    far = "" if apart < FAR else f": another average than that, since {some(SIGMAS)} were kept"
+    made.checkpoint.noting(f"its profile is within {100 * apart:.2g} % of width {config.sigma:g}{far}")
+    return made
+
+
+def kept_in(folder: Path) -> dict[str, Model]:
+    """The averages in a folder, by width and step; raises RekindleError where there are none."""
+    widths = sorted(path for path in folder.glob("sigma-*") if path.is_dir())
+    if not widths:
+        what = f"{folder} holds no averages that a run kept."
+        raise RekindleError(what, hint="RUN-averages, beside the RUN of train --keep-averages")
+    sources: Mapping[str, Any] = {f"{path.name}/step-{one.step}": one.given for path in widths for one in located(path)}
+    return named(sources)
+
+
+def _profile(model: Model) -> Profile:
+    path = model.checkpoint.folder.path / KEPT
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return Profile(float(said["sigma"]), float(said["step"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        what = "This folder does not say which average it is."
+        raise RekindleError(what, where=path, hint="what train --keep-averages wrote") from None
+
+
+def _check(wanted: Profile, kept: Mapping[str, Profile]) -> None:
+    steps = sorted({profile.step for profile in kept.values()})
+    if not 0.005 <= wanted.sigma <= 0.25:
+        what = f"sigma is {wanted.sigma:g}: widths from 0.005 to 0.25 of a run can be made."
+        raise RekindleError(what, hint="--sigma 0.07")
+    if not steps[0] <= wanted.step <= steps[-1]:
+        what = f"No average after step {wanted.step:g} can be made: kept were those of {steps[0]:g} to {steps[-1]:g}."
+        raise RekindleError(what, hint=f"--step {steps[-1]:g}")

@@ -23,6 +23,7 @@ from store.folders import hashes
 import rekindle
 from rekindle.cli.verbs import rekindle as command
 from rekindle.errors import RekindleError
+from rekindle.search.draw import Draw
 from rekindle.store.manifest import read_manifest
 
 OBJECTIVE = """
@@ -128,10 +129,55 @@ def test_a_function_of_tensors_and_another_that_was_not_searched(desk):
     held_out = rekindle.combine("run/checkpoint-*", "f.py:plain", held_out="f.py:other", budget=40)
     assert held_out.data["held_out"]
     assert list(held_out.data["rows"][-1]["reported"]) == ["score"]
+    searched = rekindle.combine("run/checkpoint-*", "f.py:other", budget=40)
+    last, own = ({row["kind"]: row for row in found.data["rows"]}["last"] for found in (held_out, searched))
+    assert last["reported"]["score"] == own["reported"]["score"]  # what the other function says
+    assert last["reported"]["score"] != [last["searched"]]
     several = rekindle.combine([f"run/checkpoint-{step}" for step in (240, 20, 120)], loss, budget=30, seeds=2)
     assert several.data["checkpoints"] == ["step-20", "step-120", "step-240"]  # as they were trained
     assert len(several.data["seeds"]) == 2
     assert several.data["search"] == "gradient"
+
+
+def test_statistics_that_a_model_changes_are_no_part_of_the_next_candidate(desk):
+    """Of a model in training mode, whatever the order in which candidates are scored."""
+    loss = Loss()
+
+    def training(tensors, draw):
+        loss.net.train()
+        return loss(tensors, draw)
+
+    found = [rekindle.combine("run/checkpoint-*", training, budget=30, search="evolution", workers=n) for n in (1, 3)]
+    assert found[0].data == found[1].data
+
+
+def test_what_is_told_of_bfloat16_is_of_what_is_written(desk):
+    narrow, loss = run(desk / "narrow", torch.bfloat16), Loss()
+    found = rekindle.combine(f"{narrow}/checkpoint-*", loss, budget=40)
+    out = {name: x.float() for name, x in load_file(found.save("out") / "model.safetensors").items()}
+    row = next(row for row in found.data["rows"] if row["kind"] == found.data["result"])
+    told = float(loss(out, Draw("report", 0))["loss"])
+    assert told == pytest.approx(row["reported"]["loss"][0], rel=1e-5)
+
+
+def test_names_that_are_patterns_and_floats_of_every_size(desk):
+    for step in (10, 20, 30):
+        g = torch.Generator().manual_seed(step)
+        tensors = {"a[0].running_mean": torch.zeros(2), "b": torch.randn(3, generator=g).double(),
+                   "c": torch.ones(2).double(), "d": torch.randn(2, generator=g)}  # fmt: skip
+        save(Path(f"odd/checkpoint-{step}"), tensors, None)
+    kinds = set()
+
+    def score(tensors, draw=None):
+        kinds.update(x.dtype for x in tensors.values())
+        assert draw is not None
+        return sum(x.square().sum() for x in tensors.values())
+
+    found = rekindle.combine("odd/checkpoint-*", score, budget=20)
+    assert kinds == {torch.float32}
+    assert found.data["held_out"]
+    out = load_file(found.save("out") / "model.safetensors")
+    assert out["b"].dtype == torch.float64
 
 
 def test_coefficients_that_are_free_keep_what_never_moved(desk):
@@ -179,6 +225,34 @@ def lines(path: str | Path) -> int:
     return Path(path).read_text().count("\n") if Path(path).exists() else 0
 
 
+def test_scores_of_another_file_are_not_gone_on_with(desk):
+    text = Path("f.py").read_text()
+    Path("f.py").write_text(text.replace('raise ValueError("no such column")', "raise KeyboardInterrupt"))
+    assert isinstance(
+        typed("combine", "run/checkpoint-*", "out", "--objective", "f.py:broken").exception,
+        SystemExit | KeyboardInterrupt,
+    )
+    Path("f.py").write_text(text)
+    assert Path(".out.search.jsonl").exists()
+    assert "another search" in refused("combine", "run/checkpoint-*", "out", "--objective", "f.py:broken", "--resume")
+
+
+def test_json_is_json(desk):
+    ran("combine", "run/checkpoint-*", "out", "--objective", "f.py:plain", "--budget", 30)
+
+    def strict(constant):
+        raise AssertionError(constant)
+
+    json.loads(Path("out/combine.json").read_text(), parse_constant=strict)
+
+
+def test_a_page_replaces_nothing_that_is_read_or_written(desk):
+    words = ["combine", "run/checkpoint-*", "out", "--objective", "f.py:drawn", "--budget", "30", "--overwrite"]
+    assert "would replace OUT" in refused(*words, "--page", "out")
+    assert "is the source" in refused(*words, "--page", "run/checkpoint-20")
+    assert Path("run/checkpoint-20/model.safetensors").exists()
+
+
 def test_a_dry_run_reads_and_writes_nothing(desk):
     said = ran("combine", "run/checkpoint-*", "out", "--objective", "f.py:plain", "--dry-run")
     assert "checkpoints" in said
@@ -212,6 +286,11 @@ def test_what_is_refused(desk):
     assert "f.py:" in text
     assert "no finite number" in said("run/checkpoint-*", "out", "--objective", "f.py:nan")
     assert "objective is not given" in said("run/checkpoint-*", "out")
+    for flag, value in (("--seeds", 0), ("--budget", 0), ("--workers", 0), ("--samples", 1)):
+        text = said("run/checkpoint-*", "out", "--objective", "f.py:plain", flag, value)
+        assert flag.strip("-") in text
+    with pytest.raises(RekindleError, match="series is empty"):
+        rekindle.combine([], Loss())
     assert "cannot search 12 coefficients" in said(
         "run/checkpoint-*", "out", "--objective", "f.py:plain", "--budget", "5"
     )

@@ -48,9 +48,9 @@ def run(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     return folder
 
 
-def save(folder: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> Path:
+def save(folder: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None = torch.float32) -> Path:
     folder.mkdir(parents=True)
-    cast = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
+    cast = {name: x.to(dtype) if dtype and x.is_floating_point() else x for name, x in tensors.items()}
     save_file({name: x.contiguous() for name, x in cast.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "toy"}))
     return folder

@@ -65,10 +65,11 @@ def test_a_search_approaches_the_best_there_is(search, budget, near):
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("kind", ["one", "free", "convex"])
 def test_sums_budgets_and_that_nothing_gets_worse(search, kind):
-    for budget in (2, 3, 11, 40):
+    for budget in (1, 3, 11, 40):
         one = problem(quadratic, budget, kind)
+        starts = one.ledger.spent
         found = search_named(search)(one)
-        assert one.ledger.spent == budget if search != "gradient" or budget > 2 else one.ledger.spent <= budget
+        assert one.ledger.spent - starts == budget
         assert (
             found[0].score <= min(plain({"w": torch.from_numpy(x)}) for x in start_vectors()) + 1e-6 or kind == "free"
         )
@@ -99,8 +100,13 @@ def test_a_search_that_was_cut_off_goes_on_from_its_journal(search, tmp_path):
             raise KeyboardInterrupt
         return drawn(tensors, draw)
 
-    config = SearchConfig(search=search, budget=70)
-    whole = find(ledger(store_of(THETAS), drawn), config, NAMES)
+    config, every = SearchConfig(search=search, budget=70), []
+
+    def all_of_it(tensors, draw):
+        every.append(draw)
+        return drawn(tensors, draw)
+
+    whole = find(ledger(store_of(THETAS), all_of_it), config, NAMES)
     for _ in range(2):  # cut twice: the first time early
         cut.calls = 0
         with pytest.raises(KeyboardInterrupt), closing(Journal(tmp_path / "j", "a", resume=True)) as journal:
@@ -116,8 +122,10 @@ def test_a_search_that_was_cut_off_goes_on_from_its_journal(search, tmp_path):
     with closing(Journal(tmp_path / "j", "a", resume=True)) as journal:
         known = len(journal)
         again = find(ledger(store_of(THETAS), counted, journal=journal), config, NAMES)
-    assert known == 90
-    assert len(calls) + known == sum(whole.evaluations.values()) == sum(again.evaluations.values())
+    assert 88 <= known <= 90  # what was being scored together when it was cut off is scored again
+    assert len(calls) + known == len(every)
+    assert whole.evaluations == again.evaluations
+    assert sum(whole.evaluations.values()) == pytest.approx(sum(draw.share for draw in every))
     assert np.array_equal(again.result.alpha, whole.result.alpha)
     assert again.combination.reported == whole.combination.reported
     with pytest.raises(RekindleError, match="journal is of another search"):
@@ -131,7 +139,7 @@ def by_numpy(tensors):
 def test_gradient_where_there_is_one_and_cma_where_there_is_none():
     for function, search in ((quadratic, "gradient"), (plain, "cma"), (drawn, "gradient"), (by_numpy, "cma")):
         assert find(ledger(store_of(THETAS), function), SearchConfig(budget=60), NAMES).search == search
-    with pytest.raises(RekindleError, match="number without a gradient"):
+    with pytest.raises(RekindleError, match="without a gradient"):
         find(ledger(store_of(THETAS), plain), SearchConfig(budget=60, search="gradient"), NAMES)
 
 
@@ -193,7 +201,7 @@ def test_objectives_that_are_none():
     with pytest.raises(RekindleError, match="no spread"):
         of(lambda x: 3.0)
     with pytest.raises(RekindleError, match="cannot search 8 coefficients"):
-        find(ledger(store_of(THETAS), plain), SearchConfig(budget=12), NAMES)
+        find(ledger(store_of(THETAS), plain), SearchConfig(budget=5, search="cma"), NAMES)
     with pytest.raises(RekindleError, match="takes 3 values"):
         of(lambda x, draw, more: 3.0)
     with pytest.raises(CheckFailed, match="no finite gradient"):
@@ -209,3 +217,113 @@ def test_candidates_without_a_number_lose_and_are_told():
         outcome = find(ledger(store_of(THETAS), sometimes), SearchConfig(budget=60, search=search), NAMES)
         assert outcome.invalid > 0
         assert np.isfinite(outcome.combination.searched)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("last", [True, False])
+def test_a_search_whose_best_is_a_corner_ends(search, last):
+    """Convex sums, and the best is the last checkpoint or lies beyond it: every candidate is projected onto one."""
+    goal = torch.from_numpy(THETAS[-1] if last else 2 * THETAS[-1] - THETAS[0])
+    for count in (3, K):
+        store = store_of(THETAS[-count:])
+        how = {"search": search, "budget": 300, "sum": "convex"}
+        outcome = find(ledger(store, lambda x: ((x["w"] - goal) ** 2).mean()), SearchConfig(**how), NAMES[-count:])
+        assert outcome.combination.alpha.min() >= 0
+        assert outcome.evaluations["search"] <= 300
+
+
+def test_random_search_is_another_one_and_has_as_many_evaluations():
+    outcome = find(ledger(store_of(THETAS), drawn), SearchConfig(search="random", budget=40), NAMES)
+    assert outcome.evaluations["search"] == outcome.evaluations["random search"] == 40
+    several = find(ledger(store_of(THETAS), drawn), SearchConfig(search="cma", budget=40, seeds=2), NAMES)
+    assert several.evaluations["random search"] == 80
+    assert not np.array_equal(*several.others)
+    with pytest.raises(RekindleError, match="2 searches along its gradient are one"):
+        find(ledger(store_of(THETAS), quadratic), SearchConfig(budget=40, seeds=2), NAMES)
+
+
+def test_a_gradient_that_never_reaches_the_tensors_is_none():
+    """What load_state_dict into a model of one's own leads to."""
+    own = torch.zeros(P, requires_grad=True)
+
+    def loaded(tensors):
+        own.data.copy_(tensors["w"].detach())
+        return ((own - TARGET) ** 2).mean()
+
+    def in_place(tensors):
+        x = tensors["w"] * 1
+        y = x.exp()
+        x += 1
+        y += x
+        return (y.exp() * y).sum() if not y.add_(1).requires_grad else (x.sigmoid() * y.mul_(2) * x.add_(1)).sum()
+
+    assert find(ledger(store_of(THETAS), loaded), SearchConfig(budget=40), NAMES).search == "cma"
+    assert find(ledger(store_of(THETAS), in_place), SearchConfig(budget=40), NAMES).search == "cma"
+
+
+def test_an_objective_that_no_scale_changes_may_have_free_sums():
+    by_sign = find(
+        ledger(store_of(THETAS), lambda x: (x["w"].sign() != TARGET.sign()).float().mean()),
+        SearchConfig(budget=40, sum="free"),
+        NAMES,
+    )
+    assert next(row for row in by_sign.rows if row.kind == "scaled EMA").searched > 0
+
+
+def test_racing_takes_more_candidates_for_the_same_budget():
+    seen = []
+
+    def watched(tensors, draw):
+        seen.append(draw)
+        return drawn(tensors, draw)
+
+    one = problem(watched, 40)
+    seen.clear()
+    found = search_named("evolution")(one)
+    assert sum(draw.share for draw in seen) <= 40
+    assert sum(draw.share < 1 for draw in seen) > 60
+    assert {draw.seed for draw in seen} == {seen[0].seed}
+    assert len(found) == 2 + sum(draw.share == 1 for draw in seen)
+
+
+def test_what_is_judged_is_what_would_be_written():
+    """Coefficients of checkpoints in bfloat16 are judged rounded to it."""
+    told = []
+
+    def rounding(theta):
+        theta[:] = np.round(theta, 1)
+
+    def watched(tensors, draw):
+        told.append(
+            (
+                draw.split,
+                bool(
+                    (tensors["w"] * 10 % 1).abs().max() < 1e-4
+                    or (tensors["w"].mul(10).round() / 10 == tensors["w"]).all()
+                ),
+            )
+        )
+        return drawn(tensors, draw)
+
+    find(ledger(store_of(THETAS), watched, written=rounding), SearchConfig(search="cma", budget=20), NAMES)
+    assert {split for split, rounded in told if rounded} >= {"rerank", "report"}
+    assert not any(rounded for split, rounded in told if split == "search")
+
+
+@pytest.mark.parametrize("text", ["[1]\n", '{"of": "a"}\n{"key": "b"}\n{"key": 1}\n', "\x00\xff", '{"of"'])
+def test_a_file_that_is_no_journal(tmp_path, text):
+    (tmp_path / "j").write_text(text)
+    with pytest.raises(RekindleError, match="no journal of a search|of another search"):
+        Journal(tmp_path / "j", "a", resume=True)
+
+
+def test_a_journal_cut_off_at_any_byte_goes_on(tmp_path):
+    with closing(Journal(tmp_path / "j", "a")) as journal:
+        for key in "abc":
+            journal.note(key, {"score": 1.5, "other": float("nan")}, np.array([1.0, 2.0]))
+    whole = (tmp_path / "j").read_bytes()
+    first = whole.index(b"\n") + 1
+    for end in range(first, len(whole)):
+        (tmp_path / "j").write_bytes(whole[:end])
+        with closing(Journal(tmp_path / "j", "a", resume=True)) as journal:
+            assert len(journal) in (whole[:end].count(b"\n") - 1, whole[:end].count(b"\n"))

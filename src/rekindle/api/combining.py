@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -18,6 +19,7 @@ from rekindle.api.merging import STEP, Source, merged, named, names_of
 from rekindle.api.model import Model, open
 from rekindle.api.options import takes
 from rekindle.api.source import Located, located
+from rekindle.apply.threads import check_workers
 from rekindle.config import Resolved, resolve, to_dict
 from rekindle.edit import Checkpoint
 from rekindle.edit.combine import ONE
@@ -26,9 +28,11 @@ from rekindle.methods import merge as merge_
 from rekindle.report.combination import FILE, combination_text, write_combination
 from rekindle.search.config import CombineConfig
 from rekindle.store.publish import publishing
+from rekindle.store.sample import sampled, sampled_files
 
 if TYPE_CHECKING:
     from rekindle.search.find import Outcome
+    from rekindle.search.judge import Difference
     from rekindle.search.objective import Function, Objective
     from rekindle.search.series import Series
 
@@ -131,13 +135,21 @@ def journal_of(out: Path) -> Path:
 
 def priced(models: Mapping[str, Model], config: CombineConfig) -> dict[str, Any]:
     """What a search takes, out of headers alone: every tensor that could move counts."""
+    from rekindle.search.coefficients import rivals
     from rekindle.search.find import BUDGET, BUDGET_GRADIENT
+    from rekindle.search.judge import REPORTS, RERANKS
     from rekindle.search.series import series_of
+    from rekindle.search.store import ITEMSIZE
 
     series = series_of({name: model.as_parent for name, model in models.items()})
-    each = config.budget or (f"{BUDGET}, or {BUDGET_GRADIENT} by gradient" if config.search == "auto" else BUDGET)
-    return {"checkpoints": len(series), "values": series.size, "bytes": 4 * len(series) * series.size,
-            "evaluations": f"{each} for the search, as many for a random one"}  # fmt: skip
+    check_options(config, 1)
+    each = config.budget or (f"{BUDGET} ({BUDGET_GRADIENT} by gradient)" if config.search == "auto" else BUDGET)
+    others = len({tuple(alpha) for some in rivals(series.names).values() for alpha in some.values()})
+    times = f"{config.seeds} times " if config.seeds > 1 else ""
+    told = f"{others} averages and single checkpoints, {times}{each} for the search, as many for a random one, "
+    return {"checkpoints": len(series), "values": series.size,
+            "bytes": ITEMSIZE[config.store] * len(series) * series.size,
+            "evaluations": f"{told}and some {RERANKS * 25 + REPORTS * 8} to judge"}  # fmt: skip
 
 
 def models_of(
@@ -146,6 +158,8 @@ def models_of(
     """The checkpoints of a series by name, oldest first; of pipelines that part of each, and the last one's folder."""
     if isinstance(series, (str, Path)) or (not isinstance(series, (Mapping, Model)) and _are_places(series)):
         places = located(series)
+        if not places:
+            raise RekindleError("The series is empty.", hint="run/checkpoint-*, or ARCHIVE@*")
         if component or (places[-1].archive is None and (places[-1].path / PIPELINE).is_file()):
             part = component or "unet"
             _check_parts(places, part)
@@ -201,6 +215,7 @@ def combined(
     from rekindle.search.series import STATISTICS, series_of
     from rekindle.search.store import ITEMSIZE, Held, fill, where_to
 
+    check_options(options.config, workers)
     parents = {name: model.as_parent for name, model in models.items()}
     judge = _objective(objective, parents, options.config, pipeline)
     other = None if held_out is None else _objective(held_out, parents, options.config, pipeline)
@@ -211,13 +226,13 @@ def combined(
     store, kept = fill(series, held, room), kept_of(series)
     steps = {name: step_in(name) for name in models} if all(map(STEP.fullmatch, models)) else {}
     with closing(Journal(journal, _search_of(series, judge, options), resume=resume)) as notes:
-        how = {"journal": notes, "workers": workers, "progress": progress}
+        how = {"journal": notes, "workers": workers, "progress": progress, "written": series.rounding()}
         ledger = Ledger(judge, store, series.places, kept, **how)
-        beside = None if other is None else Ledger(other, store, series.places, kept, **how)
+        beside = None if other is None else Ledger(other, store, series.places, kept, name="held out", **how)
         outcome = find(ledger, options.config, series.names, steps=[*steps.values()] or None, held_out=beside)
     scaled = abs(outcome.result.alpha.sum() - 1) > ONE  # else what never moved comes back of itself
     on_disk = series_of(parents).kept if judge.fused and scaled else series.kept
-    keep = tuple(name for name in on_disk if scaled or name.endswith(STATISTICS))
+    keep = tuple(escape(name) for name in on_disk if scaled or name.endswith(STATISTICS))
     component = (options.config.component or "unet") if pipeline else None
     data = described(outcome, series, judge.name, options.config)
     data["notes"] = [note for note in (restart(parents, steps),) if note]
@@ -256,7 +271,26 @@ def _search_of(series: Series, objective: Objective, options: Resolved[CombineCo
     """Names a search: a journal of another one is of no use to it."""
     folders = [checkpoint.folder for checkpoint in series.checkpoints.values()]
     told = {name: value["value"] for name, value in options.options().items()}
-    return json.dumps([[folder.fingerprint for folder in folders], list(series.names), objective.name, told])
+    files = [Path(str(told[name]).rpartition(":")[0]).expanduser() for name in ("objective", "held_out", "features")]
+    files += _files_of(Path(told["data"]).expanduser())
+    read = sampled_files({str(path): path for path in files if path.is_file()})
+    stored = [sampled(folder.tensors) for folder in folders]
+    return json.dumps(
+        [[folder.fingerprint for folder in folders], stored, list(series.names), objective.name, told, read]
+    )
+
+
+def _files_of(data: Path) -> list[Path]:
+    return sorted(data.rglob("*")) if data.is_dir() else [data]
+
+
+def check_options(config: CombineConfig, workers: int) -> None:
+    """Raise RekindleError for numbers that are none."""
+    check_workers(workers)
+    for name, least in (("budget", 1), ("seeds", 1), ("samples", 2), ("sampling_steps", 1), ("batch_tokens", 1)):
+        if (value := getattr(config, name)) is not None and value < least:
+            flag = name.replace("_", "-")
+            raise RekindleError(f"{name} is {value}: {least} is the least.", hint=f"--{flag} {least}, or more")
 
 
 def function_in(place: str) -> Function:
@@ -285,6 +319,15 @@ def function_in(place: str) -> Function:
     return found
 
 
+def _finite(number: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return number if math.isfinite(number) else None
+
+
+def _interval(apart: Difference) -> dict[str, float | None]:
+    return {name: _finite(number) for name, number in apart._asdict().items()}
+
+
 def described(outcome: Outcome, series: Series, objective: str, config: CombineConfig) -> dict[str, Any]:
     """What OUT/combine.json holds: numbers and names alone."""
     from rekindle.search.judge import difference
@@ -293,10 +336,10 @@ def described(outcome: Outcome, series: Series, objective: str, config: CombineC
         {
             "kind": row.kind,
             "name": row.name,
-            "searched": row.searched if math.isfinite(row.searched) else None,
-            "reported": row.reported,
-            "less_ema": {metric: difference(row, outcome.ema, metric)._asdict() for metric in outcome.metrics},
-            "less_rival": {metric: difference(row, outcome.rival, metric)._asdict() for metric in outcome.metrics},
+            "searched": _finite(row.searched),
+            "reported": {metric: [_finite(value) for value in values] for metric, values in row.reported.items()},
+            "less_ema": {metric: _interval(difference(row, outcome.ema, metric)) for metric in outcome.metrics},
+            "less_rival": {metric: _interval(difference(row, outcome.rival, metric)) for metric in outcome.metrics},
             "distance": far,
             "coefficients": row.alpha.tolist(),
         }
@@ -309,7 +352,8 @@ def described(outcome: Outcome, series: Series, objective: str, config: CombineC
         "seed": config.seed,
         "options": to_dict(config),
         "checkpoints": list(series.names),
-        "alone": [score if math.isfinite(score) else None for score in outcome.alone],
+        "searched": outcome.searched,
+        "alone": [_finite(score) for score in outcome.alone],
         "values": series.size,
         "held_out": outcome.held_out,
         "evaluations": dict(outcome.evaluations),

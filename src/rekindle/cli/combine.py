@@ -10,11 +10,11 @@ import click
 
 from rekindle import api
 from rekindle.api.combining import combined, journal_of, models_of, priced
-from rekindle.api.saving import check_apart
-from rekindle.api.source import files_read, typed
+from rekindle.api.source import files_read, place, typed
 from rekindle.apply.save import SaveConfig
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, nbytes, result, say, table
+from rekindle.errors import RekindleError
 from rekindle.methods.merging.post_hoc import AverageConfig
 from rekindle.progress import Progress
 from rekindle.report.combination import combination_text
@@ -58,9 +58,12 @@ def combine(
     options, save = resolved(CombineConfig, given, config_file, out), resolved(SaveConfig, given)
     models, pipeline = models_of(typed(series), options.config.component)
     echo(f"rekindle combine: {' '.join(series)} -> {out}", options, save)
-    check_spares(Path(out), None, *files_read(options.config))
-    for model in models.values():
-        check_apart(model, Path(out), save.config)
+    for folder in map(Path, (out, *([page] if page else []))):
+        check_spares(folder, pipeline, *files_read(options.config))
+        for given in (given for model in models.values() for given in model.given.values()):
+            check_spares(folder, place(given))
+    if page and Path(page).resolve() == Path(out).resolve():
+        raise RekindleError("The page would replace OUT.", hint="--page PAGE, another folder")
     if dry_run:
         cost = priced(models, options.config)
         rows = [("checkpoints", str(cost["checkpoints"])), ("values", count(cost["values"])),

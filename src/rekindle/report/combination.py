@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import correlation, fmean
@@ -18,6 +19,7 @@ from rekindle.store.publish import publishing
 
 FILE = "combine.json"  # in a folder that `combine` wrote
 CHOSEN = "combination"
+STEP = re.compile(r"step-\d+")
 
 
 def combination_text(data: Mapping[str, Any]) -> str:
@@ -35,10 +37,10 @@ def rows_of(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
     for row in data["rows"]:
         apart = row["less_ema"][metrics[0]]
-        known = row["kind"] != "EMA" and math.isfinite(apart["lo"])
+        known = row["kind"] != "EMA" and apart["lo"] is not None
         interval = f"{apart['lo']:+.3g} to {apart['hi']:+.3g}".replace("-", "−") if known else ""
-        means = [f"{fmean(values):.4g}" for values in row["reported"].values()]
-        said = f"{apart['mean']:+.3g}".replace("-", "−") if row["kind"] != "EMA" else ""
+        means = ["" if None in values else f"{fmean(values):.4g}" for values in row["reported"].values()]
+        said = f"{apart['mean']:+.3g}".replace("-", "−") if row["kind"] != "EMA" and apart["mean"] is not None else ""
         name = f"by {data['search']}, {row['name']}" if row["kind"] == CHOSEN else row["name"]
         searched = "" if row["searched"] is None else f"{row['searched']:.4g}"
         lines.append((row["kind"], name, searched, *means, said, interval, f"{row['distance']:.2f}"))
@@ -57,7 +59,7 @@ def verdict(data: Mapping[str, Any]) -> str:
     share = f" ({-100 * apart['mean'] / base:.1f} %)" if base > 0 else ""
     reached = f"{metric} {fmean(made['reported'][metric]):.4g}, {-apart['mean']:.4g}{share} below"
     said = f"{_found(made, data)}: {reached} {_named(rival)}, the best without a search, {where}"
-    if not math.isfinite(apart["lo"]):
+    if apart["lo"] is None:
         return f"{said}; of one value no interval is known."
     sure = "" if apart["hi"] < 0 else ", so it may be chance"
     return f"{said}; 95 % interval {signed(-apart['hi'])} to {signed(-apart['lo'])}{sure}."
@@ -115,18 +117,25 @@ def charts(data: Mapping[str, Any]) -> list[Chart]:
     """The coefficients of the result and of the best EMA; and, where a search ran several times, of each."""
     rows = {row["kind"]: row["coefficients"] for row in data["rows"]}
     names, made = data["checkpoints"], data["result"]
-    steps = [float(name.removeprefix("step-")) if name.startswith("step-") else k for k, name in enumerate(names, 1)]
+    numbered = all(STEP.fullmatch(name) for name in names)
+    steps = [float(name.removeprefix("step-")) if numbered else k for k, name in enumerate(names, 1)]
     alone = [math.nan if score is None else score for score in data["alone"]]
     arms = {"EMA": rows["EMA"], CHOSEN: rows[CHOSEN], made: rows[made]}
     below = sum(a < 0 for a in rows[CHOSEN])
     title = f"{below} of {len(names)} coefficients are negative, the largest is {max(map(abs, rows[CHOSEN])):.2f}"
-    metric = next(iter(data["rows"][-1]["reported"]))
+    metric = data["searched"]
     caption = f"Above: {metric} of each checkpoint alone, on the search's data. Below: what each counts."
     found = [coefficients_chart("coefficients", title, caption, steps, arms, alone, metric)]
     if len(data["seeds"]) > 1:
-        alike = [correlation(one, other) for one, other in combinations(data["seeds"], 2)]
-        title = f"Searches with other seeds: coefficients correlate by {min(alike):.2f} to {max(alike):.2f}"
+        title = f"What {len(data['seeds'])} searches found{_alike(data['seeds'])}"
         own = {f"seed {data['seed'] + i}": alpha for i, alpha in enumerate(data["seeds"])}
         caption = "What the search found with each seed, by its own score."
         found.append(coefficients_chart("seeds", title, caption, steps, own))
     return found
+
+
+def _alike(alphas: Sequence[Sequence[float]]) -> str:
+    """How the coefficients of several searches correlate; nothing of such that do not vary."""
+    pairs = [pair for pair in combinations(alphas, 2) if all(len({*one}) > 1 for one in pair)]
+    found = [correlation(*pair) for pair in pairs]
+    return f": coefficients correlate by {min(found):.2f} to {max(found):.2f}" if found else ""

@@ -13,10 +13,10 @@ ROUND = 8
 
 def at_random(problem: Problem) -> list[Scored]:
     rng = np.random.default_rng(problem.seed)
-    pool = ranked(problem.scored(problem.starts))
+    pool = problem.started
     origin = pool[0].alpha
     while problem.left > 0:
         steps = np.exp(rng.uniform(np.log(LEAST), np.log(MOST), (ROUND, 1)))
         drawn = origin + steps * rng.standard_normal((ROUND, origin.size))
-        pool += problem.scored([onto(alpha, problem.kind) for alpha in drawn])
+        pool += problem.raced([onto(alpha, problem.kind) for alpha in drawn])[0]
     return ranked(pool)

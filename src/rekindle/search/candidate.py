@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from rekindle.edit.expressions import Expr
-from rekindle.search.series import Place, Series
-from rekindle.store.dtypes import TORCH
+from rekindle.search.series import STATISTICS, Place, Series
+from rekindle.store.dtypes import COMPUTED, TORCH
 from rekindle.store.files import Files
 
 
@@ -28,7 +28,11 @@ class Candidate:
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {**self._views, **self._kept}
+        return {**self._views, **self._others()}
+
+    def _others(self) -> dict[str, torch.Tensor]:
+        """What is kept; of statistics, which a model in training mode changes, a copy each time."""
+        return {name: x.clone() if name.endswith(STATISTICS) else x for name, x in self._kept.items()}
 
     def leaves(self) -> tuple[dict[str, torch.Tensor], NDArray]:
         """The tensors as leaves of a graph, and the vector that their gradients are added up in, 0 at first."""
@@ -39,7 +43,7 @@ class Candidate:
         for name, place in self._places.items():
             found[name] = self._views[name].detach().requires_grad_()
             found[name].grad = _view(self._gradient, place)  # backward adds to what is there
-        return {**found, **self._kept}, self._gradient
+        return {**found, **self._others()}, self._gradient
 
 
 def kept_of(series: Series) -> dict[str, torch.Tensor]:
@@ -49,8 +53,8 @@ def kept_of(series: Series) -> dict[str, torch.Tensor]:
 
 
 def as_tensor(x: Expr, files: Files) -> torch.Tensor:
-    """A stored tensor as it is; bfloat16 and other floats of 16 bits as float32."""
-    if x.dtype in ("BF16", "F16", "F32"):
+    """A stored tensor as it is; floats as float32."""
+    if x.dtype in COMPUTED:
         return torch.from_numpy(x.values(0, x.num_rows, files).astype(np.float32).reshape(x.shape))
     raw = x.raw(0, x.num_rows, files)
     return torch.from_numpy(np.array(raw)).view(getattr(torch, TORCH[x.dtype])).reshape(x.shape)

@@ -18,23 +18,19 @@ STEP = 0.065  # as far as evolution's mutation goes
 
 
 def cma(problem: Problem) -> list[Scored]:
-    pool = ranked(problem.scored(problem.starts))
-    if problem.left == 0:
-        return pool
+    pool = problem.started
     origin = pool[0].alpha
     turn = directions(origin.size, problem.kind)
     generations = CMA(mean=np.zeros(turn.shape[1]), sigma=STEP, seed=problem.seed)
     while problem.left > 0:
         asked = [generations.ask() for _ in range(generations.population_size)]
-        found = problem.scored([onto(origin + turn @ z, problem.kind) for z in asked])
+        found, order = problem.raced([onto(origin + turn @ z, problem.kind) for z in asked])
         pool += found
-        if len(found) < len(asked):
+        if len(order) < len(asked):
             break
-        worst = max((one.score for one in found if np.isfinite(one.score)), default=0.0)
-        told = [(z, one.score if np.isfinite(one.score) else worst + 1) for z, one in zip(asked, found, strict=True)]
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            generations.tell(told)
+            generations.tell([(asked[i], float(place)) for place, i in enumerate(order)])  # ranks are all it looks at
     return ranked(pool)
 
 

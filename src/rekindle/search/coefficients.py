@@ -87,6 +87,7 @@ def onto(alpha: Alpha, kind: Sum) -> Alpha:
         return alpha
     if kind == "one":
         return alpha + (1 - alpha.sum()) / alpha.size
+    alpha = alpha - alpha.max()  # the same projection, with digits to spare
     falling = np.sort(alpha)[::-1]  # Duchi et al. 2008: projection onto the simplex
     excess = (np.cumsum(falling) - 1) / np.arange(1, alpha.size + 1)
     found = np.maximum(alpha - excess[np.flatnonzero(falling > excess)[-1]], 0.0)

@@ -13,7 +13,7 @@ class SearchConfig:
     """How coefficients are searched."""
 
     budget: int | None = option(
-        None, help="evaluations of the objective, of each seed (default: 500, of gradient search 100)"
+        None, help="evaluations of each search, behind those of its starts (default: 500, of gradient search 100)"
     )
     search: Literal["auto", "gradient", "cma", "evolution", "random"] = option(
         "auto", help="how; auto: by gradient where the objective has one, else CMA-ES; evolution is the paper's"
@@ -40,7 +40,9 @@ class CombineConfig(SearchConfig):
     text_column: str | None = option(None, help="loss: column of the rows that holds the text")
     batch_tokens: Count = option(Count(8192), help="loss: tokens of each evaluation")
     held_out_tokens: Count = option(Count(65536), help="loss: most tokens of held-out documents that are reported")
-    skip: Count = option(Count(0), help="loss: tokens of the training order to pass over, such as those trained on")
+    skip: Count = option(
+        Count(0), help="loss: tokens of the training order (of seed 0) to pass over, such as those trained on"
+    )
     seq_len: int | None = option(None, help="loss: tokens per sequence (default: the context, 512 at most)")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", help="loss: arithmetic of the model")
     component: str | None = option(None, help="fd, kid: what of a pipeline's folder is combined (default: unet)")

@@ -5,7 +5,7 @@ brought back to 1. Nothing is discarded. A round of children is bred from all th
 scored together.
 
     crossover   with probability .3, each coefficient from the first parent with .6, else from the second
-    mutation    each coefficient with probability .25 by a normal of .065
+    mutation    each coefficient with probability .25, and one in any case, by a normal of .065
     parents     the best 10 of all
 
 Source: LCSC (Liu et al. 2024, arXiv 2404.02241), whose search was never released; the operators and their numbers are
@@ -27,10 +27,10 @@ MUTATION, STEP = 0.25, 0.065
 
 def evolution(problem: Problem) -> list[Scored]:
     rng = np.random.default_rng(problem.seed)
-    pool = ranked(problem.scored(problem.starts))
+    pool = problem.started
     while problem.left > 0:
         children = [child(pool, rng, problem.kind) for _ in range(ROUND)]
-        pool = ranked([*pool, *problem.scored(children)])
+        pool = ranked([*pool, *problem.raced(children)[0]])
     return pool
 
 
@@ -42,6 +42,7 @@ def child(pool: list[Scored], rng: np.random.Generator, kind: Sum) -> Alpha:
     made = np.where(rng.random(parents[0].size) < FROM_FIRST, parents[first], parents[second]) if crossed else None
     alpha = parents[first] if made is None else made
     changed = rng.random(alpha.size) < MUTATION
+    changed[rng.integers(alpha.size)] = True  # every child is another one
     return restored(alpha + changed * rng.normal(0, STEP, alpha.size), kind)
 
 

@@ -21,6 +21,7 @@ from rekindle.search.judge import (
     RERANKED,
     Row,
     best_of_each,
+    check_spread,
     difference,
     report,
     reranked,
@@ -36,6 +37,8 @@ SEARCHES = {
     "random": "rekindle.search.at_random:at_random",
 }
 BUDGET, BUDGET_GRADIENT = 500, 100  # evaluations where none are asked for
+FEWEST = 8  # evaluations that are a search
+OTHERS = 1000  # seeds of random search lie so far from those of the search
 SCALES = (0.9, 0.92, 0.94, 0.96, 0.98, 0.99, 1.01, 1.02, 1.04)  # of the EMA, where sums are free
 
 
@@ -50,6 +53,7 @@ class Outcome:
     held_out: bool  # whether the report is of data that nothing was chosen by
     evaluations: Mapping[str, float]  # by what they were for
     distances: Sequence[float]  # of each row from the best EMA, in units of that between first and last checkpoint
+    searched: str  # what the number is called that was searched
     alone: Sequence[float]  # scores of single checkpoints, where they were searched
     others: Sequence[Alpha]  # what the search of each seed found, by its own score
     invalid: int  # evaluations that gave no finite number
@@ -82,7 +86,10 @@ def find(
     knows no draws.
     """
     spent, first = Spent(ledger), Draw("search", key=config.seed)
+    if config.budget is not None:
+        _check_budget(config.budget, config.search, len(names))
     rows = best_of_each(ledger, rivals(names, steps), first)
+    check_spread([row.searched for row in rows])
     if config.sum == "free":
         scaled = {f"{c:g} x {_ema(rows).name}": c * _ema(rows).alpha for c in SCALES}
         rows += best_of_each(ledger, {"scaled EMA": scaled}, first)
@@ -91,20 +98,23 @@ def find(
 
     starts = _distinct([*rivals(names)[EMA].values(), *(row.alpha for row in rows)])
     budget = config.budget or (BUDGET_GRADIENT if search == "gradient" else BUDGET)
-    _check_budget(budget, search, len(starts), len(names))
+    _check_budget(budget, search, len(names))
+    if search == "gradient" and config.seeds > 1 and not ledger.objective.draws:
+        what = f"{ledger.objective.name} takes no draw: {config.seeds} searches along its gradient are one."
+        raise RekindleError(what, hint="--seeds 1, or --search cma")
 
-    def found(kind: str, how: str, seed: int) -> list[Row]:
-        problem = Problem(ledger, starts, budget, config.sum, seed, Draw("search", key=seed))
+    def found(kind: str, how: str, seed: int, other: int = 0) -> list[Row]:
+        problem = Problem(ledger, starts, budget, config.sum, seed + other, Draw("search", key=seed))
         some = search_named(how)(problem)[:RERANKED]
         fresh = how == "gradient" and ledger.objective.draws  # its scores are of other data each
         return [Row(kind, f"seed {seed}", one.alpha, math.nan if fresh else one.score) for one in some]
 
     by_seed = [found(CHOSEN, search, config.seed + i) for i in range(config.seeds)]
     spent.on("search")
-    drawn = found(RANDOM, "random", config.seed)
+    drawn = [found(RANDOM, "random", config.seed + i, OTHERS) for i in range(config.seeds)]
     spent.on("random search")
 
-    order = reranked(ledger, [*rows, *drawn, *chain(*by_seed)], config.seed)
+    order = reranked(ledger, [*rows, *chain(*drawn, *by_seed)], config.seed)
     rows += [next(row for row in order if row.kind == kind) for kind in (RANDOM, CHOSEN)]
     rival = next(row for row in order if row.kind not in (CHOSEN, RANDOM))
     spent.on("re-rank")
@@ -121,6 +131,7 @@ def find(
         held_out=bool(judged.objective.draws or held_out),
         evaluations=spent.by,
         distances=_distances(ledger.store, rows),
+        searched=next(iter(ledger.numbers([rows[0].alpha], first)[0])),
         alone=ledger.scores([*rivals(names)["single"].values()], first),
         others=[some[0].alpha for some in by_seed],
         invalid=ledger.invalid,
@@ -153,25 +164,24 @@ def _chosen(config: SearchConfig, ledger: Ledger, start: Row, draw: Draw) -> str
     """Which search; raises RekindleError where a gradient is asked for and there is none."""
     if config.search not in ("auto", "gradient"):
         return config.search
-    what, why = f"The objective {ledger.objective.name} gives a number without a gradient.", None
+    what, why = f"The objective {ledger.objective.name} gives a number without a gradient in the tensors.", None
     try:
         _, slope = ledger.slope(start.alpha, draw)
-        if slope is not None:
+        if slope is not None and slope.any():
             return "gradient"
     except RekindleError as error:  # such as numpy, which takes no tensor that has a gradient
         why = error.what
     if config.search == "auto":
         return "cma"
-    hint = "--search cma; or a torch scalar that is computed from the tensors it is given"
+    hint = "--search cma; or a torch scalar computed from the tensors, as torch.func.functional_call does"
     raise RekindleError(what, why=why, hint=hint)
 
 
-def _check_budget(budget: int, search: str, starts: int, count: int) -> None:
-    least = starts + 8 if search == "gradient" else max(starts + 8, count)
+def _check_budget(budget: int, search: str, count: int) -> None:
+    least = FEWEST if search in ("gradient", "auto") else max(FEWEST, count)
     if budget < least:
         what = f"A budget of {counted(budget, 'evaluation')} cannot search {count} coefficients."
-        why = f"{search} begins with {starts} averages, and needs {least} in all"
-        raise RekindleError(what, why=why, hint=f"--budget {least}, or fewer checkpoints")
+        raise RekindleError(what, why=f"it needs {least}", hint=f"--budget {least}, or fewer checkpoints")
 
 
 def _ema(rows: Sequence[Row]) -> Row:

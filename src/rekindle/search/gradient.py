@@ -15,7 +15,7 @@ import numpy as np
 from rekindle.errors import CheckFailed
 from rekindle.search.coefficients import along, onto
 from rekindle.search.draw import Draw
-from rekindle.search.problem import Problem, Scored, ranked
+from rekindle.search.problem import Problem, Scored
 
 RATE = 0.02  # of Adam, falling to 0 along a line
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-12
@@ -24,7 +24,7 @@ KEPT = 8  # points of the last half of the path that are given back
 
 def gradient(problem: Problem) -> list[Scored]:
     """Raises CheckFailed where the objective has no gradient at half of all steps or more."""
-    starts = ranked(problem.scored(problem.starts))
+    starts = problem.started
     alpha, steps = starts[0].alpha, problem.left
     exp_avg, exp_avg_sq, missed, path = np.zeros(alpha.size), np.zeros(alpha.size), 0, []
     for step in range(1, steps + 1):

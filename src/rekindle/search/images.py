@@ -20,11 +20,11 @@ from rekindle.search.config import CombineConfig
 from rekindle.search.copies import Copies
 from rekindle.search.objective import Objective
 from rekindle.search.quality import Features, Metric, Quality, real
-from rekindle.search.sampling import quiet_diffusers, sample
+from rekindle.search.sampling import mixed, quiet_diffusers, sample
 
 FEWEST = 16  # real images on each side
 STEPS = 10  # of a sampler that needs several
-TOGETHER = 256  # images that are made at once where no gradient is kept
+TOGETHER = 256  # images that are made at once
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,18 @@ class Pipeline:
             told = {"class_labels": labels} if labels is not None else {}
             return torch.func.functional_call(model, own, (x, t.to(self.device)), told).sample[:, : self.shape[0]]
 
-        size = n if torch.is_grad_enabled() else TOGETHER
         made = []
-        for part, at in enumerate(range(0, n, size)):
-            count = min(size, n - at)
-            labels = self._labels(count, seed + part)
-            x = sample(denoise, self.pipe.scheduler, (count, *self.shape), self.steps, seed + part, self.device)
+        for at in range(0, n, TOGETHER):  # with a gradient too: a draw is one set of samples
+            count, part = min(TOGETHER, n - at), mixed(seed, at)
+            labels = self._labels(count, part)
+            x = sample(denoise, self.pipe.scheduler, (count, *self.shape), self.steps, part, self.device)
             made.append(self._decoded(x).cpu())
         return torch.cat(made)
 
     def _labels(self, count: int, seed: int) -> torch.Tensor | None:
         if not self.classes:
             return None
-        g = torch.Generator().manual_seed(seed + 2)
+        g = torch.Generator().manual_seed(mixed(seed, "labels"))
         return torch.randint(0, self.classes, (count,), generator=g).to(self.device)
 
     def _decoded(self, x: torch.Tensor) -> torch.Tensor:
@@ -74,7 +73,7 @@ def quality_of(pipeline: Path, config: CombineConfig, feature_function: Callable
     model = getattr(pipe, config.component or "unet")
     shape = (model.config.in_channels, *_square(model.config.sample_size))
     data = read_images(Path(config.data).expanduser())
-    features = _features(feature_function)
+    features = _features(feature_function, data[:2])
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     searched, held_out = data[order[: len(data) // 2]], data[order[len(data) // 2 :]]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -123,9 +122,18 @@ def opened(folder: Path) -> Any:
     return pipe
 
 
-def _features(function: Callable[..., Any] | None) -> Features:
+def _features(function: Callable[..., Any] | None, some: torch.Tensor) -> Features:
+    """Pixels, or a function; raises RekindleError where that gives no features of `some` images."""
     if function is None:
         return lambda x: x.flatten(1)
+    try:
+        with torch.no_grad():
+            found = function(some)
+    except Exception as error:
+        what = f"The features' function raised {type(error).__name__}: {first_line(error)}."
+        raise RekindleError(what, why=f"it was given images {list(some.shape)}") from error
+    if not isinstance(found, torch.Tensor) or len(found) != len(some):
+        raise RekindleError("The features' function gave no tensor [n, d].", why=f"for images {list(some.shape)}")
     return function
 
 
@@ -189,5 +197,7 @@ def _scaled(array: np.ndarray) -> torch.Tensor:
         array = np.moveaxis(array, 1, -1)
     x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 1), np.float32))
     if array.dtype.kind == "u":
-        return x / 127.5 - 1
+        return x / (np.iinfo(array.dtype).max / 2) - 1
+    if x.abs().max() > 1:
+        raise RekindleError(f"These images have values up to {x.abs().max():g}.", hint="from 0 to 1, or from -1 to 1")
     return x if x.min() < 0 else 2 * x - 1

@@ -64,15 +64,15 @@ def difference(row: Row, other: Row, metric: str | None = None) -> Difference:
 
 
 def best_of_each(ledger: Ledger, rivals: Mapping[str, Mapping[str, Alpha]], draw: Draw) -> list[Row]:
-    """Of each kind of rival the best on one draw; raises RekindleError where all score the same, or none scores."""
+    """Of each kind of rival the best on one draw."""
     named = [(kind, name, alpha) for kind, some in rivals.items() for name, alpha in some.items()]
     scores = ledger.scores([alpha for _, _, alpha in named], draw)
-    _check_spread(scores)
     rows = [Row(kind, name, alpha, score) for (kind, name, alpha), score in zip(named, scores, strict=True)]
     return [min((row for row in rows if row.kind == kind), key=lambda row: row.searched) for kind in rivals]
 
 
-def _check_spread(scores: Sequence[float]) -> None:
+def check_spread(scores: Sequence[float]) -> None:
+    """Raise RekindleError where different models all score the same, or none scores."""
     finite = [score for score in scores if math.isfinite(score)]
     if not finite:
         what = "The objective gives no finite number for any checkpoint, nor for any of their averages."
@@ -87,18 +87,19 @@ def reranked(ledger: Ledger, rows: Sequence[Row], key: int) -> list[Row]:
     scores = [[row.searched for row in rows]]
     if ledger.objective.draws:
         draws = [Draw("rerank", number, key=key) for number in range(RERANKS)]
-        scores = [ledger.scores([row.alpha for row in rows], draw) for draw in draws]
+        scores = [ledger.scores([row.alpha for row in rows], draw, as_written=True) for draw in draws]
     means = np.mean(scores, axis=0)
     return [rows[i] for i in np.argsort(means, kind="stable")]
 
 
 def report(ledger: Ledger, rows: Sequence[Row], key: int) -> None:
-    """Fill in what is reported of each row: every draw is made once, and all rows see it.
+    """Fill in what is reported of each row, as it would be written: every draw is made once, and all rows see it.
 
     Of an objective that knows no draws there is one; where it is the one that was searched, no draw is held out.
     """
     for number in range(REPORTS if ledger.objective.draws else 1):
         draw = Draw("report", number, key=key)
-        for row, numbers in zip(rows, ledger.numbers([row.alpha for row in rows], draw), strict=True):
+        told = ledger.numbers([row.alpha for row in rows], draw, as_written=True)
+        for row, numbers in zip(rows, told, strict=True):
             for metric, value in numbers.items():
                 row.reported.setdefault(metric, []).append(value)

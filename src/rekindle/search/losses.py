@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,8 +28,11 @@ from rekindle.train.losses import forward
 from rekindle.train.model import check_lengths, check_vocabulary, load_tokenizer, model_sizes
 from rekindle.train.objectives import Batch, objective_of, on, rows_of
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 SEQ_LEN = 512
-LATER = 1 << 20  # batches behind those of the search
+APART, LATER = 100_000, 1 << 30  # batches between those of two searches, and from a search's to those of a re-rank
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,14 @@ class Loss:
     rows: int
     first: int  # row of the training order that a search begins at
     held_out: Batch
-    device: torch.device
+    accelerator: Accelerator
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
-        batch = on(self.batch(draw), self.device)
-        own = {name: tensor.to(self.device) for name, tensor in tensors.items() if name in self.names}
+        device = self.accelerator.device
+        batch = on(self.batch(draw), device)
+        own = {name: tensor.to(device) for name, tensor in tensors.items() if name in self.names}
         call = _Call(self.copies.own, self.objective)
-        with out_of_memory_explained("a smaller --batch-tokens or --seq-len"):
+        with out_of_memory_explained("a smaller --batch-tokens or --seq-len"), self.accelerator.autocast():
             found = torch.func.functional_call(call, {f"model.{name}": x for name, x in own.items()}, (batch,))
         return {"loss": found}
 
@@ -57,7 +61,7 @@ class Loss:
         if draw.split == "report":
             part = torch.arange(draw.number, rows_of(self.held_out), REPORTS)
             return {name: tensor[part] for name, tensor in self.held_out.items()}
-        number = draw.number + (LATER if draw.split == "rerank" else 0)
+        number = draw.number + draw.key % 1000 * APART + (LATER if draw.split == "rerank" else 0)
         return self.objective.batch(self.first + number * self.rows, max(1, round(self.rows * draw.share)))
 
 
@@ -76,7 +80,7 @@ def loss_of(source: Folder, config: CombineConfig) -> Objective:
     """The loss of models such as that in `source`; raises RekindleError for data that do not fit it."""
     vocab_size, context = model_sizes(source.config)
     seq_len = config.seq_len or min(context, SEQ_LEN)
-    training = TrainConfig(data=config.data, text_column=config.text_column, seq_len=seq_len, seed=config.seed)
+    training = TrainConfig(data=config.data, text_column=config.text_column, seq_len=seq_len)
     kind = objective_of(training, source)
     check_lengths(seq_len, source.config, None)
     tokenizer = load_tokenizer(source.path)
@@ -94,10 +98,6 @@ def loss_of(source: Folder, config: CombineConfig) -> Objective:
         replace(source, native=False), output=kind.output
     ).eval()  # as it is opened: out of an archive too
     names = frozenset(name for name, _ in chain(model.named_parameters(), model.named_buffers()))
-    device = make_accelerator(config.precision).device
-    return Objective(
-        Loss(Copies(model.to(device)), names, objective, rows, config.skip // seq_len, held_out, device),
-        True,
-        "loss",
-        fused=True,
-    )
+    accelerator = make_accelerator(config.precision)
+    first, copies = config.skip // seq_len, Copies(model.to(accelerator.device))
+    return Objective(Loss(copies, names, objective, rows, first, held_out, accelerator), True, "loss", fused=True)

@@ -14,11 +14,10 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rekindle.errors import Ended, RekindleError, first_line
 from rekindle.search.draw import Draw
@@ -26,17 +25,6 @@ from rekindle.search.draw import Draw
 Tensors = Mapping[str, torch.Tensor]
 Function = Callable[..., Any]
 SCORE = "score"  # what the number of a function that names none is called
-
-
-class Found(NamedTuple):
-    """What an objective found: numbers by name, the first of which is searched, and that one's gradient in theta."""
-
-    numbers: dict[str, float]
-    gradient: NDArray[np.float32] | None = None
-
-    @property
-    def score(self) -> float:
-        return next(iter(self.numbers.values()))
 
 
 @dataclass(frozen=True)
@@ -73,8 +61,9 @@ def objective_of(function: Function | Objective) -> Objective:
     if isinstance(function, Objective):
         return function
     try:
-        parameters = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-        count = len([p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)])
+        parameters = inspect.signature(function).parameters
+        own = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        count = len([p for p in own if p.default is p.empty or p.name == "draw"])
     except (TypeError, ValueError):
         count = 1
     name = getattr(function, "__name__", type(function).__name__)
@@ -86,13 +75,15 @@ def objective_of(function: Function | Objective) -> Objective:
 
 def number_of(value: Any) -> float:
     """As a Python float; NaN of anything that is not finite."""
-    number = float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
+    number = float(value.detach() if isinstance(value, torch.Tensor) else np.asarray(value).item())
     return number if math.isfinite(number) else math.nan
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.numel() == 1 and not value.is_complex()
+    if isinstance(value, np.ndarray):
+        return value.size == 1 and value.dtype.kind in "iuf"
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 

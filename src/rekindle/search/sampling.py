@@ -6,6 +6,7 @@ diffusers' own pipelines run without gradients; this is what they do for a model
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -18,15 +19,20 @@ Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of noisy sampl
 def sample(
     denoise: Denoise, scheduler: Any, shape: tuple[int, ...], steps: int, seed: int, device: str | torch.device = "cpu"
 ) -> torch.Tensor:
-    """Samples [n, ...] in the scheduler's `steps`: the same noise for the same seed, the first ones for a smaller n."""
-    noise = [torch.Generator().manual_seed(seed + i) for i in range(2)]  # of the start, and of each step
+    """Samples [n, ...] in the scheduler's `steps`: the same noise for the same seed."""
+    start, each = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(mixed(seed, "steps"))
     scheduler = copy.deepcopy(scheduler)  # which counts its steps
     scheduler.set_timesteps(steps)
-    x = torch.randn(shape, generator=noise[0]).to(device) * scheduler.init_noise_sigma
+    x = torch.randn(shape, generator=start).to(device) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         out = denoise(scheduler.scale_model_input(x, t), t)
-        x = scheduler.step(out, t, x, **_noisy(scheduler, noise[1])).prev_sample
+        x = scheduler.step(out, t, x, **_noisy(scheduler, each)).prev_sample
     return x
+
+
+def mixed(seed: int, of: object) -> int:
+    """Another seed for everything that noise is drawn for."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{of}".encode(), digest_size=6).digest(), "big")
 
 
 def _noisy(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:

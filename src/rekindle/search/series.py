@@ -8,11 +8,13 @@ K checkpoints   P values of a vector
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
+
+from numpy.typing import NDArray
 
 from rekindle.edit import Checkpoint, Expr, plan
 from rekindle.edit.arithmetic import is_computable
@@ -20,6 +22,7 @@ from rekindle.edit.expressions import Leaf
 from rekindle.edit.opening import same_bytes
 from rekindle.errors import RekindleError, counted
 from rekindle.methods.merging.alike import check_alike
+from rekindle.store.window import loops
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm
 
@@ -71,6 +74,19 @@ class Series:
     def size(self) -> int:
         """P."""
         return sum(place.size for place in self.places.values())
+
+    def rounding(self) -> Callable[[NDArray], None] | None:
+        """Rounds a vector, in place, to what is stored of it; None where that is float32 or more throughout."""
+        narrow = {name: place for name, place in self.places.items() if self.last[name].dtype in ("BF16", "F16")}
+        if not narrow:
+            return None
+
+        def rounded(theta: NDArray) -> None:
+            for name, place in narrow.items():
+                part, dtype = theta[place.at : place.at + place.size], self.last[name].dtype
+                part[:] = loops().widen(loops().round(part, dtype), dtype)
+
+        return rounded
 
     @property
     def kept(self) -> tuple[str, ...]:

@@ -80,10 +80,11 @@ class Store:
 
         Each edit rounds once more: mix anew after some fifty.
         """
+        assert all(0 <= k < self.count for k in changes), (changes, self.count)
         total = float(sum(changes.values()))
         if abs(total) > 1e-12:
             loops().mix(theta, [self.last], "F32", [total])
-        used = [(self._rows[k], change) for k, change in changes.items() if k % self.count < len(self._rows) and change]
+        used = [(self._rows[k], change) for k, change in changes.items() if k < len(self._rows) and change]
         loops().mix(theta, [row for row, _ in used], self._code, [change for _, change in used])
         return theta
 
@@ -141,7 +142,7 @@ def _check_distinct(store: Store, series: Series) -> None:
     for one, other in zip(order, order[1:]):
         if along[one] == along[other] and np.array_equal(store.row(one), store.row(other)):
             names = [series.names[k] for k in sorted((int(one), int(other)))]
-            what = f"{names[0]} and {names[1]} are the same: all of their tensors are equal."
+            what = f"{names[0]} and {names[1]} are the same: all tensors that are combined are equal."
             raise RekindleError(what, hint=f"the series without {names[0]}")
 
 

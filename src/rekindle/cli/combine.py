@@ -60,8 +60,8 @@ def combine(
     echo(f"rekindle combine: {' '.join(series)} -> {out}", options, save)
     for folder in map(Path, (out, *([page] if page else []))):
         check_spares(folder, pipeline, *files_read(options.config))
-        for given in (given for model in models.values() for given in model.given.values()):
-            check_spares(folder, place(given))
+        for source in (source for model in models.values() for source in model.given.values()):
+            check_spares(folder, place(source))
     if page and Path(page).resolve() == Path(out).resolve():
         raise RekindleError("The page would replace OUT.", hint="--page PAGE, another folder")
     if dry_run:

@@ -6,7 +6,7 @@ An arm is a model made of saved checkpoints; all arms are judged on the same dra
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from rekindle.edit import checkpoint_at
 from rekindle.lab.denoisers import Kind, Tensors, images, online_averages
 from rekindle.lab.digits import digits, features
 from rekindle.search.candidate import kept_of
-from rekindle.search.coefficients import Alpha, rivals
+from rekindle.search.coefficients import rivals
 from rekindle.search.draw import Draw
 from rekindle.search.find import search_named
 from rekindle.search.judge import EMA, REPORTS, RERANKED, Row, best_of_each, report, reranked
@@ -60,7 +60,8 @@ def arms_of(
     starts = [*rivals(names)[EMA].values(), *(row.alpha for row in rows)]
     for arm, budget in budgets.items():
         judge = judges.get(arm, ledger)
-        found = search_named(SEARCHES[arm])(Problem(judge, starts, budget, "one", key, first))[:RERANKED]
+        problem = Problem(judge, starts, budget, "one", key, first, races=False)  # the paper's search has no races
+        found = search_named(SEARCHES[arm])(problem)[:RERANKED]
         rows.append(reranked(judge, [Row(arm, "", one.alpha, one.score) for one in found], key)[0])
     return rows
 
@@ -89,9 +90,9 @@ class Judged:
     def _real(self) -> tuple[Real, Real]:
         return real(digits().search, features), real(digits().report, features)
 
-    def told(self, tensors: Tensors, key: int, more: bool = False) -> Numbers:
+    def told(self, tensors: Tensors, key: int) -> Numbers:
         """What is reported of one model, on the draws of every arm."""
-        quality = self.quality(more)
+        quality = self.quality()
         with torch.no_grad():
             found = [quality(tensors, Draw("report", number, key=key)) for number in range(REPORTS)]
         return {name: float(np.mean([float(one[name]) for one in found])) for name in found[0]}
@@ -115,20 +116,17 @@ def search_images(
         own = budgets if not part else {arm: budgets[arm] for arm in ("evolution", "gradient")}
         rows = arms_of(one, both, series, steps, seed, own)
         report(one, rows, seed)
-        arms |= {f"{part}{row.kind}": {name: float(np.mean(x)) for name, x in row.reported.items()} for row in rows}
+        arms |= {f"{part}{row.kind}": _means(row) for row in rows}
         if not part:
             again = arms_of(one, both, series, steps, seed + 1000, {"gradient": budgets["gradient"]})[-1]
             alphas = {row.kind: row.alpha.tolist() for row in rows} | {"gradient again": again.alpha.tolist()}
             shape = {"steps": steps, "alphas": alphas, "values": store.size}
-            best = next(row for row in rows if row.kind == EMA)
-            arms["EMA, more steps"] = judged.told(_tensors(series, store.mix, best.alpha, kept), seed, more=True)
+            more = Ledger(Objective(judged.quality(more=True), True, "fd"), store, series.places, kept)
+            best = best_of_each(more, {EMA: rivals(series.names)[EMA]}, Draw("search", key=seed))
+            report(more, best, seed)
+            arms["EMA, more steps"] = _means(best[0])
             arms["online EMA"] = _online(source / f"checkpoint-{steps[-1]}", judged, seed)
     _write(out, {"arms": arms, **shape})
-
-
-def _tensors(series: Series, mix: Callable[[Alpha, Any], Any], alpha: Alpha, kept: Tensors) -> Tensors:
-    theta = torch.from_numpy(mix(alpha, np.empty(series.size, np.float32)))
-    return {name: theta[p.at : p.at + p.size].view(p.shape) for name, p in series.places.items()} | kept
 
 
 def _online(checkpoint: Path, judged: Judged, key: int) -> Numbers:
@@ -150,16 +148,20 @@ def search_text(source: Path, out: Path, seed: int, first: int, budgets: Budgets
 
     models = {name: model.as_parent for name, model in named(f"{source / 'series.rk'}@*").items()}
     steps = [int(name.removeprefix("step-")) for name in models]
-    chosen = [name for name, step in zip(models, steps, strict=True) if step > (1 - LAST) * steps[-1]]
-    series = series_of({name: models[name] for name in chosen}, fused=True)
+    chosen = [step for step in steps if step > (1 - LAST) * steps[-1]]
+    series = series_of({f"step-{step}": models[f"step-{step}"] for step in chosen}, fused=True)
     config = CombineConfig(objective="loss", seed=seed, skip=Count(first), **options)
     objective = loss_of([*models.values()][-1].folder, config)
     ledger = Ledger(objective, fill(series), series.places, kept_of(series))
-    rows = arms_of(ledger, {}, series, [int(name.removeprefix("step-")) for name in chosen], seed, budgets)
+    rows = arms_of(ledger, {}, series, chosen, seed, budgets)
     report(ledger, rows, seed)
-    arms = {row.kind: {name: float(np.mean(x)) for name, x in row.reported.items()} for row in rows}
+    arms = {row.kind: _means(row) for row in rows}
     alphas = {row.kind: row.alpha.tolist() for row in rows}
-    _write(out, {"arms": arms, "steps": steps, "alphas": alphas, "values": series.size})
+    _write(out, {"arms": arms, "steps": chosen, "alphas": alphas, "values": series.size})
+
+
+def _means(row: Row) -> Numbers:
+    return {name: float(np.mean(values)) for name, values in row.reported.items()}
 
 
 def _write(out: Path, found: Mapping[str, Any]) -> None:

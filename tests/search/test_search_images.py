@@ -51,7 +51,7 @@ HOW = {"samples": 24, "sampling_steps": 2, "budget": 20}
 def test_a_part_of_a_pipeline_is_combined_and_the_rest_travels(pipes, tmp_path):
     found = rekindle.combine(f"{pipes}/run/checkpoint-*", "fd", data=str(pipes / "images.npz"), **HOW)
     assert found.data["search"] == "gradient"
-    assert list(found.data["rows"][-1]["reported"]) == ["fd", "kid", "pixel fd", "sliced W", "to training data"]
+    assert list(found.data["rows"][-1]["reported"]) == ["fd", "kid", "pixel fd", "sliced W", "nearest"]
     out = found.save(tmp_path / "out")
     pipe = diffusers.DiffusionPipeline.from_pretrained(out)
     assert isinstance(pipe.scheduler, diffusers.DDIMScheduler)

@@ -209,8 +209,7 @@ def _setting(found: Mapping[str, Sequence[Mapping[str, Any]]], size: Size) -> st
         f"constant learning rate but for the decayed one. Consistency models sample in 1 step (or 2), diffusion "
         f"in {few} (or {more}). Single checkpoints, EMAs and other averages are the best of their kind by the images "
         f"that are searched with; in the claims the best EMA is that, or one that was kept while training, whichever is"
-        f" lower. Evolution and random search have {BUDGETS['evolution']} evaluations behind those of the averages "
-        f"(of diffusion three fifths), gradient search {BUDGETS['gradient']}. "
+        " lower. "
         f"{size.seeds} seed{'s' * (size.seeds > 1)}: each draws the networks, their data order and all noise."
     )
 
@@ -244,7 +243,7 @@ METRICS = {
     "kid": "KID",
     "pixel fd": "FD of pixels",
     "sliced W": "sliced W",
-    "to training data": "to training",
+    "nearest": "to the nearest",
 }
 
 

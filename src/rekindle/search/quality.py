@@ -2,7 +2,7 @@
 
 What is searched in the features of one net may get worse in all that this net does not look at (Goodhart). So the
 Frechet distance in plain pixels is searched too, as a geometric mean of both; and the report has the distances that
-nobody searched: sliced Wasserstein, KID, and how near the samples come to the training data.
+nobody searched: sliced Wasserstein, KID, and how far the samples are from the nearest training image.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Quality:
     features: Features
     searched: Real
     held_out: Real
-    train: torch.Tensor | None = None  # what it was trained on
+    train: torch.Tensor | None = None  # what it was trained on, to tell what was learnt by heart
     n: int = 2000
     metric: Metric = "fd"
     plain: float = 1.0  # the share of the distance in plain values in what is searched; 0: none
@@ -72,7 +72,7 @@ class Quality:
             "sliced W": sliced_wasserstein(x, self.held_out.plain),
         }
         if self.train is not None:
-            found["to training data"] = nearest(x, self.train)
+            found["nearest"] = nearest(x, self.train)
         return {self.metric: found[self.metric], **found}
 
     def _distance(self, seen: torch.Tensor, real: Real) -> torch.Tensor:

@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
+from api.commands import ran, refused, typed
 from safetensors.torch import load_file
 from search.run_made import Loss, run, save
 from store.folders import hashes
 
 import rekindle
-from rekindle.cli.verbs import rekindle as command
 from rekindle.errors import RekindleError
 from rekindle.search.draw import Draw
 from rekindle.store.manifest import read_manifest
@@ -60,22 +59,6 @@ def desk(made, tmp_path, monkeypatch):
     (tmp_path / "f.py").write_text(OBJECTIVE.format(tests=str(Path(__file__).parents[1])))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def typed(*words: object):
-    return CliRunner().invoke(command, [*map(str, words)], prog_name="rekindle")
-
-
-def ran(*words: object) -> str:
-    done = typed(*words)
-    assert done.exit_code == 0, (done.output, done.exception)
-    return done.output
-
-
-def refused(*words: object) -> str:
-    done = typed(*words)
-    assert isinstance(done.exception, RekindleError), (done.output, done.exception)
-    return str(done.exception)
 
 
 def test_what_is_written_is_the_combination_and_a_recipe_repeats_it(desk):
@@ -141,9 +124,9 @@ def test_a_function_of_tensors_and_another_that_was_not_searched(desk):
 
 def test_statistics_that_a_model_changes_are_no_part_of_the_next_candidate(desk):
     """Of a model in training mode, whatever the order in which candidates are scored."""
-    loss = Loss()
 
     def training(tensors, draw):
+        loss = Loss()  # a module of its own for each thread
         loss.net.train()
         return loss(tensors, draw)
 

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from api.commands import ran, typed
 from store.folders import TINY_LLAMA, hashes, llama_tensors, write_llama
 
 import rekindle
 from rekindle import api
-from rekindle.cli.verbs import rekindle as command
 from rekindle.errors import CheckFailed, RekindleError
 from rekindle.store.header import build_header, read_header
 from rekindle.store.manifest import read_manifest
@@ -46,17 +45,6 @@ def desk(tmp_path, monkeypatch):
     ):
         other(tmp_path / name, seed + 1)
     return tmp_path
-
-
-def typed(*words: object):
-    return CliRunner().invoke(command, [*map(str, words)], prog_name="rekindle")
-
-
-def ran(*words: object) -> str:
-    """What it says of the result, and all else it says."""
-    done = typed(*words)
-    assert done.exit_code == 0, (done.output, done.exception)
-    return done.output
 
 
 def priced(*words: object) -> dict:

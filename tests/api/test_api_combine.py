@@ -259,6 +259,7 @@ def test_what_is_refused(desk):
         return refused("combine", *words)
 
     assert "there is 1 checkpoint" in said("run/checkpoint-20", "out", "--objective", "f.py:plain")
+    assert "How a toy is called" in said("run/checkpoint-*", "out", "--objective", "loss")
     assert "is no objective" in said("run/checkpoint-*", "out", "--objective", "lost")
     assert "There is no file g.py" in said("run/checkpoint-*", "out", "--objective", "g.py:f")
     assert "has no function 'plan'" in (text := said("run/checkpoint-*", "out", "--objective", "f.py:plan"))

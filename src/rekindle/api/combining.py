@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -13,17 +11,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
-from rekindle.api.merging import STEP, Source, merged, named, names_of
-from rekindle.api.model import Model, open
+from rekindle.api.given import models_of, objective_named, step_in
+from rekindle.api.merging import STEP, Source, merged
+from rekindle.api.model import Model
 from rekindle.api.options import takes
-from rekindle.api.source import Located, located
 from rekindle.apply.threads import check_workers
 from rekindle.config import Resolved, resolve, to_dict
-from rekindle.edit import Checkpoint
 from rekindle.edit.combine import ONE
-from rekindle.errors import RekindleError, first_line, nearest
+from rekindle.errors import RekindleError
 from rekindle.methods import merge as merge_
 from rekindle.report.combination import FILE, combination_text, write_combination
 from rekindle.search.config import CombineConfig
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from rekindle.search.series import Series
 
 Progress = Callable[[float, float], object]  # called with evaluations made, and the best score so far
-PIPELINE = "model_index.json"  # in a folder that is a pipeline of diffusers
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,49 +148,6 @@ def priced(models: Mapping[str, Model], config: CombineConfig) -> dict[str, Any]
             "evaluations": f"{told}and some {RERANKS * 25 + REPORTS * 8} to judge"}  # fmt: skip
 
 
-def models_of(
-    series: Source | Sequence[Source] | Mapping[str, Source], component: str | None = None
-) -> tuple[dict[str, Model], Path | None]:
-    """The checkpoints of a series by name, oldest first; of pipelines that part of each, and the last one's folder."""
-    if isinstance(series, (str, Path)) or (not isinstance(series, (Mapping, Model)) and _are_places(series)):
-        places = located(series)
-        if not places:
-            raise RekindleError("The series is empty.", hint="run/checkpoint-*, or ARCHIVE@*")
-        if component or (places[-1].archive is None and (places[-1].path / PIPELINE).is_file()):
-            part = component or "unet"
-            _check_parts(places, part)
-            parts = {name: open(place.path / part) for name, place in zip(names_of(places), places, strict=True)}
-            ordered = _in_order(parts)
-            last = dict(zip(parts, places, strict=True))[list(ordered)[-1]]
-            return ordered, last.path
-    return _in_order(named(series)), None
-
-
-def _check_parts(places: Sequence[Located], part: str) -> None:
-    """Raise RekindleError where a pipeline has no such part."""
-    for place in places:
-        if not (place.path / part).is_dir():
-            parts = sorted(path.parent.name for path in place.path.glob("*/config.json"))
-            raise RekindleError(
-                f"{place.given} has no {part}.", hint=", ".join(f"--component {name}" for name in parts)
-            )
-
-
-def _are_places(series: Sequence[Source]) -> TypeGuard[Sequence[str | Path]]:
-    return not any(isinstance(one, Model) for one in series)
-
-
-def _in_order(models: Mapping[str, Model]) -> dict[str, Model]:
-    """Oldest first, where all have a step; else as they were given."""
-    if all(STEP.fullmatch(name) for name in models):
-        return {name: models[name] for name in sorted(models, key=step_in)}
-    return dict(models)
-
-
-def step_in(name: str) -> int:
-    return int(name.removeprefix("step-"))
-
-
 def combined(
     models: Mapping[str, Model],
     objective: str | Function | Objective,
@@ -217,8 +170,8 @@ def combined(
 
     check_options(options.config, workers)
     parents = {name: model.as_parent for name, model in models.items()}
-    judge = _objective(objective, parents, options.config, pipeline)
-    other = None if held_out is None else _objective(held_out, parents, options.config, pipeline)
+    judge = objective_named(objective, parents, options.config, pipeline)
+    other = None if held_out is None else objective_named(held_out, parents, options.config, pipeline)
     series = series_of(parents, fused=judge.fused)
     held: Held = options.config.store
     beside = journal.parent if journal and journal.parent.is_dir() else None
@@ -237,30 +190,6 @@ def combined(
     data = described(outcome, series, judge.name, options.config)
     data["notes"] = [note for note in (restart(parents, steps),) if note]
     return Combination(models, data, keep, pipeline, component)
-
-
-def _objective(
-    given: str | Function | Objective,
-    parents: Mapping[str, Checkpoint],
-    config: CombineConfig,
-    pipeline: Path | None,
-) -> Objective:
-    from rekindle.search.objective import objective_of
-
-    if not isinstance(given, str):
-        return objective_of(given)
-    if given == "loss":
-        from rekindle.search.losses import loss_of
-
-        return loss_of([*parents.values()][-1].folder, config)
-    if given in ("fd", "kid"):
-        from rekindle.search.images import quality_of
-
-        if pipeline is None:
-            what = f"{given} is of what a pipeline samples, and {[*parents.values()][-1].folder.named} is none."
-            raise RekindleError(what, where=PIPELINE, hint="a folder that diffusers saved, or FILE.py:function")
-        return quality_of(pipeline, config, None if config.features == "pixels" else function_in(config.features))
-    return replace(objective_of(function_in(given)), name=given)
 
 
 def _name(function: Any) -> str:
@@ -291,32 +220,6 @@ def check_options(config: CombineConfig, workers: int) -> None:
         if (value := getattr(config, name)) is not None and value < least:
             flag = name.replace("_", "-")
             raise RekindleError(f"{name} is {value}: {least} is the least.", hint=f"--{flag} {least}, or more")
-
-
-def function_in(place: str) -> Function:
-    """The function that FILE.py:NAME names; its file is run. Raises RekindleError where there is none."""
-    path, _, name = place.rpartition(":")
-    if not path.endswith(".py") or not name:
-        what = f"{place!r} is no objective."
-        raise RekindleError(what, hint="loss, fd, kid, or FILE.py:function")
-    path = os.path.expanduser(path)
-    if not os.path.isfile(path):
-        raise RekindleError(f"There is no file {path}.", where=place)
-    spec = importlib.util.spec_from_file_location(f"objective_{Path(path).stem}", path)
-    assert spec is not None, path
-    assert spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        what = f"{path} cannot be run: {type(error).__name__}: {first_line(error)}."
-        raise RekindleError(what, where=place) from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        what = f"{path} has no function {name!r}."
-        raise RekindleError(what, where=place, hint=nearest(name, known) or ", ".join(known) or None)
-    return found
 
 
 def _finite(number: float) -> float | None:

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from rekindle import api
-from rekindle.api.combining import combined, journal_of, models_of, priced
+from rekindle.api.combining import combined, journal_of, priced
+from rekindle.api.given import models_of
 from rekindle.api.source import files_read, place, typed
 from rekindle.apply.save import SaveConfig
 from rekindle.cli.options import options_of, resolved

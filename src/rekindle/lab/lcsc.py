@@ -44,10 +44,12 @@ RECIPES: dict[Kind, Recipe] = {
 }
 AIMS = {"CT": 0.25, "CD": 0.15, "DM": 0.25}  # share below the best EMA that gradient search is to reach
 ABOVE = 1.1  # times the EMA's: what a distance that was not searched may become
+LENGTHS = (4000, 60), (1200, 30)  # steps of a denoiser, and between those that are saved; with --quick
 SAMPLES = 2000  # images of each evaluation
+LEAST = 40  # evaluations of a search, with --quick
 BUDGETS = {"random": 500, "evolution": 500, "gradient": 100, "gradient, FD alone": 100}
 SHAPE = {"hidden": 64, "heads": 4, "layers": 3, "ffn": 192, "context": 128, "tokenizer": "bpe:512", "data": "python"}
-TEXT = {"data": "python", "seq_len": 128, "batch_tokens": 2048, "lr": 3e-3, "eval_tokens": 32768}
+TRAIN = {"data": "python", "seq_len": 128, "batch_tokens": 2048, "lr": 3e-3, "eval_tokens": 32768}
 TOKENS, SAVES = 1_228_800, 50  # of the language model's run, and its states that are saved
 TEXT_BUDGETS = {"random": 200, "evolution": 200, "gradient": 50}
 TEXT_SEARCH = {"data": "python", "seq_len": 128, "batch_tokens": 8192}
@@ -108,14 +110,14 @@ CLAIMS = (
 
 def steps(seed: int, size: Size) -> list[Step]:
     own, share = FIRST + seed, 4 if size.quick else 1
-    total, every = (1200, 30) if size.quick else (4000, 60)
+    total, every = LENGTHS[size.quick]
     made = []
     for short in ("DM", "CT", "CD"):
         kind, run = KINDS[short][0], short.lower()
         how: dict[str, Any] = {"kind": kind, "seed": own, "total": total, "every": every}
         made.append(Step(run, f"{__name__}:train_images", "dm" if short == "CD" else "", how))
         budgets = {arm: n // share * (3 if short == "DM" else 5) // 5 for arm, n in BUDGETS.items()}
-        budgets |= {arm: max(40, n) for arm, n in budgets.items() if arm.startswith("gradient")}
+        budgets |= {arm: max(LEAST, n) for arm, n in budgets.items() if arm.startswith("gradient")}
         judged = {"budgets": budgets, "n": SAMPLES // (2 if size.quick else 1)}
         made.append(Step(f"{run}-found", f"{COMPARED}:search_images", run, {**how, **judged}))
     tokens = TOKENS // share
@@ -123,7 +125,7 @@ def steps(seed: int, size: Size) -> list[Step]:
     for run, schedule in (("lm", "constant"), ("lm-decayed", "wsd")):
         how = {"schedule": schedule, "tokens": tokens, "seed": own, "saves": SAVES // (2 if size.quick else 1)}
         made.append(Step(run, f"{__name__}:train_text", "lm-start", how))
-        budgets = {arm: max(40, n // share) for arm, n in TEXT_BUDGETS.items()}
+        budgets = {arm: max(LEAST, n // share) for arm, n in TEXT_BUDGETS.items()}
         found = {"seed": own, "first": tokens, "budgets": budgets, "options": TEXT_SEARCH}
         made.append(Step(f"{run}-found", f"{COMPARED}:search_text", run, found))
     return made
@@ -144,7 +146,7 @@ def train_text(source: Path, out: Path, schedule: str, tokens: int, seed: int, s
 
     part = out.with_name(f"{out.name}.part")  # a run that is cut off goes on in there
     part.mkdir(exist_ok=True)
-    how = {**TEXT, "tokens": tokens, "schedule": schedule, "seed": seed, "decay": 0.5, "eval_every": tokens}
+    how = {**TRAIN, "tokens": tokens, "schedule": schedule, "seed": seed, "decay": 0.5, "eval_every": tokens}
     archive = str(part / "series.rk")
     api.train(source, part / "end", **how, save_every=tokens // saves, archive=archive, resume=True)
     part.rename(out)

@@ -28,7 +28,7 @@ def coefficients_chart(
             above.plot(steps, alone, marker="o", markersize=3.5, color=colour("muted"), linewidth=1.2)
             above.locator_params(axis="y", nbins=4)
             above.set_xticklabels([])
-            sheet.caption(above, f"{metric} of each checkpoint alone", "")
+            sheet.caption(above, f"{metric}, of each checkpoint alone", "")
         axes = sheet.axes(52, 40 + split + (44 if alone else 0), sheet.width - 16, sheet.height - 50)
         axes.axhline(0, color=colour("muted"), linewidth=0.8, zorder=1)
         for i, values in enumerate(alphas.values()):

@@ -39,7 +39,7 @@ def rows_of(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
         apart = row["less_ema"][metrics[0]]
         known = row["kind"] != "EMA" and apart["lo"] is not None
         interval = f"{apart['lo']:+.3g} to {apart['hi']:+.3g}".replace("-", "−") if known else ""
-        means = ["" if None in values else f"{fmean(values):.4g}" for values in row["reported"].values()]
+        means = ["" if None in values else signed(fmean(values)) for values in row["reported"].values()]
         said = f"{apart['mean']:+.3g}".replace("-", "−") if row["kind"] != "EMA" and apart["mean"] is not None else ""
         name = f"by {data['search']}, {row['name']}" if row["kind"] == CHOSEN else row["name"]
         searched = "" if row["searched"] is None else f"{row['searched']:.4g}"
@@ -77,7 +77,8 @@ def _found(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 def _named(row: Mapping[str, Any]) -> str:
     """A rival in a sentence."""
     words = {"last": "the last checkpoint", "single": f"the single checkpoint {row['name']}"}
-    return words.get(row["kind"], f"the best {row['kind']} ({row['name']})")
+    kind = {"uniform": "uniform average"}.get(row["kind"], row["kind"])
+    return words.get(row["kind"], f"the best {kind} ({row['name']})")
 
 
 def spent(data: Mapping[str, Any]) -> str:
@@ -123,7 +124,7 @@ def charts(data: Mapping[str, Any]) -> list[Chart]:
     arms = {"EMA": rows["EMA"], CHOSEN: rows[CHOSEN], made: rows[made]}
     below = sum(a < 0 for a in rows[CHOSEN])
     title = f"{below} of {len(names)} coefficients are negative, the largest is {max(map(abs, rows[CHOSEN])):.2f}"
-    metric = data["searched"]
+    metric = "what was searched" if data["searched"] == "searched" else data["searched"]
     caption = f"Above: {metric} of each checkpoint alone, on the search's data. Below: what each counts."
     found = [coefficients_chart("coefficients", title, caption, steps, arms, alone, metric)]
     if len(data["seeds"]) > 1:
@@ -138,4 +139,5 @@ def _alike(alphas: Sequence[Sequence[float]]) -> str:
     """How the coefficients of several searches correlate; nothing of such that do not vary."""
     pairs = [pair for pair in combinations(alphas, 2) if all(len({*one}) > 1 for one in pair)]
     found = [correlation(*pair) for pair in pairs]
-    return f": coefficients correlate by {min(found):.2f} to {max(found):.2f}" if found else ""
+    ends = dict.fromkeys(f"{end:.2f}" for end in ((min(found), max(found)) if found else ()))
+    return f": coefficients correlate by {' to '.join(ends)}" if ends else ""

@@ -60,6 +60,11 @@ VERBS = [
     Verb("train", ("train", "../inputs/start", "out", *TRAIN), RESUME),
     Verb("train into an archive", ("train", "../inputs/start", "out", *TRAIN, "--archive", "run.rk"), RESUME,
          at_once=False, more="run.rk@"),
+    Verb("train keeping averages", ("train", "../inputs/start", "out", *TRAIN, "--keep-averages"), RESUME,
+         at_once=False, more="out-averages/"),
+    Verb("average", ("average", "../inputs/kept-averages", "out", "--sigma", "0.07"), ("--overwrite",)),
+    Verb("combine", ("combine", "../inputs/step-*", "out", "--objective", "../inputs/score.py:score", "--budget", "40"),
+         RESUME),
     Verb("report", ("report", "../inputs/trained", "--out", "out")),
     Verb("sweep", ("sweep", "../inputs/grid.yaml", "out", "--workers", "2"), at_once=False),
 ]  # fmt: skip
@@ -89,6 +94,10 @@ def make_inputs(place: Path, rekindle) -> None:
     rekindle("pack", "step-100", "run.rk")
     rekindle("init", "start", *[word.replace("../inputs/", "") for word in SIZE])
     rekindle("train", "start", "trained", *[word.replace("../inputs/", "") for word in TRAIN])
+    rekindle("train", "start", "kept", *[word.replace("../inputs/", "") for word in TRAIN], "--keep-averages")
+    (place / "score.py").write_text(
+        "def score(tensors):\n    return sum(x.square().mean() for x in tensors.values())\n"
+    )
     for name in ("old", "parts", "archive", "archive-of-two"):
         (place / name).mkdir()
     rekindle("rewrite", "parent", "old/out")

@@ -181,8 +181,8 @@ def combined(
     with closing(Journal(journal, _search_of(series, judge, options), resume=resume)) as notes:
         how = {"journal": notes, "workers": workers, "progress": progress, "written": series.rounding()}
         ledger = Ledger(judge, store, series.places, kept, **how)
-        beside = None if other is None else Ledger(other, store, series.places, kept, name="held out", **how)
-        outcome = find(ledger, options.config, series.names, steps=[*steps.values()] or None, held_out=beside)
+        reports = None if other is None else Ledger(other, store, series.places, kept, name="held out", **how)
+        outcome = find(ledger, options.config, series.names, steps=[*steps.values()] or None, held_out=reports)
     scaled = abs(outcome.result.alpha.sum() - 1) > ONE  # else what never moved comes back of itself
     on_disk = series_of(parents).kept if judge.fused and scaled else series.kept
     keep = tuple(escape(name) for name in on_disk if scaled or name.endswith(STATISTICS))

@@ -107,21 +107,18 @@ def search_images(
         steps = steps_in(round(share * total), every)
         series = series_at(source, steps)
         store, kept = fill(series), kept_of(series)
-
-        def ledger(plain: float) -> Ledger:
-            quality = judged.quality(plain=plain)
-            return Ledger(Objective(quality, True, "fd"), store, series.places, kept)  # noqa: B023
-
-        one, both = ledger(0.0), {"gradient": ledger(PIXELS)}
+        one, both, more = (
+            Ledger(Objective(quality, True, "fd"), store, series.places, kept)
+            for quality in (judged.quality(), judged.quality(plain=PIXELS), judged.quality(more=True))
+        )
         own = budgets if not part else {arm: budgets[arm] for arm in ("evolution", "gradient")}
-        rows = arms_of(one, both, series, steps, seed, own)
+        rows = arms_of(one, {"gradient": both}, series, steps, seed, own)
         report(one, rows, seed)
         arms |= {f"{part}{row.kind}": _means(row) for row in rows}
         if not part:
-            again = arms_of(one, both, series, steps, seed + 1000, {"gradient": budgets["gradient"]})[-1]
+            again = arms_of(one, {"gradient": both}, series, steps, seed + 1000, {"gradient": budgets["gradient"]})[-1]
             alphas = {row.kind: row.alpha.tolist() for row in rows} | {"gradient again": again.alpha.tolist()}
             shape = {"steps": steps, "alphas": alphas, "values": store.size}
-            more = Ledger(Objective(judged.quality(more=True), True, "fd"), store, series.places, kept)
             best = best_of_each(more, {EMA: rivals(series.names)[EMA]}, Draw("search", key=seed))
             report(more, best, seed)
             arms["EMA, more steps"] = _means(best[0])

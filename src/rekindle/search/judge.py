@@ -40,9 +40,6 @@ class Row:
     searched: float
     reported: dict[str, list[float]] = field(default_factory=dict)  # by metric
 
-    def mean(self, metric: str) -> float:
-        return float(np.mean(self.reported[metric]))
-
 
 class Difference(NamedTuple):
     """The mean of paired differences and its 95 % interval (Student's t); of one pair no interval is known."""

@@ -94,9 +94,8 @@ def loss_of(source: Folder, config: CombineConfig) -> Objective:
             f"The held-out text is {rows_of(held_out)} sequences of {seq_len} tokens, and {REPORTS} draws are reported."
         )
         raise RekindleError(what, where=config.data, hint="more text, or a smaller --seq-len")
-    model = load_model(
-        replace(source, native=False), output=kind.output
-    ).eval()  # as it is opened: out of an archive too
+    opened = replace(source, native=False)  # read as it is opened, out of an archive too
+    model = load_model(opened, output=kind.output).eval()
     names = frozenset(name for name, _ in chain(model.named_parameters(), model.named_buffers()))
     accelerator = make_accelerator(config.precision)
     first, copies = config.skip // seq_len, Copies(model.to(accelerator.device))

@@ -23,21 +23,17 @@ def sample(
     start, each = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(mixed(seed, "steps"))
     scheduler = copy.deepcopy(scheduler)  # which counts its steps
     scheduler.set_timesteps(steps)
+    noisy = {"generator": each} if "generator" in inspect.signature(scheduler.step).parameters else {}
     x = torch.randn(shape, generator=start).to(device) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         out = denoise(scheduler.scale_model_input(x, t), t)
-        x = scheduler.step(out, t, x, **_noisy(scheduler, each)).prev_sample
+        x = scheduler.step(out, t, x, **noisy).prev_sample
     return x
 
 
 def mixed(seed: int, of: object) -> int:
     """Another seed for everything that noise is drawn for."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{of}".encode(), digest_size=6).digest(), "big")
-
-
-def _noisy(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
-    """The generator, for schedulers that draw noise."""
-    return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
 
 def quiet_diffusers() -> Any:

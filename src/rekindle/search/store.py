@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.apply.threads import one_for_each_worker, workers_of
+from rekindle.apply.threads import cores, one_for_each_worker
 from rekindle.errors import RekindleError, counted
 from rekindle.search.series import Series, windows
 from rekindle.store.files import Files
@@ -37,7 +37,7 @@ class Store:
     """`rows` [K - 1, P], float32 or the bits of bfloat16, and the last checkpoint's vector [P]."""
 
     def __init__(self, rows: NDArray, last: Floats, held: Held = "float32"):
-        self.rows, self.last, self.held = rows, last, held
+        self.rows, self.last = rows, last
         self._code, self._rows = CODES[held], list(rows)
 
     @property
@@ -110,7 +110,7 @@ def where_to(nbytes: int, beside: Path | None) -> Path | None:
     return folder
 
 
-def fill(series: Series, held: Held = "float32", folder: Path | None = None, workers: int | None = None) -> Store:
+def fill(series: Series, held: Held = "float32", folder: Path | None = None) -> Store:
     """Read a series into a store: in memory, or as a file that is mapped, in `folder`, and gone with the process.
 
     Raises RekindleError for values that are NaN or infinite: which tensor of which checkpoint.
@@ -127,7 +127,7 @@ def fill(series: Series, held: Held = "float32", folder: Path | None = None, wor
             change = _values(series, k, name, lo, hi, files) - base
             rows[k, at:end] = loops().round(change, CODES[held]) if held == "bfloat16" else change
 
-    with Files() as files, one_for_each_worker(), ThreadPoolExecutor(workers_of(workers)) as pool:
+    with Files() as files, one_for_each_worker(), ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(read, windows(series.places, WINDOW)):
             pass
     store = Store(rows, last, held)

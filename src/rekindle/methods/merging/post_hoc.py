@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ class Profile(NamedTuple):
     step: float
 
 
+@cache
 def exponent(sigma: float) -> float:
     """g of a power function whose standard deviation is `sigma` of the run: sigma^2 = (g + 1) / ((g + 2)^2 (g + 3))."""
     roots = np.roots([1, 7, 16 - sigma**-2, 12 - sigma**-2])

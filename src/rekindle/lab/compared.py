@@ -6,6 +6,7 @@ An arm is a model made of saved checkpoints; all arms are judged on the same dra
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,17 +54,22 @@ def series_at(run: Path, steps: Sequence[int]) -> Series:
 
 def arms_of(
     ledger: Ledger, judges: Mapping[str, Ledger], series: Series, steps: Sequence[int], key: int, budgets: Budgets
-) -> list[Row]:
-    """The best of each kind of rival, and what each search finds; `judges`: of searches that have one of their own."""
+) -> tuple[list[Row], Numbers]:
+    """The best of each kind of rival, and what each search finds, with the seconds that each took.
+
+    `judges`: of searches that have one of their own.
+    """
     first, names = Draw("search", key=key), series.names
     rows = best_of_each(ledger, rivals(names, [float(step) for step in steps]), first)
     starts = [*rivals(names)[EMA].values(), *(row.alpha for row in rows)]
+    seconds = {}
     for arm, budget in budgets.items():
-        judge = judges.get(arm, ledger)
+        judge, begun = judges.get(arm, ledger), time.perf_counter()
         problem = Problem(judge, starts, budget, "one", key, first, races=False)  # the paper's search has no races
         found = search_named(SEARCHES[arm])(problem)[:RERANKED]
+        seconds[arm] = time.perf_counter() - begun
         rows.append(reranked(judge, [Row(arm, "", one.alpha, one.score) for one in found], key)[0])
-    return rows
+    return rows, seconds
 
 
 # -- images ----------------------------------------------------------------------------------------------------------
@@ -112,13 +118,13 @@ def search_images(
             for quality in (judged.quality(), judged.quality(plain=PIXELS), judged.quality(more=True))
         )
         own = budgets if not part else {arm: budgets[arm] for arm in ("evolution", "gradient")}
-        rows = arms_of(one, {"gradient": both}, series, steps, seed, own)
+        rows, seconds = arms_of(one, {"gradient": both}, series, steps, seed, own)
         report(one, rows, seed)
         arms |= {f"{part}{row.kind}": _means(row) for row in rows}
         if not part:
-            again = arms_of(one, {"gradient": both}, series, steps, seed + 1000, {"gradient": budgets["gradient"]})[-1]
-            alphas = {row.kind: row.alpha.tolist() for row in rows} | {"gradient again": again.alpha.tolist()}
-            shape = {"steps": steps, "alphas": alphas, "values": store.size}
+            twice, _ = arms_of(one, {"gradient": both}, series, steps, seed + 1000, {"gradient": budgets["gradient"]})
+            alphas = {row.kind: row.alpha.tolist() for row in rows} | {"gradient again": twice[-1].alpha.tolist()}
+            shape = {"steps": steps, "alphas": alphas, "values": store.size, "seconds": seconds}
             best = best_of_each(more, {EMA: rivals(series.names)[EMA]}, Draw("search", key=seed))
             report(more, best, seed)
             arms["EMA, more steps"] = _means(best[0])
@@ -150,11 +156,11 @@ def search_text(source: Path, out: Path, seed: int, first: int, budgets: Budgets
     config = CombineConfig(objective="loss", seed=seed, skip=Count(first), **options)
     objective = loss_of([*models.values()][-1].folder, config)
     ledger = Ledger(objective, fill(series), series.places, kept_of(series))
-    rows = arms_of(ledger, {}, series, chosen, seed, budgets)
+    rows, seconds = arms_of(ledger, {}, series, chosen, seed, budgets)
     report(ledger, rows, seed)
     arms = {row.kind: _means(row) for row in rows}
     alphas = {row.kind: row.alpha.tolist() for row in rows}
-    _write(out, {"arms": arms, "steps": chosen, "alphas": alphas, "values": series.size})
+    _write(out, {"arms": arms, "steps": chosen, "alphas": alphas, "values": series.size, "seconds": seconds})
 
 
 def _means(row: Row) -> Numbers:

@@ -173,6 +173,32 @@ def test_coefficients_that_are_free_keep_what_never_moved(desk):
         assert yaml.safe_load(Path("out/rekindle.yaml").read_text())["steps"][0]["merge"]["any_sum"]
 
 
+def of_groups(found, folder) -> dict[str, torch.Tensor]:
+    """What the coefficients of groups of names give, by another library."""
+    parts = {name: load_file(f"run/checkpoint-{name.removeprefix('step-')}/model.safetensors") for name in found.models}
+    summed = {}
+    for name in load_file(folder / "model.safetensors"):
+        group = next((own for own in found.coefficients if name.startswith(f"{own}.")), None)
+        if group is not None and "running" not in name and "tracked" not in name:
+            summed[name] = sum(a * parts[step][name].double() for step, a in found.coefficients[group].items())
+    return summed
+
+
+@pytest.mark.parametrize("kind", ["one", "free"])
+def test_groups_of_names_have_coefficients_of_their_own(desk, kind):
+    rows = rekindle.combine("run/checkpoint-*", Loss(), budget=40, groups="layer", sum=kind)
+    rows.data["result"] = "combination"
+    assert rows.data["groups"] == ["0", "1", "3"]
+    out = rows.save("out")
+    written = load_file(out / "model.safetensors")
+    for name, x in of_groups(rows, out).items():
+        assert (written[name] - x).abs().max() < 1e-5, name
+    last = load_file("run/checkpoint-240/model.safetensors")
+    assert torch.equal(written["scale"], last["scale"])
+    ran("run", "out/rekindle.yaml", "again")
+    assert hashes(Path("again"))["model.safetensors"] == hashes(out)["model.safetensors"]
+
+
 def test_an_archive_and_a_range_of_its_steps(desk):
     rekindle.pack("run/checkpoint-*", "run.rk")
     packed = rekindle.combine("run.rk@100:200", Loss(), budget=30)
@@ -296,7 +322,7 @@ def test_what_is_refused(desk):
 
 def test_the_loss_of_a_language_model_s_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ran("init", "base", "--hidden", 16, "--layers", 1, "--heads", 2, "--tokenizer", "bpe:300", "-q")
+    ran("init", "base", "--hidden", 16, "--layers", 2, "--heads", 2, "--tokenizer", "bpe:300", "-q")
     how = ["--seq-len", 32, "--batch-tokens", 512, "--schedule", "constant", "--lr", "1e-2", "-q"]
     ran("train", "base", "trained", "--tokens", "20k", "--save-every", "2k", "--archive", "run.rk", *how)
     ran("combine", "run.rk@*", "out", "--objective", "loss", "--seq-len", 32, "--batch-tokens", 1024, "--budget", 40)
@@ -308,6 +334,12 @@ def test_the_loss_of_a_language_model_s_run(tmp_path, monkeypatch):
     assert np.mean(row["reported"]["loss"]) < np.mean(last["reported"]["loss"])
     with pytest.raises(RekindleError, match="held-out text is"):
         rekindle.combine("run.rk@*", "loss", held_out_tokens=64, seq_len=32)
+    for by, groups in (("layer", ["0", "1"]), ("role", ["embed", "attn", "ffn", "norm", "head"])):
+        found = rekindle.combine("run.rk@*", "loss", seq_len=32, batch_tokens=1024, budget=40, groups=by)
+        assert sorted(found.coefficients) == sorted(groups)
+        row = next(row for row in found.data["rows"] if row["kind"] == found.data["result"] == "combination")
+        told = rekindle.evaluate(found.save(by), seq_len=32, tokens=65536)["loss"]  # what is written is what was told
+        assert told == pytest.approx(np.mean(row["reported"]["loss"]), rel=1e-3)
 
 
 def test_a_page_and_a_card_of_what_was_found(desk):
@@ -323,6 +355,10 @@ def test_a_page_and_a_card_of_what_was_found(desk):
         assert f"{np.mean(row['reported']['loss']):.4g}" in Path("out/README.md").read_text()
     drawn = Path("page/figures/coefficients.csv").read_text().splitlines()
     assert len(drawn) == 1 + 12 * (1 + len({"EMA", "combination", found["result"]}))
+    ran("combine", "run/checkpoint-*", "own", "--objective", "f.py:drawn", "--budget", 40, "--page", "grouped",
+        "--groups", "layer")  # fmt: skip
+    assert "in each of 3 groups" in Path("grouped/index.html").read_text()
+    assert len(Path("grouped/figures/groups.csv").read_text().splitlines()) == 1 + 12 * 3
     assert "not empty" in refused("combine", "run/checkpoint-*", "new", "--objective", "f.py:drawn", "--page", "page")
     ran("rewrite", "out", "copy")  # what was searched for is said of this model alone
     assert not Path("copy/combine.json").exists()

@@ -26,9 +26,21 @@ def test_the_sum_is_one_after_every_operator(alpha, kind):
     rng = np.random.default_rng(alpha.size)
     pool = [Scored(0.0, onto(alpha, kind)), Scored(1.0, uniform(alpha.size))]
     for _ in range(20):
-        born = child(pool, rng, kind)
+        born = child(pool, rng, alpha.shape, kind)
         assert abs(born.sum() - 1) < 1e-6
         assert kind == "one" or born.min() >= 0
+        groups = child([Scored(0.0, born), *pool], rng, (3, alpha.size), kind)  # bred from what all groups share
+        assert np.abs(groups.sum(axis=1) - 1).max() < 1e-6
+        assert kind == "one" or groups.min() >= 0
+
+
+@given(st.integers(2, 6).flatmap(lambda n: st.lists(st.lists(st.floats(-3, 3), min_size=n, max_size=n), min_size=1)))
+def test_groups_are_projected_one_by_one(rows):
+    alpha = np.array(rows)
+    for kind in ("one", "convex"):
+        assert np.array_equal(onto(alpha, kind), np.stack([onto(own, kind) for own in alpha]))
+        assert np.array_equal(along(alpha, kind), np.stack([along(own, kind) for own in alpha]))
+        assert np.array_equal(restored(alpha, kind), np.stack([restored(own, kind) for own in alpha]))
 
 
 @given(ALPHAS)

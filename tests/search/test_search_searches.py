@@ -64,6 +64,33 @@ def test_a_search_approaches_the_best_there_is(search, budget, near):
 
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("kind", ["one", "free", "convex"])
+def test_groups_find_what_one_sum_cannot(search, kind):
+    """Halves of the vector that want other coefficients; where none is negative, one checkpoint each."""
+    want = np.concatenate([THETAS[2, : P // 2], THETAS[5, P // 2 :]])
+
+    def function(tensors):
+        return ((tensors["w"] - torch.from_numpy(want)) ** 2).mean()
+
+    parts, starts = [slice(0, P // 2), slice(P // 2, P)], [uniform(K), ema(K, 0.7), single(K, 2)]
+    both = []
+    for own in ((), parts):
+        one = Problem(ledger(store_of(THETAS, parts=own), function), starts, 300, kind, seed=1)
+        both.append(search_named(search)(one))
+        assert one.ledger.spent <= 303
+    (whole, *_), (grouped, *_) = both
+    assert grouped.alpha.shape == (2, K)
+    assert kind == "free" or np.abs(grouped.alpha.sum(axis=1) - 1).max() < 1e-6
+    assert kind != "convex" or grouped.alpha.min() >= 0
+    if search == "gradient":
+        assert grouped.score < 0.1 * whole.score
+        assert grouped.alpha[0, 2] > 0.8
+        assert grouped.alpha[1, 5] > 0.8
+    elif search != "random":
+        assert grouped.score < whole.score
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("kind", ["one", "free", "convex"])
 def test_sums_budgets_and_that_nothing_gets_worse(search, kind):
     for budget in (1, 3, 11, 40):
         one = problem(quadratic, budget, kind)

@@ -12,9 +12,11 @@ from search.run_made import run, save, store_of
 
 import rekindle
 from rekindle.api.merging import named
+from rekindle.edit import checkpoint_at, plan
 from rekindle.errors import RekindleError
 from rekindle.search.candidate import Candidate, kept_of
 from rekindle.search.coefficients import ema, single, uniform
+from rekindle.search.groups import _by_name, groups_of
 from rekindle.search.series import series_of
 from rekindle.search.store import fill
 
@@ -117,6 +119,58 @@ def test_the_gradient_in_the_coefficients_is_autograd_s(held):
     torch.sin(alpha @ rows).sum().backward()
     theta = store.mix(alpha.detach().numpy(), np.empty(300, np.float32))
     assert np.abs(store.gradient(np.cos(theta)) - alpha.grad.numpy()).max() < 1e-3
+
+
+@pytest.mark.parametrize("held", ["float32", "bfloat16"])
+def test_groups_are_stores_of_their_own(held):
+    rng = np.random.default_rng(0)
+    thetas, parts = rng.standard_normal((6, 300)).astype(np.float32), [slice(0, 7), slice(7, 200), slice(200, 300)]
+    whole, grouped = store_of(thetas, held), store_of(thetas, held, parts)
+    alone = [store_of(thetas[:, part], held) for part in parts]
+    alpha, g = rng.standard_normal((3, 6)), rng.standard_normal(300).astype(np.float32)
+    out = grouped.mix(alpha, np.empty(300, np.float32))
+    for part, own, store in zip(parts, alpha, alone, strict=True):
+        assert np.array_equal(out[part], store.mix(own, np.empty(store.size, np.float32)))
+    many = grouped.mix_many([alpha[0], alpha], np.empty((2, 300), np.float32))
+    assert np.array_equal(many[0], whole.mix(alpha[0], np.empty(300, np.float32)))  # [K]: the same in every group
+    assert np.array_equal(many[1], out)
+    slopes = [store.gradient(np.ascontiguousarray(g[part])) for part, store in zip(parts, alone, strict=True)]
+    assert grouped.shape == (3, 6)
+    assert np.array_equal(grouped.gradient(g), np.stack(slopes))
+    assert np.abs(grouped.gradient(g).sum(axis=0) - whole.gradient(g)).max() < 1e-4
+
+
+def test_groups_are_layers_or_kinds_of_tensors(tiny):
+    def groups(family, by, fused=False, **changes):
+        return groups_of(checkpoint_at(tiny(family, **changes)), by, fused=fused)
+
+    llama = groups("llama", "layer")
+    assert llama["model.embed_tokens.weight"] == "0"
+    assert llama["model.layers.1.mlp.up_proj.weight"] == "1"
+    assert llama["model.norm.weight"] == llama["lm_head.weight"] == max(llama.values())
+    assert set(groups("llama", "role").values()) == {"embed", "attn", "ffn", "norm", "head"}
+    for fused in (False, True):
+        mixtral = groups("mixtral", "role", fused)
+        assert {"attn", "expert", "router"} <= set(mixtral.values())
+        assert set(mixtral) == set(plan(checkpoint_at(tiny("mixtral")), fused=fused).tensors)
+    t5 = groups("t5", "layer", num_decoder_layers=2)
+    assert t5["encoder.block.1.layer.0.SelfAttention.q.weight"] == "1"
+    assert t5["decoder.block.1.layer.1.EncDecAttention.q.weight"] == "1"
+    with pytest.raises(RekindleError, match="these have encoder 2, decoder 3"):
+        groups("t5", "layer")
+
+
+def test_groups_of_a_class_that_no_table_knows_are_by_name(series):
+    last = series.checkpoints[series.names[-1]]
+    own = series_of(series.checkpoints, by="layer")
+    assert groups_of(last, "layer")["1.running_mean"] == "1"
+    assert list(own.parts) == ["0", "1", "3"]
+    assert own.parts["3"].stop == own.size
+    assert _by_name("down_blocks.10.resnets.2.conv.weight") == "down_blocks.10"
+    assert _by_name("model.layers.3.q.weight") == "model.layers.3"
+    assert [_by_name(name) for name in ("conv_in.weight", "scale", "net1.w")] == ["conv_in", "scale", "net1"]
+    with pytest.raises(RekindleError, match="Which kind of tensor"):
+        groups_of(last, "role")
 
 
 def test_a_candidate_s_tensors_are_views_and_gradients_land_in_one_vector(series):

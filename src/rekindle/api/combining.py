@@ -13,6 +13,10 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rekindle.anatomy import Nameless
 from rekindle.api.given import models_of, objective_named, step_in
 from rekindle.api.merging import STEP, Source, merged
 from rekindle.api.model import Model
@@ -24,6 +28,7 @@ from rekindle.errors import RekindleError
 from rekindle.methods import merge as merge_
 from rekindle.report.combination import FILE, combination_text, write_combination
 from rekindle.search.config import CombineConfig
+from rekindle.search.groups import OTHERS
 from rekindle.store.publish import publishing
 from rekindle.store.sample import sampled, sampled_files
 
@@ -43,13 +48,20 @@ class Combination:
     models: Mapping[str, Model]  # oldest first
     data: dict[str, Any]  # what OUT/combine.json holds
     keep: tuple[str, ...]  # tensors that are the last checkpoint's
+    layers: int = 0  # of a family whose layers have coefficients of their own
     pipeline: Path | None = None  # the last one's folder, where they are parts of pipelines,
     component: str | None = None  # and which part
 
     @property
-    def coefficients(self) -> dict[str, float]:
-        """Of each checkpoint, by name, those of the result."""
-        return dict(zip(self.models, self._result["coefficients"], strict=True))
+    def coefficients(self) -> dict[str, float] | dict[str, dict[str, float]]:
+        """Of each checkpoint, by name, those of the result; where groups have their own, {group: {name: number}}."""
+        found = self._result["coefficients"]
+        if isinstance(found[0], list):
+            return {group: self._by_name(own) for group, own in zip(self.data["groups"], found, strict=True)}
+        return self._by_name(found)
+
+    def _by_name(self, alpha: Sequence[float]) -> dict[str, float]:
+        return dict(zip(self.models, alpha, strict=True))
 
     @property
     def _result(self) -> dict[str, Any]:
@@ -58,14 +70,26 @@ class Combination:
     @cached_property
     def model(self) -> Model:
         """The result: one linear expression over the series; config and other files are the last checkpoint's."""
-        found = self.coefficients
-        order = [*found][::-1]  # what is no average is the first one's
-        free = abs(sum(found.values()) - 1) > ONE
-        options = {"how": "linear", "weights": [repr(found[name]) for name in order], "any_sum": free}
+        found = self._result["coefficients"]
+        order = [*self.models][::-1]  # what is no average is the first one's
+        options = {"how": "linear", **self._weights(found), "any_sum": _is_scaled(found)}
         options |= {"keep": list(self.keep)} if self.keep else {}
         made = merged({name: self.models[name] for name in order}, None, resolve(merge_.Config, options))
         text = json.dumps(self.data, indent=1) + "\n"
         return replace(made, checkpoint=replace(made.checkpoint, files={FILE: text}))
+
+    def _weights(self, alpha: Sequence[Any]) -> dict[str, Any]:
+        """As options of `merge`, of the checkpoints from the last one back."""
+        if not isinstance(alpha[0], list):
+            return {"weights": [repr(a) for a in alpha[::-1]]}
+        last = [0.0] * (len(self.models) - 1) + [1.0]  # where nothing moved
+        by_group = dict(zip(self.data["groups"], alpha, strict=True))
+        if self.layers:
+            by_layer = [by_group.get(str(layer), last) for layer in range(self.layers)]
+            return {"weights": [":".join(map(repr, each)) for each in [*zip(*by_layer, strict=True)][::-1]]}
+        usual = by_group.pop(OTHERS, last)
+        by_role = {group: [repr(a) for a in own[::-1]] for group, own in by_group.items()}
+        return {"weights": [repr(a) for a in usual[::-1]], "by_role": by_role}
 
     def save(self, out: str | Path, **options: Any) -> Path:
         """Write the result to `out`, as `Model.save` does, with what was found in OUT/combine.json.
@@ -137,7 +161,7 @@ def priced(models: Mapping[str, Model], config: CombineConfig) -> dict[str, Any]
     from rekindle.search.series import series_of
     from rekindle.search.store import ITEMSIZE
 
-    series = series_of({name: model.as_parent for name, model in models.items()})
+    series = series_of({name: model.as_parent for name, model in models.items()}, by=config.groups)
     check_options(config, 1)
     each = config.budget or (f"{BUDGET} ({BUDGET_GRADIENT} by gradient)" if config.search == "auto" else BUDGET)
     others = len({tuple(alpha) for some in rivals(series.names).values() for alpha in some.values()})
@@ -172,7 +196,7 @@ def combined(
     parents = {name: model.as_parent for name, model in models.items()}
     judge = objective_named(objective, parents, options.config, pipeline)
     other = None if held_out is None else objective_named(held_out, parents, options.config, pipeline)
-    series = series_of(parents, fused=judge.fused)
+    series = series_of(parents, fused=judge.fused, by=options.config.groups)
     held: Held = options.config.store
     beside = journal.parent if journal and journal.parent.is_dir() else None
     room = where_to(ITEMSIZE[held] * len(series) * series.size, beside)
@@ -183,17 +207,25 @@ def combined(
         ledger = Ledger(judge, store, series.places, kept, **how)
         reports = None if other is None else Ledger(other, store, series.places, kept, name="held out", **how)
         outcome = find(ledger, options.config, series.names, steps=[*steps.values()] or None, held_out=reports)
-    scaled = abs(outcome.result.alpha.sum() - 1) > ONE  # else what never moved comes back of itself
+    scaled = _is_scaled(outcome.result.alpha)  # else what never moved comes back of itself
     on_disk = series_of(parents).kept if judge.fused and scaled else series.kept
     keep = tuple(escape(name) for name in on_disk if scaled or name.endswith(STATISTICS))
     component = (options.config.component or "unet") if pipeline else None
     data = described(outcome, series, judge.name, options.config)
     data["notes"] = [note for note in (restart(parents, steps),) if note]
-    return Combination(models, data, keep, pipeline, component)
+    family = parents[series.names[-1]].family
+    by_layer = options.config.groups == "layer" and not isinstance(family, Nameless)
+    layers = parents[series.names[-1]].settings.num_layers if by_layer else 0
+    return Combination(models, data, keep, layers, pipeline, component)
 
 
 def _name(function: Any) -> str:
     return getattr(function, "__name__", None) or getattr(function, "name", type(function).__name__)
+
+
+def _is_scaled(alpha: ArrayLike) -> bool:
+    """Whether coefficients of any group do not sum to 1."""
+    return bool((np.abs(np.sum(alpha, axis=-1) - 1) > ONE).any())
 
 
 def _search_of(series: Series, objective: Objective, options: Resolved[CombineConfig]) -> str:
@@ -258,6 +290,7 @@ def described(outcome: Outcome, series: Series, objective: str, config: CombineC
         "searched": outcome.searched,
         "alone": [_finite(score) for score in outcome.alone],
         "values": series.size,
+        "groups": [*series.parts] if len(series.parts) > 1 else [],
         "held_out": outcome.held_out,
         "evaluations": dict(outcome.evaluations),
         "invalid": outcome.invalid,

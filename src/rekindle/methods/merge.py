@@ -11,7 +11,7 @@ bit for bit in linear with a sum of 1, mean, ema, wsm, slerp, karcher, and ties 
 
 Weights: one for each source; 0:1 goes from 0 at the first layer to 1 at the last, 0:1:0 there and back, in equal steps;
 what stands before the layers has the first value, what stands after them the last. `by_role` overrules them for roles
-whose names begin so (attn, ffn.down, embed).
+whose names begin so (attn, ffn.down, embed), and for tensors of a class that no table knows (down_blocks.0).
 
 Whole numbers (counters, masks, ids) are no averages: they are those of the checkpoint whose config is taken, and so is
 what `keep` names, such as BatchNorm's statistics.
@@ -125,10 +125,15 @@ def _weights(config: Config, count: int, first: Checkpoint) -> Callable[[Role], 
     _check_courses(config, [*usual, *(one for courses in own.values() for one in courses)], own, first)
 
     def of(role: Role) -> Sequence[Course]:
-        longest = max((part for part in own if f"{role.part}.".startswith(f"{part}.")), key=len, default=None)
+        name = f"{_name(role)}."
+        longest = max((part for part in own if name.startswith(f"{part}.")), key=len, default=None)
         return usual if longest is None else own[longest]
 
     return of
+
+
+def _name(role: Role) -> str:
+    return opaque_name(role) or role.part
 
 
 def _courses(texts: Sequence[str], count: int, option: str) -> Sequence[Course]:
@@ -140,7 +145,7 @@ def _courses(texts: Sequence[str], count: int, option: str) -> Sequence[Course]:
 
 def _check_courses(config: Config, given: Sequence[Course], parts: Iterable[str], first: Checkpoint) -> None:
     """Raise RekindleError for what these weights cannot mean in a model such as `first`."""
-    known = dict.fromkeys(role.part for role in first.tensors if opaque_name(role) is None)
+    known = dict.fromkeys(map(_name, first.tensors))
     for part in parts:
         if not any(f"{name}.".startswith(f"{part}.") for name in known):
             hint = nearest(part, known) or ", ".join(dict.fromkeys(name.split(".")[0] for name in known)) or None

@@ -10,8 +10,10 @@ from pathlib import Path
 from statistics import correlation, fmean
 from typing import Any
 
+import numpy as np
+
 from rekindle.report.chart import Chart, publish
-from rekindle.report.coefficients import coefficients_chart
+from rekindle.report.coefficients import coefficients_chart, groups_chart
 from rekindle.report.csv_file import write_csv
 from rekindle.report.page import FIGURES, render
 from rekindle.report.text import table
@@ -38,9 +40,9 @@ def rows_of(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for row in data["rows"]:
         apart = row["less_ema"][metrics[0]]
         known = row["kind"] != "EMA" and apart["lo"] is not None
-        interval = f"{apart['lo']:+.3g} to {apart['hi']:+.3g}".replace("-", "−") if known else ""
+        interval = f"{_apart(apart['lo'])} to {_apart(apart['hi'])}" if known else ""
         means = ["" if None in values else signed(fmean(values)) for values in row["reported"].values()]
-        said = f"{apart['mean']:+.3g}".replace("-", "−") if row["kind"] != "EMA" and apart["mean"] is not None else ""
+        said = _apart(apart["mean"]) if row["kind"] != "EMA" and apart["mean"] is not None else ""
         name = f"by {data['search']}, {row['name']}" if row["kind"] == CHOSEN else row["name"]
         searched = "" if row["searched"] is None else f"{row['searched']:.4g}"
         lines.append((row["kind"], name, searched, *means, said, interval, f"{row['distance']:.2f}"))
@@ -68,6 +70,12 @@ def verdict(data: Mapping[str, Any]) -> str:
 def signed(number: float) -> str:
     """Four digits, with a real minus."""
     return f"{number:.4g}".replace("-", "−")
+
+
+def _apart(number: float) -> str:
+    """A difference: its sign, three digits, and no power of ten."""
+    shown = np.format_float_positional(number, 3, unique=False, fractional=False, trim="-", sign=True)
+    return shown.replace("-", "−")
 
 
 def _found(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -115,28 +123,45 @@ def sentence(text: str) -> str:
 
 
 def charts(data: Mapping[str, Any]) -> list[Chart]:
-    """The coefficients of the result and of the best EMA; and, where a search ran several times, of each."""
-    rows = {row["kind"]: row["coefficients"] for row in data["rows"]}
+    """The coefficients of the result and of the best EMA; where groups have their own, of each; of several searches."""
+    by_group = next(row["coefficients"] for row in data["rows"] if row["kind"] == CHOSEN)
+    rows = {row["kind"]: _mean(row["coefficients"]) for row in data["rows"]}
     names, made = data["checkpoints"], data["result"]
     numbered = all(STEP.fullmatch(name) for name in names)
     steps = [float(name.removeprefix("step-")) if numbered else k for k, name in enumerate(names, 1)]
     alone = [math.nan if score is None else score for score in data["alone"]]
     arms = {"EMA": rows["EMA"], CHOSEN: rows[CHOSEN], made: rows[made]}
     below = sum(a < 0 for a in rows[CHOSEN])
-    title = f"{below} of {len(names)} coefficients are negative, the largest is {max(map(abs, rows[CHOSEN])):.2f}"
+    which = "coefficients, averaged over the groups," if data["groups"] else "coefficients"
+    title = f"{below} of {len(names)} {which} are negative, the largest is {max(map(abs, rows[CHOSEN])):.2f}"
     metric = "what was searched" if data["searched"] == "searched" else data["searched"]
-    caption = f"Above: {metric} of each checkpoint alone, on the search's data. Below: what each counts."
+    counts = "what each counts, on average over the groups" if data["groups"] else "what each counts"
+    caption = f"Above: {metric} of each checkpoint alone, on the search's data. Below: {counts}."
     found = [coefficients_chart("coefficients", title, caption, steps, arms, alone, metric)]
+    if data["groups"] and isinstance(by_group[0], list):
+        title = f"What each of {len(data['groups'])} groups counts of each checkpoint"
+        caption = "A disc is as large as the coefficient that it stands for."
+        found.append(groups_chart("groups", title, caption, steps, data["groups"], by_group))
     if len(data["seeds"]) > 1:
         title = f"What {len(data['seeds'])} searches found{_alike(data['seeds'])}"
-        own = {f"seed {data['seed'] + i}": alpha for i, alpha in enumerate(data["seeds"])}
-        caption = "What the search found with each seed, by its own score."
+        own = {f"seed {data['seed'] + i}": _mean(alpha) for i, alpha in enumerate(data["seeds"])}
+        caption = f"What the search found with each seed, by its own score{', on average' * bool(data['groups'])}."
         found.append(coefficients_chart("seeds", title, caption, steps, own))
     return found
 
 
-def _alike(alphas: Sequence[Sequence[float]]) -> str:
+def _mean(alpha: Sequence[Any]) -> Sequence[float]:
+    """Of coefficients that groups have of their own, their mean over the groups."""
+    return [fmean(own) for own in zip(*alpha, strict=True)] if isinstance(alpha[0], list) else alpha
+
+
+def _flat(alpha: Sequence[Any]) -> Sequence[float]:
+    return [a for own in alpha for a in own] if isinstance(alpha[0], list) else alpha
+
+
+def _alike(alphas: Sequence[Sequence[Any]]) -> str:
     """How the coefficients of several searches correlate; nothing of such that do not vary."""
+    alphas = [_flat(alpha) for alpha in alphas]
     pairs = [pair for pair in combinations(alphas, 2) if all(len({*one}) > 1 for one in pair)]
     found = [correlation(*pair) for pair in pairs]
     ends = dict.fromkeys(f"{end:.2f}" for end in ((min(found), max(found)) if found else ()))

@@ -4,6 +4,7 @@ Source: "Linear Combination of Saved Checkpoints Makes Consistency and Diffusion
 
 config.py        the options of combine (imports nothing heavy)
 series.py        which tensors are combined, and where each lies in a vector
+groups.py        tensors that have coefficients of their own
 restarts.py      whether a series is of one training
 store.py         the checkpoints as a matrix; sums of its rows
 candidate.py     one sum as a model sees it

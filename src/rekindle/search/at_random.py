@@ -16,7 +16,7 @@ def at_random(problem: Problem) -> list[Scored]:
     pool = problem.started
     origin = pool[0].alpha
     while problem.left > 0:
-        steps = np.exp(rng.uniform(np.log(LEAST), np.log(MOST), (ROUND, 1)))
-        drawn = origin + steps * rng.standard_normal((ROUND, origin.size))
+        steps = np.exp(rng.uniform(np.log(LEAST), np.log(MOST), (ROUND, *[1] * len(problem.shape))))
+        drawn = origin + steps * rng.standard_normal((ROUND, *problem.shape))
         pool += problem.raced([onto(alpha, problem.kind) for alpha in drawn])[0]
     return ranked(pool)

@@ -1,10 +1,12 @@
-"""CMA-ES over the coefficients that sum to 1: K - 1 directions, each at right angles to (1, ..., 1) and to the others.
+"""CMA-ES over the coefficients that sum to 1: K - 1 directions, each at right angles to (1, ..., 1) and to the others;
+in every group.
 
 Source: Hansen and Ostermeier 2001; the implementation is that of cmaes (Nomura and Shibata 2024, arXiv 2402.01373).
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -21,10 +23,11 @@ def cma(problem: Problem) -> list[Scored]:
     pool = problem.started
     origin = pool[0].alpha
     turn = directions(origin.size, problem.kind)
-    generations = CMA(mean=np.zeros(turn.shape[1]), sigma=STEP, seed=problem.seed)
+    shape = (*problem.shape[:-1], turn.shape[1])
+    generations = CMA(mean=np.zeros(math.prod(shape)), sigma=STEP, seed=problem.seed)
     while problem.left > 0:
         asked = [generations.ask() for _ in range(generations.population_size)]
-        found, order = problem.raced([onto(origin + turn @ z, problem.kind) for z in asked])
+        found, order = problem.raced([onto(origin + z.reshape(shape) @ turn.T, problem.kind) for z in asked])
         pool += found
         if len(order) < len(asked):
             break

@@ -1,6 +1,7 @@
 """Coefficients that need no search: the last checkpoint, single ones, averages of every length, decayed rates.
 
-They are what a search begins with, and what it has to beat. All are arrays [K], oldest first, and sum to 1.
+They are what a search begins with, and what it has to beat. All are arrays [K], oldest first, and sum to 1. What is
+searched is that as well, or an array [G, K] of those of every group.
 
 last, single   one checkpoint
 uniform        of the last n: LAWA (Kaddour 2022, arXiv 2209.14981)
@@ -86,7 +87,11 @@ def onto(alpha: Alpha, kind: Sum) -> Alpha:
     if kind == "free":
         return alpha
     if kind == "one":
-        return alpha + (1 - alpha.sum()) / alpha.size
+        return alpha + (1 - alpha.sum(axis=-1, keepdims=True)) / alpha.shape[-1]
+    return np.apply_along_axis(_convex, -1, alpha)
+
+
+def _convex(alpha: Alpha) -> Alpha:
     alpha = alpha - alpha.max()  # the same projection, with digits to spare
     falling = np.sort(alpha)[::-1]  # Duchi et al. 2008: projection onto the simplex
     excess = (np.cumsum(falling) - 1) / np.arange(1, alpha.size + 1)
@@ -96,4 +101,4 @@ def onto(alpha: Alpha, kind: Sum) -> Alpha:
 
 def along(g: Alpha, kind: Sum) -> Alpha:
     """A gradient without the part that `onto` would take back."""
-    return g if kind == "free" else g - g.mean()
+    return g if kind == "free" else g - g.mean(axis=-1, keepdims=True)

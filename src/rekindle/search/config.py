@@ -21,6 +21,9 @@ class SearchConfig:
     sum: Literal["one", "free", "convex"] = option(
         "one", help="of the coefficients: 1, anything, or 1 without negative ones"
     )
+    groups: Literal["layer", "role"] | None = option(
+        None, help="coefficients for each layer, or for each kind of tensor (attn, ffn, ...), of each checkpoint"
+    )
     seed: int = option(0, help="random seed of the search and of its draws")
     seeds: int = option(
         1, help="searches, each with a seed of its own: the best of them after re-ranking is the result"

@@ -29,21 +29,21 @@ def evolution(problem: Problem) -> list[Scored]:
     rng = np.random.default_rng(problem.seed)
     pool = problem.started
     while problem.left > 0:
-        children = [child(pool, rng, problem.kind) for _ in range(ROUND)]
+        children = [child(pool, rng, problem.shape, problem.kind) for _ in range(ROUND)]
         pool = ranked([*pool, *problem.raced(children)[0]])
     return pool
 
 
-def child(pool: list[Scored], rng: np.random.Generator, kind: Sum) -> Alpha:
-    """Of a pool that is sorted."""
+def child(pool: list[Scored], rng: np.random.Generator, shape: tuple[int, ...], kind: Sum) -> Alpha:
+    """Of a pool that is sorted: coefficients of this shape."""
     parents = [one.alpha for one in pool[:PARENTS]]
     first, second = rng.choice(len(parents), 2, replace=len(parents) < 2)
     crossed = rng.random() < CROSSOVER
-    made = np.where(rng.random(parents[0].size) < FROM_FIRST, parents[first], parents[second]) if crossed else None
+    made = np.where(rng.random(shape) < FROM_FIRST, parents[first], parents[second]) if crossed else None
     alpha = parents[first] if made is None else made
-    changed = rng.random(alpha.size) < MUTATION
-    changed[rng.integers(alpha.size)] = True  # every child is another one
-    return restored(alpha + changed * rng.normal(0, STEP, alpha.size), kind)
+    changed = rng.random(shape) < MUTATION
+    changed.flat[rng.integers(changed.size)] = True  # every child is another one
+    return restored(alpha + changed * rng.normal(0, STEP, shape), kind)
 
 
 def restored(alpha: Alpha, kind: Sum) -> Alpha:
@@ -51,5 +51,5 @@ def restored(alpha: Alpha, kind: Sum) -> Alpha:
     if kind == "free":
         return alpha
     alpha = np.maximum(alpha, 0) if kind == "convex" else alpha
-    total = alpha.sum()
-    return onto(alpha / total, kind) if total > 0.1 else onto(alpha, kind)
+    total = alpha.sum(axis=-1, keepdims=True)
+    return onto(alpha / np.where(total > 0.1, total, 1.0), kind)

@@ -87,7 +87,7 @@ def find(
     """
     spent, first = Spent(ledger), Draw("search", key=config.seed)
     if config.budget is not None:
-        _check_budget(config.budget, config.search, len(names))
+        _check_budget(config.budget, config.search, ledger.store.shape)
     rows = best_of_each(ledger, rivals(names, steps), first)
     check_spread([row.searched for row in rows])
     if config.sum == "free":
@@ -98,7 +98,7 @@ def find(
 
     starts = _distinct([*rivals(names)[EMA].values(), *(row.alpha for row in rows)])
     budget = config.budget or (BUDGET_GRADIENT if search == "gradient" else BUDGET)
-    _check_budget(budget, search, len(names))
+    _check_budget(budget, search, ledger.store.shape)
     if search == "gradient" and config.seeds > 1 and not ledger.objective.draws:
         what = f"{ledger.objective.name} takes no draw: {config.seeds} searches along its gradient are one."
         raise RekindleError(what, hint="--seeds 1, or --search cma")
@@ -177,7 +177,8 @@ def _chosen(config: SearchConfig, ledger: Ledger, start: Row, draw: Draw) -> str
     raise RekindleError(what, why=why, hint=hint)
 
 
-def _check_budget(budget: int, search: str, count: int) -> None:
+def _check_budget(budget: int, search: str, shape: tuple[int, ...]) -> None:
+    count = math.prod(shape)
     least = FEWEST if search in ("gradient", "auto") else max(FEWEST, count)
     if budget < least:
         what = f"A budget of {counted(budget, 'evaluation')} cannot search {count} coefficients."

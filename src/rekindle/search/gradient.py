@@ -1,4 +1,4 @@
-"""Gradient search: Adam on the K coefficients, with new data or noise at every step.
+"""Gradient search: Adam on the coefficients, with new data or noise at every step.
 
 The gradient in the coefficients is one product of the stored matrix with the gradient in the tensors, see
 `Store.gradient`: a forward and a backward pass are one evaluation and give K numbers, where a search by scores learns
@@ -26,7 +26,7 @@ def gradient(problem: Problem) -> list[Scored]:
     """Raises CheckFailed where the objective has no gradient at half of all steps or more."""
     starts = problem.started
     alpha, steps = starts[0].alpha, problem.left
-    exp_avg, exp_avg_sq, missed, path = np.zeros(alpha.size), np.zeros(alpha.size), 0, []
+    exp_avg, exp_avg_sq, missed, path = np.zeros(problem.shape), np.zeros(problem.shape), 0, []
     for step in range(1, steps + 1):
         fresh = Draw("search", step, key=problem.draw.key)
         score, g = problem.ledger.slope(alpha, fresh)

@@ -83,7 +83,7 @@ class Ledger:
         todo, size = [*new.items()], len(self._candidates)
         for lo in range(0, len(todo), size):
             some = todo[lo : lo + size]
-            thetas = self.store.mix_many(np.stack([alpha for _, alpha in some]), self._thetas[: len(some)])
+            thetas = self.store.mix_many([alpha for _, alpha in some], self._thetas[: len(some)])
             if rounding:
                 for theta in thetas:
                     rounding(theta)

@@ -38,6 +38,11 @@ class Problem:
         self.begun = self.ledger.spent
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of coefficients that are searched; the starts are [K], the same in every group."""
+        return self.ledger.store.shape
+
+    @property
     def left(self) -> int:
         """Whole evaluations that may still be made; 0 once a search asks for nothing new."""
         return 0 if self.idle >= IDLE else math.floor(self._left + 1e-9)

@@ -9,7 +9,7 @@ K checkpoints   P values of a vector
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from rekindle.edit.expressions import Leaf
 from rekindle.edit.opening import same_bytes
 from rekindle.errors import RekindleError, counted
 from rekindle.methods.merging.alike import check_alike
+from rekindle.search.groups import By, groups_of, in_order
 from rekindle.store.window import loops
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm
@@ -44,6 +45,7 @@ class Series:
 
     checkpoints: Mapping[str, Checkpoint]
     tensors: Sequence[Mapping[str, Expr]]  # of each, those that can be combined and those that cannot
+    group: Mapping[str, str] = field(default_factory=dict)  # that each tensor is in; none: all are one
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,8 +60,18 @@ class Series:
 
     @cached_property
     def moved(self) -> tuple[str, ...]:
-        """The names of what is combined."""
-        return tuple(name for name, x in self.last.items() if _is_summed(name, x) and self._moves(name))
+        """The names of what is combined, group by group."""
+        found = [name for name, x in self.last.items() if _is_summed(name, x) and self._moves(name)]
+        return tuple(sorted(found, key=lambda name: in_order(self.group.get(name, ""))))
+
+    @cached_property
+    def parts(self) -> dict[str, slice]:
+        """Of every group its part of a vector."""
+        found: dict[str, slice] = {}
+        for name, place in self.places.items():
+            group = self.group.get(name, "")
+            found[group] = slice(found[group].start if group in found else place.at, place.at + place.size)
+        return found
 
     @cached_property
     def places(self) -> dict[str, Place]:
@@ -98,10 +110,10 @@ class Series:
         return not all(_are_same(last, tensors[name]) for tensors in self.tensors[:-1])
 
 
-def series_of(checkpoints: Mapping[str, Checkpoint], *, fused: bool = False) -> Series:
+def series_of(checkpoints: Mapping[str, Checkpoint], *, fused: bool = False, by: By | None = None) -> Series:
     """A series of checkpoints, oldest first; raises RekindleError where they are not alike, or there is but one.
 
-    `fused`: by transformers' names, a layer's experts stacked; else by the names on disk.
+    `fused`: by transformers' names, a layer's experts stacked; else by the names on disk. `by`: in groups.
     """
     if len(checkpoints) < 2:
         what = f"A combination is of several checkpoints, and there is {counted(len(checkpoints), 'checkpoint')}."
@@ -109,7 +121,8 @@ def series_of(checkpoints: Mapping[str, Checkpoint], *, fused: bool = False) -> 
     for checkpoint in checkpoints.values():
         checkpoint.folder.need_weights()
     check_alike(checkpoints)
-    series = Series(checkpoints, [plan(checkpoint, fused=fused).tensors for checkpoint in checkpoints.values()])
+    group = groups_of([*checkpoints.values()][-1], by, fused=fused) if by else {}
+    series = Series(checkpoints, [plan(checkpoint, fused=fused).tensors for checkpoint in checkpoints.values()], group)
     if not series.places:
         what = f"All {len(series)} checkpoints are the same: there is nothing to combine."
         raise RekindleError(what, hint="checkpoints of several steps of a run")

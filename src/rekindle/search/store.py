@@ -5,7 +5,9 @@
 So equal checkpoints give themselves back whatever the coefficients are that sum to 1, small differences keep their
 digits in bfloat16, and the gradient of any function of theta is K inner products.
 
-K checkpoints   P values of a vector   M candidates
+Coefficients are an array [K], or [G, K] where groups of tensors, which are parts of the vector, have their own.
+
+K checkpoints   P values of a vector   M candidates   G groups
 """
 
 from __future__ import annotations
@@ -34,10 +36,13 @@ COLUMNS = 1 << 14  # values of each row that all candidates of a batch are made 
 
 
 class Store:
-    """`rows` [K - 1, P], float32 or the bits of bfloat16, and the last checkpoint's vector [P]."""
+    """`rows` [K - 1, P], float32 or the bits of bfloat16, and the last checkpoint's vector [P].
 
-    def __init__(self, rows: NDArray, last: Floats, held: Held = "float32"):
-        self.rows, self.last = rows, last
+    `parts`: of the vector, that have coefficients of their own.
+    """
+
+    def __init__(self, rows: NDArray, last: Floats, held: Held = "float32", parts: Sequence[slice] = ()):
+        self.rows, self.last, self.parts = rows, last, parts if len(parts) > 1 else [slice(0, last.size)]
         self._code, self._rows = CODES[held], list(rows)
 
     @property
@@ -50,30 +55,39 @@ class Store:
         """P."""
         return self.last.size
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of coefficients: [K], or [G, K]."""
+        return (self.count,) if len(self.parts) == 1 else (len(self.parts), self.count)
+
     def row(self, k: int) -> NDArray:
         """The stored differences of checkpoint k; of the last one they are 0."""
         return self._rows[k] if k < len(self._rows) else np.zeros_like(self._rows[0])
 
     def mix(self, alpha: Sequence[float] | NDArray, out: Floats) -> Floats:
         """theta(alpha) into `out` [P], summed in the order of the rows: the same bits on any number of threads."""
-        alpha = np.asarray(alpha, np.float64)
-        total = float(alpha.sum())
-        np.multiply(self.last, np.float32(1 if abs(total - 1) < 1e-9 else total), out=out)
-        used = np.flatnonzero(alpha[:-1])
-        loops().mix(out, [self._rows[k] for k in used], self._code, alpha[used].tolist())
+        for part, own in zip(self.parts, self._by_part(alpha), strict=True):
+            np.multiply(self.last[part], _scale(own), out=out[part])
+            used = np.flatnonzero(own[:-1])
+            loops().mix(out[part], [self._rows[k][part] for k in used], self._code, own[used].tolist())
         return out
 
-    def mix_many(self, alphas: NDArray, out: NDArray) -> NDArray:
+    def mix_many(self, alphas: Sequence[NDArray], out: NDArray) -> NDArray:
         """theta of M candidates into `out` [M, P]; the rows are read once."""
-        sums = alphas.sum(axis=1)
-        scale = np.where(np.abs(sums - 1) < 1e-9, 1, sums).astype(np.float32)
-        weights = alphas[:, :-1].tolist()
-        for lo in range(0, self.size, COLUMNS):
-            rows = [row[lo : lo + COLUMNS] for row in self._rows]
-            for m, by in enumerate(weights):
-                block = np.multiply(self.last[lo : lo + COLUMNS], scale[m], out=out[m, lo : lo + COLUMNS])
-                loops().mix(block, rows, self._code, by)
+        by_part = np.stack([self._by_part(alpha) for alpha in alphas], axis=1)
+        for part, own in zip(self.parts, by_part, strict=True):
+            scale, weights = [_scale(alpha) for alpha in own], own[:, :-1].tolist()
+            for lo in range(part.start, part.stop, COLUMNS):
+                columns = slice(lo, min(lo + COLUMNS, part.stop))
+                rows = [row[columns] for row in self._rows]
+                for m, by in enumerate(weights):
+                    block = np.multiply(self.last[columns], scale[m], out=out[m, columns])
+                    loops().mix(block, rows, self._code, by)
         return out
+
+    def _by_part(self, alpha: Sequence[float] | NDArray) -> NDArray[np.float64]:
+        """[G, K]."""
+        return np.broadcast_to(np.asarray(alpha, np.float64), (len(self.parts), self.count))
 
     def edit(self, theta: Floats, changes: Mapping[int, float]) -> Floats:
         """Add to coefficients of a vector that was mixed: as many rows are read as coefficients change.
@@ -89,9 +103,19 @@ class Store:
         return theta
 
     def gradient(self, g: Floats) -> NDArray[np.float64]:
-        """The gradient in alpha [K] of a function of theta whose gradient in theta is g [P]."""
-        along = loops().dots([self.last], "F32", g)
-        return np.append(loops().dots(self._rows, self._code, g), 0.0) + along
+        """The gradient in alpha, of its shape, of a function of theta whose gradient in theta is g [P]."""
+        found = []
+        for part in self.parts:
+            along = loops().dots([self.last[part]], "F32", g[part])
+            rows = [row[part] for row in self._rows]
+            found.append(np.append(loops().dots(rows, self._code, g[part]), 0.0) + along)
+        return np.reshape(found, self.shape)
+
+
+def _scale(alpha: NDArray[np.float64]) -> np.float32:
+    """s, 1 where that is what is meant."""
+    total = float(alpha.sum())
+    return np.float32(1 if abs(total - 1) < 1e-9 else total)
 
 
 def where_to(nbytes: int, beside: Path | None) -> Path | None:
@@ -130,7 +154,7 @@ def fill(series: Series, held: Held = "float32", folder: Path | None = None) -> 
     with Files() as files, one_for_each_worker(), ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(read, windows(series.places, WINDOW)):
             pass
-    store = Store(rows, last, held)
+    store = Store(rows, last, held, [*series.parts.values()])
     _check_distinct(store, series)
     return store
 
@@ -138,6 +162,7 @@ def fill(series: Series, held: Held = "float32", folder: Path | None = None) -> 
 def _check_distinct(store: Store, series: Series) -> None:
     """Raise RekindleError where two checkpoints are the same: no objective could tell their coefficients apart."""
     along = store.gradient(np.random.default_rng(0).standard_normal(store.size, np.float32))
+    along = along.reshape(-1, store.count).sum(axis=0)
     order = np.argsort(along, kind="stable")
     for one, other in zip(order, order[1:]):
         if along[one] == along[other] and np.array_equal(store.row(one), store.row(other)):

@@ -30,7 +30,7 @@ class Config:
         None, help="one for each source, such as 0.3,0.7; 0:1 goes from first layer to last (default: equal)"
     )
     by_role: dict[str, tuple[str, ...]] | None = option(
-        None, help="weights of roles, such as {ffn: [1, 0], attn.q: [0.5, 0.5]}; of slerp t, [0.3]"
+        None, help="weights of roles, or of names, such as {ffn: [1, 0], attn.q: [0.5, 0.5]}; of slerp t, [0.3]"
     )
     base: str | None = option(None, help="the model that the sources were trained from, and adapters are put on")
     normalize: bool = option(False, help="divide the weights by their sum")

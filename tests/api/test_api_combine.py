@@ -324,7 +324,19 @@ def test_the_loss_of_a_language_model_s_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran("init", "base", "--hidden", 16, "--layers", 2, "--heads", 2, "--tokenizer", "bpe:300", "-q")
     how = ["--seq-len", 32, "--batch-tokens", 512, "--schedule", "constant", "--lr", "1e-2", "-q"]
-    ran("train", "base", "trained", "--tokens", "20k", "--save-every", "2k", "--archive", "run.rk", *how)
+    ran(
+        "train",
+        "base",
+        "trained",
+        "--tokens",
+        "20k",
+        "--save-every",
+        "2k",
+        "--archive",
+        "run.rk",
+        *how,
+        "--keep-averages",
+    )
     ran("combine", "run.rk@*", "out", "--objective", "loss", "--seq-len", 32, "--batch-tokens", 1024, "--budget", 40)
     found = json.loads(Path("out/combine.json").read_text())
     row = next(row for row in found["rows"] if row["kind"] == found["result"])
@@ -334,6 +346,17 @@ def test_the_loss_of_a_language_model_s_run(tmp_path, monkeypatch):
     assert np.mean(row["reported"]["loss"]) < np.mean(last["reported"]["loss"])
     with pytest.raises(RekindleError, match="held-out text is"):
         rekindle.combine("run.rk@*", "loss", held_out_tokens=64, seq_len=32)
+    kept = rekindle.combine("run.rk@*", "loss", seq_len=32, batch_tokens=1024, budget=40, averages="trained-averages")
+    row = next(row for row in kept.data["rows"] if row["kind"] == "kept EMA")
+    kept.data["result"] = "kept EMA"
+    assert {name for name, a in kept.coefficients.items() if a} == {row["name"]}
+    told = rekindle.evaluate(kept.save("kept"), seq_len=32, tokens=65536)["loss"]
+    assert told == pytest.approx(np.mean(row["reported"]["loss"]), rel=1e-3)
+    rekindle.average("trained-averages", sigma=float(row["name"].split()[1])).save("average")
+    assert hashes(Path("kept"))["model.safetensors"] == hashes(Path("average"))["model.safetensors"]
+    assert kept.page("page").is_file()
+    words = ["combine", "run.rk@*", "trained-averages", "--objective", "loss", "--averages", "trained-averages"]
+    assert "holds trained-averages, which is read" in refused(*words, "--overwrite")
     for by, groups in (("layer", ["0", "1"]), ("role", ["embed", "attn", "ffn", "norm", "head"])):
         found = rekindle.combine("run.rk@*", "loss", seq_len=32, batch_tokens=1024, budget=40, groups=by)
         assert sorted(found.coefficients) == sorted(groups)

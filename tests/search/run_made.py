@@ -75,11 +75,11 @@ def ledger(store: Store, function, **how) -> Ledger:
     return Ledger(objective_of(function), store, {"w": Place(0, (store.size,))}, {}, **how)
 
 
-def store_of(thetas: np.ndarray, held: str = "float32", parts=()) -> Store:
-    """A store of these vectors [K, P]; parts of them have coefficients of their own."""
+def store_of(thetas: np.ndarray, held: str = "float32", parts=(), averages: int = 0) -> Store:
+    """A store of these vectors [K, P]; parts of them have coefficients of their own, the first are averages."""
     from rekindle.store.window import loops
 
     last = np.ascontiguousarray(thetas[-1], np.float32)
     rows = (thetas[:-1].astype(np.float32) - last).astype(np.float32)
     rows = rows if held == "float32" else np.stack([loops().round(row, "BF16") for row in rows])
-    return Store(rows, last, held, parts)
+    return Store(rows, last, held, parts, averages)

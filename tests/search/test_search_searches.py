@@ -206,6 +206,17 @@ def test_where_nothing_is_better_the_rival_is_the_result():
     assert np.array_equal(outcome.result.alpha, single(K, K - 1))
 
 
+def test_where_an_average_that_was_kept_is_better_it_is_the_result():
+    rng = np.random.default_rng(0)
+    near = TARGET.numpy() + 0.001 * rng.standard_normal((2, P)).astype(np.float32)
+    store = store_of(np.concatenate([near + [[0.1], [0]], THETAS]), averages=2)
+    found = find(ledger(store, drawn), SearchConfig(budget=40), NAMES, averages=["sigma 0.05", "sigma 0.1"])
+    assert found.result is found.rival
+    assert (found.result.kind, found.result.name) == ("kept EMA", "sigma 0.1")
+    assert found.result.alpha.tolist() == single(2 + K, 1).tolist()
+    assert found.combination.alpha.shape == (K,)
+
+
 def breaks(tensors):
     """Without a finite gradient but for the first time."""
     breaks.calls = getattr(breaks, "calls", 0) + tensors["w"].requires_grad

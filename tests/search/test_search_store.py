@@ -140,6 +140,19 @@ def test_groups_are_stores_of_their_own(held):
     assert np.abs(grouped.gradient(g).sum(axis=0) - whole.gradient(g)).max() < 1e-4
 
 
+def test_averages_that_were_kept_are_no_part_of_a_search():
+    rng = np.random.default_rng(0)
+    thetas, g = rng.standard_normal((6, 30)).astype(np.float32), rng.standard_normal(30).astype(np.float32)
+    both, alone = store_of(thetas, averages=2), store_of(thetas[2:])
+    alpha = rng.standard_normal(4)
+    out = [store.mix(alpha, np.empty(30, np.float32)) for store in (both, alone)]
+    assert np.array_equal(*out)
+    assert both.shape == alone.shape == (4,)
+    assert np.array_equal(both.gradient(g), alone.gradient(g))
+    assert np.array_equal(both.row(1), alone.row(1))
+    assert np.abs(both.mix(single(6, 1), out[0]) - thetas[1]).max() < 1e-6
+
+
 def test_groups_are_layers_or_kinds_of_tensors(tiny):
     def groups(family, by, fused=False, **changes):
         return groups_of(checkpoint_at(tiny(family, **changes)), by, fused=fused)

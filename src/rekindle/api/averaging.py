@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rekindle.api.merging import merged, named
 from rekindle.api.model import Model
@@ -16,7 +16,13 @@ from rekindle.errors import RekindleError, some
 from rekindle.methods import merge as merge_
 from rekindle.methods.merging.post_hoc import KEPT, SIGMAS, AverageConfig, Profile, misfit, post_hoc
 
+RELATIVE = (0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.10, 0.12, 0.14)  # widths of `averages_at`
 FAR = 0.1  # of a profile: what is said to be another average than was asked for
+
+
+class Kept(NamedTuple):
+    model: Model
+    profile: Profile
 
 
 @takes(AverageConfig)
@@ -29,31 +35,48 @@ def average(averages: str | Path, **options: Any) -> Model:
         rekindle.average("RUN-averages", sigma=0.07).save(OUT)
     """
     config: AverageConfig = resolve(AverageConfig, options).config
-    models = kept_in(Path(averages))
-    profiles = {name: _profile(model) for name, model in models.items()}
-    last = max(profile.step for profile in profiles.values())
-    wanted = Profile(config.sigma, last if config.step is None else config.step)
-    _check(wanted, profiles)
-    used = {name: profile for name, profile in profiles.items() if profile.step <= wanted.step}
-    x = post_hoc([*used.values()], wanted)
-    apart = misfit([*used.values()], x, wanted)
-    weights = dict(zip(used, x.tolist(), strict=True))
-    order = sorted(weights, key=lambda name: -profiles[name].step)  # config and other files are the latest one's
-    options = {"how": "linear", "weights": [repr(weights[name]) for name in order]}
-    made = merged({name: models[name] for name in order}, None, resolve(merge_.Config, options))
+    kept = kept_in(Path(averages))
+    wanted = Profile(config.sigma, _last(kept) if config.step is None else config.step)
+    _check(wanted, kept.values())
+    made, apart = _made(kept, wanted)
     far = "" if apart < FAR else f": another average than that, since {some(SIGMAS)} were kept"
     made.checkpoint.noting(f"its profile is within {100 * apart:.2g} % of width {config.sigma:g}{far}")
     return made
 
 
-def kept_in(folder: Path) -> dict[str, Model]:
+def averages_at(averages: str | Path, step: int | None) -> dict[str, Model]:
+    """By name those of many widths that what is in a folder comes near to; `step`: after which (default: the last)."""
+    kept = kept_in(Path(averages))
+    wanted = [Profile(sigma, _last(kept) if step is None else step) for sigma in RELATIVE]
+    _check(wanted[0], kept.values())
+    found = {f"sigma {one.sigma:g}": _made(kept, one) for one in wanted}
+    return {name: made for name, (made, apart) in found.items() if apart < FAR}
+
+
+def _made(kept: Mapping[str, Kept], wanted: Profile) -> tuple[Model, float]:
+    """The average, and how far its profile is from the one that is wanted."""
+    used = {name: one for name, one in kept.items() if one.profile.step <= wanted.step}
+    profiles = [one.profile for one in used.values()]
+    x = post_hoc(profiles, wanted)
+    weights = dict(zip(used, x.tolist(), strict=True))
+    order = sorted(weights, key=lambda name: -used[name].profile.step)  # config and other files are the latest one's
+    options = {"how": "linear", "weights": [repr(weights[name]) for name in order]}
+    made = merged({name: used[name].model for name in order}, None, resolve(merge_.Config, options))
+    return made, misfit(profiles, x, wanted)
+
+
+def _last(kept: Mapping[str, Kept]) -> float:
+    return max(one.profile.step for one in kept.values())
+
+
+def kept_in(folder: Path) -> dict[str, Kept]:
     """The averages in a folder, by width and step; raises RekindleError where there are none."""
     widths = sorted(path for path in folder.glob("sigma-*") if path.is_dir())
     if not widths:
         what = f"{folder} holds no averages that a run kept."
         raise RekindleError(what, hint="RUN-averages, beside the RUN of train --keep-averages")
     sources: Mapping[str, Any] = {f"{path.name}/step-{one.step}": one.given for path in widths for one in located(path)}
-    return named(sources)
+    return {name: Kept(model, _profile(model)) for name, model in named(sources).items()}
 
 
 def _profile(model: Model) -> Profile:
@@ -66,8 +89,8 @@ def _profile(model: Model) -> Profile:
         raise RekindleError(what, where=path, hint="what train --keep-averages wrote") from None
 
 
-def _check(wanted: Profile, kept: Mapping[str, Profile]) -> None:
-    steps = sorted({profile.step for profile in kept.values()})
+def _check(wanted: Profile, kept: Iterable[Kept]) -> None:
+    steps = sorted({one.profile.step for one in kept})
     if not 0.005 <= wanted.sigma <= 0.25:
         what = f"sigma is {wanted.sigma:g}: widths from 0.005 to 0.25 of a run can be made."
         raise RekindleError(what, hint="--sigma 0.07")

@@ -17,16 +17,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rekindle.anatomy import Nameless
+from rekindle.api.averaging import averages_at
 from rekindle.api.given import models_of, objective_named, step_in
 from rekindle.api.merging import STEP, Source, merged
 from rekindle.api.model import Model
 from rekindle.api.options import takes
 from rekindle.apply.threads import check_workers
 from rekindle.config import Resolved, resolve, to_dict
+from rekindle.edit import Checkpoint
 from rekindle.edit.combine import ONE
 from rekindle.errors import RekindleError
 from rekindle.methods import merge as merge_
 from rekindle.report.combination import FILE, combination_text, write_combination
+from rekindle.search.coefficients import KEPT_EMA
 from rekindle.search.config import CombineConfig
 from rekindle.search.groups import OTHERS
 from rekindle.store.publish import publishing
@@ -46,9 +49,9 @@ class Combination:
     """What a search found. `save` writes the model that it came out for: see `data["result"]`."""
 
     models: Mapping[str, Model]  # oldest first
+    averages: Mapping[str, Model]  # that the run kept, which it was held against
     data: dict[str, Any]  # what OUT/combine.json holds
     keep: tuple[str, ...]  # tensors that are the last checkpoint's
-    layers: int = 0  # of a family whose layers have coefficients of their own
     pipeline: Path | None = None  # the last one's folder, where they are parts of pipelines,
     component: str | None = None  # and which part
 
@@ -61,7 +64,8 @@ class Combination:
         return self._by_name(found)
 
     def _by_name(self, alpha: Sequence[float]) -> dict[str, float]:
-        return dict(zip(self.models, alpha, strict=True))
+        names = [*self.averages, *self.models][-len(alpha) :]
+        return dict(zip(names, alpha, strict=True))
 
     @property
     def _result(self) -> dict[str, Any]:
@@ -70,13 +74,17 @@ class Combination:
     @cached_property
     def model(self) -> Model:
         """The result: one linear expression over the series; config and other files are the last checkpoint's."""
+        made = self.averages[self._result["name"]] if self._result["kind"] == KEPT_EMA else self._sum
+        text = json.dumps(self.data, indent=1) + "\n"
+        return replace(made, checkpoint=replace(made.checkpoint, files={FILE: text}))
+
+    @property
+    def _sum(self) -> Model:
         found = self._result["coefficients"]
         order = [*self.models][::-1]  # what is no average is the first one's
         options = {"how": "linear", **self._weights(found), "any_sum": _is_scaled(found)}
         options |= {"keep": list(self.keep)} if self.keep else {}
-        made = merged({name: self.models[name] for name in order}, None, resolve(merge_.Config, options))
-        text = json.dumps(self.data, indent=1) + "\n"
-        return replace(made, checkpoint=replace(made.checkpoint, files={FILE: text}))
+        return merged({name: self.models[name] for name in order}, None, resolve(merge_.Config, options))
 
     def _weights(self, alpha: Sequence[Any]) -> dict[str, Any]:
         """As options of `merge`, of the checkpoints from the last one back."""
@@ -84,8 +92,9 @@ class Combination:
             return {"weights": [repr(a) for a in alpha[::-1]]}
         last = [0.0] * (len(self.models) - 1) + [1.0]  # where nothing moved
         by_group = dict(zip(self.data["groups"], alpha, strict=True))
-        if self.layers:
-            by_layer = [by_group.get(str(layer), last) for layer in range(self.layers)]
+        parent = [*self.models.values()][-1].checkpoint
+        if self.data["options"]["groups"] == "layer" and not isinstance(parent.family, Nameless):
+            by_layer = [by_group.get(str(layer), last) for layer in range(parent.settings.num_layers)]
             return {"weights": [":".join(map(repr, each)) for each in [*zip(*by_layer, strict=True)][::-1]]}
         usual = by_group.pop(OTHERS, last)
         by_role = {group: [repr(a) for a in own[::-1]] for group, own in by_group.items()}
@@ -196,27 +205,34 @@ def combined(
     parents = {name: model.as_parent for name, model in models.items()}
     judge = objective_named(objective, parents, options.config, pipeline)
     other = None if held_out is None else objective_named(held_out, parents, options.config, pipeline)
-    series = series_of(parents, fused=judge.fused, by=options.config.groups)
+    steps = {name: step_in(name) for name in models} if all(map(STEP.fullmatch, models)) else {}
+    averages = _averages(options.config, steps)
+    kept_by_run = {name: model.checkpoint for name, model in averages.items()}
+    series = series_of(parents, kept_by_run, fused=judge.fused, by=options.config.groups)
     held: Held = options.config.store
     beside = journal.parent if journal and journal.parent.is_dir() else None
-    room = where_to(ITEMSIZE[held] * len(series) * series.size, beside)
+    room = where_to(ITEMSIZE[held] * (len(series) + len(averages)) * series.size, beside)
     store, kept = fill(series, held, room), kept_of(series)
-    steps = {name: step_in(name) for name in models} if all(map(STEP.fullmatch, models)) else {}
-    with closing(Journal(journal, _search_of(series, judge, options), resume=resume)) as notes:
+    opened = [source for one in kept_by_run.values() for source in one.sources.values()]
+    search = _search_of([*parents.values(), *opened], series.names, judge, options)
+    with closing(Journal(journal, search, resume=resume)) as notes:
         how = {"journal": notes, "workers": workers, "progress": progress, "written": series.rounding()}
         ledger = Ledger(judge, store, series.places, kept, **how)
         reports = None if other is None else Ledger(other, store, series.places, kept, name="held out", **how)
-        outcome = find(ledger, options.config, series.names, steps=[*steps.values()] or None, held_out=reports)
+        known = {"steps": [*steps.values()] or None, "averages": [*averages]}
+        outcome = find(ledger, options.config, series.names, **known, held_out=reports)
     scaled = _is_scaled(outcome.result.alpha)  # else what never moved comes back of itself
     on_disk = series_of(parents).kept if judge.fused and scaled else series.kept
     keep = tuple(escape(name) for name in on_disk if scaled or name.endswith(STATISTICS))
-    component = (options.config.component or "unet") if pipeline else None
     data = described(outcome, series, judge.name, options.config)
     data["notes"] = [note for note in (restart(parents, steps),) if note]
-    family = parents[series.names[-1]].family
-    by_layer = options.config.groups == "layer" and not isinstance(family, Nameless)
-    layers = parents[series.names[-1]].settings.num_layers if by_layer else 0
-    return Combination(models, data, keep, layers, pipeline, component)
+    component = (options.config.component or "unet") if pipeline else None
+    return Combination(models, averages, data, keep, pipeline, component)
+
+
+def _averages(config: CombineConfig, steps: Mapping[str, int]) -> dict[str, Model]:
+    """Those that the run kept, after the last of these steps."""
+    return averages_at(config.averages, max(steps.values(), default=None)) if config.averages else {}
 
 
 def _name(function: Any) -> str:
@@ -228,17 +244,20 @@ def _is_scaled(alpha: ArrayLike) -> bool:
     return bool((np.abs(np.sum(alpha, axis=-1) - 1) > ONE).any())
 
 
-def _search_of(series: Series, objective: Objective, options: Resolved[CombineConfig]) -> str:
+def _search_of(
+    checkpoints: Sequence[Checkpoint],
+    names: Sequence[str],
+    objective: Objective,
+    options: Resolved[CombineConfig],
+) -> str:
     """Names a search: a journal of another one is of no use to it."""
-    folders = [checkpoint.folder for checkpoint in series.checkpoints.values()]
+    folders = [checkpoint.folder for checkpoint in checkpoints]
     told = {name: value["value"] for name, value in options.options().items()}
     files = [Path(str(told[name]).rpartition(":")[0]).expanduser() for name in ("objective", "held_out", "features")]
     files += _files_of(Path(told["data"]).expanduser())
     read = sampled_files({str(path): path for path in files if path.is_file()})
     stored = [sampled(folder.tensors) for folder in folders]
-    return json.dumps(
-        [[folder.fingerprint for folder in folders], stored, list(series.names), objective.name, told, read]
-    )
+    return json.dumps([[folder.fingerprint for folder in folders], stored, list(names), objective.name, told, read])
 
 
 def _files_of(data: Path) -> list[Path]:

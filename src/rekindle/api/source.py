@@ -37,7 +37,7 @@ from rekindle.store.stamps import Stamp, stamp
 if TYPE_CHECKING:
     from rekindle.codec.archive import Archive
 
-READ = ("data", "scores", "tokenizer", "optimizer_state", "measurements")  # options that name files to read
+READ = ("data", "scores", "tokenizer", "optimizer_state", "measurements", "averages")  # options that name files to read
 
 LONGEST = 18  # digits of a step: the format's limit is 2^62
 NAMED = 4  # steps in a sentence

@@ -22,6 +22,7 @@ COLUMNS = (
     "low", "high", "p", "p_holm", "judgement", "seeds_to_decide", "epochs_arm", "epochs_rival", "text", "margins",
     "judged_with",
 )  # fmt: skip
+NAMED = 6  # claims of one kind that a verdict names one by one
 WHOSE: Mapping[Whose, tuple[str, str]] = {
     "paper": ("the paper", "the paper's"),
     "another": ("another paper", "another paper's"),
@@ -66,7 +67,9 @@ def verdict(findings: Sequence[Finding]) -> str:
     said = f"{_apart([(f.claim.of, f in by['holds']) for f in findings], 'claims')} hold at this size"
     if by["does not hold"]:
         said += f"; {listed([_short(f) for f in by['does not hold']])} {_do(by['does not hold'])} not"
-    if by["undecided"]:
+    if len(by["undecided"]) > NAMED:
+        said += f"; {len(by['undecided'])} are undecided"
+    elif by["undecided"]:
         said += f"; undecided: {listed([f'{_short(f)} ({deciding(f)})' for f in by['undecided']])}"
     return said + "."
 

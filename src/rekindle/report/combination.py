@@ -130,7 +130,7 @@ def charts(data: Mapping[str, Any]) -> list[Chart]:
     numbered = all(STEP.fullmatch(name) for name in names)
     steps = [float(name.removeprefix("step-")) if numbered else k for k, name in enumerate(names, 1)]
     alone = [math.nan if score is None else score for score in data["alone"]]
-    arms = {"EMA": rows["EMA"], CHOSEN: rows[CHOSEN], made: rows[made]}
+    arms = {kind: rows[kind] for kind in ("EMA", CHOSEN, made) if len(rows[kind]) == len(names)}
     below = sum(a < 0 for a in rows[CHOSEN])
     which = "coefficients, averaged over the groups," if data["groups"] else "coefficients"
     title = f"{below} of {len(names)} {which} are negative, the largest is {max(map(abs, rows[CHOSEN])):.2f}"

@@ -8,6 +8,7 @@ uniform        of the last n: LAWA (Kaddour 2022, arXiv 2209.14981)
 ema            alpha_k ~ gamma^(K - k): an exponential average over the saved checkpoints, renormalised
 power          alpha_k ~ t_k^g: the average whose length grows with the run (EDM2: Karras et al. 2023, arXiv 2312.02696,
                section 3), here of checkpoints; its relative length is sigma = sqrt(g + 1) / ((g + 2) sqrt(g + 3))
+kept EMA       that of every step's weights, which the run itself kept: in front of the checkpoints, if it did
 wsm            what a decaying learning rate would have weighed (Tian et al. 2025, arXiv 2507.17634), of the last n
 """
 
@@ -24,6 +25,7 @@ from rekindle.methods.merging.series import SHAPES, wsm
 
 Alpha = NDArray[np.float64]
 Sum = Literal["one", "free", "convex"]
+KEPT_EMA = "kept EMA"
 RELATIVE = (0.01, 0.02, 0.03, 0.05, 0.07, 0.10, 0.14, 0.20, 0.25)  # lengths of a power-function average
 
 
@@ -59,7 +61,9 @@ def lengths(count: int) -> list[int]:
     return [n for n in dict.fromkeys([*found, count]) if n <= count]
 
 
-def rivals(names: Sequence[str], steps: Sequence[float] | None = None) -> dict[str, dict[str, Alpha]]:
+def rivals(
+    names: Sequence[str], steps: Sequence[float] | None = None, averages: Sequence[str] = ()
+) -> dict[str, dict[str, Alpha]]:
     """What every combination is held against, {kind: {name: alpha}}: of each kind the best counts."""
     count, of = len(names), lengths(len(names))
     found = {
@@ -71,6 +75,9 @@ def rivals(names: Sequence[str], steps: Sequence[float] | None = None) -> dict[s
     }
     if steps is not None and 0 < steps[0] < steps[-1]:
         found["post-hoc EMA"] = {f"sigma {sigma:g}": power(steps, sigma) for sigma in RELATIVE}
+    if averages:
+        both = len(averages) + count
+        found[KEPT_EMA] = {name: single(both, n) for n, name in enumerate(averages)}
     return found
 
 

@@ -39,6 +39,9 @@ class CombineConfig(SearchConfig):
 
     objective: str = option(help="what is to become smaller: loss; fd or kid of images; or FILE.py:function")
     held_out: str | None = option(None, help="FILE.py:function that is reported, where the objective knows no draws")
+    averages: str | None = option(
+        None, help="RUN-averages of train --keep-averages: those of every step's weights are held against it too"
+    )
     data: str = option("stdlib", help="loss: text, see train --data; fd, kid: images, as an npz or a folder")
     text_column: str | None = option(None, help="loss: column of the rows that holds the text")
     batch_tokens: Count = option(Count(8192), help="loss: tokens of each evaluation")

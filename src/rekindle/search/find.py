@@ -11,7 +11,7 @@ from itertools import chain
 import numpy as np
 
 from rekindle.errors import RekindleError, counted
-from rekindle.search.coefficients import Alpha, rivals
+from rekindle.search.coefficients import KEPT_EMA, Alpha, rivals
 from rekindle.search.config import SearchConfig
 from rekindle.search.draw import Draw
 from rekindle.search.judge import (
@@ -78,17 +78,18 @@ def find(
     names: Sequence[str],
     *,
     steps: Sequence[float] | None = None,
+    averages: Sequence[str] = (),
     held_out: Ledger | None = None,
 ) -> Outcome:
     """Search, and judge; raises RekindleError for an objective that has no spread, and a budget that is too small.
 
-    `names` and `steps`: of the checkpoints. `held_out`: the ledger of another objective, for the report of one that
-    knows no draws.
+    `names` and `steps`: of the checkpoints; `averages`: that the run kept. `held_out`: the ledger of another objective,
+    for the report of one that knows no draws.
     """
     spent, first = Spent(ledger), Draw("search", key=config.seed)
     if config.budget is not None:
         _check_budget(config.budget, config.search, ledger.store.shape)
-    rows = best_of_each(ledger, rivals(names, steps), first)
+    rows = best_of_each(ledger, rivals(names, steps, averages), first)
     check_spread([row.searched for row in rows])
     if config.sum == "free":
         scaled = {f"{c:g} x {_ema(rows).name}": c * _ema(rows).alpha for c in SCALES}
@@ -96,7 +97,7 @@ def find(
     search = _chosen(config, ledger, _ema(rows), first)
     spent.on("rivals")
 
-    starts = _distinct([*rivals(names)[EMA].values(), *(row.alpha for row in rows)])
+    starts = _distinct([*rivals(names)[EMA].values(), *(row.alpha for row in rows if row.kind != KEPT_EMA)])
     budget = config.budget or (BUDGET_GRADIENT if search == "gradient" else BUDGET)
     _check_budget(budget, search, ledger.store.shape)
     if search == "gradient" and config.seeds > 1 and not ledger.objective.draws:

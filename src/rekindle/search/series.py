@@ -46,6 +46,7 @@ class Series:
     checkpoints: Mapping[str, Checkpoint]
     tensors: Sequence[Mapping[str, Expr]]  # of each, those that can be combined and those that cannot
     group: Mapping[str, str] = field(default_factory=dict)  # that each tensor is in; none: all are one
+    averages: Mapping[str, Mapping[str, Expr]] = field(default_factory=dict)  # that the run kept, likewise
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,19 +111,30 @@ class Series:
         return not all(_are_same(last, tensors[name]) for tensors in self.tensors[:-1])
 
 
-def series_of(checkpoints: Mapping[str, Checkpoint], *, fused: bool = False, by: By | None = None) -> Series:
+def series_of(
+    checkpoints: Mapping[str, Checkpoint],
+    averages: Mapping[str, Checkpoint] | None = None,
+    *,
+    fused: bool = False,
+    by: By | None = None,
+) -> Series:
     """A series of checkpoints, oldest first; raises RekindleError where they are not alike, or there is but one.
 
-    `fused`: by transformers' names, a layer's experts stacked; else by the names on disk. `by`: in groups.
+    `averages`: that its run kept. `fused`: by transformers' names, a layer's experts stacked; else by the names on
+    disk. `by`: in groups.
     """
     if len(checkpoints) < 2:
         what = f"A combination is of several checkpoints, and there is {counted(len(checkpoints), 'checkpoint')}."
         raise RekindleError(what, hint="run/checkpoint-*, or ARCHIVE@*")
     for checkpoint in checkpoints.values():
         checkpoint.folder.need_weights()
-    check_alike(checkpoints)
+    averages = averages or {}
+    check_alike({**checkpoints, **averages})
     group = groups_of([*checkpoints.values()][-1], by, fused=fused) if by else {}
-    series = Series(checkpoints, [plan(checkpoint, fused=fused).tensors for checkpoint in checkpoints.values()], group)
+    tensors, kept = (
+        {name: plan(one, fused=fused).tensors for name, one in some.items()} for some in (checkpoints, averages)
+    )
+    series = Series(checkpoints, [*tensors.values()], group, kept)
     if not series.places:
         what = f"All {len(series)} checkpoints are the same: there is nothing to combine."
         raise RekindleError(what, hint="checkpoints of several steps of a run")

@@ -5,9 +5,10 @@
 So equal checkpoints give themselves back whatever the coefficients are that sum to 1, small differences keep their
 digits in bfloat16, and the gradient of any function of theta is K inner products.
 
-Coefficients are an array [K], or [G, K] where groups of tensors, which are parts of the vector, have their own.
+Coefficients are an array [K], or [G, K] where groups of tensors, which are parts of the vector, have their own. Where
+the run kept averages as well, they have rows before those of the checkpoints, and an array [N + K] counts them.
 
-K checkpoints   P values of a vector   M candidates   G groups
+K checkpoints   N averages   P values of a vector   M candidates   G groups
 """
 
 from __future__ import annotations
@@ -36,19 +37,22 @@ COLUMNS = 1 << 14  # values of each row that all candidates of a batch are made 
 
 
 class Store:
-    """`rows` [K - 1, P], float32 or the bits of bfloat16, and the last checkpoint's vector [P].
+    """`rows` [N + K - 1, P], float32 or the bits of bfloat16, and the last checkpoint's vector [P].
 
-    `parts`: of the vector, that have coefficients of their own.
+    `parts`: of the vector, that have coefficients of their own. The first `averages` of the rows are no checkpoints.
     """
 
-    def __init__(self, rows: NDArray, last: Floats, held: Held = "float32", parts: Sequence[slice] = ()):
+    def __init__(
+        self, rows: NDArray, last: Floats, held: Held = "float32", parts: Sequence[slice] = (), averages: int = 0
+    ):
         self.rows, self.last, self.parts = rows, last, parts if len(parts) > 1 else [slice(0, last.size)]
+        self.averages = averages
         self._code, self._rows = CODES[held], list(rows)
 
     @property
     def count(self) -> int:
         """K."""
-        return len(self._rows) + 1
+        return len(self._rows) - self.averages + 1
 
     @property
     def size(self) -> int:
@@ -62,7 +66,7 @@ class Store:
 
     def row(self, k: int) -> NDArray:
         """The stored differences of checkpoint k; of the last one they are 0."""
-        return self._rows[k] if k < len(self._rows) else np.zeros_like(self._rows[0])
+        return self._rows[self.averages + k] if k < self.count - 1 else np.zeros_like(self._rows[0])
 
     def mix(self, alpha: Sequence[float] | NDArray, out: Floats) -> Floats:
         """theta(alpha) into `out` [P], summed in the order of the rows: the same bits on any number of threads."""
@@ -86,8 +90,11 @@ class Store:
         return out
 
     def _by_part(self, alpha: Sequence[float] | NDArray) -> NDArray[np.float64]:
-        """[G, K]."""
-        return np.broadcast_to(np.asarray(alpha, np.float64), (len(self.parts), self.count))
+        """[G, N + K]."""
+        alpha = np.asarray(alpha, np.float64)
+        found = np.zeros((len(self.parts), self.averages + self.count))
+        found[:, found.shape[1] - alpha.shape[-1] :] = alpha
+        return found
 
     def edit(self, theta: Floats, changes: Mapping[int, float]) -> Floats:
         """Add to coefficients of a vector that was mixed: as many rows are read as coefficients change.
@@ -98,7 +105,7 @@ class Store:
         total = float(sum(changes.values()))
         if abs(total) > 1e-12:
             loops().mix(theta, [self.last], "F32", [total])
-        used = [(self._rows[k], change) for k, change in changes.items() if k < len(self._rows) and change]
+        used = [(self.row(k), change) for k, change in changes.items() if k < self.count - 1 and change]
         loops().mix(theta, [row for row, _ in used], self._code, [change for _, change in used])
         return theta
 
@@ -107,7 +114,7 @@ class Store:
         found = []
         for part in self.parts:
             along = loops().dots([self.last[part]], "F32", g[part])
-            rows = [row[part] for row in self._rows]
+            rows = [row[part] for row in self._rows[self.averages :]]
             found.append(np.append(loops().dots(rows, self._code, g[part]), 0.0) + along)
         return np.reshape(found, self.shape)
 
@@ -139,22 +146,23 @@ def fill(series: Series, held: Held = "float32", folder: Path | None = None) -> 
 
     Raises RekindleError for values that are NaN or infinite: which tensor of which checkpoint.
     """
-    shape, dtype = (len(series) - 1, series.size), np.float32 if held == "float32" else np.uint16
+    others = [*series.averages.items(), *zip(series.names[:-1], series.tensors, strict=False)]
+    shape, dtype = (len(others), series.size), np.float32 if held == "float32" else np.uint16
     rows, last = _room(shape, dtype, folder), _room(shape[1:], np.float32, folder)
 
     def read(window: tuple[str, int, int, int]) -> None:
         name, lo, hi, at = window
-        base = _values(series, -1, name, lo, hi, files)
+        base = _values(series, series.names[-1], name, series.last[name].values(lo, hi, files))
         end = at + base.size
         last[at:end] = base
-        for k in range(len(series) - 1):
-            change = _values(series, k, name, lo, hi, files) - base
+        for k, (of, tensors) in enumerate(others):
+            change = _values(series, of, name, tensors[name].values(lo, hi, files)) - base
             rows[k, at:end] = loops().round(change, CODES[held]) if held == "bfloat16" else change
 
     with Files() as files, one_for_each_worker(), ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(read, windows(series.places, WINDOW)):
             pass
-    store = Store(rows, last, held, [*series.parts.values()])
+    store = Store(rows, last, held, [*series.parts.values()], len(series.averages))
     _check_distinct(store, series)
     return store
 
@@ -171,11 +179,11 @@ def _check_distinct(store: Store, series: Series) -> None:
             raise RekindleError(what, hint=f"the series without {names[0]}")
 
 
-def _values(series: Series, k: int, name: str, lo: int, hi: int, files: Files) -> Floats:
-    found = series.tensors[k][name].values(lo, hi, files).reshape(-1).astype(np.float32, copy=False)
+def _values(series: Series, of: str, name: str, values: NDArray) -> Floats:
+    found = values.reshape(-1).astype(np.float32, copy=False)
     if bad := loops().not_finite(found, "F32"):
-        where = series.checkpoints[series.names[k]].folder.named
-        what = f"{name} of {series.names[k]} holds NaN or infinity: {counted(bad, 'value')}."
+        where = series.checkpoints[of].folder.named if of in series.checkpoints else None
+        what = f"{name} of {of} holds NaN or infinity: {counted(bad, 'value')}."
         raise RekindleError(what, where=where, hint="the series without it; rekindle inspect CKPT --nan")
     return found
 

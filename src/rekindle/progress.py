@@ -48,7 +48,7 @@ class Progress:
         """train: 1.2M of 50.0M tok (2 %), loss 3.41, 12.4k tok/s, 1:02:11 left"""
         size, interval = type(self._bar).format_sizeof, type(self._bar).format_interval
         rate = (self.done - self._start) / seconds
-        parts = [f"{size(self.done)} {self.unit}"]
+        parts = [f"{size(self.done) if self.done >= 1000 else f'{self.done:g}'} {self.unit}"]
         if self.total:
             percent = 100 * self.done // self.total
             parts = [f"{size(self.done)} of {size(self.total)} {self.unit} ({percent} %)"]

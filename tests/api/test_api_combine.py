@@ -21,8 +21,13 @@ from search.run_made import Loss, run, save
 from store.folders import hashes
 
 import rekindle
+from rekindle.config import Count
 from rekindle.errors import RekindleError
+from rekindle.search.config import CombineConfig
 from rekindle.search.draw import Draw
+from rekindle.search.losses import loss_of
+from rekindle.search.text import Reading, reading_of
+from rekindle.store.folder import open_folder
 from rekindle.store.manifest import read_manifest
 
 OBJECTIVE = """
@@ -363,6 +368,62 @@ def test_the_loss_of_a_language_model_s_run(tmp_path, monkeypatch):
         row = next(row for row in found.data["rows"] if row["kind"] == found.data["result"] == "combination")
         told = rekindle.evaluate(found.save(by), seq_len=32, tokens=65536)["loss"]  # what is written is what was told
         assert told == pytest.approx(np.mean(row["reported"]["loss"]), rel=1e-3)
+
+
+def trained(tmp_path, monkeypatch, *, data: str, tokens: str = "4k") -> Path:
+    """run.rk and trained, of a model that read so much of `data` in rows of 32 tokens, in the order of seed 5."""
+    monkeypatch.chdir(tmp_path)
+    said = [{"text": f"Sentence {i} is about {i * i} and nothing else."} for i in range(1500)]
+    Path("text.jsonl").write_text("\n".join(map(json.dumps, said)))
+    ran("init", "base", "--hidden", 16, "--layers", 1, "--heads", 2, "--tokenizer", "bpe:300", "--data", data, "-q")
+    how = ["--seq-len", 32, "--batch-tokens", 512, "--schedule", "constant", "--lr", "1e-2", "--seed", 5, "-q"]
+    ran("train", "base", "trained", "--data", data, "--tokens", tokens, "--archive", "run.rk", *how)
+    return tmp_path / "trained"
+
+
+def test_a_search_reads_text_behind_that_of_the_run(tmp_path, monkeypatch):
+    folder = open_folder(trained(tmp_path, monkeypatch, data="text.jsonl"))
+
+    def reading(**options):
+        return reading_of(folder, CombineConfig(objective="loss", **{"data": "text.jsonl", **options}), 512)
+
+    read = read_manifest(folder.path).lineage[-1].tokens
+    assert reading() == Reading(32, 5, read)
+    assert reading(data=str(tmp_path / "text.jsonl")).skip == read  # however it is named
+    assert reading(skip=Count(100)) == Reading(32, 5, 100)
+    assert reading(data="stdlib") == Reading(512)  # of a text that it has not read nothing is known
+    other = reading(seq_len=64)
+    assert (other.skip, other.seed) == (0, 5)
+    assert "in other rows than of 64" in other.notes[0]
+    assert reading().behind(read + 1).notes == ()
+    assert "has read all of its" in reading().behind(read).notes[0]
+    loss, rows = (
+        loss_of(folder, CombineConfig(objective="loss", data="text.jsonl", batch_tokens=Count(512))),
+        read // 32,
+    )
+    first, wanted = loss.function.batch(Draw("search")), loss.function.objective.batch(rows, 16)
+    assert all(torch.equal(first[name], x) for name, x in wanted.items())
+    found = rekindle.combine("run.rk@*", "loss", data="text.jsonl", batch_tokens=512, budget=8, held_out_tokens=1024)
+    assert found.data["notes"] == list(loss.notes)
+
+
+def test_another_loss_than_the_family_s_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"en": f"the number {i}", "de": f"die Zahl {i}"} for i in range(900)]
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ran("init", "base", "--family", "t5", "--hidden", 16, "--layers", 1, "--heads", 2, "--tokenizer", "bpe:300", "-q")
+    of = ["--data", "pairs.jsonl", "--source-column", "en", "--target-column", "de", "--objective", "seq2seq"]
+    how = ["--seq-len", 16, "--batch-tokens", 512, "--schedule", "constant", "--lr", "1e-2", "--tokens", "8k", "-q"]
+    ran("train", "base", "trained", *of, *how, "--save-every", "2k", "--archive", "run.rk")
+    ran("combine", "run.rk@*", "out", *of, "--budget", 10, "--batch-tokens", 512)
+    found = json.loads(Path("out/combine.json").read_text())
+    row = next(row for row in found["rows"] if row["kind"] == found["result"])
+    of_pairs = {"data": "pairs.jsonl", "source_column": "en", "target_column": "de", "objective": "seq2seq"}
+    told = rekindle.evaluate("out", **of_pairs, seq_len=16, tokens=65536)["loss"]
+    assert found["objective"] == "seq2seq"
+    assert told == pytest.approx(np.mean(row["reported"]["loss"]), rel=0.02)  # targets of parts are not equally many
+    with pytest.raises(RekindleError, match="source_column is an option of seq2seq"):
+        rekindle.combine("run.rk@*", "span-corruption", data="pairs.jsonl", source_column="en", budget=10)
 
 
 def test_a_page_and_a_card_of_what_was_found(desk):

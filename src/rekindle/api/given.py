@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard, get_args
 
 from rekindle.anatomy import Nameless
 from rekindle.api.merging import STEP, Source, named, names_of
@@ -16,6 +16,7 @@ from rekindle.api.source import Located, located
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError, first_line, nearest
 from rekindle.search.config import CombineConfig
+from rekindle.train.config import Objective as Learned
 
 if TYPE_CHECKING:
     from rekindle.search.objective import Function, Objective
@@ -78,13 +79,13 @@ def objective_named(
     if not isinstance(given, str):
         return objective_of(given)
     last = [*parents.values()][-1]
-    if given == "loss":
+    if given in ("loss", *get_args(Learned)):
         from rekindle.search.losses import loss_of
 
         if isinstance(last.family, Nameless):
             what = f"How a {last.family.name} is called, and what its loss is, no table says."
             raise RekindleError(what, where=last.folder.named, hint="--objective FILE.py:function, of any model")
-        return loss_of(last.folder, config)
+        return loss_of(last.folder, replace(config, objective=given))
     if given in ("fd", "kid"):
         from rekindle.search.images import quality_of
 
@@ -100,7 +101,7 @@ def function_in(place: str) -> Function:
     path, _, name = place.rpartition(":")
     if not path.endswith(".py") or not name:
         what = f"{place!r} is no objective."
-        raise RekindleError(what, hint="loss, fd, kid, or FILE.py:function")
+        raise RekindleError(what, hint="loss, next-token, seq2seq, span-corruption, fd, kid, or FILE.py:function")
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise RekindleError(f"There is no file {path}.", where=place)

@@ -11,7 +11,8 @@ candidate.py     one sum as a model sees it
 coefficients.py  those that need no search: last, averages, decayed rates
 draw.py          which data and which noise a score is of
 objective.py     what is to become smaller
-losses.py        the loss that a model's family is trained by
+losses.py        the loss that a model's family is trained by, or another one
+text.py          which text that is of
 quality.py       how near samples come to real data
 distances.py     Frechet, kernel, sliced Wasserstein, nearest
 sampling.py      images of a denoiser by a scheduler of diffusers

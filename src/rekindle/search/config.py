@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rekindle.config import Count, option
+from rekindle.train.config import SOURCE_COLUMN, TARGET_COLUMN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +38,26 @@ class SearchConfig:
 class CombineConfig(SearchConfig):
     """What is searched for, and on which data."""
 
-    objective: str = option(help="what is to become smaller: loss; fd or kid of images; or FILE.py:function")
+    objective: str = option(
+        help="what is to become smaller: loss, or a loss by name (seq2seq, ...); fd or kid of images; FILE.py:function"
+    )
     held_out: str | None = option(None, help="FILE.py:function that is reported, where the objective knows no draws")
     averages: str | None = option(
         None, help="RUN-averages of train --keep-averages: those of every step's weights are held against it too"
     )
     data: str = option("stdlib", help="loss: text, see train --data; fd, kid: images, as an npz or a folder")
     text_column: str | None = option(None, help="loss: column of the rows that holds the text")
+    source_column: str | None = option(None, help=SOURCE_COLUMN)
+    target_column: str | None = option(None, help=TARGET_COLUMN)
+    target_len: int | None = option(None, help="seq2seq: tokens per target (default: as per source, --seq-len)")
     batch_tokens: Count = option(Count(8192), help="loss: tokens of each evaluation")
     held_out_tokens: Count = option(Count(65536), help="loss: most tokens of held-out documents that are reported")
-    skip: Count = option(
-        Count(0), help="loss: tokens of the training order (of seed 0) to pass over, such as those trained on"
+    skip: Count | None = option(
+        None, help="loss: tokens of the run's order to pass over (default: those that its lineage says it has read)"
     )
-    seq_len: int | None = option(None, help="loss: tokens per sequence (default: the context, 512 at most)")
+    seq_len: int | None = option(
+        None, help="loss: tokens per sequence (default: as the run's, else the context, 512 at most)"
+    )
     precision: Literal["auto", "fp32", "bf16"] = option("auto", help="loss: arithmetic of the model")
     component: str | None = option(None, help="fd, kid: what of a pipeline's folder is combined (default: unet)")
     features: str = option("pixels", help="fd, kid: what images are compared in: pixels, or FILE.py:function")

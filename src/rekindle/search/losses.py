@@ -1,4 +1,5 @@
-"""The loss that a model's family is trained by, as an objective: searched on training text, told on held-out text.
+"""The loss that a model's family is trained by, or another one, as an objective: searched on training text, told on
+held-out text.
 
 Each draw of the search is another batch of the training order: K numbers cannot learn so much by heart, while a small
 validation split is soon overfitted by them. Those that are re-ranked see later batches, and the report is of documents
@@ -21,6 +22,7 @@ from rekindle.search.copies import Copies
 from rekindle.search.draw import Draw
 from rekindle.search.judge import REPORTS
 from rekindle.search.objective import Objective
+from rekindle.search.text import Reading, reading_of
 from rekindle.store.folder import Folder
 from rekindle.train.config import TrainConfig
 from rekindle.train.device import make_accelerator, out_of_memory_explained
@@ -31,7 +33,7 @@ from rekindle.train.objectives import Batch, objective_of, on, rows_of
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-SEQ_LEN = 512
+SEQ2SEQ = ("source_column", "target_column", "target_len")
 APART, LATER = 100_000, 1 << 30  # batches between those of two searches, and from a search's to those of a re-rank
 
 
@@ -79,15 +81,16 @@ class _Call(torch.nn.Module):
 def loss_of(source: Folder, config: CombineConfig) -> Objective:
     """The loss of models such as that in `source`; raises RekindleError for data that do not fit it."""
     vocab_size, context = model_sizes(source.config)
-    seq_len = config.seq_len or min(context, SEQ_LEN)
-    training = TrainConfig(data=config.data, text_column=config.text_column, seq_len=seq_len)
+    reading = reading_of(source, config, context)
+    seq_len = reading.seq_len
+    training = _training(config, reading)
     kind = objective_of(training, source)
     check_lengths(seq_len, source.config, None)
     tokenizer = load_tokenizer(source.path)
     check_vocabulary(tokenizer, vocab_size, source.path)
     objective = kind.open(training, seq_len, tokenizer, vocab_size)
     rows = max(1, config.batch_tokens // seq_len)
-    _ = objective.rows  # or a sentence
+    reading = reading.behind(objective.rows * seq_len)  # or a sentence, where there are none
     held_out = objective.sample("validation", config.held_out_tokens)
     if rows_of(held_out) < REPORTS:
         what = (
@@ -98,5 +101,13 @@ def loss_of(source: Folder, config: CombineConfig) -> Objective:
     model = load_model(opened, output=kind.output).eval()
     names = frozenset(name for name, _ in chain(model.named_parameters(), model.named_buffers()))
     accelerator = make_accelerator(config.precision)
-    first, copies = config.skip // seq_len, Copies(model.to(accelerator.device))
-    return Objective(Loss(copies, names, objective, rows, first, held_out, accelerator), True, "loss", fused=True)
+    first, copies = reading.skip // seq_len, Copies(model.to(accelerator.device))
+    loss = Loss(copies, names, objective, rows, first, held_out, accelerator)
+    return Objective(loss, True, config.objective, reading.notes, fused=True)
+
+
+def _training(config: CombineConfig, reading: Reading) -> TrainConfig:
+    """As a run's options: what is read of which data, and in which order."""
+    told = {name: getattr(config, name) for name in ("data", "text_column", *SEQ2SEQ)}
+    objective: Any = None if config.objective == "loss" else config.objective
+    return TrainConfig(**told, objective=objective, seq_len=reading.seq_len, seed=reading.seed)

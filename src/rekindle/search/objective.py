@@ -34,6 +34,7 @@ class Objective:
     function: Function
     draws: bool  # whether it is told of a draw
     name: str = "objective"
+    notes: tuple[str, ...] = ()  # what the user should know
     fused: bool = False  # tensors by transformers' names, a layer's experts stacked; else by the names on disk
 
     def __call__(self, tensors: Tensors, draw: Draw) -> dict[str, Any]:

@@ -178,6 +178,51 @@ def test_coefficients_that_are_free_keep_what_never_moved(desk):
         assert yaml.safe_load(Path("out/rekindle.yaml").read_text())["steps"][0]["merge"]["any_sum"]
 
 
+@pytest.fixture
+def alone(desk):
+    """The same weights without a config: files/model20.pt, files/model20.safetensors, and folders of one."""
+    Path("files").mkdir()
+    for step in range(20, 241, 20):
+        source = Path(f"run/checkpoint-{step}/model.safetensors")
+        shutil.copy(source, f"files/model{step}.safetensors")
+        torch.save(load_file(source), f"files/model{step}.pt")
+        Path(f"folders/checkpoint-{step}").mkdir(parents=True)
+        shutil.copy(f"files/model{step}.pt", f"folders/checkpoint-{step}/ema.pt")
+    rekindle.pack("files/*.pt", "pickles.rk")
+    rekindle.pack("files/*.safetensors", "tensors.rk")
+    return desk
+
+
+@pytest.mark.parametrize(
+    "series", ["files/*.pt", "files/*.safetensors", "folders/checkpoint-*", "pickles.rk@*", "tensors.rk@*"]
+)
+def test_weights_without_a_config_are_a_series(alone, series):
+    wanted = rekindle.combine("run/checkpoint-*", Loss(), budget=20)
+    found = rekindle.combine(series, Loss(), budget=20)
+    assert found.coefficients == wanted.coefficients  # by their numbers: 20, 40, ..., 240
+    out, named_ = (
+        load_file(found.save("out") / "model.safetensors"),
+        load_file(wanted.save("named") / "model.safetensors"),
+    )
+    assert all(torch.equal(x, named_[name]) for name, x in out.items())
+    ran("run", "out/rekindle.yaml", "again")
+    assert hashes(Path("again"))["model.safetensors"] == hashes(Path("out"))["model.safetensors"]
+
+
+def test_what_weights_without_a_config_are_not(alone):
+    assert "not a checkpoint folder" in refused("upcycle", "files/model20.pt", "new", "--experts", 4)
+    assert "has no config.json" in refused("rewrite", "folders/checkpoint-20", "new")
+    assert "a model without a config.json" in refused("combine", "files/*.pt", "new", "--objective", "loss")
+    for step in (1, 2):
+        torch.save({"model": load_file("run/checkpoint-20/model.safetensors"), "step": step}, f"state_{step}.pt")
+    assert "a training's state around the weights" in refused(
+        "combine", "state_*.pt", "new", "--objective", "f.py:drawn"
+    )
+    Path("files/model300.pt").write_bytes(Path("files/model20.pt").read_bytes()[:500])
+    assert "cannot be read" in refused("combine", "files/*.pt", "new", "--objective", "f.py:drawn")
+    assert not Path("new").exists()
+
+
 def of_groups(found, folder) -> dict[str, torch.Tensor]:
     """What the coefficients of groups of names give, by another library."""
     parts = {name: load_file(f"run/checkpoint-{name.removeprefix('step-')}/model.safetensors") for name in found.models}

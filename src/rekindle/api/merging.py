@@ -125,5 +125,5 @@ def _only(source: str | Path) -> Model:
 
 
 def _opened(one: Located) -> Model:
-    folder = one.folder(adapter=True)
+    folder = one.folder()
     return Model(one.given, adapter_of(folder) if is_adapter(folder.path) else open_checkpoint(folder))

@@ -26,13 +26,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekindle.api.series import WEIGHTS, number_in, step_of, within
+from rekindle.api.series import WEIGHTS, number_in, step_of, steps_of, within
 from rekindle.errors import RekindleError, counted, some
-from rekindle.store.adapter import is_adapter, open_adapter
-from rekindle.store.folder import Folder, open_folder, refuse_adapter
+from rekindle.store.folder import Folder
 from rekindle.store.hub import locate
 from rekindle.store.reading import unreadable
 from rekindle.store.stamps import Stamp, stamp
+from rekindle.store.weights_alone import open_source
 
 if TYPE_CHECKING:
     from rekindle.codec.archive import Archive
@@ -63,17 +63,15 @@ class Located:
             return locate(self.given)
         return _unpacked(str(self.archive.resolve()), self.step, stamp(self.archive))
 
-    def folder(self, *, adapter: bool = False) -> Folder:
-        """It opened, a config alone too; of a step of an archive the tensors stay in there, and are read out of it.
+    def folder(self) -> Folder:
+        """It opened, a config alone, an adapter, or weights without a config too.
 
-        An adapter is refused, unless one is asked for too.
+        Of a step of an archive the tensors stay in there, and are read out of it.
         """
         if self.archive is None or self.step is None:
-            return replace(_folder(locate(self.given, adapter=adapter), adapter), given=self.given)
+            return replace(open_source(locate(self.given, adapter=True)), given=self.given)
         opened = _opened(str(self.archive.resolve()), self.step, stamp(self.archive))
-        if opened and not adapter:
-            refuse_adapter(opened.path)
-        return replace(opened or _folder(self.path, adapter), given=self.given)
+        return replace(opened or open_source(self.path), given=self.given)
 
 
 def local(source: str | Path) -> Path:
@@ -98,6 +96,9 @@ def located(
     found = [one for source in given for one in _named(str(source), say)]
     if len(found) > 1 and not whatever:
         _refuse_others([one.given for one in found if one.archive is None])
+    if all(one.step is None for one in found):  # files that differ in a number have it for a step
+        steps = steps_of([Path(os.path.expanduser(one.given)) for one in found])
+        found = [replace(one, step=step) for one, step in zip(found, steps, strict=True)]
     return found
 
 
@@ -283,10 +284,6 @@ def _refuse_archive(path: Path) -> None:
             steps = found.names
         what = f"{path} is an archive of {counted(len(steps), 'step')}, not a checkpoint."
         raise RekindleError(what, hint=f"{path}@{steps[-1]}, its last; rekindle archive ls {path}" if steps else None)
-
-
-def _folder(path: Path, adapter: bool) -> Folder:
-    return open_adapter(path) if adapter and is_adapter(path) else open_folder(path, bare=True)
 
 
 @cache

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from rekindle.codec.archive import Step
 from rekindle.codec.source import File
-from rekindle.store.adapter import is_adapter, open_adapter
 from rekindle.store.dtypes import RAW
-from rekindle.store.folder import Folder, open_folder
+from rekindle.store.folder import Folder
 from rekindle.store.header import Stored
 from rekindle.store.legacy import Held
 from rekindle.store.weights import SUFFIXES, is_of_a_model
+from rekindle.store.weights_alone import open_source
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def open_step(step: Step, folder: Path) -> Folder | None:
     files = [file for file in index.files if not _of_a_trainer(file)]
     for file in files:
         _write(step, file, folder / file.path, head=_is_packed(file))
-    opened = open_adapter(folder) if is_adapter(folder) else open_folder(folder, bare=True)
+    opened = open_source(folder)
     held: dict[str, Stored | Held] = {}
     places = {(str(folder / file.path), offset): i for file in files for i, offset in _offsets(step, file)}
     for name, stored in opened.tensors.items():

@@ -60,6 +60,8 @@ class Folder:
 
     def passengers(self) -> list[Path]:
         """Files that travel unchanged into what is made from this folder."""
+        if self.path.is_file():  # weights alone
+            return []
         try:
             return passengers.passengers(self.path, self.config)
         except OSError as error:
@@ -67,6 +69,8 @@ class Folder:
 
     def carry(self, out: Path) -> None:
         """Copy these files into `out`."""
+        if self.path.is_file():
+            return
         passengers.carry(self.path, self.config, out)
 
 

@@ -93,6 +93,41 @@ def test_a_model_of_classes_is_told_classes(tmp_path, pipes):
     assert next(iter(found.data["rows"][-1]["reported"])) == "kid"
 
 
+def test_a_transformer_of_latents_and_groups_of_its_blocks(tmp_path):
+    """DiT: it is told classes and a time for each image, and the pipeline's vae decodes what it makes."""
+    torch.manual_seed(0)
+    net = diffusers.DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8,
+                                          num_layers=2, sample_size=4, patch_size=2, num_embeds_ada_norm=10)  # fmt: skip
+    vae = diffusers.AutoencoderKL(block_out_channels=(4, 4), norm_num_groups=2, latent_channels=4, sample_size=8,
+                                  down_block_types=("DownEncoderBlock2D",) * 2,
+                                  up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
+    for step in (10, 20, 30):
+        with torch.no_grad():
+            for p in net.parameters():
+                p += 0.05 * torch.randn_like(p)
+        pipe = diffusers.DiTPipeline(net, vae, ddim(), id2label={i: str(i) for i in range(10)})
+        pipe.save_pretrained(tmp_path / f"run/checkpoint-{step}")
+    np.savez(tmp_path / "images.npz", images=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
+    how = {**HOW, "data": str(tmp_path / "images.npz"), "component": "transformer", "groups": "layer"}
+    found = rekindle.combine(f"{tmp_path}/run/checkpoint-*", "fd", **how)
+    assert found.data["groups"] == [
+        "pos_embed",
+        "proj_out_1",
+        "proj_out_2",
+        "transformer_blocks.0",
+        "transformer_blocks.1",
+    ]
+    found.data["result"] = "combination"
+    out = found.save(tmp_path / "out")
+    made = diffusers.DiffusionPipeline.from_pretrained(out).transformer
+    parts = [diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / f"run/checkpoint-{step}/transformer")
+             for step in (10, 20, 30)]  # fmt: skip
+    for name, x in made.named_parameters():
+        if own := next((own for group, own in found.coefficients.items() if name.startswith(f"{group}.")), None):
+            wanted = sum(a * dict(part.named_parameters())[name] for a, part in zip(own.values(), parts, strict=True))
+            assert (x - wanted).abs().max() < 1e-5, name
+
+
 def test_pixels_are_searched_too_where_features_are():
     g = torch.Generator().manual_seed(0)
     data = torch.randn(200, 6, generator=g)

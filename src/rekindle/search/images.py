@@ -44,7 +44,8 @@ class Pipeline:
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             told = {"class_labels": labels} if labels is not None else {}
-            return torch.func.functional_call(model, own, (x, t.to(self.device)), told).sample[:, : self.shape[0]]
+            times = t.to(self.device).expand(len(x))  # transformers take no other
+            return torch.func.functional_call(model, own, (x, times), told).sample[:, : self.shape[0]]
 
         made = []
         for at in range(0, n, TOGETHER):  # with a gradient too: a draw is one set of samples

@@ -39,6 +39,8 @@ def found(*, result: str = "combination", rival: str = "EMA", held_out: bool = T
         "rival": rival,
         "result": result,
         "rows": rows,
+        "groups": [],
+        "floor": dict.fromkeys(METRICS, 0.25),
         "seeds": [[0.025] * 40, [0.1, -0.05] * 20, [0.08, -0.03] * 20],
         "notes": ["a restart"],
     }
@@ -67,9 +69,11 @@ def test_the_verdict_says_what_the_numbers_do(data, said):
 def test_every_row_has_every_metric_and_no_number_is_made_up():
     head, *rows = rows_of(found())
     assert head[3:8] == METRICS
-    assert [row[0] for row in rows] == list(KINDS)
+    assert [row[0] for row in rows] == [*KINDS, "real data"]
     assert rows[3][3:8] == ("2", "4", "6", "8", "10")
-    assert rows[-1][2] == ""  # its own score is of data that no other row saw
+    assert rows[-2][2] == ""  # its own score is of data that no other row saw
+    assert rows[-1] == ("real data", "its two halves", "", *["0.25"] * 5, "", "", "")
+    assert len(rows_of(found() | {"floor": {}})) == len(rows)
     assert rows[3][8:10] == ("", "")  # the EMA less itself
     text = combination_text(found() | {"invalid": 3})
     assert "3 gave no finite number, and lost" in text
@@ -83,10 +87,32 @@ def test_seeds_that_found_one_and_the_same_have_no_correlation(tmp_path):
     assert "correlate by 1.00<" in write_combination(found(), tmp_path / "page").read_text()
 
 
+def in_groups():
+    """As where each of 12 layers has coefficients of its own, and an average that was kept is the result."""
+    data = found() | {"groups": [str(layer) for layer in range(12)], "result": "kept EMA"}
+    grouped = [[(-1) ** (k + layer) * 0.01 * layer for k in range(40)] for layer in range(12)]
+    data["rows"][-1]["coefficients"] = grouped
+    data["rows"].insert(0, data["rows"][0] | {"kind": "kept EMA", "coefficients": [1.0] + [0.0] * 41})
+    return data | {"seeds": [grouped, grouped[::-1]]}
+
+
+def test_groups_have_a_picture_of_their_own(tmp_path):
+    page = write_combination(in_groups(), tmp_path / "page").read_text()
+    assert "in each of 12 groups" in page
+    assert "averaged over the groups, are negative" in page
+    rows = (tmp_path / "page/figures/groups.csv").read_text().splitlines()
+    assert rows[0] == "group,step,value"
+    assert rows[1 + 40 * 11].startswith("11,60")
+    assert len(rows) == 1 + 12 * 40
+    lines = (tmp_path / "page/figures/coefficients.csv").read_text().splitlines()
+    assert {line.split(",")[0] for line in lines[1:]} == {"EMA", "combination", "what was searched alone"}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser")
 @pytest.mark.parametrize("width", [390, 860, 1400])
-def test_nothing_of_the_page_is_cut(tmp_path, width):
-    page = write_combination(found(), tmp_path / "page")
+@pytest.mark.parametrize("data", [found(), in_groups()], ids=["one", "groups"])
+def test_nothing_of_the_page_is_cut(tmp_path, width, data):
+    page = write_combination(data, tmp_path / "page")
     assert overflowing(page, tmp_path, width) == []
-    assert browse(page, "--dump-dom", "--window-size=1280,3600").count("<svg") == 2 * 2
+    assert browse(page, "--dump-dom", "--window-size=1280,3600").count("<svg") == 2 * (2 + bool(data["groups"]))

@@ -21,6 +21,11 @@ UNET = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channe
         "norm_num_groups": 4, "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2,
         "add_attention": False}  # fmt: skip
 
+DIT = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 2,
+       "sample_size": 4, "patch_size": 2, "num_embeds_ada_norm": 10}  # fmt: skip
+VAE = {"block_out_channels": (4, 4), "norm_num_groups": 2, "latent_channels": 4, "sample_size": 8,
+       "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}  # fmt: skip
+
 
 def unet(seed: int = 0, **changes):
     torch.manual_seed(seed)
@@ -52,6 +57,9 @@ def test_a_part_of_a_pipeline_is_combined_and_the_rest_travels(pipes, tmp_path):
     found = rekindle.combine(f"{pipes}/run/checkpoint-*", "fd", data=str(pipes / "images.npz"), **HOW)
     assert found.data["search"] == "gradient"
     assert list(found.data["rows"][-1]["reported"]) == ["fd", "kid", "pixel fd", "sliced W", "nearest"]
+    assert list(found.data["floor"]) == ["fd", "kid", "pixel fd", "sliced W", "nearest"]
+    assert "real data" in str(found)
+    assert "real data" in found.page(tmp_path / "page").read_text()
     out = found.save(tmp_path / "out")
     pipe = diffusers.DiffusionPipeline.from_pretrained(out)
     assert isinstance(pipe.scheduler, diffusers.DDIMScheduler)
@@ -96,11 +104,8 @@ def test_a_model_of_classes_is_told_classes(tmp_path, pipes):
 def test_a_transformer_of_latents_and_groups_of_its_blocks(tmp_path):
     """DiT: it is told classes and a time for each image, and the pipeline's vae decodes what it makes."""
     torch.manual_seed(0)
-    net = diffusers.DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8,
-                                          num_layers=2, sample_size=4, patch_size=2, num_embeds_ada_norm=10)  # fmt: skip
-    vae = diffusers.AutoencoderKL(block_out_channels=(4, 4), norm_num_groups=2, latent_channels=4, sample_size=8,
-                                  down_block_types=("DownEncoderBlock2D",) * 2,
-                                  up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
+    net = diffusers.DiTTransformer2DModel(**DIT)
+    vae = diffusers.AutoencoderKL(**VAE)
     for step in (10, 20, 30):
         with torch.no_grad():
             for p in net.parameters():
@@ -110,13 +115,8 @@ def test_a_transformer_of_latents_and_groups_of_its_blocks(tmp_path):
     np.savez(tmp_path / "images.npz", images=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
     how = {**HOW, "data": str(tmp_path / "images.npz"), "component": "transformer", "groups": "layer"}
     found = rekindle.combine(f"{tmp_path}/run/checkpoint-*", "fd", **how)
-    assert found.data["groups"] == [
-        "pos_embed",
-        "proj_out_1",
-        "proj_out_2",
-        "transformer_blocks.0",
-        "transformer_blocks.1",
-    ]
+    blocks = [f"transformer_blocks.{i}" for i in range(2)]
+    assert found.data["groups"] == ["pos_embed", "proj_out_1", "proj_out_2", *blocks]
     found.data["result"] = "combination"
     out = found.save(tmp_path / "out")
     made = diffusers.DiffusionPipeline.from_pretrained(out).transformer
@@ -140,6 +140,9 @@ def test_pixels_are_searched_too_where_features_are():
     assert torch.allclose(of[0.0](far, Draw("search"))["fd"], alone["fd"])
     assert of[2.0](far, Draw("search"))["searched"] > 2 * both["searched"]
     assert list(of[2.0](x, Draw("report"))) == ["fd", "kid", "pixel fd", "sliced W"]
+    floor, told = of[0.0].floor(), of[0.0]({"x": data[:100]}, Draw("report"))
+    assert floor == {name: float(value) for name, value in told.items()}  # real data in place of samples
+    assert floor["fd"] < float(of[0.0]({"x": x["x"] + 1}, Draw("report"))["fd"])
 
 
 def test_images_that_are_none(pipes, tmp_path):

@@ -225,6 +225,7 @@ def combined(
     on_disk = series_of(parents).kept if judge.fused and scaled else series.kept
     keep = tuple(escape(name) for name in on_disk if scaled or name.endswith(STATISTICS))
     data = described(outcome, series, judge.name, options.config)
+    data["floor"] = {name: _finite(value) for name, value in (other or judge).floor.items()}
     data["notes"] = [note for note in (restart(parents, steps), *judge.notes) if note]
     component = (options.config.component or "unet") if pipeline else None
     return Combination(models, averages, data, keep, pipeline, component)

@@ -46,6 +46,9 @@ def rows_of(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
         name = f"by {data['search']}, {row['name']}" if row["kind"] == CHOSEN else row["name"]
         searched = "" if row["searched"] is None else f"{row['searched']:.4g}"
         lines.append((row["kind"], name, searched, *means, said, interval, f"{row['distance']:.2f}"))
+    if floor := data["floor"]:
+        means = ["" if floor.get(metric) is None else signed(floor[metric]) for metric in metrics]
+        lines.append(("real data", "its two halves", "", *means, "", "", ""))
     return lines
 
 

@@ -105,7 +105,7 @@ def quality_of(pipeline: Path, config: CombineConfig, feature_function: Callable
         metric,
         0.0 if feature_function is None or metric == "kid" else config.pixel_weight,
     )
-    return Objective(quality, True, config.objective)
+    return Objective(quality, True, config.objective, floor=quality.floor())
 
 
 def opened(folder: Path) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class Objective:
     draws: bool  # whether it is told of a draw
     name: str = "objective"
     notes: tuple[str, ...] = ()  # what the user should know
+    floor: Mapping[str, float] = field(default_factory=dict)  # what real data have of what is reported
     fused: bool = False  # tensors by transformers' names, a layer's experts stacked; else by the names on disk
 
     def __call__(self, tensors: Tensors, draw: Draw) -> dict[str, Any]:

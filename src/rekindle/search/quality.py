@@ -65,6 +65,19 @@ class Quality:
                 return {self.metric: first}
             logs = first.log() + self.plain * frechet(x, self.searched.plain_gaussian).log()
             return {SEARCHED: (logs / (1 + self.plain)).exp()}
+        return self._told(x, seen)
+
+    def floor(self) -> dict[str, float]:
+        """What is reported, of real data instead of samples: those of the search against those that are held out.
+
+        To the nearest it is the other way round: how far data are that nobody learnt.
+        """
+        found = self._told(self.searched.plain, self.searched.seen)
+        if self.train is not None:
+            found["nearest"] = nearest(self.held_out.plain, self.train)
+        return {name: float(value) for name, value in found.items()}
+
+    def _told(self, x: torch.Tensor, seen: torch.Tensor) -> dict[str, torch.Tensor]:
         found = {
             "fd": frechet(seen, self.held_out.gaussian),
             "kid": kernel(seen, self.held_out.seen),

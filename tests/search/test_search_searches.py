@@ -217,6 +217,16 @@ def test_where_an_average_that_was_kept_is_better_it_is_the_result():
     assert found.combination.alpha.shape == (K,)
 
 
+def test_searches_of_groups_that_end_at_a_start_are_of_groups_too():
+    def at_the_last(tensors):
+        return float(((tensors["w"] - torch.from_numpy(THETAS[-1])) ** 2).mean())
+
+    store = store_of(THETAS, parts=[slice(0, 9), slice(9, P)])
+    found = find(ledger(store, at_the_last), SearchConfig(budget=2 * K, seeds=2, search="cma"), NAMES)
+    assert [alpha.shape for alpha in found.others] == [(2, K)] * 2
+    assert found.combination.alpha.tolist() == single(K, K - 1).tolist()
+
+
 def breaks(tensors):
     """Without a finite gradient but for the first time."""
     breaks.calls = getattr(breaks, "calls", 0) + tensors["w"].requires_grad

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from rekindle.api.archive import archive_contents, archive_diff, archive_drop, archive_info, archive_verify, unpack
 from rekindle.api.averaging import average
-from rekindle.api.combining import Combination, combine
+from rekindle.api.combination import Combination
+from rekindle.api.combining import combine
 from rekindle.api.join import join
 from rekindle.api.laws import fit, laws, plan
 from rekindle.api.look import checksums, env, inspect, not_finite, verify

@@ -134,7 +134,7 @@ def find(
         distances=_distances(ledger.store, rows),
         searched=next(iter(ledger.numbers([rows[0].alpha], first)[0])),
         alone=ledger.scores([*rivals(names)["single"].values()], first),
-        others=[some[0].alpha for some in by_seed],
+        others=[np.broadcast_to(some[0].alpha, ledger.store.shape) for some in by_seed],
         invalid=ledger.invalid,
     )
 

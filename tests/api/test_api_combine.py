@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from api.commands import ran, refused, typed
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from search.run_made import Loss, run, save
 from store.folders import hashes
 
@@ -249,6 +249,31 @@ def test_groups_of_names_have_coefficients_of_their_own(desk, kind):
     assert hashes(Path("again"))["model.safetensors"] == hashes(out)["model.safetensors"]
 
 
+@pytest.mark.parametrize("kind", ["one", "free"])
+@pytest.mark.parametrize("by", ["layer", "role"])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("llama", {"tie_word_embeddings": True}), ("mixtral", {}), ("t5", {"num_decoder_layers": 2})],
+)
+def test_what_groups_of_a_family_are_told_of_is_what_is_written(tiny, tmp_path, family, changes, by, kind):
+    g = torch.Generator().manual_seed(0)
+    for step in (1, 2, 3):
+        shutil.copytree(tiny(family, **changes), tmp_path / f"checkpoint-{step}")
+        (file,) = (tmp_path / f"checkpoint-{step}").glob("*.safetensors")
+        tensors = {name: x + 0.05 * torch.randn(x.shape, generator=g) for name, x in load_file(file).items()}
+        save_file(tensors, file, {"format": "pt"})
+
+    def score(tensors):
+        return sum((x - 0.3).square().mean() for x in tensors.values())
+
+    found = rekindle.combine(f"{tmp_path}/checkpoint-*", score, budget=20, groups=by, sum=kind)
+    found.data["result"] = "combination"
+    written = load_file(next(found.save(tmp_path / "out").glob("*.safetensors")))
+    told = found.data["rows"][-1]["reported"]["score"][0]
+    assert isinstance(found.data["rows"][-1]["coefficients"][0], list)
+    assert float(score(written)) == pytest.approx(told, rel=1e-5)
+
+
 def test_an_archive_and_a_range_of_its_steps(desk):
     rekindle.pack("run/checkpoint-*", "run.rk")
     packed = rekindle.combine("run.rk@100:200", Loss(), budget=30)
@@ -405,6 +430,10 @@ def test_the_loss_of_a_language_model_s_run(tmp_path, monkeypatch):
     rekindle.average("trained-averages", sigma=float(row["name"].split()[1])).save("average")
     assert hashes(Path("kept"))["model.safetensors"] == hashes(Path("average"))["model.safetensors"]
     assert kept.page("page").is_file()
+    shutil.copytree("trained-averages/sigma-0.05/checkpoint-4", "early/sigma-0.05/checkpoint-4")
+    assert "averages are of steps 4 to 4" in refused(
+        "combine", "run.rk@*", "n", "--objective", "loss", "--averages", "early"
+    )
     words = ["combine", "run.rk@*", "trained-averages", "--objective", "loss", "--averages", "trained-averages"]
     assert "holds trained-averages, which is read" in refused(*words, "--overwrite")
     for by, groups in (("layer", ["0", "1"]), ("role", ["embed", "attn", "ffn", "norm", "head"])):

@@ -47,8 +47,11 @@ def average(averages: str | Path, **options: Any) -> Model:
 def averages_at(averages: str | Path, step: int | None) -> dict[str, Model]:
     """By name those of many widths that what is in a folder comes near to; `step`: after which (default: the last)."""
     kept = kept_in(Path(averages))
-    wanted = [Profile(sigma, _last(kept) if step is None else step) for sigma in RELATIVE]
-    _check(wanted[0], kept.values())
+    steps = {one.profile.step for one in kept.values()}
+    if step is not None and not min(steps) <= step <= max(steps):
+        what = f"The series ends at step {step}, and the averages are of steps {min(steps):g} to {max(steps):g}."
+        raise RekindleError(what, where=averages, hint="the averages that the same run kept")
+    wanted = [Profile(sigma, max(steps) if step is None else step) for sigma in RELATIVE]
     found = {f"sigma {one.sigma:g}": _made(kept, one) for one in wanted}
     return {name: made for name, (made, apart) in found.items() if apart < FAR}
 

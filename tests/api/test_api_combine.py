@@ -188,6 +188,7 @@ def alone(desk):
         torch.save(load_file(source), f"files/model{step}.pt")
         Path(f"folders/checkpoint-{step}").mkdir(parents=True)
         shutil.copy(f"files/model{step}.pt", f"folders/checkpoint-{step}/ema.pt")
+        torch.save({"state": {}}, f"folders/checkpoint-{step}/optimizer.pt")  # which is no model's
     rekindle.pack("files/*.pt", "pickles.rk")
     rekindle.pack("files/*.safetensors", "tensors.rk")
     return desk

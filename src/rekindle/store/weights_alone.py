@@ -13,7 +13,7 @@ from rekindle.store.folder import ADAPTER, Folder, fingerprint, open_folder
 from rekindle.store.header import read_header
 from rekindle.store.legacy import read_pickle
 from rekindle.store.stamps import stamps, stamps_in
-from rekindle.store.weights import Tensors, choice, read_weights
+from rekindle.store.weights import Tensors, choice, is_of_a_model, read_weights
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 TELLING = ("config.json", ADAPTER, "model_index.json")  # files that say what lies beside them
@@ -53,6 +53,6 @@ def _tensors(file: Path) -> Tensors:
 
 
 def _only(folder: Path) -> Path | None:
-    """The one file of weights in a folder, where transformers would not look for it."""
-    files = [file for file in folder.iterdir() if file.suffix in SUFFIXES]
+    """The one file of a model's weights in a folder, where transformers would not look for it."""
+    files = [file for file in folder.iterdir() if file.suffix in SUFFIXES and is_of_a_model(file.name)]
     return files[0] if len(files) == 1 and choice([files[0].name], {}) is None else None

@@ -459,27 +459,25 @@ def trained(tmp_path, monkeypatch, *, data: str, tokens: str = "4k") -> Path:
 def test_a_search_reads_text_behind_that_of_the_run(tmp_path, monkeypatch):
     folder = open_folder(trained(tmp_path, monkeypatch, data="text.jsonl"))
 
-    def reading(**options):
-        return reading_of(folder, CombineConfig(objective="loss", **{"data": "text.jsonl", **options}), 512)
+    def reading(objective="next-token", **options):
+        config = CombineConfig(objective="loss", **{"data": "text.jsonl", **options})
+        return reading_of(folder, config, objective, 512)
 
-    read = read_manifest(folder.path).lineage[-1].tokens
+    read = read_manifest(folder.path).lineage[-1].tokens // 32
     assert reading() == Reading(32, 5, read)
-    assert reading(data=str(tmp_path / "text.jsonl")).skip == read  # however it is named
-    assert reading(skip=Count(100)) == Reading(32, 5, 100)
+    assert reading(data=str(tmp_path / "text.jsonl")).passed == read  # however it is named
+    assert reading(skip=Count(100)) == Reading(32, 5, 3, asked=True)
     assert reading(data="stdlib") == Reading(512)  # of a text that it has not read nothing is known
-    other = reading(seq_len=64)
-    assert (other.skip, other.seed) == (0, 5)
-    assert "in other rows than of 64" in other.notes[0]
-    assert reading().behind(read + 1).notes == ()
-    assert "has read all of its" in reading().behind(read).notes[0]
-    loss, rows = (
-        loss_of(folder, CombineConfig(objective="loss", data="text.jsonl", batch_tokens=Count(512))),
-        read // 32,
-    )
-    first, wanted = loss.function.batch(Draw("search")), loss.function.objective.batch(rows, 16)
-    assert all(torch.equal(first[name], x) for name, x in wanted.items())
-    found = rekindle.combine("run.rk@*", "loss", data="text.jsonl", batch_tokens=512, budget=8, held_out_tokens=1024)
-    assert found.data["notes"] == list(loss.notes)
+    for other in (reading(seq_len=64), reading("span-corruption"), reading(text_column="said")):
+        assert (other.passed, other.seed) == (0, 5)
+        assert f"in other rows than of {other.seq_len}, or in another order" in other.notes[0]
+    sizes = {"data": "text.jsonl", "batch_tokens": Count(512), "held_out_tokens": Count(1024)}
+    loss = loss_of(folder, CombineConfig(objective="loss", **sizes)).function
+    seen = {row.numpy().tobytes() for row in loss.objective.batch(0, read)["windows"]}
+    for draw in (Draw(split, n, key=key) for split in ("search", "rerank") for n in range(50) for key in range(4)):
+        assert seen.isdisjoint(row.numpy().tobytes() for row in loss.batch(draw)["windows"])
+    found = rekindle.combine("run.rk@*", "loss", **sizes, budget=8, skip=loss.objective.rows * 32)
+    assert "--skip passes over all" in found.data["notes"][0]
 
 
 def test_another_loss_than_the_family_s_own(tmp_path, monkeypatch):

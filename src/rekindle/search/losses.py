@@ -1,9 +1,9 @@
 """The loss that a model's family is trained by, or another one, as an objective: searched on training text, told on
 held-out text.
 
-Each draw of the search is another batch of the training order: K numbers cannot learn so much by heart, while a small
-validation split is soon overfitted by them. Those that are re-ranked see later batches, and the report is of documents
-that are held out of training, cut into as many parts as it has draws.
+Each draw of the search is another batch of training text that the run has not read: K numbers cannot learn so much by
+heart, while a small validation split is soon overfitted by them. Those that are re-ranked see batches that no search
+saw, and the report is of documents that are held out of training, cut into as many parts as it has draws.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rekindle.search.copies import Copies
 from rekindle.search.draw import Draw
 from rekindle.search.judge import REPORTS
 from rekindle.search.objective import Objective
-from rekindle.search.text import Reading, reading_of
+from rekindle.search.text import Batches, reading_of
 from rekindle.store.folder import Folder
 from rekindle.train.config import TrainConfig
 from rekindle.train.device import make_accelerator, out_of_memory_explained
@@ -34,18 +34,16 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SEQ2SEQ = ("source_column", "target_column", "target_len")
-APART, LATER = 100_000, 1 << 30  # batches between those of two searches, and from a search's to those of a re-rank
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A family's own loss, of batches of `rows` rows."""
+    """A family's own loss, or another one."""
 
     copies: Copies  # of any checkpoint of the series: its tensors are replaced
     names: frozenset[str]  # of these
     objective: Any
-    rows: int
-    first: int  # row of the training order that a search begins at
+    batches: Batches
     held_out: Batch
     accelerator: Accelerator
 
@@ -63,8 +61,7 @@ class Loss:
         if draw.split == "report":
             part = torch.arange(draw.number, rows_of(self.held_out), REPORTS)
             return {name: tensor[part] for name, tensor in self.held_out.items()}
-        number = draw.number + draw.key % 1000 * APART + (LATER if draw.split == "rerank" else 0)
-        return self.objective.batch(self.first + number * self.rows, max(1, round(self.rows * draw.share)))
+        return self.objective.batch(self.batches.first_of(draw), max(1, round(self.batches.rows * draw.share)))
 
 
 class _Call(torch.nn.Module):
@@ -81,16 +78,16 @@ class _Call(torch.nn.Module):
 def loss_of(source: Folder, config: CombineConfig) -> Objective:
     """The loss of models such as that in `source`; raises RekindleError for data that do not fit it."""
     vocab_size, context = model_sizes(source.config)
-    reading = reading_of(source, config, context)
+    options = _options(config)
+    kind = objective_of(options, source)
+    reading = reading_of(source, config, kind.name, context)
     seq_len = reading.seq_len
-    training = _training(config, reading)
-    kind = objective_of(training, source)
     check_lengths(seq_len, source.config, None)
     tokenizer = load_tokenizer(source.path)
     check_vocabulary(tokenizer, vocab_size, source.path)
-    objective = kind.open(training, seq_len, tokenizer, vocab_size)
-    rows = max(1, config.batch_tokens // seq_len)
-    reading = reading.behind(objective.rows * seq_len)  # or a sentence, where there are none
+    objective = kind.open(replace(options, seed=reading.seed), seq_len, tokenizer, vocab_size)
+    there = objective.rows  # or a sentence, where there are none
+    batches, notes = reading.batches(there, max(1, config.batch_tokens // seq_len))
     held_out = objective.sample("validation", config.held_out_tokens)
     if rows_of(held_out) < REPORTS:
         what = (
@@ -101,13 +98,12 @@ def loss_of(source: Folder, config: CombineConfig) -> Objective:
     model = load_model(opened, output=kind.output).eval()
     names = frozenset(name for name, _ in chain(model.named_parameters(), model.named_buffers()))
     accelerator = make_accelerator(config.precision)
-    first, copies = reading.skip // seq_len, Copies(model.to(accelerator.device))
-    loss = Loss(copies, names, objective, rows, first, held_out, accelerator)
-    return Objective(loss, True, config.objective, reading.notes, fused=True)
+    loss = Loss(Copies(model.to(accelerator.device)), names, objective, batches, held_out, accelerator)
+    return Objective(loss, True, config.objective, notes, fused=True)
 
 
-def _training(config: CombineConfig, reading: Reading) -> TrainConfig:
-    """As a run's options: what is read of which data, and in which order."""
+def _options(config: CombineConfig) -> TrainConfig:
+    """As a run's: what is read of which data."""
     told = {name: getattr(config, name) for name in ("data", "text_column", *SEQ2SEQ)}
     objective: Any = None if config.objective == "loss" else config.objective
-    return TrainConfig(**told, objective=objective, seq_len=reading.seq_len, seed=reading.seed)
+    return TrainConfig(**told, objective=objective)

@@ -122,7 +122,7 @@ def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[A
     Raises RekindleError for options of another objective, and for a model that cannot learn it.
     """
     output = family_of(source.config).settings(source.config).output
-    default = DEFAULTS.get(output, "next-token")
+    default = default_objective(source)
     name = config.objective or default
     for option, able in _OPTIONS.items():
         if getattr(config, option, None) and name not in able:
@@ -137,6 +137,11 @@ def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[A
     check_output(source, found.output, None if name == default else f"--objective {default}")
     check_shift(source)
     return found
+
+
+def default_objective(source: Folder) -> str:
+    """What models such as that in `source` learn by."""
+    return DEFAULTS.get(family_of(source.config).settings(source.config).output, "next-token")
 
 
 def _class(name: str) -> type[Any]:

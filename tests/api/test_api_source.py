@@ -118,6 +118,34 @@ def test_what_was_typed_in_an_order_stays_in_it(run):
     assert names(located("others/*")) == ["others/run-1", "others/run-2"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [("run/model*.pt", "run/model{}.pt"), ("run/checkpoint-*/ema.pt", "run/checkpoint-{}/ema.pt"),
+     ("run/step-*/unet", "run/step-{}/unet"), ("run/step_*.safetensors", "run/step_{}.safetensors")],
+)  # fmt: skip
+def test_a_series_stands_in_the_order_of_its_numbers_wherever_they_are(tmp_path, monkeypatch, pattern, name):
+    monkeypatch.chdir(tmp_path)
+    for step in (100, 5, 20, 10):
+        path = Path(name.format(step))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.suffix:
+            checkpoint(path)
+        elif path.suffix == ".pt":
+            path.touch()
+        else:
+            save_file({"w": np.zeros((2, 2), np.float32)}, path)
+    own = [name.format(step) for step in (5, 10, 20, 100)]
+    found = located(pattern)
+    assert names(found) == own
+    assert [one.step for one in found] == [5, 10, 20, 100]
+    shell = sorted(own)
+    assert shell != own
+    assert located(typed(shell)) == found
+    with pytest.raises(RekindleError, match=r"--weights goes by the order"):
+        typed(shell, ["--weights"])
+    assert typed(own, ["--weights"]) == own
+
+
 def test_names_on_the_hub_are_taken_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = ["org/model", "org/model@step1000", "hf://org/model", "org/model@v1.0"]
@@ -210,7 +238,7 @@ def test_any_file_is_packed(tmp_path, monkeypatch):
         Path(name).write_bytes(name.encode() * 100)
     api.pack("state_*.npz", "run.rk")
     assert [x["step"] for x in api.archive_info("run.rk")["steps"]] == [2, 10]
-    with pytest.raises(RekindleError, match="state_10.npz is no checkpoint, but a file"):
+    with pytest.raises(RekindleError, match="state_2.npz is no checkpoint, but a file"):
         located("state_*.npz")
 
 

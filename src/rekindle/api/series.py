@@ -1,11 +1,13 @@
-"""Which step a checkpoint is, and the numbered checkpoints that a folder is full of."""
+"""Which step a checkpoint is, which checkpoints are a series, and the numbered ones that a folder is full of."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from rekindle.errors import RekindleError, some
@@ -28,20 +30,41 @@ def step_of(checkpoint: Path) -> int | None:
 
 
 def steps_of(paths: list[Path]) -> list[int | None]:
-    """Of each its step; of several files, what their names end with if they differ in nothing else."""
+    """Of each its step; of several without one, the number that their names differ in."""
     found = [step_of(path) for path in paths]
-    ends = [re.fullmatch(r"(.*?)(\d{1,18})", path.stem) for path in paths if path.is_file()]
-    if len(paths) > 1 and len(ends) == len(paths) and set(found) == {None}:
-        told = [match for match in ends if match]
-        if len(told) == len(paths) and len({(match[1], path.suffix) for match, path in zip(told, paths)}) == 1:
-            return [int(match[2]) for match in told]
+    if len(paths) > 1 and set(found) == {None}:
+        told = [_place_in_series(path) for path in paths]
+        if None not in told and len({place[0] for place in told if place}) == 1:
+            return [place[1] for place in told if place]
     return found
 
 
-def number_in(path: Path) -> int | None:
-    """The step that a name ends with, as trainers call their checkpoints; that of a link's own name."""
-    match = _NUMBERED.search(path.stem if path.suffix in WEIGHTS else path.name)
-    return int(match[1]) if match else None
+def by_steps(sources: Sequence[str]) -> list[str]:
+    """Neighbours that differ in their number alone, in the order of a shell, put in that of their numbers."""
+    places = [_place_in_series(Path(os.path.expanduser(source))) for source in sources]
+    found: list[str] = []
+    for series, group in groupby(zip(sources, places, strict=True), key=lambda x: x[1] and x[1][0]):
+        ones = list(group)
+        in_shell = [source for source, _ in ones] == sorted(source for source, _ in ones)
+        found += [source for source, _ in (sorted(ones, key=lambda x: x[1] or ()) if series and in_shell else ones)]
+    return found
+
+
+def _place_in_series(path: Path) -> tuple[str, int] | None:
+    """What those that differ in their number alone have in common, and the number; None where there is none.
+
+    That of the name as trainers call their checkpoints, a link's own; else what the name of a file ends with; else that
+    of the nearest folder above.
+    """
+    is_file = path.suffix in WEIGHTS or path.is_file()
+    ends = _NUMBERED.search(path.stem if is_file else path.name)
+    if not ends and is_file:
+        ends = re.search(r"(\d{1,18})$", path.stem)
+    if ends:
+        number = slice(*ends.span(1))
+        return str(path.with_name(f"{path.name[: number.start]}*{path.name[number.stop :]}")), int(ends[1])
+    above = _place_in_series(path.parent) if path.parent.name else None
+    return above and (f"{above[0]}/{path.name}", above[1])
 
 
 def within(path: Path, say: Callable[[str], object] = lambda text: None) -> list[Path]:

@@ -16,17 +16,15 @@ from __future__ import annotations
 import atexit
 import glob
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekindle.api.series import WEIGHTS, number_in, step_of, steps_of, within
+from rekindle.api.series import WEIGHTS, by_steps, step_of, steps_of, within
 from rekindle.errors import RekindleError, counted, some
 from rekindle.store.folder import Folder
 from rekindle.store.hub import locate
@@ -96,7 +94,7 @@ def located(
     found = [one for source in given for one in _named(str(source), say)]
     if len(found) > 1 and not whatever:
         _refuse_others([one.given for one in found if one.archive is None])
-    if all(one.step is None for one in found):  # files that differ in a number have it for a step
+    if all(one.step is None for one in found):  # what differs in a number has it for a step
         steps = steps_of([Path(os.path.expanduser(one.given)) for one in found])
         found = [replace(one, step=step) for one, step in zip(found, steps, strict=True)]
     return found
@@ -108,7 +106,7 @@ def typed(sources: Sequence[str], by_order: Sequence[str] = ()) -> list[str]:
     Neighbours that differ in their step alone, in the order of a shell, are put in that of their steps. Raises
     RekindleError where flags, `by_order`, go by an order that the user may have meant.
     """
-    meant = _by_steps(sources)
+    meant = by_steps(sources)
     if by_order and meant != list(sources):
         before, after = next(pair for pair in zip(sources, meant) if pair[0] != pair[1])
         what = f"{' and '.join(by_order)} goes by the order of the sources, and that is in doubt."
@@ -167,7 +165,7 @@ def _named(text: str, say: Say = lambda text: None) -> list[Located]:
         return [Located(text if one == path else str(one), step_of(one)) for one in within(path, say)]
     if not glob.has_magic(text):
         return [Located(text)]  # a name on the hub, or nothing
-    return [one for match in _by_steps(_matching(text)) for one in _named(match, say)]
+    return [one for match in by_steps(_matching(text)) for one in _named(match, say)]
 
 
 def _split(text: str, *, there: bool = False) -> tuple[Path, int | Range | None]:
@@ -233,27 +231,6 @@ def _refuse_others(paths: list[str]) -> None:
         else:
             continue
         raise RekindleError(what, hint="a pattern that leaves it out")
-
-
-def _by_steps(sources: Sequence[str]) -> list[str]:
-    """Runs of a series that stand in the order of a shell, in that of their steps."""
-    found: list[str] = []
-    for series, group in groupby(sources, key=_series):
-        ones = list(group)
-        found += sorted(ones, key=_number_of) if series and ones == sorted(ones) else ones
-    return found
-
-
-def _series(source: str) -> str | None:
-    """What those that differ in their step alone have in common; None where there is no step in the name."""
-    path, step = _split(source, there=True)
-    if step is not None or number_in(path) is None:
-        return None
-    return str(path.with_name(re.sub(r"\d+(?=\D*$)", "*", path.name)))
-
-
-def _number_of(source: str) -> int:
-    return number_in(Path(source)) or 0
 
 
 def _several(source: str, found: list[Located]) -> RekindleError:

@@ -189,14 +189,21 @@ def alone(desk):
         Path(f"folders/checkpoint-{step}").mkdir(parents=True)
         shutil.copy(f"files/model{step}.pt", f"folders/checkpoint-{step}/ema.pt")
         torch.save({"state": {}}, f"folders/checkpoint-{step}/optimizer.pt")  # which is no model's
+        shards = Path(f"shards/checkpoint-{step}")
+        shards.mkdir(parents=True)
+        tensors = [*load_file(source).items()]
+        for i in (1, 2):
+            save_file(dict(tensors[:3] if i == 1 else tensors[3:]), shards / f"model-0000{i}-of-00002.safetensors")
     rekindle.pack("files/*.pt", "pickles.rk")
     rekindle.pack("files/*.safetensors", "tensors.rk")
     return desk
 
 
 @pytest.mark.parametrize(
-    "series", ["files/*.pt", "files/*.safetensors", "folders/checkpoint-*", "pickles.rk@*", "tensors.rk@*"]
-)
+    "series",
+    ["files/*.pt", "files/*.safetensors", "folders/checkpoint-*", "folders/checkpoint-*/ema.pt", "shards/checkpoint-*",
+     "pickles.rk@*", "tensors.rk@*"],
+)  # fmt: skip
 def test_weights_without_a_config_are_a_series(alone, series):
     wanted = rekindle.combine("run/checkpoint-*", Loss(), budget=20)
     found = rekindle.combine(series, Loss(), budget=20)
@@ -221,6 +228,18 @@ def test_what_weights_without_a_config_are_not(alone):
     )
     Path("files/model300.pt").write_bytes(Path("files/model20.pt").read_bytes()[:500])
     assert "cannot be read" in refused("combine", "files/*.pt", "new", "--objective", "f.py:drawn")
+    roles = refused("combine", "folders/*", "new", "--objective", "f.py:drawn", "--groups", "role")
+    assert "of a model without a config.json is, no table says" in roles
+    shutil.copy("files/model20.pt", "folders/checkpoint-20/other.pt")
+    several = refused("merge", "folders/checkpoint-20", "folders/checkpoint-40", "new", "--how", "mean")
+    assert "Which of ema.pt, other.pt is the model, no config.json says" in several
+    save_file({}, "none.safetensors")
+    assert "none.safetensors holds no tensors" in refused("merge", "none.safetensors", "none.safetensors", "new")
+    Path("two").mkdir()
+    for name in ("model", "ema"):
+        shutil.copy("files/model20.safetensors", f"two/{name}.safetensors")
+    two = rekindle.merge(["two", "files/model40.safetensors"], how="mean")
+    assert "ema.safetensors beside it is not" in " ".join(two.checkpoint.notes)
     assert not Path("new").exists()
 
 

@@ -70,7 +70,7 @@ def adapter(base: str | None, path: str) -> Adapter:
 
 def nameless(config: Mapping[str, Any], unknown: RekindleError) -> Nameless:
     """For a config that no table fits; `unknown` says why."""
-    name = config.get("model_type")
-    named = name if isinstance(name, str) else "unnamed"
+    names = [config[key] for key in ("model_type", "_class_name") if isinstance(config.get(key), str)]
+    named = next(iter(names), "model without a model_type" if config else "model without a config.json")
     called = config["architectures"][0] if named in FAMILIES else ""  # then the class is what no table knows
     return Nameless(named, **NO_TABLE, unknown=unknown, called=called)

@@ -83,8 +83,7 @@ def objective_named(
         from rekindle.search.losses import loss_of
 
         if isinstance(last.family, Nameless):
-            model = f"a {last.family.name}" if last.folder.config else "a model without a config.json"
-            what = f"How {model} is called, and what its loss is, no table says."
+            what = f"How a {last.family.name} is called, and what its loss is, no table says."
             raise RekindleError(what, where=last.folder.named, hint="--objective FILE.py:function, of any model")
         return loss_of(last.folder, replace(config, objective=given))
     if given in ("fd", "kid"):

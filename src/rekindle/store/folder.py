@@ -100,8 +100,15 @@ def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
         return _only_config(path, path / "config.json")
     if weights is None:
         raise RekindleError(f"{path} has no weights.", where=f"{SINGLE}, {INDEX} or {PICKLE} in {path}")
+    check_any(weights.tensors, path)
     mark = fingerprint(config, weights.tensors)
     return Folder(path, config, weights.tensors, mark, weights.notes, native=weights.native, seen=seen)
+
+
+def check_any(tensors: Tensors, path: Path) -> None:
+    """Raise RekindleError where files of weights hold no tensor."""
+    if not tensors:
+        raise RekindleError(f"{path} holds no tensors.", hint="save or download it again")
 
 
 def refuse_adapter(path: Path) -> None:

@@ -83,8 +83,7 @@ def check_spares(out: Path, source: str | Path | None, *others: str | Path | Non
 def check_beside(out: Path, target: Path, source: Path) -> None:
     """Refuse an OUT, at `target`, that is, holds or lies in the source."""
     if target == source:
-        why = "it is what verify compares the result with, and would be gone"
-        raise RekindleError(f"{out} is the source, and would be replaced.", why=why, hint="another OUT")
+        raise RekindleError(f"{out} is the source, and would be replaced.", hint="another OUT")
     if source.is_relative_to(target):
         raise RekindleError(f"{out} holds the source, {source}.", hint="another OUT")
     if target.is_relative_to(source):

@@ -56,7 +56,7 @@ def read_weights(folder: Path, config: Mapping[str, Any]) -> Weights | None:
     if chosen is None:
         _refuse_dead_links(folder)
         _refuse_folders(folder)
-        return _without_index(folder, names)
+        return _without_index(folder, config, names)
     if not chosen.endswith(".index.json"):
         files = [chosen]
         tensors: Tensors = {**(read_pickle if chosen == PICKLE else _header)(folder / chosen)}
@@ -64,7 +64,7 @@ def read_weights(folder: Path, config: Mapping[str, Any]) -> Weights | None:
         weight_map = shard_names(folder / chosen)
         files = sorted(set(weight_map.values()))
         tensors = _indexed(folder, folder / chosen, weight_map)
-    notes = [_pickle_note(folder)] if chosen in (PICKLE, PICKLE_INDEX) else []
+    notes = [_pickle_note(folder, config)] if chosen in (PICKLE, PICKLE_INDEX) else []
     return Weights(tensors, (*notes, *_beside(folder, chosen, files, names)), native=True)
 
 
@@ -101,7 +101,7 @@ def in_pieces(folder: Path) -> RekindleError | None:
     return None
 
 
-def _without_index(folder: Path, names: list[str]) -> Weights | None:
+def _without_index(folder: Path, config: Mapping[str, Any], names: list[str]) -> Weights | None:
     """Numbered shards whose index is missing: read where they are one whole set."""
     shards = {name: match for name in names if (match := SHARD.fullmatch(name))}
     sets = {(match["stem"], match["of"], match["kind"]) for match in shards.values()}
@@ -130,7 +130,7 @@ def _without_index(folder: Path, names: list[str]) -> Weights | None:
             raise RekindleError(f"{doubled[0]} is in two shards, and no index says which is right.", where=folder)
         tensors |= held
     note = f"{folder} has no index; its {int(of)} shards are one whole set, and are read (transformers would not)"
-    return Weights(tensors, (note, *([_pickle_note(folder)] if kind == "bin" else [])), native=False)
+    return Weights(tensors, (note, *([_pickle_note(folder, config)] if kind == "bin" else [])), native=False)
 
 
 def _indexed(folder: Path, index_path: Path, weight_map: dict[str, str]) -> Tensors:
@@ -189,11 +189,9 @@ def is_of_a_model(name: str) -> bool:
     return name.endswith((*SUFFIXES, ".index.json")) and not name.startswith(_OF_A_TRAINER)
 
 
-def _pickle_note(folder: Path) -> str:
-    return (
-        "these weights are pickles, read through torch's weights-only loader; "
-        f"`rekindle rewrite {folder} OUT` converts them to safetensors"
-    )
+def _pickle_note(folder: Path, config: Mapping[str, Any]) -> str:
+    note = "these weights are pickles, read through torch's weights-only loader"
+    return f"{note}; `rekindle rewrite {folder} OUT` converts them to safetensors" if config else note
 
 
 def _are(names: list[str]) -> str:

@@ -21,6 +21,8 @@ from search.run_made import Loss, run, save
 from store.folders import hashes
 
 import rekindle
+from rekindle.api.combining import priced
+from rekindle.api.given import models_of
 from rekindle.config import Count
 from rekindle.errors import RekindleError
 from rekindle.search.config import CombineConfig
@@ -363,6 +365,10 @@ def test_a_dry_run_reads_and_writes_nothing(desk):
     assert "12" in said
     assert not Path("out").exists()
     assert not list(desk.glob(".out*"))
+    few = refused("combine", "run/checkpoint-*", "out", "--objective", "f.py:plain", "--dry-run", "--groups", "layer",
+                  "--search", "cma", "--budget", 20)  # fmt: skip
+    assert "A budget of 20 evaluations cannot search 36 coefficients" in few
+    assert "or no --groups" in few
 
 
 def test_a_learning_rate_that_rises_again_is_told(desk):
@@ -451,9 +457,20 @@ def test_the_loss_of_a_language_model_s_run(tmp_path, monkeypatch):
     assert hashes(Path("kept"))["model.safetensors"] == hashes(Path("average"))["model.safetensors"]
     assert kept.page("page").is_file()
     shutil.copytree("trained-averages/sigma-0.05/checkpoint-4", "early/sigma-0.05/checkpoint-4")
-    assert "averages are of steps 4 to 4" in refused(
-        "combine", "run.rk@*", "n", "--objective", "loss", "--averages", "early"
-    )
+    early = refused("combine", "run.rk@*", "n", "--objective", "loss", "--averages", "early")
+    assert "No average after step 39 can be made: kept were those of 4 to 4" in early
+    assert "One average alone" in refused("average", "early", "n", "--sigma", 0.07)
+    for kept_at in ("sigma-0.05/checkpoint-39", "sigma-0.10/checkpoint-4", "sigma-0.10/checkpoint-39"):
+        shutil.copytree(f"trained-averages/{kept_at}", f"early/{kept_at}")
+    between = ["combine", "run.rk@:19", "n", "--objective", "loss", "--averages", "early"]
+    for words in (between, [*between, "--dry-run"]):
+        what = refused(*words)
+        assert "ends at step 16, and what the run kept comes near to no average of that step" in what
+        assert "a series that ends at step 4" in what
+    models, _ = models_of("run.rk@*")
+    costs = [priced(models, CombineConfig(objective="loss", averages=folder)) for folder in (None, "trained-averages")]
+    assert [cost["bytes"] // (4 * cost["values"]) for cost in costs] == [10, 10 + len(kept.averages)]
+    assert kept.averages
     words = ["combine", "run.rk@*", "trained-averages", "--objective", "loss", "--averages", "trained-averages"]
     assert "holds trained-averages, which is read" in refused(*words, "--overwrite")
     for by, groups in (("layer", ["0", "1"]), ("role", ["embed", "attn", "ffn", "norm", "head"])):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 import rekindle
 from rekindle.errors import RekindleError
+from rekindle.search.distances import nearest
 from rekindle.search.draw import Draw
 from rekindle.search.quality import Quality, real
 from rekindle.search.sampling import sample
@@ -142,6 +144,10 @@ def test_pixels_are_searched_too_where_features_are():
     assert list(of[2.0](x, Draw("report"))) == ["fd", "kid", "pixel fd", "sliced W"]
     floor, told = of[0.0].floor(), of[0.0]({"x": data[:100]}, Draw("report"))
     assert floor == {name: float(value) for name, value in told.items()}  # real data in place of samples
+    some = replace(of[0.0], n=40, train=data[:100]).floor()  # of as many as are sampled
+    told = replace(of[0.0], n=40)({"x": data[:40]}, Draw("report"))
+    assert {name: some[name] for name in told} == {name: float(value) for name, value in told.items()}
+    assert some["nearest"] == float(nearest(data[100:140], data[:100]))
     assert floor["fd"] < float(of[0.0]({"x": x["x"] + 1}, Draw("report"))["fd"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from rekindle.errors import RekindleError, some
 from rekindle.methods import merge as merge_
 from rekindle.methods.merging.post_hoc import KEPT, SIGMAS, AverageConfig, Profile, misfit, post_hoc
 
-RELATIVE = (0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.10, 0.12, 0.14)  # widths of `averages_at`
+WIDTHS = (0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.10, 0.12, 0.14)  # of `averages_at`
 FAR = 0.1  # of a profile: what is said to be another average than was asked for
 
 
@@ -35,9 +35,13 @@ def average(averages: str | Path, **options: Any) -> Model:
         rekindle.average("RUN-averages", sigma=0.07).save(OUT)
     """
     config: AverageConfig = resolve(AverageConfig, options).config
-    kept = kept_in(Path(averages))
-    wanted = Profile(config.sigma, _last(kept) if config.step is None else config.step)
-    _check(wanted, kept.values())
+    if not 0.005 <= config.sigma <= 0.25:
+        what = f"sigma is {config.sigma:g}: widths from 0.005 to 0.25 of a run can be made."
+        raise RekindleError(what, hint="--sigma 0.07")
+    kept = kept_in(averages)
+    last = _steps(kept)[-1]
+    wanted = Profile(config.sigma, last if config.step is None else config.step)
+    _check_step(wanted.step, kept, f"--step {last:.0f}")
     made, apart = _made(kept, wanted)
     far = "" if apart < FAR else f": another average than that, since {some(SIGMAS)} were kept"
     made.checkpoint.noting(f"its profile is within {100 * apart:.2g} % of width {config.sigma:g}{far}")
@@ -46,19 +50,24 @@ def average(averages: str | Path, **options: Any) -> Model:
 
 def averages_at(averages: str | Path, step: int | None) -> dict[str, Model]:
     """By name those of many widths that what is in a folder comes near to; `step`: after which (default: the last)."""
-    kept = kept_in(Path(averages))
-    steps = {one.profile.step for one in kept.values()}
-    if step is not None and not min(steps) <= step <= max(steps):
-        what = f"The series ends at step {step}, and the averages are of steps {min(steps):g} to {max(steps):g}."
-        raise RekindleError(what, where=averages, hint="the averages that the same run kept")
-    wanted = [Profile(sigma, max(steps) if step is None else step) for sigma in RELATIVE]
-    found = {f"sigma {one.sigma:g}": _made(kept, one) for one in wanted}
-    return {name: made for name, (made, apart) in found.items() if apart < FAR}
+    kept = kept_in(averages)
+    at = _steps(kept)[-1] if step is None else step
+    _check_step(at, kept, "the averages that the same run kept")
+    found = {f"sigma {sigma:g}": _made(kept, Profile(sigma, at)) for sigma in WIDTHS}
+    near = {name: made for name, (made, apart) in found.items() if apart < FAR}
+    if not near:
+        closest = min(_steps(kept), key=lambda kept_at: abs(kept_at - at))
+        what = f"The series ends at step {at:.0f}, and what the run kept comes near to no average of that step."
+        raise RekindleError(what, where=averages, hint=f"a series that ends at step {closest:.0f}")
+    return near
 
 
 def _made(kept: Mapping[str, Kept], wanted: Profile) -> tuple[Model, float]:
     """The average, and how far its profile is from the one that is wanted."""
     used = {name: one for name, one in kept.items() if one.profile.step <= wanted.step}
+    if len(used) == 1:
+        what = f"One average alone was kept up to step {wanted.step:.0f}, {next(iter(used))}: no other is made of it."
+        raise RekindleError(what, hint="both widths that train --keep-averages wrote, or a later step")
     profiles = [one.profile for one in used.values()]
     x = post_hoc(profiles, wanted)
     weights = dict(zip(used, x.tolist(), strict=True))
@@ -68,12 +77,14 @@ def _made(kept: Mapping[str, Kept], wanted: Profile) -> tuple[Model, float]:
     return made, misfit(profiles, x, wanted)
 
 
-def _last(kept: Mapping[str, Kept]) -> float:
-    return max(one.profile.step for one in kept.values())
+def _steps(kept: Mapping[str, Kept]) -> list[float]:
+    """After which averages were kept."""
+    return sorted({one.profile.step for one in kept.values()})
 
 
-def kept_in(folder: Path) -> dict[str, Kept]:
+def kept_in(averages: str | Path) -> dict[str, Kept]:
     """The averages in a folder, by width and step; raises RekindleError where there are none."""
+    folder = Path(averages).expanduser()
     widths = sorted(path for path in folder.glob("sigma-*") if path.is_dir())
     if not widths:
         what = f"{folder} holds no averages that a run kept."
@@ -92,11 +103,8 @@ def _profile(model: Model) -> Profile:
         raise RekindleError(what, where=path, hint="what train --keep-averages wrote") from None
 
 
-def _check(wanted: Profile, kept: Iterable[Kept]) -> None:
-    steps = sorted({one.profile.step for one in kept})
-    if not 0.005 <= wanted.sigma <= 0.25:
-        what = f"sigma is {wanted.sigma:g}: widths from 0.005 to 0.25 of a run can be made."
-        raise RekindleError(what, hint="--sigma 0.07")
-    if not steps[0] <= wanted.step <= steps[-1]:
-        what = f"No average after step {wanted.step:g} can be made: kept were those of {steps[0]:g} to {steps[-1]:g}."
-        raise RekindleError(what, hint=f"--step {steps[-1]:g}")
+def _check_step(step: float, kept: Mapping[str, Kept], hint: str) -> None:
+    first, last = _steps(kept)[0], _steps(kept)[-1]
+    if not first <= step <= last:
+        what = f"No average after step {step:.0f} can be made: kept were those of {first:.0f} to {last:.0f}."
+        raise RekindleError(what, hint=hint)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rekindle.anatomy import Nameless
 from rekindle.api.merging import merged
 from rekindle.api.model import Model
 from rekindle.config import resolve
@@ -21,7 +20,7 @@ from rekindle.edit.combine import ONE
 from rekindle.methods import merge as merge_
 from rekindle.report.combination import FILE, combination_text, write_combination
 from rekindle.search.coefficients import KEPT_EMA
-from rekindle.search.groups import OTHERS
+from rekindle.search.groups import OTHERS, is_by_depth
 from rekindle.store.publish import publishing
 
 
@@ -74,7 +73,7 @@ class Combination:
         last = [0.0] * (len(self.models) - 1) + [1.0]  # where nothing moved
         by_group = dict(zip(self.data["groups"], alpha, strict=True))
         parent = [*self.models.values()][-1].checkpoint
-        if self.data["options"]["groups"] == "layer" and not isinstance(parent.family, Nameless):
+        if is_by_depth(parent, self.data["options"]["groups"]):
             by_layer = [by_group.get(str(layer), last) for layer in range(parent.settings.num_layers)]
             return {"weights": [":".join(map(repr, each)) for each in [*zip(*by_layer, strict=True)][::-1]]}
         usual = by_group.pop(OTHERS, last)

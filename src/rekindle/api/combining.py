@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rekindle.api.averaging import averages_at
 from rekindle.api.combination import Combination, is_scaled
-from rekindle.api.given import models_of, objective_named, step_in
-from rekindle.api.merging import STEP, Source
+from rekindle.api.given import models_of, objective_named
+from rekindle.api.merging import Source, steps_in
 from rekindle.api.model import Model
 from rekindle.api.options import takes
 from rekindle.apply.threads import check_workers
@@ -72,19 +72,24 @@ def journal_of(out: Path) -> Path:
 def priced(models: Mapping[str, Model], config: CombineConfig) -> dict[str, Any]:
     """What a search takes, out of headers alone: every tensor that could move counts."""
     from rekindle.search.coefficients import rivals
-    from rekindle.search.find import BUDGET, BUDGET_GRADIENT
+    from rekindle.search.find import BUDGET, BUDGET_GRADIENT, checked_budget
     from rekindle.search.judge import REPORTS, RERANKS
     from rekindle.search.series import series_of
     from rekindle.search.store import ITEMSIZE
 
-    series = series_of({name: model.as_parent for name, model in models.items()}, by=config.groups)
     check_options(config, 1)
-    each = config.budget or (f"{BUDGET} ({BUDGET_GRADIENT} by gradient)" if config.search == "auto" else BUDGET)
-    others = len({tuple(alpha) for some in rivals(series.names).values() for alpha in some.values()})
+    steps = steps_in(models)
+    averages = {name: model.checkpoint for name, model in _averages(config, steps).items()}
+    series = series_of({name: model.as_parent for name, model in models.items()}, averages, by=config.groups)
+    each: int | str = checked_budget(config, config.search, series.shape)
+    if config.search == "auto" and not config.budget:
+        each = f"{BUDGET} ({BUDGET_GRADIENT} by gradient)"
+    kinds = rivals(series.names, [*steps.values()] or None, [*averages])
+    others = len({tuple(alpha) for some in kinds.values() for alpha in some.values()})
     times = f"{config.seeds} times " if config.seeds > 1 else ""
     told = f"{others} averages and single checkpoints, {times}{each} for the search, as many for a random one, "
     return {"checkpoints": len(series), "values": series.size,
-            "bytes": ITEMSIZE[config.store] * len(series) * series.size,
+            "bytes": ITEMSIZE[config.store] * (len(series) + len(averages)) * series.size,
             "evaluations": f"{told}and some {RERANKS * 25 + REPORTS * 8} to judge"}  # fmt: skip
 
 
@@ -112,7 +117,7 @@ def combined(
     parents = {name: model.as_parent for name, model in models.items()}
     judge = objective_named(objective, parents, options.config, pipeline)
     other = None if held_out is None else objective_named(held_out, parents, options.config, pipeline)
-    steps = {name: step_in(name) for name in models} if all(map(STEP.fullmatch, models)) else {}
+    steps = steps_in(models)
     averages = _averages(options.config, steps)
     kept_by_run = {name: model.checkpoint for name, model in averages.items()}
     series = series_of(parents, kept_by_run, fused=judge.fused, by=options.config.groups)

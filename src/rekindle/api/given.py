@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, get_args
 
 from rekindle.anatomy import Nameless
-from rekindle.api.merging import STEP, Source, named, names_of
+from rekindle.api.merging import Source, named, names_of, steps_in
 from rekindle.api.model import Model, open
 from rekindle.api.source import Located, located
 from rekindle.edit import Checkpoint
@@ -58,13 +58,8 @@ def _are_places(series: Sequence[Source]) -> TypeGuard[Sequence[str | Path]]:
 
 def _in_order(models: Mapping[str, Model]) -> dict[str, Model]:
     """Oldest first, where all have a step; else as they were given."""
-    if all(STEP.fullmatch(name) for name in models):
-        return {name: models[name] for name in sorted(models, key=step_in)}
-    return dict(models)
-
-
-def step_in(name: str) -> int:
-    return int(name.removeprefix("step-"))
+    steps = steps_in(models)
+    return {name: models[name] for name in sorted(steps, key=lambda name: steps[name])} or dict(models)
 
 
 def objective_named(

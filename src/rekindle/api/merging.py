@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from rekindle.store.adapter import is_adapter
 from rekindle.store.folder import ADAPTER
 
 BASE = "base"  # the key of what the others were trained from
-STEP = re.compile(r"step-\d+")  # the name of a source that has one
+STEP = re.compile(r"step-(\d+)")  # the name of a source that has one
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")  # a/b: b of what is called a
 
 Source = Model | str | Path
@@ -57,12 +57,18 @@ def merged(models: Mapping[str, Model], base: Source | None, config: Resolved[me
 
 def _check_oldest_first(names: Sequence[str], how: str) -> None:
     """Refuse steps of a run in another order, where the way goes by it."""
-    steps = [int(name.removeprefix("step-")) for name in names if STEP.fullmatch(name)]
-    if how in ("ema", "wsm") and len(steps) == len(names):
+    steps = [*steps_in(names).values()]
+    if how in ("ema", "wsm"):
         for first, then in zip(steps, steps[1:]):
             if first > then:
                 what = f"{how} goes from the oldest checkpoint on, and step {first} stands before step {then}."
                 raise RekindleError(what, hint="in the order of their steps, or the pattern itself as SRC")
+
+
+def steps_in(names: Iterable[str]) -> dict[str, int]:
+    """The step of each, where all have one."""
+    found = {name: STEP.fullmatch(name) for name in names}
+    return {name: int(match[1]) for name, match in found.items() if match} if all(found.values()) else {}
 
 
 def _base_of(models: Mapping[str, Model]) -> Model | None:

@@ -87,22 +87,19 @@ def find(
     for the report of one that knows no draws.
     """
     spent, first = Spent(ledger), Draw("search", key=config.seed)
-    if config.budget is not None:
-        _check_budget(config.budget, config.search, ledger.store.shape)
+    search = _chosen(config, ledger, next(iter(rivals(names)[EMA].values())), first)
+    budget = checked_budget(config, search, ledger.store.shape)
+    if search == "gradient" and config.seeds > 1 and not ledger.objective.draws:
+        what = f"{ledger.objective.name} takes no draw: {config.seeds} searches along its gradient are one."
+        raise RekindleError(what, hint="--seeds 1, or --search cma")
     rows = best_of_each(ledger, rivals(names, steps, averages), first)
     check_spread([row.searched for row in rows])
     if config.sum == "free":
         scaled = {f"{c:g} x {_ema(rows).name}": c * _ema(rows).alpha for c in SCALES}
         rows += best_of_each(ledger, {"scaled EMA": scaled}, first)
-    search = _chosen(config, ledger, _ema(rows), first)
     spent.on("rivals")
 
     starts = _distinct([*rivals(names)[EMA].values(), *(row.alpha for row in rows if row.kind != KEPT_EMA)])
-    budget = config.budget or (BUDGET_GRADIENT if search == "gradient" else BUDGET)
-    _check_budget(budget, search, ledger.store.shape)
-    if search == "gradient" and config.seeds > 1 and not ledger.objective.draws:
-        what = f"{ledger.objective.name} takes no draw: {config.seeds} searches along its gradient are one."
-        raise RekindleError(what, hint="--seeds 1, or --search cma")
 
     def found(kind: str, how: str, seed: int, other: int = 0) -> list[Row]:
         problem = Problem(ledger, starts, budget, config.sum, seed + other, Draw("search", key=seed))
@@ -161,13 +158,13 @@ def search_named(search: str) -> Callable[[Problem], list[Scored]]:
     return getattr(import_module(module), function)
 
 
-def _chosen(config: SearchConfig, ledger: Ledger, start: Row, draw: Draw) -> str:
-    """Which search; raises RekindleError where a gradient is asked for and there is none."""
+def _chosen(config: SearchConfig, ledger: Ledger, at: Alpha, draw: Draw) -> str:
+    """Which search; raises RekindleError where a gradient is asked for and there is none. `at`: where that is tried."""
     if config.search not in ("auto", "gradient"):
         return config.search
     what, why = f"The objective {ledger.objective.name} gives a number without a gradient in the tensors.", None
     try:
-        _, slope = ledger.slope(start.alpha, draw)
+        _, slope = ledger.slope(at, draw)
         if slope is not None and slope.any():
             return "gradient"
     except RekindleError as error:  # such as numpy, which takes no tensor that has a gradient
@@ -178,12 +175,16 @@ def _chosen(config: SearchConfig, ledger: Ledger, start: Row, draw: Draw) -> str
     raise RekindleError(what, why=why, hint=hint)
 
 
-def _check_budget(budget: int, search: str, shape: tuple[int, ...]) -> None:
+def checked_budget(config: SearchConfig, search: str, shape: tuple[int, ...]) -> int:
+    """That of `config`, or the usual one; raises RekindleError where it is too small for coefficients of this shape."""
+    budget = config.budget or (BUDGET_GRADIENT if search == "gradient" else BUDGET)
     count = math.prod(shape)
     least = FEWEST if search in ("gradient", "auto") else max(FEWEST, count)
     if budget < least:
         what = f"A budget of {counted(budget, 'evaluation')} cannot search {count} coefficients."
-        raise RekindleError(what, why=f"it needs {least}", hint=f"--budget {least}, or fewer checkpoints")
+        fewer = "fewer checkpoints, or no --groups" if len(shape) > 1 else "or fewer checkpoints"
+        raise RekindleError(what, why=f"it needs {least}", hint=f"--budget {least}, {fewer}")
+    return budget
 
 
 def _ema(rows: Sequence[Row]) -> Row:

@@ -22,6 +22,11 @@ OTHERS = "others"  # tensors whose role no table says
 NUMBERED = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)|[^.]+")
 
 
+def is_by_depth(checkpoint: Checkpoint, by: By) -> bool:
+    """Whether groups are layers by their numbers; else they are parts of names."""
+    return by == "layer" and not isinstance(checkpoint.family, Nameless)
+
+
 def groups_of(checkpoint: Checkpoint, by: By, *, fused: bool = False) -> dict[str, str]:
     """Of every tensor, by its name, that of its group; raises RekindleError where no table says which those are.
 
@@ -39,7 +44,7 @@ def groups_of(checkpoint: Checkpoint, by: By, *, fused: bool = False) -> dict[st
     for role in checkpoint.tensors:
         if (name := opaque_name(role)) is not None:
             roles[family.name_in_memory(name) if fused else name] = role
-    if by == "role":
+    if not is_by_depth(checkpoint, by):
         opaque = {name for name, role in roles.items() if opaque_name(role) is not None}
         return {name: OTHERS if name in opaque else role.part.split(".")[0] for name, role in roles.items()}
     depths = {tower: own.num_layers for tower, own in settings.towers.items()}

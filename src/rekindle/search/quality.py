@@ -68,24 +68,28 @@ class Quality:
         return self._told(x, seen)
 
     def floor(self) -> dict[str, float]:
-        """What is reported, of real data instead of samples: those of the search against those that are held out.
+        """What is reported, of `n` real data, or all, instead of samples: those of the search against those that are
+        held out.
 
         To the nearest it is the other way round: how far data are that nobody learnt.
         """
-        found = self._told(self.searched.plain, self.searched.seen)
+        found = self._apart(self.searched.plain[: self.n], self.searched.seen[: self.n])
         if self.train is not None:
-            found["nearest"] = nearest(self.held_out.plain, self.train)
+            found["nearest"] = nearest(self.held_out.plain[: self.n], self.train)
         return {name: float(value) for name, value in found.items()}
 
     def _told(self, x: torch.Tensor, seen: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = self._apart(x, seen)
+        return found if self.train is None else found | {"nearest": nearest(x, self.train)}
+
+    def _apart(self, x: torch.Tensor, seen: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The metric that is searched first."""
         found = {
             "fd": frechet(seen, self.held_out.gaussian),
             "kid": kernel(seen, self.held_out.seen),
             "pixel fd": frechet(x, self.held_out.plain_gaussian),
             "sliced W": sliced_wasserstein(x, self.held_out.plain),
         }
-        if self.train is not None:
-            found["nearest"] = nearest(x, self.train)
         return {self.metric: found[self.metric], **found}
 
     def _distance(self, seen: torch.Tensor, real: Real) -> torch.Tensor:

@@ -74,6 +74,11 @@ class Series:
             found[group] = slice(found[group].start if group in found else place.at, place.at + place.size)
         return found
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of coefficients: [K], or [G, K]."""
+        return (len(self),) if len(self.parts) < 2 else (len(self.parts), len(self))
+
     @cached_property
     def places(self) -> dict[str, Place]:
         """Of every tensor that is combined its place in a vector."""

@@ -80,10 +80,11 @@ class Store:
         """theta of M candidates into `out` [M, P]; the rows are read once."""
         by_part = np.stack([self._by_part(alpha) for alpha in alphas], axis=1)
         for part, own in zip(self.parts, by_part, strict=True):
-            scale, weights = [_scale(alpha) for alpha in own], own[:, :-1].tolist()
+            used = np.flatnonzero(own[:, :-1].any(axis=0))
+            scale, weights = [_scale(alpha) for alpha in own], own[:, used].tolist()
             for lo in range(part.start, part.stop, COLUMNS):
                 columns = slice(lo, min(lo + COLUMNS, part.stop))
-                rows = [row[columns] for row in self._rows]
+                rows = [self._rows[k][columns] for k in used]
                 for m, by in enumerate(weights):
                     block = np.multiply(self.last[columns], scale[m], out=out[m, columns])
                     loops().mix(block, rows, self._code, by)

@@ -40,6 +40,7 @@ from rekindle.config import option
 from rekindle.edit import Checkpoint, exact, lossy
 from rekindle.edit.arithmetic import Fill, Fresh, computable
 from rekindle.edit.expressions import Expr
+from rekindle.edit.layers import empty_of
 from rekindle.edit.promise import Promise
 from rekindle.errors import RekindleError, together
 
@@ -95,38 +96,20 @@ def _inserted(source: Sequence[int]) -> tuple[int, ...]:
 
 def _empty(parent: Checkpoint, source: Sequence[int], order: str) -> Checkpoint:
     """The child of these layers, to be filled: whatever differs from layer to layer goes with its layer."""
-    s = parent.settings
     try:
-        child = _of_layers(parent, source)
+        return empty_of(parent, source)
     except RekindleError as refused:
         what = f"The config of {parent.family.name} cannot say which layers are which after --order {order}."
         others = [other for other in get_args(Order) if _can(parent, len(source), other)]
         hint = f"--order {' or '.join(others)}" if others else None
         raise RekindleError(what, why=str(refused), hint=hint) from None
-    read = {"architectures", *parent.family.defaults}
-    for key, value in child.config.items():
-        if isinstance(value, list) and len(value) == s.num_layers < len(source) and key not in read:
-            child.config[key] = [value[old] for old in source]
-            child.noting(f"{key} in config.json has a value for each layer: each went with its layer")
-    return child
-
-
-def _of_layers(parent: Checkpoint, source: Sequence[int]) -> Checkpoint:
-    """An empty child of these layers of its parent; raises RekindleError where the config cannot say so."""
-    s, sparse = parent.settings, frozenset(parent.settings.sparse_layers)
-    return parent.as_family(
-        parent.family.model_type,
-        num_layers=len(source),
-        windows=tuple(s.windows[old] for old in source),
-        sparse_layers=tuple(layer for layer, old in enumerate(source) if old in sparse),
-    )
 
 
 def _can(parent: Checkpoint, depth: int, order: Order) -> bool:
     """Whether this order makes a child of this depth."""
     with suppress(RekindleError):
         depth = _depth(parent, Config(layers=depth, order=order))
-        _of_layers(parent, _sources(parent.settings.num_layers, depth, order))
+        empty_of(parent, _sources(parent.settings.num_layers, depth, order))
         return True
     return False
 

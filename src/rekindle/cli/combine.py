@@ -95,7 +95,8 @@ def combine(
     shown = "".join(f"\npage: {place}" for place in written.values())
     result({"out": str(path), **written, **found.data}, f"{path}: {combination_text(found.data)}{shown}", format_)
     if options.config.objective == "loss":
-        say(f"next:  {shlex.join(['rekindle', 'evaluate', str(path)])}")
+        data = ["--data", options.config.data] if options.config.data != "stdlib" else []
+        say(f"next:  {shlex.join(["rekindle", "evaluate", str(path), *data])}")
 
 
 @click.command("average")

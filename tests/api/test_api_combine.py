@@ -219,6 +219,13 @@ def test_weights_without_a_config_are_a_series(alone, series):
     assert hashes(Path("again"))["model.safetensors"] == hashes(Path("out"))["model.safetensors"]
 
 
+def test_a_series_is_the_same_one_by_one(alone):
+    for pattern in ("files/*.pt", "folders/checkpoint-*/ema.pt"):
+        quoted, _ = models_of(pattern)
+        listed, _ = models_of(sorted(map(str, Path().glob(pattern))))
+        assert [*quoted] == [*listed] == [f"step-{step}" for step in range(20, 241, 20)]
+
+
 def test_what_weights_without_a_config_are_not(alone):
     assert "not a checkpoint folder" in refused("upcycle", "files/model20.pt", "new", "--experts", 4)
     assert "has no config.json" in refused("rewrite", "folders/checkpoint-20", "new")
@@ -466,7 +473,7 @@ def test_the_loss_of_a_language_model_s_run(tmp_path, monkeypatch):
     for words in (between, [*between, "--dry-run"]):
         what = refused(*words)
         assert "ends at step 16, and what the run kept comes near to no average of that step" in what
-        assert "a series that ends at step 4" in what
+        assert "a series that ends at one of the steps 4, 39" in what
     models, _ = models_of("run.rk@*")
     costs = [priced(models, CombineConfig(objective="loss", averages=folder)) for folder in (None, "trained-averages")]
     assert [cost["bytes"] // (4 * cost["values"]) for cost in costs] == [10, 10 + len(kept.averages)]
@@ -503,7 +510,10 @@ def test_a_search_reads_text_behind_that_of_the_run(tmp_path, monkeypatch):
     assert reading() == Reading(32, 5, read)
     assert reading(data=str(tmp_path / "text.jsonl")).passed == read  # however it is named
     assert reading(skip=Count(100)) == Reading(32, 5, 3, asked=True)
-    assert reading(data="stdlib") == Reading(512)  # of a text that it has not read nothing is known
+    other = reading(data="stdlib")  # of a text that it has not read
+    assert (other.seq_len, other.passed) == (512, 0)
+    assert "knows of training on text.jsonl alone" in other.notes[0]
+    assert reading(data="/elsewhere/text.jsonl").passed == read  # it is named from where a command was typed
     for other in (reading(seq_len=64), reading("span-corruption"), reading(text_column="said")):
         assert (other.passed, other.seed) == (0, 5)
         assert f"in other rows than of {other.seq_len}, or in another order" in other.notes[0]
@@ -512,8 +522,15 @@ def test_a_search_reads_text_behind_that_of_the_run(tmp_path, monkeypatch):
     seen = {row.numpy().tobytes() for row in loss.objective.batch(0, read)["windows"]}
     for draw in (Draw(split, n, key=key) for split in ("search", "rerank") for n in range(50) for key in range(4)):
         assert seen.isdisjoint(row.numpy().tobytes() for row in loss.batch(draw)["windows"])
+    ran("train", "trained", "further", "--data", "text.jsonl", "--tokens", "2k", "--archive", "further.rk",
+        "--seq-len", 32, "--batch-tokens", 512, "--schedule", "constant", "--lr", "1e-2", "-q")  # fmt: skip
+    models, _ = models_of(["further.rk@*", "run.rk@*"])  # which counts from 0 again
+    archives = [model.given[""].partition("@")[0] for model in models.values()]
+    assert archives == sorted(archives, reverse=True)
+    assert len(set(archives)) == 2
     found = rekindle.combine("run.rk@*", "loss", **sizes, budget=8, skip=loss.objective.rows * 32)
-    assert "--skip passes over all" in found.data["notes"][0]
+    assert "--skip passes over" in found.data["notes"][0]
+    assert "skip is -1: 0 is the least" in refused("combine", "run.rk@*", "n", "--objective", "loss", "--skip", -1)
 
 
 def test_another_loss_than_the_family_s_own(tmp_path, monkeypatch):

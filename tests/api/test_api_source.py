@@ -121,7 +121,9 @@ def test_what_was_typed_in_an_order_stays_in_it(run):
 @pytest.mark.parametrize(
     ("pattern", "name"),
     [("run/model*.pt", "run/model{}.pt"), ("run/checkpoint-*/ema.pt", "run/checkpoint-{}/ema.pt"),
-     ("run/step-*/unet", "run/step-{}/unet"), ("run/step_*.safetensors", "run/step_{}.safetensors")],
+     ("run/step-*/unet", "run/step-{}/unet"), ("run/step_*.safetensors", "run/step_{}.safetensors"),
+     ("run/*", "run/{}"), ("run/iteration_*", "run/iteration_{}"), ("run/model_*_ema.pt", "run/model_{}_ema.pt"),
+     ("run/model_*k.pt", "run/model_{}k.pt"), ("run/*.ckpt", "run/epoch=7-step={}.ckpt")],
 )  # fmt: skip
 def test_a_series_stands_in_the_order_of_its_numbers_wherever_they_are(tmp_path, monkeypatch, pattern, name):
     monkeypatch.chdir(tmp_path)
@@ -130,7 +132,7 @@ def test_a_series_stands_in_the_order_of_its_numbers_wherever_they_are(tmp_path,
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.suffix:
             checkpoint(path)
-        elif path.suffix == ".pt":
+        elif path.suffix in (".pt", ".ckpt"):
             path.touch()
         else:
             save_file({"w": np.zeros((2, 2), np.float32)}, path)

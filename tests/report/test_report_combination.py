@@ -58,6 +58,10 @@ RANDOM = "random search's best, which gradient did not reach: fd 1.7, 0.3 (15.0 
         (found(apart=(-0.01, -0.05, 0.03)), "95 % interval −0.03 to 0.05, so it may be chance."),
         (found(draws=1, held_out=False), "where it was searched, not held out; of one value no interval is known."),
         (found(result="EMA"), NOTHING),
+        (
+            found() | {"result": "EMA"},
+            "The best EMA (over 5) came before all that was found, on data that they were ranked",
+        ),
         (found(result="single", rival="single"), "Nothing that was found beats the single checkpoint over 3, "),
         (found(result="random search", rival="last"), RANDOM),
     ],

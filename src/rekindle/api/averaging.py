@@ -43,7 +43,8 @@ def average(averages: str | Path, **options: Any) -> Model:
     wanted = Profile(config.sigma, last if config.step is None else config.step)
     _check_step(wanted.step, kept, f"--step {last:.0f}")
     made, apart = _made(kept, wanted)
-    far = "" if apart < FAR else f": another average than that, since {some(SIGMAS)} were kept"
+    why = f"{some(SIGMAS)} were kept" if wanted.step in _steps(kept) else f"none was kept after step {wanted.step:.0f}"
+    far = "" if apart < FAR else f": another average than that, since {why}"
     made.checkpoint.noting(f"its profile is within {100 * apart:.2g} % of width {config.sigma:g}{far}")
     return made
 
@@ -56,9 +57,9 @@ def averages_at(averages: str | Path, step: int | None) -> dict[str, Model]:
     found = {f"sigma {sigma:g}": _made(kept, Profile(sigma, at)) for sigma in WIDTHS}
     near = {name: made for name, (made, apart) in found.items() if apart < FAR}
     if not near:
-        closest = min(_steps(kept), key=lambda kept_at: abs(kept_at - at))
+        steps = some([f"{kept_at:.0f}" for kept_at in _steps(kept)])
         what = f"The series ends at step {at:.0f}, and what the run kept comes near to no average of that step."
-        raise RekindleError(what, where=averages, hint=f"a series that ends at step {closest:.0f}")
+        raise RekindleError(what, where=averages, hint=f"a series that ends at one of the steps {steps}")
     return near
 
 

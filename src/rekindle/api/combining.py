@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from glob import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +73,13 @@ def journal_of(out: Path) -> Path:
 def priced(models: Mapping[str, Model], config: CombineConfig) -> dict[str, Any]:
     """What a search takes, out of headers alone: every tensor that could move counts."""
     from rekindle.search.coefficients import rivals
-    from rekindle.search.find import BUDGET, BUDGET_GRADIENT, checked_budget
-    from rekindle.search.judge import REPORTS, RERANKS
+    from rekindle.search.find import BUDGET, BUDGET_GRADIENT, SCALES, checked_budget
+    from rekindle.search.judge import REPORTS, RERANKED, RERANKS
     from rekindle.search.series import series_of
     from rekindle.search.store import ITEMSIZE
 
     check_options(config, 1)
-    steps = steps_in(models)
+    steps = _steps(models)
     averages = {name: model.checkpoint for name, model in _averages(config, steps).items()}
     series = series_of({name: model.as_parent for name, model in models.items()}, averages, by=config.groups)
     each: int | str = checked_budget(config, config.search, series.shape)
@@ -86,11 +87,14 @@ def priced(models: Mapping[str, Model], config: CombineConfig) -> dict[str, Any]
         each = f"{BUDGET} ({BUDGET_GRADIENT} by gradient)"
     kinds = rivals(series.names, [*steps.values()] or None, [*averages])
     others = len({tuple(alpha) for some in kinds.values() for alpha in some.values()})
+    others += len(SCALES) if config.sum == "free" else 0
+    rows = len(kinds) + 2 + (config.sum == "free")
+    judged = RERANKS * (rows + 2 * RERANKED * config.seeds) + REPORTS * rows
     times = f"{config.seeds} times " if config.seeds > 1 else ""
     told = f"{others} averages and single checkpoints, {times}{each} for the search, as many for a random one, "
     return {"checkpoints": len(series), "values": series.size,
             "bytes": ITEMSIZE[config.store] * (len(series) + len(averages)) * series.size,
-            "evaluations": f"{told}and some {RERANKS * 25 + REPORTS * 8} to judge"}  # fmt: skip
+            "evaluations": f"{told}and up to {judged} to judge"}  # fmt: skip
 
 
 def combined(
@@ -117,7 +121,7 @@ def combined(
     parents = {name: model.as_parent for name, model in models.items()}
     judge = objective_named(objective, parents, options.config, pipeline)
     other = None if held_out is None else objective_named(held_out, parents, options.config, pipeline)
-    steps = steps_in(models)
+    steps = _steps(models)
     averages = _averages(options.config, steps)
     kept_by_run = {name: model.checkpoint for name, model in averages.items()}
     series = series_of(parents, kept_by_run, fused=judge.fused, by=options.config.groups)
@@ -138,9 +142,16 @@ def combined(
     keep = tuple(escape(name) for name in on_disk if scaled or name.endswith(STATISTICS))
     data = described(outcome, series, judge.name, options.config)
     data["floor"] = {name: _finite(value) for name, value in (other or judge).floor.items()}
-    data["notes"] = [note for note in (restart(parents, steps), *judge.notes) if note]
+    read = dict.fromkeys(note for parent in parents.values() for note in parent.folder.notes)
+    data["notes"] = [note for note in (*read, restart(parents, steps), *judge.notes) if note]
     component = (options.config.component or "unet") if pipeline else None
     return Combination(models, averages, data, keep, pipeline, component)
+
+
+def _steps(models: Mapping[str, Model]) -> dict[str, int]:
+    """Of a series whose steps rise; a further training may have counted from 0 again."""
+    steps = steps_in(models)
+    return steps if all(one < then for one, then in pairwise(steps.values())) else {}
 
 
 def _averages(config: CombineConfig, steps: Mapping[str, int]) -> dict[str, Model]:
@@ -175,7 +186,8 @@ def _files_of(data: Path) -> list[Path]:
 def check_options(config: CombineConfig, workers: int) -> None:
     """Raise RekindleError for numbers that are none."""
     check_workers(workers)
-    for name, least in (("budget", 1), ("seeds", 1), ("samples", 2), ("sampling_steps", 1), ("batch_tokens", 1)):
+    least_of = {"budget": 1, "seeds": 1, "samples": 2, "sampling_steps": 1, "batch_tokens": 1, "skip": 0}
+    for name, least in least_of.items():
         if (value := getattr(config, name)) is not None and value < least:
             flag = name.replace("_", "-")
             raise RekindleError(f"{name} is {value}: {least} is the least.", hint=f"--{flag} {least}, or more")

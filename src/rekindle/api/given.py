@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, TypeGuard, get_args
 from rekindle.anatomy import Nameless
 from rekindle.api.merging import Source, named, names_of, steps_in
 from rekindle.api.model import Model, open
-from rekindle.api.source import Located, located
+from rekindle.api.source import Located, located, typed
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError, first_line, nearest
 from rekindle.search.config import CombineConfig
+from rekindle.store.manifest import read_manifest
 from rekindle.train.config import Objective as Learned
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def models_of(
 ) -> tuple[dict[str, Model], Path | None]:
     """The checkpoints of a series by name, oldest first; of pipelines that part of each, and the last one's folder."""
     if isinstance(series, (str, Path)) or (not isinstance(series, (Mapping, Model)) and _are_places(series)):
-        places = located(series)
+        places = located(series if isinstance(series, (str, Path)) else typed([*map(str, series)]))
         if not places:
             raise RekindleError("The series is empty.", hint="run/checkpoint-*, or ARCHIVE@*")
         if component or (places[-1].archive is None and (places[-1].path / PIPELINE).is_file()):
@@ -39,7 +40,18 @@ def models_of(
             ordered = _in_order(parts)
             last = dict(zip(parts, places, strict=True))[list(ordered)[-1]]
             return ordered, last.path
+        series = [place.given for place in places]
     return _in_order(named(series)), None
+
+
+def _in_order(models: Mapping[str, Model]) -> dict[str, Model]:
+    """Oldest first: by the length of their lineage, since each training counts from 0, and by their steps, where all
+    have one.
+    """
+    steps = steps_in(models)
+    lives = {name: read_manifest(model.checkpoint.folder.path) for name, model in models.items()}
+    age = {name: (len(life.lineage) if life else 0, steps.get(name, 0)) for name, life in lives.items()}
+    return {name: models[name] for name in sorted(models, key=lambda name: age[name])}
 
 
 def _check_parts(places: Sequence[Located], part: str) -> None:
@@ -54,12 +66,6 @@ def _check_parts(places: Sequence[Located], part: str) -> None:
 
 def _are_places(series: Sequence[Source]) -> TypeGuard[Sequence[str | Path]]:
     return not any(isinstance(one, Model) for one in series)
-
-
-def _in_order(models: Mapping[str, Model]) -> dict[str, Model]:
-    """Oldest first, where all have a step; else as they were given."""
-    steps = steps_in(models)
-    return {name: models[name] for name in sorted(steps, key=lambda name: steps[name])} or dict(models)
 
 
 def objective_named(

@@ -107,7 +107,10 @@ def named(sources: Source | Sequence[Source] | Mapping[str, Source]) -> dict[str
             found |= own
         return found
     given = [sources] if isinstance(sources, (Model, str, Path)) else sources
-    models = [one for source in given for one in ([source] if isinstance(source, Model) else located(source))]
+    if any(isinstance(source, Model) for source in given):
+        models = [one for source in given for one in ([source] if isinstance(source, Model) else located(source))]
+    else:
+        models = located([source for source in given if not isinstance(source, Model)])  # which may be a series
     opened = [one if isinstance(one, Model) else _opened(one) for one in models]
     return dict(zip(names_of(models), opened, strict=True))
 

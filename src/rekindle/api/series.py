@@ -14,7 +14,9 @@ from rekindle.errors import RekindleError, some
 from rekindle.store.reading import unreadable
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
-_NUMBERED = re.compile(r"(?:^|[-_.])(?:global_)?(?:step|checkpoint|ckpt|iter|state|epoch)[-_]?(\d{1,18})$")
+_NUMBERED = re.compile(r"(?:^|[-_.])(?:global_)?(?:step|checkpoint|ckpt|iter|iteration|state|epoch)[-_=]?(\d{1,18})$")
+_STEP = re.compile(r"(?:^|[^a-zA-Z])step[-_=]?(\d{1,18})")  # wherever in a name: epoch=3-step=1200, net_step_40_ema
+_LAST = re.compile(r"(\d{1,18})(?=\D*$)")
 
 
 def step_of(checkpoint: Path) -> int | None:
@@ -53,16 +55,17 @@ def by_steps(sources: Sequence[str]) -> list[str]:
 def _place_in_series(path: Path) -> tuple[str, int] | None:
     """What those that differ in their number alone have in common, and the number; None where there is none.
 
-    That of the name as trainers call their checkpoints, a link's own; else what the name of a file ends with; else that
-    of the nearest folder above.
+    That of the name as trainers call their checkpoints, a link's own, or the whole name; else the last one in the name
+    of a file; else that of the nearest folder above.
     """
     is_file = path.suffix in WEIGHTS or path.is_file()
-    ends = _NUMBERED.search(path.stem if is_file else path.name)
-    if not ends and is_file:
-        ends = re.search(r"(\d{1,18})$", path.stem)
-    if ends:
-        number = slice(*ends.span(1))
-        return str(path.with_name(f"{path.name[: number.start]}*{path.name[number.stop :]}")), int(ends[1])
+    name = path.stem if is_file else path.name
+    if step := _STEP.search(name):
+        return str(path.with_name(re.sub(r"\d+", "*", path.name))), int(step[1])  # whatever else counts along
+    found = _NUMBERED.search(name) or re.fullmatch(r"(\d{1,18})", name) or (_LAST.search(name) if is_file else None)
+    if found:
+        lo, hi = found.span(1)
+        return str(path.with_name(f"{path.name[:lo]}*{path.name[hi:]}")), int(found[1])
     above = _place_in_series(path.parent) if path.parent.name else None
     return above and (f"{above[0]}/{path.name}", above[1])
 

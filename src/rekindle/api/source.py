@@ -68,8 +68,12 @@ class Located:
         """
         if self.archive is None or self.step is None:
             return replace(open_source(locate(self.given, adapter=True)), given=self.given)
-        opened = _opened(str(self.archive.resolve()), self.step, stamp(self.archive))
-        return replace(opened or open_source(self.path), given=self.given)
+        try:
+            opened = _opened(str(self.archive.resolve()), self.step, stamp(self.archive)) or open_source(self.path)
+        except RekindleError as error:
+            error.where = self.given if error.where else None  # not the folder that it was unpacked to
+            raise
+        return replace(opened, given=self.given)
 
 
 def local(source: str | Path) -> Path:

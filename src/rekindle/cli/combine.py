@@ -96,7 +96,7 @@ def combine(
     result({"out": str(path), **written, **found.data}, f"{path}: {combination_text(found.data)}{shown}", format_)
     if options.config.objective == "loss":
         data = ["--data", options.config.data] if options.config.data != "stdlib" else []
-        say(f"next:  {shlex.join(["rekindle", "evaluate", str(path), *data])}")
+        say(f"next:  {shlex.join(['rekindle', 'evaluate', str(path), *data])}")
 
 
 @click.command("average")

@@ -21,6 +21,7 @@ from rekindle.store.publish import publishing
 
 FILE = "combine.json"  # in a folder that `combine` wrote
 CHOSEN = "combination"
+FOUND = (CHOSEN, "random search")
 STEP = re.compile(r"step-\d+")
 
 
@@ -59,6 +60,10 @@ def verdict(data: Mapping[str, Any]) -> str:
     metric = next(iter(rival["reported"]))
     where = "on data that nothing was chosen by" if data["held_out"] else "where it was searched, not held out"
     if made is rival:
+        found = [row["less_rival"][metric]["mean"] for row in data["rows"] if row["kind"] in FOUND]
+        if data["held_out"] and any(mean is not None and mean < 0 for mean in found):
+            again = f"{_named(rival)} came before all that was found, on data that they were ranked again by"
+            return sentence(f"{again}: that is the result.")
         return f"Nothing that was found beats {_named(rival)}, {where}: that is the result."
     apart, base = made["less_rival"][metric], fmean(rival["reported"][metric])
     share = f" ({-100 * apart['mean'] / base:.1f} %)" if base > 0 else ""

@@ -93,7 +93,9 @@ def loss_of(source: Folder, config: CombineConfig) -> Objective:
         what = (
             f"The held-out text is {rows_of(held_out)} sequences of {seq_len} tokens, and {REPORTS} draws are reported."
         )
-        raise RekindleError(what, where=config.data, hint="more text, or a smaller --seq-len")
+        few = config.held_out_tokens < REPORTS * seq_len
+        hint = f"--held-out-tokens {REPORTS * seq_len} or more" if few else "more text, or a smaller --seq-len"
+        raise RekindleError(what, where=config.data, hint=hint)
     opened = replace(source, native=False)  # read as it is opened, out of an archive too
     model = load_model(opened, output=kind.output).eval()
     names = frozenset(name for name, _ in chain(model.named_parameters(), model.named_buffers()))

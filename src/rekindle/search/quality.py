@@ -54,14 +54,14 @@ class Quality:
     train: torch.Tensor | None = None  # what it was trained on, to tell what was learnt by heart
     n: int = 2000
     metric: Metric = "fd"
-    plain: float = 1.0  # the share of the distance in plain values in what is searched; 0: none
+    plain: float = 1.0  # fd: the share of the distance in plain values in what is searched; 0: none
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
         x = self.sampler(tensors, max(2, round(self.n * draw.share)), draw.seed)
         seen = self.features(x).flatten(1)
         if draw.split != "report":
             first = self._distance(seen, self.searched)
-            if not self.plain:
+            if not self.plain or self.metric == "kid":  # which may be below 0
                 return {self.metric: first}
             logs = first.log() + self.plain * frechet(x, self.searched.plain_gaussian).log()
             return {SEARCHED: (logs / (1 + self.plain)).exp()}

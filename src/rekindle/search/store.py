@@ -185,7 +185,7 @@ def _values(series: Series, of: str, name: str, values: NDArray) -> Floats:
     if bad := loops().not_finite(found, "F32"):
         where = series.checkpoints[of].folder.named if of in series.checkpoints else None
         what = f"{name} of {of} holds NaN or infinity: {counted(bad, 'value')}."
-        raise RekindleError(what, where=where, hint="the series without it; rekindle inspect CKPT --nan")
+        raise RekindleError(what, where=where, hint="the series without it")
     return found
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rekindle.errors import some
 from rekindle.search.config import CombineConfig
 from rekindle.search.draw import Draw
 from rekindle.search.judge import RERANKS
@@ -58,9 +59,9 @@ class Reading:
             first, left, over = first + left, there, True
         size = max(1, min(rows, left // FEWEST))
         notes = []
-        if over:
+        if over and self.passed:
             who = "--skip passes over" if self.asked else "the run has read"
-            notes.append(f"{who} all {there:,} rows of the text, and they come again")
+            notes.append(f"{who} {min(self.passed, there):,} of the {there:,} rows of the text: they come again")
         if size < rows:
             notes.append(f"{left:,} rows of the text are left: the search reads {size:,} at a time instead of {rows:,}")
         return Batches(first, size, max(FEWEST, left // size)), (*self.notes, *notes)
@@ -79,6 +80,8 @@ def reading_of(source: Folder, config: CombineConfig, objective: str, context: i
     if len(alike) < len(runs):
         what = f"the run read this text in other rows than of {seq_len}, or in another order"
         notes = (f"{what}: which of it the search reads again is open",)
+    elif not runs and (others := _other_texts(source)):
+        notes = (f"the lineage knows of training on {some(others)} alone: if this is that text, --skip passes it over",)
     return Reading(seq_len, seed, max((run["end"] for run in alike), default=0) // seq_len, notes=notes)
 
 
@@ -94,5 +97,16 @@ def _trainings(source: Folder, config: CombineConfig, objective: str) -> Iterato
             yield {**told, "alike": alike, "end": int(told.get("skip") or 0) + record.tokens}
 
 
+def _other_texts(source: Folder) -> list[str]:
+    life = read_manifest(source.path)
+    told = (
+        [record.options.get("data", {}).get("value") for record in life.lineage if record.verb == "train"]
+        if life
+        else []
+    )
+    return [str(data) for data in dict.fromkeys(told) if data]
+
+
 def _is_same(data: str, other: str) -> bool:
-    return data == other or Path(data).expanduser().resolve() == Path(other).expanduser().resolve()
+    """By name alone, since folders are named from where a command was typed: to pass over too much costs nothing."""
+    return data == other or Path(data).name == Path(other).name

@@ -5,6 +5,7 @@ As a program leaves them that knows its own model. Their tensors are known by th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def is_alone(path: Path) -> bool:
     if path.is_file():
         return path.suffix in SUFFIXES
     try:
-        names = [file.name for file in path.iterdir()]
+        names = [file.name for file in path.iterdir() if not file.is_dir()]
     except OSError:
         return False
     return not set(names) & set(TELLING) and (choice(names, {}) is not None or bool(_of_a_model(names)))
@@ -57,12 +58,13 @@ def _tensors(file: Path) -> Tensors:
 
 def _of_folder(folder: Path) -> Weights:
     """Those that transformers would read, a set of shards, or the one file that holds a model."""
-    names = sorted(file.name for file in folder.iterdir())
+    names = sorted(file.name for file in folder.iterdir() if not file.is_dir())
     files = _of_a_model(names)
     if choice(names, {}) is None and not any(map(SHARD.fullmatch, files)):
         if len(files) > 1:
             what = f"Which of {some(files)} is the model, no config.json says."
-            raise RekindleError(what, where=folder, hint=f"{folder / files[0]}, if it is that")
+            pieces = any(re.search(r"-\d+-of-\d+\.", name) for name in files)
+            raise RekindleError(what, where=folder, hint=None if pieces else f"{files[0]} itself, if it is that")
         return Weights(_tensors(folder / files[0]), (), native=False)
     found = read_weights(folder, {})
     assert found is not None, folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,13 +86,18 @@ def validation_loss(
             layers = router_logits(out, objective.seen(batch))
             counts += torch.stack([expert_counts(layer, experts_per_token(model)) for layer in layers])
     model.train(training)
-    targets = objective.targets(held_out)
-    tokens = int(targets.sum())
-    whole = {
-        name: accelerator.reduce(each[name], "sum").cpu().double() * (n * objective.length / tokens)
-        for name in objective.measures
-    }
+    told = {name: accelerator.reduce(each[name], "sum").cpu() for name in objective.measures}
     counts = None if counts is None else accelerator.reduce(counts, "sum").cpu()
+    return result_of(objective, held_out, told, counts)
+
+
+def result_of(
+    objective: Objective, held_out: Batch, each: Mapping[str, torch.Tensor], counts: torch.Tensor | None
+) -> Result:
+    """Out of what the objective measures of each row [n], and the `counts` [L, E] of a mixture."""
+    n, targets = rows_of(held_out), objective.targets(held_out)
+    tokens = int(targets.sum())
+    whole = {name: values.double() * (n * objective.length / tokens) for name, values in each.items()}
     losses = whole.pop("loss")
     apart = losses - losses.mean() * (targets.double() * n / tokens - 1)
     stderr = apart.std().item() / math.sqrt(n) if n > 1 else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from rekindle.train.metrics import summarise
 from rekindle.train.prepare import accelerator_of, prepare
 from rekindle.train.session import Session
 from rekindle.train.state import Saved, check_start, disc_explained, work_folder
+from rekindle.train.step import Stepper
 
 
 def train(
@@ -41,13 +42,15 @@ def train(
     source_name: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    spread: Callable[[Stepper, Folder], AbstractContextManager[Any]] = lambda stepper, source: nullcontext(stepper),
 ) -> dict[str, Any]:
     """Train the checkpoint in `src` on `config.data` and leave the result, a complete folder, in `out`.
 
     Returns {"steps", "tokens", "flops", "loss", "val_loss", "val_loss_stderr", "val_loss_before", "seconds",
     "tokens_per_s", "epochs", "peak_memory"}: losses are the language model's alone, in nats per
     token. Of several ranks only the main one gets it, the others an empty dict. `resume` continues an interrupted
-    run of the same OUT, bit for bit on a CPU, and starts afresh where there is none.
+    run of the same OUT, bit for bit on a CPU, and starts afresh where there is none. `spread` gives another stepper in
+    place of the usual one, such as one whose model is spread over processes.
 
     Raises RekindleError for options, data and checkpoints that do not fit one another and for lack of memory;
     CheckFailed when the loss is no longer a number; KeyboardInterrupt, with the state saved, on Ctrl-C or SIGTERM.
@@ -66,6 +69,7 @@ def train(
             stack.enter_context(training_into(out))
             check_start(out, resume=resume, overwrite=overwrite)  # another run may have just come to its end
         stepper, run, saved = prepare(source, out, config, accelerator, resume=resume, overwrite=overwrite)
+        stepper = stack.enter_context(spread(stepper, source))
         stack.enter_context(disc_explained(work_folder(out)))
         archived = _archiver(config, source, saved, out, overwrite) if accelerator.is_main_process else nullcontext()
         with archived as archiver:

@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rekindle.anatomy import family_of
 from rekindle.anatomy.flops import training_flops
 from rekindle.config import to_dict
@@ -24,7 +22,6 @@ from rekindle.store.manifest import Record
 from rekindle.store.system import explained
 from rekindle.train.archive import Archiver
 from rekindle.train.device import device_name, peak_memory
-from rekindle.train.evaluate import validation_loss
 from rekindle.train.finish import life_of
 from rekindle.train.held import Whole
 from rekindle.train.interrupts import Interrupts
@@ -133,6 +130,8 @@ class Session:
         except Diverged as error:
             raise self._diverged(step, boundary, error) from None
         speed = self.plan.batch_tokens / (time.perf_counter() - began)
+        for event in self.stepper.events():
+            self.metrics.write("recovery", **event)
         self._write_step(step, stats, speed)
         return stats.stop
 
@@ -150,8 +149,7 @@ class Session:
         self.progress.update(self.plan.batch_tokens, told)
 
     def _evaluate(self, step: int) -> None:
-        on = (self.accelerator, self.stepper.micro_batch)
-        result = validation_loss(self.stepper.model, self.stepper.objective, self.held_out, *on)
+        result = self.stepper.evaluate(self.held_out)
         self._write("eval", {**self._place(step), **result.row(each=step == self.plan.steps)})
         self.last = f"validation {result.loss:.3f}"
 
@@ -168,7 +166,7 @@ class Session:
 
     def _save(self, step: int, position: int) -> None:
         """The state after `step` updates, with metrics.jsonl cut at `position` when it resumes; CheckFailed for NaN."""
-        if not self._sound():
+        if not self.stepper.sound():
             what = f"Training diverged in step {step} of {self.plan.steps}: its update made weights NaN or infinite."
             raise self._failed(what, updated=True)
         if whole := self.stepper.whole():
@@ -194,18 +192,13 @@ class Session:
 
     def _diverged(self, step: int, boundary: int, error: Diverged) -> CheckFailed:
         """Keep the weights from before the bad step, if they are sound, and say what to type."""
-        saved, sound = find_state(self.work), self._sound()
+        saved, sound = find_state(self.work), self.stepper.sound()
         there = saved is not None and saved.step == step
         if step > 0 and not there and sound:
             self._save(step, boundary)
         what = "Training diverged in" if step else "Training cannot begin with"
         what = f"{what} step {step + 1} of {self.plan.steps}: {error}."
         return self._failed(what, updated=step > 0, again=step == self.resumed_at)
-
-    def _sound(self) -> bool:
-        """Whether all weights of all ranks are numbers; all ranks ask."""
-        sick = sum(not bool(p.isfinite().all()) for p in self.stepper.model.parameters())
-        return not self.accelerator.reduce(torch.tensor(sick, device=self.accelerator.device), "sum").item()
 
     def _failed(self, what: str, *, updated: bool, again: bool = False) -> CheckFailed:
         """`what` is no number, and why: weights of the source, or, where they were `updated`, what can be lowered.

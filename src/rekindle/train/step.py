@@ -12,6 +12,7 @@ import torch
 
 from rekindle.train.averages import Averages
 from rekindle.train.config import TrainConfig
+from rekindle.train.evaluate import Result, validation_loss
 from rekindle.train.held import Holder, Whole, replicated
 from rekindle.train.losses import expert_grid, experts_per_token, forward, router_logits, router_losses
 from rekindle.train.objectives import Batch, Objective, on, rows_of, split_batch
@@ -107,6 +108,19 @@ class Stepper:
         coefficients = {"aux_loss": self.config.aux_loss, "z_loss": self.config.z_loss}
         routers = (coefficients[name] * losses[name] for name in coefficients if name in losses)
         return sum(routers, losses["loss"])
+
+    def evaluate(self, held_out: Batch) -> Result:
+        """The validation loss; every rank has to ask."""
+        return validation_loss(self.model, self.objective, held_out, self.accelerator, self.micro_batch)
+
+    def sound(self) -> bool:
+        """Whether all weights of all ranks are numbers; all ranks ask."""
+        sick = sum(not bool(p.isfinite().all()) for p in self.model.parameters())
+        return not self.accelerator.reduce(torch.tensor(sick, device=self.accelerator.device), "sum").item()
+
+    def events(self) -> list[dict[str, Any]]:
+        """What else has happened since this was asked last, as rows of metrics: nothing."""
+        return []
 
     def whole(self) -> Whole | None:
         """All weights and moments on the main rank, None on the others; every rank has to ask."""

@@ -105,7 +105,7 @@ def test_help_imports_nothing_heavy():
     assert ran.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("room", ["train", "train/text", "train/objectives", "search"])
+@pytest.mark.parametrize("room", ["train", "train/text", "train/objectives", "search", "recovery"])
 def test_a_room_s_map_has_all_its_modules(room):
     doc = ast.get_docstring(ast.parse((SOURCE / room / "__init__.py").read_text())) or ""
     there = {path.name for path in (SOURCE / room).glob("*.py")} | {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import defaults, write_corpus
+from train.train_helpers import defaults, write_corpus
 
 
 @pytest.fixture(scope="session", autouse=True)

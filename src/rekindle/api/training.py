@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,7 @@ def train(
     check_apart(source, out, options.config)
     options = settled(source, options)
     step = {**to_dict(options.config), "archive": None}  # like OUT itself, which a recipe never holds
+    spread = {} if options.config.stages == 1 else {"spread": _pipeline(source, Path(out), options.config)}
     return run(
         local(source),
         Path(out),
@@ -71,7 +72,17 @@ def train(
         source_name=str(source),
         resume=resume,
         overwrite=overwrite,
+        **spread,
     )
+
+
+def _pipeline(source: str | Path, out: Path, config: TrainConfig) -> Callable[..., Any]:
+    """What spreads a run over the processes of a pipeline; raises RekindleError where there can be none."""
+    from rekindle.recovery.pipeline import pipelined
+    from rekindle.recovery.split import parts_of
+
+    parts_of(open(source).checkpoint, config)
+    return lambda stepper, folder: pipelined(stepper, folder, Path(os.path.abspath(out)))
 
 
 def check_apart(source: str | Path, out: str | Path, config: TrainConfig, *others: str | Path | None) -> None:
@@ -111,6 +122,8 @@ def train_cost(
     from rekindle.train.price import price_training
 
     options, place = settled(source, options or resolve(TrainConfig, given)), Path(out) if out is not None else None
+    if options.config.stages != 1:
+        _pipeline(source, Path(), options.config)
     return price_training(open(source).checkpoint, options.config, place, resume=resume, overwrite=overwrite)
 
 

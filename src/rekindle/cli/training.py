@@ -78,6 +78,7 @@ def train(
     \b
     rekindle train CKPT OUT --tokens 100k --seq-len 128 --batch-tokens 4096
     rekindle train CKPT OUT --tokens 50k --data corpus/ --schedule cosine --lr 3e-4
+    rekindle train CKPT OUT --tokens 100k --seq-len 128 --batch-tokens 4096 --stages 2
     rekindle train CKPT OUT --tokens 2B --dry-run
     """
     options = resolved(TrainConfig, given, config_file)

@@ -10,6 +10,7 @@ from rekindle.config import Count, Table, option
 
 Objective = Literal["next-token", "seq2seq", "span-corruption"]
 Precision = Literal["auto", "fp32", "bf16"]
+Recover = Literal["shadow", "checkfree", "copy", "random", "checkpoint", "none"]
 
 DATA = "text, JSON, CSV, Parquet or Arrow, a folder of them, a datasets NAME, stdlib, or python"
 SOURCE_COLUMN = "seq2seq: column of the rows that holds the texts to read (default: source, or input beside output)"
@@ -89,6 +90,18 @@ class TrainConfig:
     )
     optimizer_state: str | None = option(None, help="folder or optimizer.pt: moments to start from (default: fresh)")
     trackers: tuple[str, ...] = option((), help="accelerate's trackers: tensorboard, wandb, trackio, ...")
+    stages: int = option(1, help="processes in a pipeline, each with some of the layers; 1: no pipeline")
+    pipeline: Literal["1f1b", "gpipe"] = option("1f1b", help="order of the passes in a pipeline")
+    recover: Recover = option("shadow", help="what a stage is made of whose process died, see docs/recovery.md")
+    shadow_every: int = option(10, help="shadow: steps between copies of each stage's weights to the next one")
+    recover_power: float = option(1.0, help="checkfree: of the neighbours' gradient norms, which weigh their layers")
+    recover_lr: float = option(1.1, help="times the learning rate, of a stage that was made of others")
+    on_adjacent: Literal["checkpoint", "stop"] = option(
+        "checkpoint", help="where nothing is left to make a stage of: go back to the last saved state, or stop"
+    )
+    spares: int = option(1, help="processes that stand by to take the place of a stage")
+    patience: float = option(10.0, help="seconds without a sign of life after which a stage counts as dead")
+    inject: str | None = option(None, help="failures for tests: STEP:STAGE:MOMENT, with commas between them")
 
 
 @dataclass(frozen=True, kw_only=True)

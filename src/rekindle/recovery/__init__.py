@@ -1,0 +1,18 @@
+"""Training in a pipeline of processes that outlives them. From the outside in:
+
+pipeline.py   a stepper over processes: its two phases, and what happens when one dies
+policies.py   what a lost stage is made of
+fleet.py      the processes: who is there, what they are told, who is dead
+split.py      how a model is cut
+wire.py       messages, and who may send them
+injected.py   failures that are asked for
+
+And in each process:
+
+__main__.py   where workers come from
+worker.py     listens and answers
+seat.py       a stage at work: its optimizer, its schedule, its commands
+stage.py      its module
+group.py      the process group of a generation
+dying.py      kills itself when that was asked for
+"""

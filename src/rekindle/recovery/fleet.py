@@ -1,0 +1,276 @@
+"""The supervisor's side: processes that are stages or spares, what they are told, and who of them is dead.
+
+A worker is dead when its connection closes, which the system does at once where a process is killed; or when it gives
+no sign of life for `patience` seconds: then it is killed, and whatever it still says is not heard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rekindle.errors import RekindleError
+from rekindle.recovery.wire import Gone, Link, Message, admitted
+
+if TYPE_CHECKING:
+    import torch
+
+LOOPBACK = "127.0.0.1"
+INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
+GRACE = 2.0  # seconds between a worker's word that something broke and the news of a death
+COMING = 120.0  # seconds that a new worker has to come up
+STILLBORN = 3  # new workers in a row that die before they say a word
+
+
+class Lost(Exception):
+    """Stages whose workers are dead."""
+
+    def __init__(self, stages: Sequence[int]):
+        self.stages = sorted(stages)
+        super().__init__(self.stages)
+
+
+@dataclass(eq=False)
+class Member:
+    """A worker: a stage, or a spare where `stage` is None."""
+
+    link: Link
+    pid: int
+    stage: int | None = None
+    dead: bool = False
+    seen: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Command:
+    kind: str
+    header: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Fleet:
+    """Workers on this machine, and `spares` behind them; `register` is the file that lists them."""
+
+    def __init__(self, spares: int, *, threads: int, patience: float, register: Path):
+        from torch.distributed import TCPStore
+
+        self.spares, self.threads, self.patience = spares, threads, patience
+        self.members: list[Member] = []
+        self._register, self._token = register, secrets.token_bytes(32)
+        self._inbox: queue.Queue[tuple[Member, Message | None]] = queue.Queue()
+        self._coming: set[int] = set()
+        self._stillborn = 0
+        self._closed = False
+        meeting = socket.create_server((LOOPBACK, 0))
+        self._store = TCPStore(
+            LOOPBACK,
+            meeting.getsockname()[1],
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=meeting.detach(),
+        )
+        self._door = socket.create_server((LOOPBACK, 0))
+        self._nursery = self._opened()
+        threading.Thread(target=self._admit, daemon=True).start()
+
+    # -- who is there ------------------------------------------------------------------------------------------------
+
+    def stage(self, number: int) -> Member:
+        return next(member for member in self.members if member.stage == number and not member.dead)
+
+    def present(self) -> list[int]:
+        return sorted(member.stage for member in self.members if member.stage is not None and not member.dead)
+
+    def appoint(self, stages: Sequence[int]) -> list[Member]:
+        """Spares become these stages; new ones are started behind them. Waits for those who are coming."""
+        self._hire(len(stages))
+        found, until = [], time.monotonic() + COMING
+        while len(found) < len(stages):
+            if spare := next((one for one in self.members if one.stage is None and not one.dead), None):
+                spare.stage = stages[len(found)]
+                found.append(spare)
+                continue
+            if time.monotonic() > until or self._stillborn >= STILLBORN:
+                what = f"No worker came up within {COMING:g} s for stage {stages[len(found)]}."
+                raise RekindleError(what, hint="--resume goes on from the state that was saved last")
+            self._hear(0.1)
+            self._hire(len(stages) - len(found))
+        self._hire(0)
+        self._list()
+        return found
+
+    def _hire(self, needed: int) -> None:
+        """Start as many as are needed, and the spares behind them."""
+        idle = sum(one.stage is None and not one.dead for one in self.members)
+        gone = {pid for pid in self._coming if not _lives(pid)}  # before it said a word
+        self._coming -= gone
+        self._stillborn += len(gone)
+        assert self._nursery.stdin is not None
+        assert self._nursery.stdout is not None
+        for _ in range(needed + self.spares - idle - len(self._coming)):
+            with suppress(BrokenPipeError):
+                self._nursery.stdin.write("\n")
+                self._nursery.stdin.flush()
+            if not (told := self._nursery.stdout.readline()):
+                raise RekindleError("The process that makes workers died.", hint="--resume, from the last saved state")
+            self._coming.add(int(told))
+
+    def _opened(self) -> subprocess.Popen[str]:
+        """The process that makes workers."""
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": str(self.threads)}
+        numbers = (self._door.getsockname()[1], self._store.port, self.threads)
+        words = [sys.executable, "-m", "rekindle.recovery", LOOPBACK, *map(str, numbers)]
+        found = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        assert found.stdin is not None
+        found.stdin.write(f"{self._token.hex()}\n")
+        found.stdin.flush()
+        return found
+
+    def _admit(self) -> None:
+        """Whoever knows the token becomes a spare."""
+        while not self._closed:
+            try:
+                sock, _ = self._door.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._receive, args=(sock,), daemon=True).start()
+
+    def _receive(self, sock: socket.socket) -> None:
+        try:
+            link = admitted(sock, self._token)
+            hello = link.receive()
+        except Gone:
+            return
+        member = Member(link, int(hello.header["pid"]))
+        self._inbox.put((member, hello))
+        while True:
+            try:
+                message = link.receive()
+            except Gone:
+                self._inbox.put((member, None))
+                return
+            member.seen = time.monotonic()
+            if message.kind != "beat":
+                self._inbox.put((member, message))
+
+    # -- what they are told ------------------------------------------------------------------------------------------
+
+    def ask(self, commands: Mapping[Member, Command]) -> dict[Member, Message]:
+        """Each one's answer to its own command. Raises Lost where any stage is dead, once all others have answered."""
+        waiting, answers, broken = set(commands), {}, {}
+        for member, command in commands.items():
+            with suppress(Gone):  # which is heard of below
+                member.link.send(command.kind, command.tensors, **command.header)
+        released, patience = False, None
+        while True:
+            lost = [one.stage for one in self.members if one.dead and one.stage is not None]
+            waiting = {one for one in waiting if not one.dead}
+            if (lost or broken) and not released:
+                self._tell(waiting, "release")
+                released = True
+            if not waiting:
+                if lost:
+                    raise Lost(lost)
+                if not broken:
+                    return answers
+                patience = patience or time.monotonic() + GRACE
+                if time.monotonic() > patience:
+                    member, why = next(iter(broken.items()))
+                    raise RekindleError(f"Stage {member.stage} failed: {why}.")
+            for member, message in self._hear(0.05 if broken else 0.5):
+                if message.kind == "broken" and member in waiting:
+                    broken[member] = message.header["why"]
+                elif member in waiting:
+                    answers[member] = message
+                waiting.discard(member)
+
+    def _tell(self, members: Sequence[Member] | set[Member], kind: str) -> None:
+        for member in members:
+            with suppress(Gone):
+                member.link.send(kind)
+
+    def _hear(self, seconds: float) -> list[tuple[Member, Message]]:
+        """Answers that have come; who has come or gone is noted."""
+        found = []
+        with suppress(queue.Empty):
+            member, message = self._inbox.get(timeout=seconds)
+            while True:
+                if message is None:
+                    self._bury(member)
+                elif message.kind == "hello":
+                    self._coming.discard(member.pid)
+                    self._stillborn = 0
+                    self.members.append(member)
+                    self._list()
+                elif not member.dead:
+                    found.append((member, message))
+                member, message = self._inbox.get_nowait()
+        for member in [*self.members]:
+            if not member.dead and time.monotonic() - member.seen > self.patience:
+                with suppress(ProcessLookupError):
+                    os.kill(member.pid, signal.SIGKILL)
+                self._bury(member)
+        return found
+
+    def _bury(self, member: Member) -> None:
+        """Dead, or as good as that: it is not heard any more."""
+        if member.dead:
+            return
+        member.dead = True
+        with suppress(OSError):
+            member.link.sock.shutdown(socket.SHUT_RDWR)
+        member.link.close()
+        if member.stage is None:
+            self.members.remove(member)
+        self._list()
+
+    def forget(self, stages: Sequence[int]) -> None:
+        """The dead of these stages, whose places are taken."""
+        self.members = [one for one in self.members if not (one.dead and one.stage in stages)]
+
+    def _list(self) -> None:
+        rows = [{"pid": os.getpid(), "role": "supervisor", "stage": None}]
+        rows += [
+            {"pid": one.pid, "role": "spare" if one.stage is None else "stage", "stage": one.stage}
+            for one in self.members
+            if not one.dead
+        ]
+        new = self._register.with_name(f".{self._register.name}.new")
+        new.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        new.replace(self._register)
+
+    def close(self) -> None:
+        """All workers end."""
+        self._closed = True
+        self._door.close()
+        for member in [*self.members]:
+            self._bury(member)
+        assert self._nursery.stdin is not None
+        assert self._nursery.stdout is not None
+        with suppress(BrokenPipeError):
+            self._nursery.stdin.close()  # it ends them all
+        self._nursery.stdout.close()
+        self._nursery.wait()
+        self._register.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

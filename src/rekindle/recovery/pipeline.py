@@ -1,0 +1,280 @@
+"""A stepper whose model is spread over processes that may die: `train` uses it as it uses any other.
+
+A step has two phases. All stages run forward and backward, hold their gradients, and answer; then the supervisor
+decides on the update, with the factor by which gradients are clipped, or against it. Where a stage dies before that,
+the step is begun again when another process has its place; where it dies after, the others have taken the step, and it
+is made of what they are now. So no stage takes a step twice, and none skips one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rekindle.anatomy.adam import MOMENTS
+from rekindle.apply.load import load_model
+from rekindle.edit import open_checkpoint
+from rekindle.errors import CheckFailed
+from rekindle.recovery.fleet import Command, Fleet, Lost
+from rekindle.recovery.injected import injected
+from rekindle.recovery.policies import Uncovered, remedies
+from rekindle.recovery.split import Part, chunk_of, parts_of
+from rekindle.recovery.stage import LAYER, Place
+from rekindle.store.folder import Folder
+from rekindle.train.config import TrainConfig
+from rekindle.train.evaluate import Result, result_of
+from rekindle.train.held import Whole, whole_of
+from rekindle.train.objectives import Batch, rows_of
+from rekindle.train.optimizer import load_optimizer, make_optimizer
+from rekindle.train.state import find_state, load_state, work_folder
+from rekindle.train.step import Diverged, Stats, Stepper
+
+Begin = Callable[[], tuple[int, Whole]]  # the state that was saved last: its step, and all of it
+
+
+@contextmanager
+def pipelined(stepper: Stepper, source: Folder, out: Path) -> Iterator[Pipeline]:
+    """The same training in a pipeline, whose processes end with it; OUT.workers.json lists them while they live."""
+    config = stepper.config
+    parts, threads = parts_of(open_checkpoint(source), config), max(1, torch.get_num_threads() // config.stages)
+    how = {"threads": threads, "patience": config.patience, "register": out.with_name(f"{out.name}.workers.json")}
+    fleet = Fleet(config.spares, **how)
+    try:
+        yield Pipeline(stepper, fleet, parts, lambda: _saved_last(source, config, out))
+    finally:
+        fleet.close()
+
+
+def _saved_last(source: Folder, config: TrainConfig, out: Path) -> tuple[int, Whole]:
+    """The run's state on disk, or what it began with."""
+    model = load_model(source)
+    optimizer = make_optimizer(model, config.weight_decay, config.beta2)
+    saved = find_state(work_folder(out))
+    if saved:
+        load_state(saved, model, optimizer)
+    elif config.optimizer_state:
+        load_optimizer(model, optimizer, source.config, Path(config.optimizer_state).expanduser())
+    return saved.step if saved else 0, whole_of(model, optimizer)
+
+
+class Pipeline:
+    """See Stepper, whose interface this has."""
+
+    averages = None
+
+    def __init__(self, stepper: Stepper, fleet: Fleet, parts: Sequence[Part], begin: Begin):
+        self.model, self.objective, self.accelerator = stepper.model, stepper.objective, stepper.accelerator
+        self.plan, self.config = stepper.plan, stepper.config
+        self.micro_batch = chunk_of(stepper.plan.batch, stepper.micro_batch, len(parts), stepper.plan.seq_len)
+        self._fleet, self._parts, self._begin = fleet, parts, begin
+        self._injected = injected(self.config.inject, len(parts))
+        self._norms = [1.0] * len(parts)  # of the last gradients
+        self._sizes = [0] * len(parts)  # parameters
+        self._generation, self._at = 0, -1  # groups that were formed; updates that were made, once it is known
+        self._shadowed, self._stats = False, Stats({}, 0.0, False)
+        self._events: list[dict[str, Any]] = []
+        start = whole_of(stepper.model, stepper.optimizer)
+        self._names, self._buffers = [*start.parameters], {name: x.clone() for name, x in start.buffers.items()}
+        fleet.appoint(range(len(parts)))
+        self._fill(start)
+        stepper.model.to("meta")
+        stepper.optimizer.state.clear()
+        self._form()
+
+    # -- what Session asks -------------------------------------------------------------------------------------------
+
+    def __call__(self, step: int, wanted_to_stop: Callable[[], bool] = lambda: False) -> Stats:
+        self._at = step if self._at < 0 else self._at
+        self._reach(step + 1)
+        return self._stats._replace(stop=wanted_to_stop())
+
+    def events(self) -> list[dict[str, Any]]:
+        found, self._events = self._events, []
+        return found
+
+    def evaluate(self, held_out: Batch) -> Result:
+        answers = self._survived("evaluate", {"rows": rows_of(held_out)}, held_out)
+        counts = [found["counts"] for found in answers if "counts" in found]
+        return result_of(self.objective, held_out, {"loss": answers[-1]["each"]}, torch.cat(counts) if counts else None)
+
+    def sound(self) -> bool:
+        return all(told["sound"] for told in self._survived("sound", headers=True))
+
+    def whole(self) -> Whole:
+        answers = self._survived("weights")
+        found = {name: x for answer in reversed(answers) for name, x in answer.items()}  # the first's, of what two have
+        self.model.load_state_dict({name: found[name] for name in self._names}, strict=False, assign=True)
+        self.model.tie_weights()
+        return Whole(
+            parameters={name: found[name] for name in self._names},
+            buffers={name: found.get(name, x) for name, x in self._buffers.items()},
+            moments={name: self._moments(name, found) for name in self._names},
+            betas=(0.9, self.config.beta2),
+        )
+
+    def _moments(self, name: str, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if f"{name}.step" in found:
+            return {key: found[f"{name}.{key}"] for key in ("step", *MOMENTS)}
+        return {"step": torch.zeros(()), **{moment: torch.zeros_like(found[name]) for moment in MOMENTS}}
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _reach(self, step: int) -> None:
+        """So many updates, whoever dies on the way."""
+        while self._at < step:
+            try:
+                self._step(self._at)
+            except Lost as lost:
+                self._recover(lost.stages)
+
+    def _step(self, step: int) -> None:
+        c, plan = self.config, self.plan
+        if self.config.recover == "shadow" and step % self.config.shadow_every == 0 and not self._shadowed:
+            self._shade()
+        first = step * plan.batch + c.skip // plan.seq_len
+        told = {
+            "targets": self.objective.total(first, plan.batch),
+            "seed": (c.seed * 2**32 + step) * 2**10 & 2**63 - 1,
+            "weighing": {"aux_loss": c.aux_loss, "z_loss": c.z_loss},
+            "shadowed": self._shadowed,
+        }
+        answers = self._ask("step", told, self.objective.batch(first, plan.batch), step)
+        losses: dict[str, float | None] = {"loss": None, "aux_loss": None, "z_loss": None}
+        for answer in answers:
+            for name, value in answer["losses"].items():
+                losses[name] = (losses[name] or 0.0) + value
+        self._norms = [math.sqrt(answer["square"]) for answer in answers]
+        norm = math.sqrt(sum(answer["square"] for answer in answers))
+        loss = losses["loss"]
+        assert loss is not None
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._ask("drop")
+            raise Diverged(f"loss {loss:.4g}, gradient norm {norm:.4g}")
+        self._stats, self._at, self._shadowed = Stats(losses, norm, False), step + 1, False
+        scale = min(1.0, c.clip / (norm + 1e-6)) if c.clip else 1.0
+        self._ask("commit", {"scale": scale, "lr": plan.learning_rate(step)}, step=step)
+
+    def _shade(self) -> None:
+        self._ask("shade", {"sizes": self._sizes})
+        self._shadowed = True
+
+    # -- recovery ----------------------------------------------------------------------------------------------------
+
+    def _recover(self, lost: Sequence[int]) -> None:
+        """Others take the places of lost stages, and what these knew is made again."""
+        began, gone, policy = time.perf_counter(), set(lost), self.config.recover
+        while True:
+            try:
+                self._replace(sorted(gone))
+                try:
+                    self._repair(sorted(gone))
+                except Uncovered as why:
+                    self._go_back(sorted(gone), str(why))
+                    policy = "checkpoint"
+                break
+            except Lost as more:
+                gone |= set(more.stages)
+        seconds = round(time.perf_counter() - began, 4)
+        self._events += [
+            {"step": self._at, "stage": stage, "policy": policy, "seconds": seconds} for stage in sorted(gone)
+        ]
+
+    def _replace(self, lost: Sequence[int]) -> None:
+        if self.config.recover == "none":
+            what = f"The process of stage {', '.join(map(str, lost))} died."
+            raise CheckFailed(what, hint="--resume goes on from the state saved last; --recover shadow outlives it")
+        fleet = self._fleet
+        fleet.forget(lost)
+        new = fleet.appoint([stage for stage in range(len(self._parts)) if stage not in fleet.present()])
+        fleet.ask({member: self._become(member.stage, self._buffers) for member in new if member.stage is not None})
+        self._form()
+
+    def _repair(self, lost: Sequence[int]) -> None:
+        found = remedies(self.config.recover, lost, len(self._parts), self._norms, self.config.recover_power)
+        for stage, remedy in found.items():
+            seed = (self.config.seed * 2**32 + self._at) * 2**10 + stage & 2**63 - 1
+            took = {"what": remedy.what, "sources": remedy.sources, "lr_scale": self.config.recover_lr, "seed": seed}
+            gave = {source: Command("give", {"to": stage, "what": remedy.what}) for source, _ in remedy.sources}
+            self._fleet.ask({self._fleet.stage(at): one for at, one in {**gave, stage: Command("take", took)}.items()})
+        if self.config.recover == "shadow":
+            self._shade()  # the new ones hold none yet
+
+    def _go_back(self, lost: Sequence[int], why: str) -> None:
+        """All stages, to the state that was saved last; raises CheckFailed where that is not wanted."""
+        if self.config.on_adjacent == "stop" and self.config.recover != "checkpoint":
+            what = f"Stage {', '.join(map(str, lost))} died, and nothing is left to make it of: {why}."
+            raise CheckFailed(
+                what, hint="--resume goes on from the state that was saved last; --on-adjacent checkpoint"
+            )
+        self._at, whole = self._begin()
+        self._fill(whole)
+        self._form()
+        self._shadowed = False
+
+    # -- words to all stages -----------------------------------------------------------------------------------------
+
+    def _survived(
+        self, kind: str, told: Mapping[str, Any] | None = None, rows: Batch | None = None, *, headers: bool = False
+    ) -> list[Any]:
+        """Answers of all stages after as many updates as were made, whoever dies on the way."""
+        target = self._at
+        while True:
+            try:
+                if self._at < target:
+                    self._reach(target)
+                return self._ask(kind, told, rows, headers=headers)
+            except Lost as lost:
+                self._recover(lost.stages)
+
+    def _ask(
+        self,
+        kind: str,
+        told: Mapping[str, Any] | None = None,
+        rows: Batch | None = None,
+        step: int | None = None,
+        *,
+        headers: bool = True,
+    ) -> list[Any]:
+        """The headers of their answers, or the tensors. Rows go to both ends."""
+        last, commands = len(self._parts) - 1, {}
+        for stage in range(last + 1):
+            die = self._injected.pop((step, stage, kind), None)
+            header = {**(told or {}), **({"die": die} if die else {})}
+            commands[self._fleet.stage(stage)] = Command(kind, header, (rows or {}) if stage in (0, last) else {})
+        found = {member.stage: answer for member, answer in self._fleet.ask(commands).items()}
+        return [found[stage].header if headers else found[stage].tensors for stage in range(last + 1)]
+
+    def _form(self) -> None:
+        self._generation += 1
+        self._ask("form", {"generation": self._generation})
+
+    def _fill(self, whole: Whole) -> None:
+        held = dict(whole.weights)
+        for name, state in whole.moments.items():
+            if float(state["step"]):
+                held |= {f"{name}.{key}": value for key, value in state.items()}
+        stages = range(len(self._parts))
+        answers = self._fleet.ask({self._fleet.stage(stage): self._become(stage, held) for stage in stages})
+        self._sizes = [answers[self._fleet.stage(stage)].header["size"] for stage in stages]
+
+    def _become(self, stage: int, held: Mapping[str, torch.Tensor]) -> Command:
+        place, config = self._parts[stage]
+        c = self.config
+        how = {"micro_batch": self.micro_batch, "chunks": self.plan.batch // self.micro_batch,
+               "seq_len": self.plan.seq_len, "pipeline": self.config.pipeline, "weight_decay": c.weight_decay,
+               "beta2": c.beta2, "gradient_checkpointing": c.gradient_checkpointing,
+               "bf16": self.accelerator.mixed_precision == "bf16"}  # fmt: skip
+        own = {name: x for name, x in held.items() if _may_need(place, name)}
+        return Command("become", {"place": place.told(), "config": config, "how": how}, own)
+
+
+def _may_need(place: Place, name: str) -> bool:
+    """Of a tensor of the whole model: one of a stage's layers, or of none."""
+    layer = LAYER.search(name)
+    return layer is None or place.first <= int(layer[0]) < place.first + place.layers

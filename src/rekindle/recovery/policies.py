@@ -1,0 +1,72 @@
+"""What a lost stage is made of again.
+
+checkfree   the average of its neighbours' layers, weighed by the norms of their last gradients to a `power`: the larger
+            its gradient, the less has a stage converged, and the more it counts
+copy        the layers of the stage before it
+random      new values
+shadow      its own weights, as the next stage has held them since the last time that they were sent there
+checkpoint  nothing: all stages go back to the state that was saved last, and do its steps again
+none        nothing: the run ends
+
+Moments begin anew where the weights are not a checkpoint's, at `lr_scale` times the learning rate, which a second loss
+does not raise again.
+
+Source: "All is Not Lost: LLM Recovery without Checkpoints", arXiv 2506.15461, section 4 and algorithm 1:
+W_i = (w_l W_l + w_r W_r) / (w_l + w_r). Departures: the norms are those before clipping, since where both neighbours
+are clipped, each by itself as in the authors' code, the average is a plain one. Shadows are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rekindle.train.config import Recover
+
+EPS = 1e-4  # beside a norm, as in the authors' code
+
+
+class Uncovered(Exception):
+    """A policy has nothing to make these stages of; says why."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """`what` others give, and each giver's share of the sum."""
+
+    what: Literal["layers", "shadow", "nothing"]
+    sources: tuple[tuple[int, float], ...] = ()
+
+
+def remedies(
+    policy: Recover, lost: Sequence[int], stages: int, norms: Sequence[float], power: float
+) -> dict[int, Remedy]:
+    """Of each lost stage; raises Uncovered. `norms`: of the last gradients of all stages, in their order."""
+    gone = set(lost)
+    if policy in ("checkpoint", "none"):
+        raise Uncovered(f"{policy} makes no stage of others")
+    return {stage: _remedy(policy, stage, gone, stages, norms, power) for stage in sorted(gone)}
+
+
+def _remedy(policy: Recover, stage: int, lost: set[int], stages: int, norms: Sequence[float], power: float) -> Remedy:
+    if policy == "random":
+        return Remedy("nothing")
+    if policy == "shadow":
+        return Remedy("shadow", ((_living((stage + 1) % stages, lost, "holds the shadow of", stage), 1.0),))
+    if stage == 0 or (policy == "checkfree" and stage == stages - 1):
+        raise Uncovered(
+            f"stage {stage} stands at an end, and has no {'neighbours on both sides' if stage else 'stage before it'}"
+        )
+    before = _living(stage - 1, lost, "is to stand in for", stage)
+    if policy == "copy":
+        return Remedy("layers", ((before, 1.0),))
+    after = _living(stage + 1, lost, "is to stand in for", stage)
+    left, right = ((norms[other] + EPS) ** power for other in (before, after))
+    return Remedy("layers", ((before, left / (left + right)), (after, right / (left + right))))
+
+
+def _living(other: int, lost: set[int], does: str, stage: int) -> int:
+    if other in lost:
+        raise Uncovered(f"stage {other}, which {does} stage {stage}, is lost as well")
+    return other

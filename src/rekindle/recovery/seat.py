@@ -1,0 +1,232 @@
+"""A stage at work: its optimizer and schedule, and what the supervisor can ask of it.
+
+Each method is a command, gets its header and tensors, and returns those of the answer. All that goes from stage to
+stage goes in the group: activations, gradients, and the layers that a lost stage is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from rekindle.anatomy.adam import MOMENTS
+from rekindle.recovery.dying import Dying
+from rekindle.recovery.group import received
+from rekindle.recovery.stage import Place, Stage
+from rekindle.train.losses import expert_counts, inputs_and_targets
+from rekindle.train.model import cast_experts
+from rekindle.train.objectives.next_token import NextToken
+from rekindle.train.optimizer import make_optimizer
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+Tensors = Mapping[str, torch.Tensor]
+Answer = tuple[dict[str, Any], Tensors]
+
+
+class Seat:
+    """`told`: its place, the config of a model of these layers, and `how` it is trained. `tensors`: its weights and
+    moments by the names of the whole model, as far as they are known.
+    """
+
+    def __init__(self, told: Mapping[str, Any], tensors: Tensors, device: torch.device):
+        self.how, self.device = SimpleNamespace(**told["how"]), device
+        self.place = Place(**told["place"])
+        self.stage = Stage(told["config"], self.place, device).train()
+        if self.how.bf16 and self.stage.routers:
+            cast_experts(self.stage.body)
+        if self.how.gradient_checkpointing:
+            self.stage.body.gradient_checkpointing_enable({"use_reentrant": False})
+        nothing: Any = None  # is read here: rows are sent
+        self.objective = NextToken(nothing, self.how.seq_len)
+        self.optimizer = make_optimizer(self.stage, self.how.weight_decay, self.how.beta2)
+        self.lr_scale = 1.0
+        self.shadow: torch.Tensor | None = None  # the weights of the stage before this one
+        self.coming: torch.Tensor | None = None  # the next ones, until all stages have theirs
+        self.targets = 1  # of a step
+        self.stage.fill(tensors)
+        for name, p in self._parameters():
+            if f"{name}.step" in tensors:
+                self.optimizer.state[p] = {key: tensors[f"{name}.{key}"].to(p.device) for key in ("step", *MOMENTS)}
+
+    def enter(self) -> None:
+        """A group has been formed: a step that was begun in another one is forgotten."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.coming = None
+        b, T, s = self.how.micro_batch, self.how.seq_len, self.stage.settings
+        ids = torch.empty((b, T), dtype=torch.int64, device="meta")
+        h = torch.empty((b, T, s.hidden_size), device="meta", requires_grad=True)
+        kind = torch.bfloat16 if self.how.bf16 else torch.float32
+        logits = torch.empty((b, T, s.vocab_size), dtype=kind, device="meta", requires_grad=True)
+        place = self.place
+        pipe = PipelineStage(
+            self.stage,
+            place.stage,
+            place.stages,
+            self.device,
+            input_args=(ids if place.begins else h,),
+            output_args=(logits if place.ends else h,),
+        )
+        # Gradients are summed as they are: each chunk's loss is its part of the step's.
+        self.schedule = SCHEDULES[self.how.pipeline](pipe, self.how.chunks, loss_fn=self._loss, scale_grads=False)
+
+    def leave(self) -> None:
+        """Nothing here holds the group any more."""
+        self.schedule = None
+
+    # -- a step ------------------------------------------------------------------------------------------------------
+
+    def step(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """Forward and backward; the gradients are held."""
+        stage, place = self.stage, self.place
+        torch.manual_seed(told["seed"])
+        stage.weighing, stage.share, stage.told = told["weighing"], 1 / self.how.chunks, {}
+        self.targets = told["targets"]
+        if told["shadowed"] and self.coming is not None:
+            self.shadow, self.coming = self.coming, None
+        losses: list[torch.Tensor] = []
+        assert self.schedule is not None
+        with self._autocast(), Dying(told.get("die"), stage) as dying:
+            if place.begins:
+                self.schedule.step(inputs_and_targets(tensors["windows"].to(self.device))[0])
+            elif place.ends:
+                windows = tensors["windows"].to(self.device)
+                self.schedule.step(target=windows, losses=losses, return_outputs=False)
+            else:
+                self.schedule.step()
+            if stage.tied:
+                self._add_tied()
+            dying.at("ready")
+        found = {name: float(x) for name, x in stage.told.items()}
+        if losses:
+            found["loss"] = float(torch.stack(losses).detach().double().sum())
+        return {"losses": found, "square": self._square()}, {}
+
+    def commit(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """The update with the gradients that are held, times `scale`."""
+        dying = Dying(told.get("die"))
+        dying.at("commit")
+        if told["scale"] < 1:
+            for _, p in self._parameters():
+                if p.grad is not None:
+                    p.grad.mul_(told["scale"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = told["lr"] * self.lr_scale
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        dying.at("committed")
+        return {}, {}
+
+    def drop(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """No update."""
+        self.optimizer.zero_grad(set_to_none=True)
+        return {}, {}
+
+    def _loss(self, logits: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+        """Of a chunk its part of the mean over all targets of the step."""
+        batch = {"windows": windows}
+        share = self.objective.targets(batch).sum() / self.targets
+        return self.objective.losses(SimpleNamespace(logits=logits), batch)["loss"] * share
+
+    def _add_tied(self) -> None:
+        """Embeddings that are the head as well are held by both ends: their gradients are added in one order."""
+        own = self.stage.shared.grad
+        assert own is not None
+        theirs = torch.empty_like(own)
+        if self.place.begins:
+            dist.send(own, self.place.stages - 1)
+            dist.recv(theirs, self.place.stages - 1)
+            own.add_(theirs)
+        else:
+            dist.recv(theirs, 0)
+            dist.send(own, 0)
+            own.copy_(theirs + own)
+
+    def _square(self) -> float:
+        """The squared norm of the gradients; of what two stages hold the first one counts it."""
+        twice = self.stage.shared if self.stage.tied and self.place.ends else None
+        grads = [p.grad for _, p in self._parameters() if p.grad is not None and p is not twice]
+        return sum(float(grad.double().square().sum()) for grad in grads)
+
+    # -- what else is asked ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """The loss of each held-out row [n], of the last stage; how often each router chose each expert."""
+        stage, place, size = self.stage.eval(), self.place, self.how.micro_batch
+        each: list[torch.Tensor] = []
+        counts: list[torch.Tensor] = []
+        for lo in range(0, told["rows"], size):
+            rows = min(size, told["rows"] - lo)
+            windows = tensors["windows"][lo : lo + rows].to(self.device) if tensors else None
+            if windows is not None and place.begins:
+                x = inputs_and_targets(windows)[0]
+            else:
+                x = received((rows, self.how.seq_len, stage.settings.hidden_size), place.stage - 1, self.device)
+            with self._autocast():
+                h, logits = stage.run(x)
+            if logits:
+                counts.append(torch.stack([expert_counts(layer, stage.top_k) for layer in logits]))
+            if windows is not None and place.ends:
+                each.append(self.objective.each(SimpleNamespace(logits=h), {"windows": windows})["loss"].float())
+            else:
+                dist.send(h.float().contiguous(), place.stage + 1)
+        stage.train()
+        found = {"each": torch.cat(each)} if each else {}
+        return {}, found | ({"counts": torch.stack(counts).sum(0)} if counts else {})
+
+    def weights(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """With the moments, by the names of the whole model."""
+        found = self.stage.weights()
+        for name, p in self._parameters():
+            found |= {f"{name}.{key}": value for key, value in self.optimizer.state.get(p, {}).items()}
+        return {}, found
+
+    def sound(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """Whether all weights are numbers."""
+        return {"sound": all(bool(p.isfinite().all()) for _, p in self._parameters())}, {}
+
+    def shade(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """The next stage gets a copy of these weights; that of the one before is kept once all have theirs."""
+        stages, own = self.place.stages, parameters_to_vector(self.stage.parameters()).detach()
+        before = (self.place.stage - 1) % stages
+        sent = dist.isend(own, (self.place.stage + 1) % stages)
+        self.coming = received((told["sizes"][before],), before, self.device)
+        assert sent is not None
+        sent.wait()
+        return {"size": own.numel()}, {}
+
+    # -- recovery ----------------------------------------------------------------------------------------------------
+
+    def give(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """To the new process of a lost stage: these layers, or the shadow of it."""
+        vector = parameters_to_vector(self.stage.of_layers()).detach() if told["what"] == "layers" else self.shadow
+        assert vector is not None
+        dist.send(vector, told["to"])
+        return {}, {}
+
+    def take(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """What this stage is made of again: a weighted sum of others' layers, its own shadow, or new values."""
+        self.lr_scale = told["lr_scale"]
+        if told["what"] == "nothing":
+            self.stage.redraw(told["seed"])
+            return {}, {}
+        own = self.stage.of_layers() if told["what"] == "layers" else list(self.stage.parameters())
+        size = (sum(p.numel() for p in own),)
+        found = torch.zeros(size, device=self.device)
+        for source, share in told["sources"]:
+            found += share * received(size, source, self.device)
+        vector_to_parameters(found, own)
+        return {}, {}
+
+    def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(self.stage.names[name], p) for name, p in self.stage.body.named_parameters()]
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.how.bf16 else nullcontext()

@@ -1,0 +1,90 @@
+"""How a model is cut into the stages of a pipeline."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from rekindle.edit import Checkpoint
+from rekindle.edit.layers import empty_of
+from rekindle.errors import RekindleError, together
+from rekindle.ranks import number_of_ranks
+from rekindle.recovery.injected import injected
+from rekindle.recovery.stage import Place
+from rekindle.train.config import TrainConfig
+
+
+class Part(NamedTuple):
+    """A stage, and the config of a model of its layers."""
+
+    place: Place
+    config: dict[str, Any]
+
+
+def parts_of(parent: Checkpoint, config: TrainConfig) -> list[Part]:
+    """Raises RekindleError for a model or options that make no pipeline."""
+    _check(parent, config)
+    places = _places(parent, config.stages)
+    if config.recover in ("checkfree", "copy"):
+        _check_alike(parent, places, config.recover)
+    return [Part(place, empty_of(parent, _layers(place)).config) for place in places]
+
+
+def chunk_of(batch: int, most: int, stages: int, seq_len: int) -> int:
+    """Rows of a forward pass: as many as fit, and so few that all stages have work at once."""
+    if batch < stages:
+        what = f"A step has {batch} sequences, and {stages} stages need one each at least."
+        raise RekindleError(what, hint=f"--batch-tokens {stages * seq_len} or more")
+    return next(size for size in range(min(most, batch // stages), 0, -1) if batch % size == 0)
+
+
+def _check(parent: Checkpoint, config: TrainConfig) -> None:
+    s, problems = parent.settings, []
+    if s.output != "causal" or s.towers:
+        what = f"A {parent.family.name} is no decoder, and pipelines are of these alone."
+        problems.append(RekindleError(what, hint="no --stages"))
+    elif not 2 <= config.stages <= s.num_layers:
+        what = f"{s.num_layers} layers cannot be {config.stages} stages."
+        problems.append(
+            RekindleError(what, hint=f"--stages 2 to {s.num_layers}" if s.num_layers > 1 else "no --stages")
+        )
+    for name in ("compile", "keep_averages"):
+        if getattr(config, name):
+            flag = f"--{name.replace('_', '-')}"
+            problems.append(RekindleError(f"{flag} is not possible in a pipeline.", hint=f"no {flag}, or no --stages"))
+    injected(config.inject, config.stages)
+    if number_of_ranks() > 1:
+        what = f"--stages starts its own processes, and this is one of {number_of_ranks()} that were started together."
+        problems.append(RekindleError(what, hint="the command alone, without torchrun or accelerate launch"))
+    for name, least in (("shadow_every", 1), ("spares", 0), ("patience", 1)):
+        if getattr(config, name) < least:
+            what = f"{name} is {getattr(config, name)}: {least} is the least."
+            problems.append(RekindleError(what, hint=f"--{name.replace('_', '-')} {least}"))
+    if problems:
+        raise together(problems)
+
+
+def _places(parent: Checkpoint, stages: int) -> list[Place]:
+    """As equal as they can be, longer ones first."""
+    each, more = divmod(parent.settings.num_layers, stages)
+    sizes = [each + (stage < more) for stage in range(stages)]
+    routers = len(parent.settings.sparse_layers)
+    return [Place(stage, stages, sum(sizes[:stage]), size, routers) for stage, size in enumerate(sizes)]
+
+
+def _layers(place: Place) -> range:
+    return range(place.first, place.first + place.layers)
+
+
+def _check_alike(parent: Checkpoint, places: list[Place], recover: str) -> None:
+    """Raise RekindleError where layers of one stage cannot stand in for those of another."""
+    n = parent.settings.num_layers
+    if n % len(places):
+        fit = [size for size in range(2, n + 1) if n % size == 0]
+        what = f"{n} layers are no {len(places)} equal stages, and {recover} makes a stage of its neighbours."
+        raise RekindleError(what, hint=f"--stages {' or '.join(map(str, fit))}; or --recover shadow")
+    shapes = [
+        [{key: x.shape for key, x in parent.by_layer[layer].items()} for layer in _layers(place)] for place in places
+    ]
+    if any(one != shapes[0] for one in shapes):
+        what = f"The layers of this {parent.family.name} differ, and {recover} makes a stage of its neighbours."
+        raise RekindleError(what, hint="--recover shadow")

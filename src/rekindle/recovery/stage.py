@@ -1,0 +1,187 @@
+"""A stage: some layers of a decoder as a module, which gets token ids or hidden states and gives these or logits.
+
+It is transformers' own class for a model of these layers, without what stands at the ends that it does not have. So
+masks, positions and routers are the class's.
+
+b rows   T tokens   D hidden size   V vocabulary
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from rekindle.anatomy import Family, family_of
+from rekindle.anatomy.settings import Settings
+from rekindle.apply.load import fit_experts, quietly
+from rekindle.apply.probe import one_tower
+from rekindle.train.losses import experts_per_token, forward, router_logits, router_losses
+
+LAYER = re.compile(r"(?<=\.)\d+(?=\.)")  # of the numbers in a name the first
+
+
+@dataclass(frozen=True)
+class Place:
+    """`stage` of `stages`, whose `layers` begin with layer `first` of the model."""
+
+    stage: int
+    stages: int
+    first: int
+    layers: int
+    routers: int = 0  # layers with a router in the whole model
+
+    @property
+    def begins(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def ends(self) -> bool:
+        return self.stage == self.stages - 1
+
+    def told(self) -> dict[str, int]:
+        return asdict(self)
+
+
+class Stage(torch.nn.Module):
+    """Its weights are empty until they are filled. `config`: of a model that has these layers alone."""
+
+    def __init__(self, config: Mapping[str, Any], place: Place, device: torch.device):
+        super().__init__()
+        family = family_of(config)
+        settings = family.settings(config)
+        model, self._config = _empty(config), config
+        _trim(model, family, settings, place)
+        self.place, self.settings = place, settings
+        self.body = model if place.ends else model.base_model
+        self.routers, self.top_k = len(settings.sparse_layers), experts_per_token(model)
+        self.weighing: dict[str, float] = {}  # what the routers' losses of one forward pass count
+        self.share = 1.0  # of a step's rows that are in one forward pass
+        self.told: dict[str, torch.Tensor] = {}  # those losses, summed over passes
+        _materialise(self.body, device)
+        prefix = "" if place.ends else f"{model.base_model_prefix}."
+        local = {name: prefix + name for name, _ in self.body.named_parameters()}
+        local |= {name: prefix + name for name in self.body.state_dict() if name not in local}
+        self.names = {name: LAYER.sub(lambda n: str(int(n[0]) + place.first), long, 1) for name, long in local.items()}
+        self.tied = settings.tie_word_embeddings and place.stages > 1 and (place.begins or place.ends)
+        if self.tied and place.ends:
+            head = next(name for name, p in self.body.named_parameters() if p is self.shared)
+            self.names[head] = dict(family.table(settings, fused=True))[family.embed][0]
+
+    @property
+    def shared(self) -> torch.nn.Parameter:
+        """What is the embeddings of the first stage and the head of the last, where these are tied."""
+        ends = self.place.ends
+        return (self.body.get_output_embeddings() if ends else self.body.get_input_embeddings()).weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, T] of the first stage, else [b, T, D]; to [b, T, D], or [b, T, V] of the last one."""
+        h, logits = self.run(x)
+        if not logits:
+            return h
+        losses, own = router_losses(logits, self.top_k), len(logits) / self.place.routers * self.share
+        total: Any = 0
+        for name, loss in losses.items():
+            self.told[name] = self.told.get(name, 0) + loss.detach() * own
+            total = total + loss * own * self.weighing[name]
+        return _Attached.apply(h, total)
+
+    def run(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """What it gives, and the logits of its routers."""
+        inputs = one_tower(x) if self.place.begins else {"inputs_embeds": x, "use_cache": False}
+        out = forward(self.body, inputs, routers=self.routers > 0)
+        h = out.logits if self.place.ends else out.last_hidden_state
+        return h, router_logits(out) if self.routers else ()
+
+    @torch.no_grad()
+    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """With those of its tensors that are given, by the names of the whole model."""
+        own = self.body.state_dict()
+        for name, long in self.names.items():
+            if long in tensors:
+                own[name].copy_(tensors[long])
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Parameters and saved buffers, by the names of the whole model."""
+        own = self.body.state_dict()
+        return {long: own[name] for name, long in self.names.items()}
+
+    def redraw(self, seed: int) -> None:
+        """New values, as those of a model that nobody has trained."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        torch.manual_seed(seed)
+        with quietly():
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**self._config), trust_remote_code=False)
+        new = (model if self.place.ends else model.base_model).state_dict()
+        with torch.no_grad():
+            for name, tensor in self.body.named_parameters():
+                tensor.copy_(new[name])
+
+    def of_layers(self) -> list[torch.nn.Parameter]:
+        """The parameters of its layers, in an order that all stages have."""
+        own = [(name.removeprefix(f"{self._prefix}."), p) for name, p in self.body.named_parameters()]
+        return [p for name, p in sorted(own, key=lambda x: x[0]) if LAYER.search(f".{name}")]
+
+    @property
+    def _prefix(self) -> str:
+        return self.body.base_model_prefix if self.place.ends else ""
+
+
+class _Attached(torch.autograd.Function):
+    """Hidden states as they are; backward, a loss beside them gets its gradient, 1, when they get theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, h: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return grads[0], torch.ones((), device=grads[0].device)
+
+
+def _empty(config: Mapping[str, Any]) -> Any:
+    """transformers' model, without memory for its parameters."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quietly(), init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), trust_remote_code=False)
+    fit_experts(model)
+    return model
+
+
+def _trim(model: Any, family: Family, settings: Settings, place: Place) -> None:
+    """Without the ends that a stage does not have."""
+    table = dict(family.table(settings, fused=True)).items()
+    tops = {
+        role.part.split(".")[0]: family.name_in_memory(row[0]).rpartition(".")[0]
+        for role, row in table
+        if role.layer < 0
+    }
+    if not place.begins:
+        model.set_input_embeddings(None)
+        if "positions" in tops:
+            model.set_submodule(tops["positions"], _Nothing())
+        for name, module in model.base_model.named_children():
+            if isinstance(module, torch.nn.Dropout):
+                model.base_model.set_submodule(name, torch.nn.Identity())
+    if not place.ends:
+        model.set_submodule(tops["norm"], torch.nn.Identity())
+
+
+class _Nothing(torch.nn.Module):
+    """Adds nothing, where positions would be added."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros((), device=x.device)
+
+
+def _materialise(body: torch.nn.Module, device: torch.device) -> None:
+    for module in body.modules():
+        for name, p in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(torch.empty_like(p, device=device)))
+    body.to(device)

@@ -1,0 +1,137 @@
+"""Messages between the supervisor and a worker: a JSON header and tensors, over one socket. Nothing is unpickled.
+
+    8 bytes   length of the header            little endian
+    8 bytes   length of the tensors           a safetensors file, or nothing
+    header    {"kind": ..., ...}
+    tensors
+
+Who connects shows first that he knows the token of the run: the supervisor sends a nonce, he answers with an HMAC of it
+and of a nonce of his own, and is answered likewise. Without that a connection is closed.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+import socket
+import struct
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+LENGTHS = struct.Struct("<QQ")
+NONCE, DIGEST = 32, "sha256"
+LONGEST = 1 << 24  # bytes of a header
+PATIENCE = 5.0  # seconds that a stranger has to show who he is
+
+
+class Gone(Exception):
+    """The other side has closed the connection, or was killed."""
+
+
+class Message(NamedTuple):
+    header: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def kind(self) -> str:
+        return self.header["kind"]
+
+
+class Link:
+    """One side of a connection. Any thread may send; one reads."""
+
+    def __init__(self, sock: socket.socket):
+        self.sock = sock
+        self._sending = threading.Lock()
+
+    def send(self, kind: str, tensors: Mapping[str, torch.Tensor] | None = None, **header: Any) -> None:
+        """Raises Gone."""
+        from safetensors.torch import save
+
+        text = json.dumps({"kind": kind, **header}).encode()
+        body = save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}) if tensors else b""
+        try:
+            with self._sending:
+                self.sock.sendall(LENGTHS.pack(len(text), len(body)) + text)
+                if body:
+                    self.sock.sendall(body)
+        except OSError as error:
+            raise Gone from error
+
+    def receive(self) -> Message:
+        """Raises Gone."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        size, nbytes = LENGTHS.unpack(self._exactly(LENGTHS.size))
+        if size > LONGEST:
+            raise Gone
+        try:
+            header = json.loads(bytes(self._exactly(size)))
+            return Message(header, load(bytes(self._exactly(nbytes))) if nbytes else {})
+        except (ValueError, SafetensorError, MemoryError, OverflowError) as error:
+            raise Gone from error
+
+    def _exactly(self, size: int) -> bytearray:
+        found = bytearray(size)
+        view, at = memoryview(found), 0
+        while at < size:
+            try:
+                read = self.sock.recv_into(view[at:])
+            except OSError as error:
+                raise Gone from error
+            if not read:
+                raise Gone
+            at += read
+        return found
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def _proof(token: bytes, role: bytes, *nonces: bytes) -> bytes:
+    return hmac.digest(token, role + b"".join(nonces), DIGEST)
+
+
+def admitted(sock: socket.socket, token: bytes) -> Link:
+    """The supervisor's side of a new connection; raises Gone for a stranger."""
+    sock.settimeout(PATIENCE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link, nonce = Link(sock), secrets.token_bytes(NONCE)
+    try:
+        sock.sendall(nonce)
+        answer = bytes(link._exactly(NONCE + 32))
+        theirs, proof = answer[:NONCE], answer[NONCE:]
+        if not hmac.compare_digest(proof, _proof(token, b"worker", nonce, theirs)):
+            raise Gone
+        sock.sendall(_proof(token, b"supervisor", theirs, nonce))
+    except (OSError, Gone) as error:
+        sock.close()
+        raise Gone from error
+    sock.settimeout(None)
+    return link
+
+
+def connect(address: tuple[str, int], token: bytes) -> Link:
+    """A worker's side; raises Gone where the supervisor is not there, or is another one."""
+    try:
+        sock = socket.create_connection(address, timeout=PATIENCE)
+    except OSError as error:
+        raise Gone from error
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link, own = Link(sock), secrets.token_bytes(NONCE)
+        nonce = bytes(link._exactly(NONCE))
+        sock.sendall(own + _proof(token, b"worker", nonce, own))
+        if not hmac.compare_digest(bytes(link._exactly(32)), _proof(token, b"supervisor", own, nonce)):
+            raise Gone
+    except (OSError, Gone) as error:
+        sock.close()
+        raise Gone from error
+    sock.settimeout(None)
+    return link

@@ -1,0 +1,111 @@
+"""A worker: a process that is a stage of the pipeline, or a spare that may become one. It does what it is told.
+
+Each command of the supervisor has one answer: `done`, or `broken` where the group was, since a member of it is dead;
+then it is told which group to form next. A worker ends when its supervisor does, whatever it is waiting for.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+import torch
+
+from rekindle.errors import first_line
+from rekindle.recovery.group import Group
+from rekindle.recovery.seat import Answer, Seat
+from rekindle.recovery.wire import Gone, Link, Message, connect
+from rekindle.train.device import reproducible
+
+BEAT = 1.0  # seconds between signs of life
+
+
+class Worker:
+    def __init__(self, link: Link, group: Group, device: torch.device):
+        self.link, self.group, self.device = link, group, device
+        self._told: queue.Queue[Message] = queue.Queue()
+        self._seat: Seat | None = None
+
+    def run(self) -> None:
+        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._beat, daemon=True).start()
+        with reproducible(self.device):
+            while True:
+                self._answer(self._told.get())
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                message = self.link.receive()
+            except Gone:
+                os._exit(0)
+            if message.kind == "release":
+                self.group.release()
+            else:
+                self._told.put(message)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(BEAT)
+            try:
+                self.link.send("beat")
+            except Gone:
+                return
+
+    def _answer(self, message: Message) -> None:
+        try:
+            told, tensors = self._done(message)
+            kind = "done"
+        except Exception as error:
+            root: BaseException = error
+            while root.__cause__ is not None:
+                root = root.__cause__
+            kind, tensors = "broken", {}
+            told: dict[str, Any] = {"why": f"{type(root).__name__}: {first_line(root)}"}
+            traceback.clear_frames(error.__traceback__)  # which hold the group
+            error.__traceback__ = None
+        try:
+            self.link.send(kind, tensors, **told)
+        except Gone:
+            os._exit(0)
+
+    def _done(self, message: Message) -> Answer:
+        header = message.header
+        if message.kind == "become":
+            if self._seat:
+                self._seat.leave()
+            self._seat = Seat(header, message.tensors, self.device)
+            return {"size": sum(p.numel() for p in self._seat.stage.parameters())}, {}
+        seat = self._seat
+        assert seat is not None, message.kind
+        if message.kind == "form":
+            seat.leave()
+            self.group.form(header["generation"], seat.place.stage, seat.place.stages, _backend(self.device))
+            seat.enter()
+            return {}, {}
+        return getattr(seat, message.kind)(header, message.tensors)
+
+
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def main(host: str, port: int, store: int, token: bytes, threads: int) -> None:
+    """A worker of the supervisor at host:port, whose groups meet in its `store`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to hear
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        link = connect((host, port), token)
+        group = Group((host, store))
+        link.send("hello", pid=os.getpid())
+    except Gone:
+        sys.exit(1)
+    Worker(link, group, device).run()

@@ -1,0 +1,59 @@
+"""What a lost stage is made of: the paper's formula, and what is covered."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rekindle.errors import RekindleError
+from rekindle.recovery.injected import injected
+from rekindle.recovery.policies import EPS, Uncovered, remedies
+
+NORMS = st.lists(st.floats(0, 1e6), min_size=4, max_size=8)
+
+
+@given(NORMS, st.sampled_from([0.0, 1.0, 2.0]), st.data())
+def test_neighbours_are_weighed_by_their_gradients(norms, power, data):
+    stage = data.draw(st.integers(1, len(norms) - 2))
+    (before, left), (after, right) = remedies("checkfree", [stage], len(norms), norms, power)[stage].sources
+    assert (before, after) == (stage - 1, stage + 1)
+    assert left + right == pytest.approx(1)
+    a, b = (norms[at] + EPS for at in (before, after))
+    assert left * b**power == pytest.approx(right * a**power, rel=1e-9)
+    if power == 0:
+        assert left == right == 0.5
+
+
+def test_a_larger_gradient_counts_more_and_none_is_a_plain_mean():
+    assert remedies("checkfree", [1], 4, [3 - EPS, 9, 1 - EPS, 9], 1.0)[1].sources == ((0, 0.75), (2, 0.25))
+    assert remedies("checkfree", [1], 4, [0, 0, 0, 0], 1.0)[1].sources == ((0, 0.5), (2, 0.5))
+
+
+@given(st.integers(2, 9), st.data())
+def test_no_stage_is_made_of_one_that_is_lost(stages, data):
+    lost = data.draw(st.sets(st.integers(0, stages - 1), min_size=1, max_size=stages))
+    for policy in ("shadow", "checkfree", "copy", "random"):
+        try:
+            found = remedies(policy, sorted(lost), stages, [1.0] * stages, 1.0)
+        except Uncovered:
+            apart = {"shadow": {(one + 1) % stages for one in lost}, "copy": {one - 1 for one in lost}}
+            ends = {"shadow": set(), "copy": {0}, "checkfree": {0, stages - 1}}.get(policy, set())
+            near = apart.get(policy, {one + side for one in lost for side in (-1, 1)})
+            assert policy != "random"
+            assert lost & near or lost & ends
+        else:
+            assert found.keys() == lost
+            assert not any(source in lost for remedy in found.values() for source, _ in remedy.sources)
+
+
+@pytest.mark.parametrize("text", ["3", "3:1", "a:1:begin", "3:1:never", "3:1:begin:2"])
+def test_a_failure_that_is_none_is_a_sentence(text):
+    with pytest.raises(RekindleError, match="is no failure"):
+        injected(text, 4)
+
+
+def test_failures_by_step_stage_and_phase():
+    assert injected("3:1:forward, 3:2:commit", 4) == {(3, 1, "step"): "forward", (3, 2, "commit"): "commit"}
+    with pytest.raises(RekindleError, match="names stage 4, and there are 4"):
+        injected("3:4:begin", 4)

@@ -1,0 +1,196 @@
+"""Training in a pipeline of processes, whole: with no failure, and with real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from api.commands import refused
+from store.folders import hashes
+from train.train_helpers import defaults, rows
+
+import rekindle
+from rekindle import api
+from rekindle.errors import CheckFailed, RekindleError
+
+pytestmark = pytest.mark.xdist_group("recovery")  # each sees to it that no process is left behind
+
+QUICK = {"tokens": 2048, "eval_every": 2048, "save_every": 1024}
+
+
+def options(corpus: Path, **changes) -> dict:
+    return {**defaults(corpus), "micro_batch": 2, **QUICK, **changes}
+
+
+def left_behind() -> list[str]:
+    """Workers that still live."""
+    found = (" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+    return [words for words in found if "rekindle.recovery" in words]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path):
+    yield
+    until = time.monotonic() + 10
+    while left_behind() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert left_behind() == []
+    assert not list(tmp_path.glob("*.workers.json*"))
+
+
+def losses(out: Path) -> list[float]:
+    steps = rows(out, "step")
+    assert [row["step"] for row in steps] == list(range(1, len(steps) + 1))  # each once
+    return [row["loss"] for row in steps]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "changes", "how"),
+    [
+        ("llama", {"tie_embeddings": True}, {"pipeline": "1f1b"}),
+        ("mixtral", {}, {"pipeline": "gpipe"}),
+    ],
+)
+def test_with_no_failure_it_is_the_training_of_one_process(small, corpus, tmp_path, family, changes, how):
+    source = small(family, layers=4, **changes)
+    shared = options(corpus, tokens=5120, archive=str(tmp_path / "run.rk"))
+    for name, more in (("one", {}), ("many", {"stages": 4, **how})):
+        rekindle.train(source, tmp_path / name, **shared | {"archive": str(tmp_path / f"{name}.rk")}, **more)
+    assert losses(tmp_path / "many")[:20] == pytest.approx(losses(tmp_path / "one")[:20], rel=1e-5)
+    for kind, name in (("step", "aux_loss"), ("step", "grad_norm"), ("eval", "val_loss"), ("eval", "expert_load")):
+        one, many = ([row.get(name) for row in rows(tmp_path / out, kind)] for out in ("one", "many"))
+        assert len(one) == len(many)
+        for a, b in zip(one, many, strict=True):
+            assert b == pytest.approx(a, rel=1e-3) if isinstance(a, float) else type(a) is type(b)
+    assert rekindle.evaluate(tmp_path / "many", data=str(corpus), seq_len=32)["loss"] == pytest.approx(
+        rekindle.evaluate(tmp_path / "one", data=str(corpus), seq_len=32)["loss"], rel=1e-4
+    )
+    for folder in ("optimizer",):
+        assert {path.name for path in (tmp_path / "many" / folder).iterdir()} == {
+            path.name for path in (tmp_path / "one" / folder).iterdir()
+        }
+    one, many = (api.archive_info(tmp_path / f"{name}.rk")["steps"] for name in ("one", "many"))
+    assert [step["step"] for step in one] == [step["step"] for step in many]
+
+
+MOMENTS = "1:1:begin,2:1:forward,3:2:backward,4:1:ready,5:2:commit,6:1:committed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recover", ["checkfree", "shadow", "copy", "random"])
+def test_a_stage_that_is_killed_at_any_moment_is_made_again(small, corpus, tmp_path, recover):
+    source = small(layers=4)
+    how = options(corpus, stages=4, recover=recover, inject=MOMENTS, shadow_every=2)
+    again = recover in ("checkfree", "shadow")
+    for out in ("out", "again")[: 1 + again]:
+        rekindle.train(source, tmp_path / out, **how)
+        told = rows(tmp_path / out, "recovery")
+        assert [(row["step"], row["stage"], row["policy"]) for row in told] == [
+            (1, 1, recover), (2, 1, recover), (3, 2, recover), (4, 1, recover), (6, 2, recover), (7, 1, recover)
+        ]  # fmt: skip
+        assert all(0 < row["seconds"] < 60 for row in told)
+    if again:  # the same failures give the same bits
+        assert losses(tmp_path / "out") == losses(tmp_path / "again")
+        one, other = hashes(tmp_path / "out"), hashes(tmp_path / "again")
+        assert one["model.safetensors"] == other["model.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recover", "inject"),
+    [("shadow", "5:1:begin,5:2:begin"), ("checkfree", "5:0:backward"), ("checkpoint", "5:2:ready")],
+)
+def test_what_nothing_can_be_made_of_goes_back_to_the_saved_state(small, corpus, tmp_path, recover, inject):
+    """And so gives what a run without failures gives."""
+    source, shared = small(layers=4), options(corpus, stages=4, recover=recover)
+    rekindle.train(source, tmp_path / "whole", **shared)
+    rekindle.train(source, tmp_path / "out", **shared, inject=inject)
+    assert {row["policy"] for row in rows(tmp_path / "out", "recovery")} == {"checkpoint"}
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+    assert hashes(tmp_path / "out")["model.safetensors"] == hashes(tmp_path / "whole")["model.safetensors"]
+
+
+@pytest.mark.slow
+def test_both_ends_have_shadows(small, corpus, tmp_path):
+    how = options(corpus, stages=2, recover="shadow", inject="3:0:forward,5:1:backward")
+    rekindle.train(small(layers=4, tie_embeddings=True), tmp_path / "out", **how)
+    assert [row["policy"] for row in rows(tmp_path / "out", "recovery")] == ["shadow", "shadow"]
+    assert losses(tmp_path / "out")[-1] < losses(tmp_path / "out")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [({"recover": "none"}, "The process of stage 1, 2 died"),
+     ({"recover": "copy", "on_adjacent": "stop"}, "nothing is left to make it of: stage 1, which is to stand in")],
+)  # fmt: skip
+def test_a_run_that_ends_with_its_stage_goes_on_from_its_state(small, corpus, tmp_path, how, words):
+    source, shared = small(layers=4), options(corpus, stages=4)
+    with pytest.raises(CheckFailed, match=words):
+        rekindle.train(source, tmp_path / "out", **shared | how, inject="6:1:begin,6:2:begin")
+    assert not (tmp_path / "out").exists()
+    rekindle.train(source, tmp_path / "out", **shared | how, resume=True)
+    rekindle.train(source, tmp_path / "whole", **shared)
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+
+
+def workers(out: Path) -> dict[int, int]:
+    """pid by stage, of those that live."""
+    listed = json.loads(out.with_name(f"{out.name}.workers.json").read_text())
+    return {row["stage"]: row["pid"] for row in listed if row["role"] == "stage"}
+
+
+def while_it_runs(out: Path, does: Callable[[dict[int, int]], None]) -> threading.Thread:
+    """Does something to the workers when the second step is done."""
+
+    def wait():
+        metrics = out.parent / f".{out.name}.training" / "metrics.jsonl"
+        until = time.monotonic() + 90
+        while time.monotonic() < until:
+            if metrics.exists() and metrics.read_text().count('"kind": "step"') >= 2:
+                return does(workers(out))
+            time.sleep(0.02)
+        return None
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_as_good_as_dead(small, corpus, tmp_path):
+    thread = while_it_runs(tmp_path / "out", lambda found: os.kill(found[1], signal.SIGSTOP))
+    rekindle.train(small(layers=4), tmp_path / "out", **options(corpus, tokens=25600, stages=2, patience=3))
+    thread.join()
+    assert [row["stage"] for row in rows(tmp_path / "out", "recovery")] == [1]
+    assert len(losses(tmp_path / "out")) == 100
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_supervisor(small, corpus, tmp_path):
+    words = [sys.executable, "-m", "rekindle", "train", str(small(layers=4)), "out", "--data", str(corpus), "-q",
+             "--tokens", "1M", "--seq-len", "32", "--batch-tokens", "256", "--lr", "1e-2", "--stages", "2"]  # fmt: skip
+    with subprocess.Popen(words, cwd=tmp_path) as process:
+        thread = while_it_runs(tmp_path / "out", lambda found: process.kill())
+        assert process.wait(120) == -signal.SIGKILL
+        thread.join()
+    (tmp_path / "out.workers.json").unlink()  # which it could not
+
+
+def test_a_pipeline_that_cannot_be_is_refused_before_anything_is_loaded(small, corpus, tmp_path):
+    words = ["train", small(layers=4), tmp_path / "out", "--data", corpus, "--tokens", "2k", "--lr", "1e-2"]
+    assert "4 layers cannot be 7 stages" in refused(*words, "--stages", 7)
+    assert "4 layers cannot be 7 stages" in refused(*words, "--stages", 7, "--dry-run")
+    assert "and 4 stages need one each" in refused(*words, "--seq-len", 32, "--batch-tokens", 64, "--stages", 4)
+    with pytest.raises(RekindleError, match="names stage 9"):
+        rekindle.train(small(layers=4), tmp_path / "out", **options(corpus, stages=2, inject="1:9:begin"))

@@ -32,9 +32,10 @@ def options(corpus: Path, **changes) -> dict:
 
 
 def left_behind() -> list[str]:
-    """Workers that still live."""
-    found = (" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
-    return [words for words in found if "rekindle.recovery" in words]
+    """Workers that still live: they, and where they come from, have one command line."""
+    found = list(psutil.process_iter(["cmdline"]))
+    ours = [one for one in found if "rekindle.recovery" in " ".join(one.info["cmdline"] or [])]
+    return [str(one) for one in ours if one.ppid() in {other.pid for other in ours}]
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ injected.py   failures that are asked for
 
 And in each process:
 
-__main__.py   where workers come from
+nursery.py    where workers come from
+__main__.py   its process
 worker.py     listens and answers
 seat.py       a stage at work: its optimizer, its schedule, its commands
 stage.py      its module

@@ -12,8 +12,6 @@ import queue
 import secrets
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rekindle.errors import RekindleError
+from rekindle.recovery.nursery import nursery
 from rekindle.recovery.wire import Gone, Link, Message, admitted
 
 if TYPE_CHECKING:
     import torch
 
 LOOPBACK = "127.0.0.1"
-INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 GRACE = 2.0  # seconds between a worker's word that something broke and the news of a death
 COMING = 120.0  # seconds that a new worker has to come up
 STILLBORN = 3  # new workers in a row that die before they say a word
@@ -83,7 +81,6 @@ class Fleet:
             master_listen_fd=meeting.detach(),
         )
         self._door = socket.create_server((LOOPBACK, 0))
-        self._nursery = self._opened()
         threading.Thread(target=self._admit, daemon=True).start()
 
     # -- who is there ------------------------------------------------------------------------------------------------
@@ -118,26 +115,9 @@ class Fleet:
         gone = {pid for pid in self._coming if not _lives(pid)}  # before it said a word
         self._coming -= gone
         self._stillborn += len(gone)
-        assert self._nursery.stdin is not None
-        assert self._nursery.stdout is not None
+        where = {"host": LOOPBACK, "port": self._door.getsockname()[1], "store": self._store.port}
         for _ in range(needed + self.spares - idle - len(self._coming)):
-            with suppress(BrokenPipeError):
-                self._nursery.stdin.write("\n")
-                self._nursery.stdin.flush()
-            if not (told := self._nursery.stdout.readline()):
-                raise RekindleError("The process that makes workers died.", hint="--resume, from the last saved state")
-            self._coming.add(int(told))
-
-    def _opened(self) -> subprocess.Popen[str]:
-        """The process that makes workers."""
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": str(self.threads)}
-        numbers = (self._door.getsockname()[1], self._store.port, self.threads)
-        words = [sys.executable, "-m", "rekindle.recovery", LOOPBACK, *map(str, numbers)]
-        found = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        assert found.stdin is not None
-        found.stdin.write(f"{self._token.hex()}\n")
-        found.stdin.flush()
-        return found
+            self._coming.add(nursery().worker(**where, token=self._token.hex(), threads=self.threads))
 
     def _admit(self) -> None:
         """Whoever knows the token becomes a spare."""
@@ -220,8 +200,7 @@ class Fleet:
                 member, message = self._inbox.get_nowait()
         for member in [*self.members]:
             if not member.dead and time.monotonic() - member.seen > self.patience:
-                with suppress(ProcessLookupError):
-                    os.kill(member.pid, signal.SIGKILL)
+                _kill(member.pid)
                 self._bury(member)
         return found
 
@@ -256,15 +235,16 @@ class Fleet:
         """All workers end."""
         self._closed = True
         self._door.close()
+        for pid in [*self._coming, *(member.pid for member in self.members if not member.dead)]:
+            _kill(pid)
         for member in [*self.members]:
             self._bury(member)
-        assert self._nursery.stdin is not None
-        assert self._nursery.stdout is not None
-        with suppress(BrokenPipeError):
-            self._nursery.stdin.close()  # it ends them all
-        self._nursery.stdout.close()
-        self._nursery.wait()
         self._register.unlink(missing_ok=True)
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _lives(pid: int) -> bool:

@@ -96,14 +96,14 @@ def _backend(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def main(host: str, port: int, store: int, token: bytes, threads: int) -> None:
+def main(*, host: str, port: int, store: int, token: str, threads: int) -> None:
     """A worker of the supervisor at host:port, whose groups meet in its `store`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to hear
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        link = connect((host, port), token)
+        link = connect((host, port), bytes.fromhex(token))
         group = Group((host, store))
         link.send("hello", pid=os.getpid())
     except Gone:

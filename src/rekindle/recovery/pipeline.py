@@ -78,6 +78,7 @@ class Pipeline:
         self._sizes = [0] * len(parts)  # parameters
         self._generation, self._at = 0, -1  # groups that were formed; updates that were made, once it is known
         self._shadowed, self._stats = False, Stats({}, 0.0, False)
+        self._losses: list[tuple[float, dict[str, Any]]] = []  # since when, and what of
         self._events: list[dict[str, Any]] = []
         start = whole_of(stepper.model, stepper.optimizer)
         self._names, self._buffers = [*start.parameters], {name: x.clone() for name, x in start.buffers.items()}
@@ -132,6 +133,13 @@ class Pipeline:
                 self._step(self._at)
             except Lost as lost:
                 self._recover(lost.stages)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Whatever was lost has been made up for: the step that it fell in, and those that were done again, too."""
+        now = time.perf_counter()
+        self._events += [{**event, "seconds": round(now - began, 4)} for began, event in self._losses]
+        self._losses = []
 
     def _step(self, step: int) -> None:
         c, plan = self.config, self.plan
@@ -168,7 +176,7 @@ class Pipeline:
 
     def _recover(self, lost: Sequence[int]) -> None:
         """Others take the places of lost stages, and what these knew is made again."""
-        began, gone, policy = time.perf_counter(), set(lost), self.config.recover
+        began, at, gone, policy = time.perf_counter(), self._at, set(lost), self.config.recover
         while True:
             try:
                 self._replace(sorted(gone))
@@ -180,10 +188,7 @@ class Pipeline:
                 break
             except Lost as more:
                 gone |= set(more.stages)
-        seconds = round(time.perf_counter() - began, 4)
-        self._events += [
-            {"step": self._at, "stage": stage, "policy": policy, "seconds": seconds} for stage in sorted(gone)
-        ]
+        self._losses += [(began, {"step": at, "stage": stage, "policy": policy}) for stage in sorted(gone)]
 
     def _replace(self, lost: Sequence[int]) -> None:
         if self.config.recover == "none":
@@ -226,8 +231,7 @@ class Pipeline:
         target = self._at
         while True:
             try:
-                if self._at < target:
-                    self._reach(target)
+                self._reach(target)
                 return self._ask(kind, told, rows, headers=headers)
             except Lost as lost:
                 self._recover(lost.stages)

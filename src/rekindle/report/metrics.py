@@ -50,11 +50,22 @@ class Evaluation:
     losses: tuple[float, ...] | None = None  # of each validation window, where the run logged them
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """A stage of a pipeline that was lost after `step` updates, and what it was made of."""
+
+    step: int
+    stage: int
+    policy: str
+    seconds: float
+
+
 @dataclass
 class Metrics:
     header: dict[str, Any] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
+    recoveries: list[Recovery] = field(default_factory=list)
     torn: bool = False  # the last line was cut off
 
 
@@ -87,6 +98,9 @@ def read_metrics(folder: Path) -> Metrics:
             steps[row.position("step")] = _step(row)
         elif row.kind == "eval":
             evaluations[row.position("step")] = _evaluation(row)
+        elif row.kind == "recovery":
+            what = row.position("step"), row.position("stage"), str(row.data.get("policy")), row.number("seconds")
+            metrics.recoveries.append(Recovery(*what))
     metrics.steps = [steps[step] for step in sorted(steps)]
     metrics.evaluations = [evaluations[step] for step in sorted(evaluations)]
     if not metrics.evaluations:

@@ -14,6 +14,7 @@ from rekindle.report import lineage, table, verdict
 from rekindle.report.chart import Chart, Picture, publish
 from rekindle.report.curves import loss_chart, optimisation_chart
 from rekindle.report.experts import expert_chart
+from rekindle.report.recoveries import recovery_chart
 from rekindle.report.runs import Run, read_runs
 from rekindle.report.style import PALETTE, series_name
 from rekindle.report.table import Row
@@ -115,7 +116,8 @@ def _drawn(picture: Picture) -> dict[str, Any]:
 
 def _charts(runs: Sequence[Run]) -> list[Chart]:
     experts = [expert_chart(run, i, f"experts-{i + 1}") for i, run in enumerate(runs)]
-    charts = [loss_chart(runs, "flops"), loss_chart(runs, "tokens"), *experts, optimisation_chart(runs)]
+    died = [recovery_chart(run, i, f"recoveries-{i + 1}") for i, run in enumerate(runs)]
+    charts = [loss_chart(runs, "flops"), loss_chart(runs, "tokens"), *died, *experts, optimisation_chart(runs)]
     return [chart for chart in charts if chart is not None]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rekindle.errors import RekindleError
@@ -13,6 +13,7 @@ from rekindle.recovery.policies import EPS, Uncovered, remedies
 NORMS = st.lists(st.floats(0, 1e6), min_size=4, max_size=8)
 
 
+@settings(deadline=None)
 @given(NORMS, st.sampled_from([0.0, 1.0, 2.0]), st.data())
 def test_neighbours_are_weighed_by_their_gradients(norms, power, data):
     stage = data.draw(st.integers(1, len(norms) - 2))
@@ -30,6 +31,7 @@ def test_a_larger_gradient_counts_more_and_none_is_a_plain_mean():
     assert remedies("checkfree", [1], 4, [0, 0, 0, 0], 1.0)[1].sources == ((0, 0.5), (2, 0.5))
 
 
+@settings(deadline=None)
 @given(st.integers(2, 9), st.data())
 def test_no_stage_is_made_of_one_that_is_lost(stages, data):
     lost = data.draw(st.sets(st.integers(0, stages - 1), min_size=1, max_size=stages))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rekindle.search.draw import Draw
@@ -16,6 +16,7 @@ def rows_of(batches, draw):
     return set(range(first, first + batches.rows))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.integers(0, 1500), st.integers(1, 200), st.lists(KEYS, min_size=2, max_size=3))
 def test_no_row_is_read_that_the_run_has_read_as_long_as_there_are_others(there, passed, rows, keys):
     batches, notes = Reading(64, passed=passed).batches(there, rows)
@@ -36,6 +37,7 @@ def test_no_row_is_read_that_the_run_has_read_as_long_as_there_are_others(there,
     assert batches.rows <= rows
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), KEYS)
 def test_all_batches_are_read_before_one_comes_again(passed, key):
     batches, _ = Reading(64, passed=passed).batches(800, 10)

@@ -43,9 +43,12 @@ fuzz: .venv/.ready
 		xargs -P 2 -I SEED $(BIN)/python tests/codec/fuzz.py $$(($(CASES) / 10)) SEED build/inner-asan.so
 
 # Every verb that writes, killed and finished, 20 times each; MINUTES=5 kills them as often as there is time for.
+# Then a pipeline, whose processes are killed KILLS times.
 MINUTES ?= 60
+KILLS ?= 200
 soak: .venv/.ready
 	$(BIN)/python tests/soak.py --minutes $(MINUTES)
+	$(BIN)/python tests/soak_recovery.py --kills $(KILLS)
 
 # The report is looked at in a real browser. Where none can be had, those tests say so and are skipped.
 browser:

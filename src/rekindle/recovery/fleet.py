@@ -70,6 +70,7 @@ class Fleet:
         self._register, self._token = register, secrets.token_bytes(32)
         self._inbox: queue.Queue[tuple[Member, Message | None]] = queue.Queue()
         self._coming: set[int] = set()
+        self._rehearsal: Command | None = None
         self._stillborn = 0
         self._closed = False
         meeting = socket.create_server((LOOPBACK, 0))
@@ -108,6 +109,18 @@ class Fleet:
         self._hire(0)
         self._list()
         return found
+
+    def rehearse(self, command: Command) -> None:
+        """Spares, and all that come, do this by themselves: what they do for the first time takes long."""
+        self._rehearsal = command
+        for member in self.members:
+            if member.stage is None:
+                self._rehearse(member)
+
+    def _rehearse(self, member: Member) -> None:
+        if command := self._rehearsal:
+            with suppress(Gone):  # which is heard of
+                member.link.send(command.kind, command.tensors, **command.header)
 
     def _hire(self, needed: int) -> None:
         """Start as many as are needed, and the spares behind them."""
@@ -194,6 +207,7 @@ class Fleet:
                     self._coming.discard(member.pid)
                     self._stillborn = 0
                     self.members.append(member)
+                    self._rehearse(member)
                     self._list()
                 elif not member.dead:
                     found.append((member, message))

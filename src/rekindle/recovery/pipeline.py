@@ -87,6 +87,7 @@ class Pipeline:
         stepper.model.to("meta")
         stepper.optimizer.state.clear()
         self._form()
+        fleet.rehearse(self._become(len(parts) // 2, {}, "rehearse"))
 
     # -- what Session asks -------------------------------------------------------------------------------------------
 
@@ -267,7 +268,7 @@ class Pipeline:
         answers = self._fleet.ask({self._fleet.stage(stage): self._become(stage, held) for stage in stages})
         self._sizes = [answers[self._fleet.stage(stage)].header["size"] for stage in stages]
 
-    def _become(self, stage: int, held: Mapping[str, torch.Tensor]) -> Command:
+    def _become(self, stage: int, held: Mapping[str, torch.Tensor], kind: str = "become") -> Command:
         place, config = self._parts[stage]
         c = self.config
         how = {"micro_batch": self.micro_batch, "chunks": self.plan.batch // self.micro_batch,
@@ -275,7 +276,7 @@ class Pipeline:
                "beta2": c.beta2, "gradient_checkpointing": c.gradient_checkpointing,
                "bf16": self.accelerator.mixed_precision == "bf16"}  # fmt: skip
         own = {name: x for name, x in held.items() if _may_need(place, name)}
-        return Command("become", {"place": place.told(), "config": config, "how": how}, own)
+        return Command(kind, {"place": place.told(), "config": config, "how": how}, own)
 
 
 def _may_need(place: Place, name: str) -> bool:

@@ -80,6 +80,17 @@ class Seat:
         """Nothing here holds the group any more."""
         self.schedule = None
 
+    def rehearse(self) -> None:
+        """A step alone, of zeros: modules are imported by it, and kernels chosen."""
+        s, share = self.stage.settings, {"aux_loss": 0.0, "z_loss": 0.0}
+        with torch.no_grad():
+            for p in self.stage.parameters():
+                p.zero_()
+        x = torch.zeros((self.how.micro_batch, self.how.seq_len, s.hidden_size), device=self.device)
+        self.stage.weighing = share
+        self.stage(x[..., 0].long() if self.place.begins else x).sum().backward()
+        self.optimizer.step()
+
     # -- a step ------------------------------------------------------------------------------------------------------
 
     def step(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:

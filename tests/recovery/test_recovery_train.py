@@ -32,9 +32,11 @@ def options(corpus: Path, **changes) -> dict:
 
 
 def left_behind() -> list[str]:
-    """Workers that still live: they, and where they come from, have one command line."""
-    found = list(psutil.process_iter(["cmdline"]))
-    ours = [one for one in found if "rekindle.recovery" in " ".join(one.info["cmdline"] or [])]
+    """Workers of these tests that still live: they, and where they come from, have one command line."""
+    found = psutil.process_iter(["cmdline", "environ"])
+    named = [one for one in found if "rekindle.recovery" in " ".join(one.info["cmdline"] or [])]
+    key = "REKINDLE_CACHE"
+    ours = [one for one in named if (one.info["environ"] or {}).get(key) == os.environ[key]]
     return [str(one) for one in ours if one.ppid() in {other.pid for other in ours}]
 
 

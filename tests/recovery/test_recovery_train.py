@@ -126,9 +126,28 @@ def test_what_nothing_can_be_made_of_goes_back_to_the_saved_state(small, corpus,
 @pytest.mark.slow
 def test_both_ends_have_shadows(small, corpus, tmp_path):
     how = options(corpus, stages=2, recover="shadow", inject="3:0:forward,5:1:backward")
-    rekindle.train(small(layers=4, tie_embeddings=True), tmp_path / "out", **how)
+    rekindle.train(small(layers=4), tmp_path / "out", **how)
     assert [row["policy"] for row in rows(tmp_path / "out", "recovery")] == ["shadow", "shadow"]
     assert losses(tmp_path / "out")[-1] < losses(tmp_path / "out")[0]
+
+
+@pytest.mark.slow
+def test_an_end_whose_embeddings_are_the_head_goes_back_so_that_both_ends_agree(small, corpus, tmp_path):
+    how = options(corpus, stages=2, inject="5:0:begin")
+    rekindle.train(small(layers=4, tie_embeddings=True, dtype="bfloat16"), tmp_path / "out", **how)
+    assert [row["policy"] for row in rows(tmp_path / "out", "recovery")] == ["checkpoint"]
+    told = rows(tmp_path / "out", "eval")[-1]["val_loss"]
+    sizes = {"data": str(corpus), "seq_len": 32, "tokens": 256}
+    assert rekindle.evaluate(tmp_path / "out", **sizes)["loss"] == pytest.approx(told, abs=0.02)  # rounded to bfloat16
+
+
+@pytest.mark.slow
+def test_where_no_shadow_is_held_yet_all_go_back(small, corpus, tmp_path):
+    how = options(corpus, stages=4, inject="0:1:begin,5:1:begin,5:2:begin,7:1:begin")
+    rekindle.train(small(layers=4), tmp_path / "out", **how)
+    told = [(row["step"], row["policy"]) for row in rows(tmp_path / "out", "recovery")]
+    assert told == [(0, "checkpoint"), (5, "checkpoint"), (5, "checkpoint"), (7, "shadow")]
+    assert len(losses(tmp_path / "out")) == 8
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 LOOPBACK = "127.0.0.1"
+AGAIN = 0.5  # seconds between words to those who wait for the dead
 GRACE = 2.0  # seconds between a worker's word that something broke and the news of a death
 COMING = 120.0  # seconds that a new worker has to come up
 STILLBORN = 3  # new workers in a row that die before they say a word
@@ -49,7 +50,6 @@ class Member:
     pid: int
     stage: int | None = None
     dead: bool = False
-    seen: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,11 @@ class Fleet:
     # -- who is there ------------------------------------------------------------------------------------------------
 
     def stage(self, number: int) -> Member:
-        return next(member for member in self.members if member.stage == number and not member.dead)
+        """Raises Lost where it has none."""
+        for member in self.members:
+            if member.stage == number and not member.dead:
+                return member
+        raise Lost([number])
 
     def present(self) -> list[int]:
         return sorted(member.stage for member in self.members if member.stage is not None and not member.dead)
@@ -155,7 +159,6 @@ class Fleet:
             except Gone:
                 self._inbox.put((member, None))
                 return
-            member.seen = time.monotonic()
             if message.kind != "beat":
                 self._inbox.put((member, message))
 
@@ -167,13 +170,13 @@ class Fleet:
         for member, command in commands.items():
             with suppress(Gone):  # which is heard of below
                 member.link.send(command.kind, command.tensors, **command.header)
-        released, patience = False, None
+        again, patience = 0.0, None
         while True:
             lost = [one.stage for one in self.members if one.dead and one.stage is not None]
             waiting = {one for one in waiting if not one.dead}
-            if (lost or broken) and not released:
+            if (lost or broken) and time.monotonic() > again:  # who forms a group may not have begun to wait
                 self._tell(waiting, "release")
-                released = True
+                again = time.monotonic() + AGAIN
             if not waiting:
                 if lost:
                     raise Lost(lost)
@@ -213,7 +216,7 @@ class Fleet:
                     found.append((member, message))
                 member, message = self._inbox.get_nowait()
         for member in [*self.members]:
-            if not member.dead and time.monotonic() - member.seen > self.patience:
+            if not member.dead and time.monotonic() - member.link.heard > self.patience:
                 _kill(member.pid)
                 self._bury(member)
         return found

@@ -21,7 +21,7 @@ from rekindle.anatomy.adam import MOMENTS
 from rekindle.apply.load import load_model
 from rekindle.edit import open_checkpoint
 from rekindle.errors import CheckFailed
-from rekindle.recovery.fleet import Command, Fleet, Lost
+from rekindle.recovery.fleet import Command, Fleet, Lost, Member
 from rekindle.recovery.injected import injected
 from rekindle.recovery.policies import Uncovered, remedies
 from rekindle.recovery.split import Part, chunk_of, parts_of
@@ -77,16 +77,23 @@ class Pipeline:
         self._norms = [1.0] * len(parts)  # of the last gradients
         self._sizes = [0] * len(parts)  # parameters
         self._generation, self._at = 0, -1  # groups that were formed; updates that were made, once it is known
+        self._bare: set[int] = set()  # stages that hold no shadow
+        self._tied = stepper.model.config.tie_word_embeddings
         self._shadowed, self._stats = False, Stats({}, 0.0, False)
         self._losses: list[tuple[float, dict[str, Any]]] = []  # since when, and what of
         self._events: list[dict[str, Any]] = []
         start = whole_of(stepper.model, stepper.optimizer)
         self._names, self._buffers = [*start.parameters], {name: x.clone() for name, x in start.buffers.items()}
-        fleet.appoint(range(len(parts)))
-        self._fill(start)
+        while True:
+            try:
+                self._seat(range(len(parts)))
+                self._fill(start)
+                self._form()
+                break
+            except Lost as lost:  # of those that have just come up
+                fleet.forget(lost.stages)
         stepper.model.to("meta")
         stepper.optimizer.state.clear()
-        self._form()
         fleet.rehearse(self._become(len(parts) // 2, {}, "rehearse"))
 
     # -- what Session asks -------------------------------------------------------------------------------------------
@@ -144,7 +151,8 @@ class Pipeline:
 
     def _step(self, step: int) -> None:
         c, plan = self.config, self.plan
-        if self.config.recover == "shadow" and step % self.config.shadow_every == 0 and not self._shadowed:
+        due = self._bare or step % self.config.shadow_every == 0
+        if self.config.recover == "shadow" and due and not self._shadowed:
             self._shade()
         first = step * plan.batch + c.skip // plan.seq_len
         told = {
@@ -154,6 +162,8 @@ class Pipeline:
             "shadowed": self._shadowed,
         }
         answers = self._ask("step", told, self.objective.batch(first, plan.batch), step)
+        if self._shadowed:
+            self._bare = set()
         losses: dict[str, float | None] = {"loss": None, "aux_loss": None, "z_loss": None}
         for answer in answers:
             for name, value in answer["losses"].items():
@@ -195,21 +205,30 @@ class Pipeline:
         if self.config.recover == "none":
             what = f"The process of stage {', '.join(map(str, lost))} died."
             raise CheckFailed(what, hint="--resume goes on from the state saved last; --recover shadow outlives it")
-        fleet = self._fleet
-        fleet.forget(lost)
-        new = fleet.appoint([stage for stage in range(len(self._parts)) if stage not in fleet.present()])
-        fleet.ask({member: self._become(member.stage, self._buffers) for member in new if member.stage is not None})
+        self._fleet.forget(lost)
+        self._bare |= set(lost)
+        new = self._seat(range(len(self._parts)))
+        commands = {one: self._become(one.stage, self._buffers) for one in new if one.stage is not None}
+        self._fleet.ask(commands)
         self._form()
 
+    def _seat(self, stages: Sequence[int]) -> list[Member]:
+        """Whoever takes a place that is free."""
+        present = self._fleet.present()
+        return self._fleet.appoint([stage for stage in stages if stage not in present])
+
     def _repair(self, lost: Sequence[int]) -> None:
+        last = len(self._parts) - 1
+        if self._tied and {0, last} & set(lost):
+            raise Uncovered("the embeddings are the head, which both ends hold a copy of")
+        if self.config.recover == "shadow" and (bare := [at for at in lost if (at + 1) % (last + 1) in self._bare]):
+            raise Uncovered(f"no shadow of stage {bare[0]} is held yet")
         found = remedies(self.config.recover, lost, len(self._parts), self._norms, self.config.recover_power)
         for stage, remedy in found.items():
             seed = (self.config.seed * 2**32 + self._at) * 2**10 + stage & 2**63 - 1
             took = {"what": remedy.what, "sources": remedy.sources, "lr_scale": self.config.recover_lr, "seed": seed}
             gave = {source: Command("give", {"to": stage, "what": remedy.what}) for source, _ in remedy.sources}
             self._fleet.ask({self._fleet.stage(at): one for at, one in {**gave, stage: Command("take", took)}.items()})
-        if self.config.recover == "shadow":
-            self._shade()  # the new ones hold none yet
 
     def _go_back(self, lost: Sequence[int], why: str) -> None:
         """All stages, to the state that was saved last; raises CheckFailed where that is not wanted."""
@@ -221,7 +240,6 @@ class Pipeline:
         self._at, whole = self._begin()
         self._fill(whole)
         self._form()
-        self._shadowed = False
 
     # -- words to all stages -----------------------------------------------------------------------------------------
 
@@ -257,6 +275,7 @@ class Pipeline:
 
     def _form(self) -> None:
         self._generation += 1
+        self._shadowed = False  # what was on its way is gone with the group
         self._ask("form", {"generation": self._generation})
 
     def _fill(self, whole: Whole) -> None:
@@ -265,6 +284,7 @@ class Pipeline:
             if float(state["step"]):
                 held |= {f"{name}.{key}": value for key, value in state.items()}
         stages = range(len(self._parts))
+        self._bare = set(stages)
         answers = self._fleet.ask({self._fleet.stage(stage): self._become(stage, held) for stage in stages})
         self._sizes = [answers[self._fleet.stage(stage)].header["size"] for stage in stages]
 

@@ -54,10 +54,8 @@ def _remedy(policy: Recover, stage: int, lost: set[int], stages: int, norms: Seq
         return Remedy("nothing")
     if policy == "shadow":
         return Remedy("shadow", ((_living((stage + 1) % stages, lost, "holds the shadow of", stage), 1.0),))
-    if stage == 0 or (policy == "checkfree" and stage == stages - 1):
-        raise Uncovered(
-            f"stage {stage} stands at an end, and has no {'neighbours on both sides' if stage else 'stage before it'}"
-        )
+    if stage in (0, stages - 1):
+        raise Uncovered(f"stage {stage} stands at an end, and has more than layers")
     before = _living(stage - 1, lost, "is to stand in for", stage)
     if policy == "copy":
         return Remedy("layers", ((before, 1.0),))

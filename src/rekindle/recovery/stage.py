@@ -115,7 +115,7 @@ class Stage(torch.nn.Module):
 
         torch.manual_seed(seed)
         with quietly():
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**self._config), trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**self._config), dtype=torch.float32)
         new = (model if self.place.ends else model.base_model).state_dict()
         with torch.no_grad():
             for name, tensor in self.body.named_parameters():
@@ -149,7 +149,7 @@ def _empty(config: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with quietly(), init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
     fit_experts(model)
     return model
 

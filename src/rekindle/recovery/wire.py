@@ -17,6 +17,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,6 +48,7 @@ class Link:
 
     def __init__(self, sock: socket.socket):
         self.sock = sock
+        self.heard = time.monotonic()  # when the last bytes came
         self._sending = threading.Lock()
 
     def send(self, kind: str, tensors: Mapping[str, torch.Tensor] | None = None, **header: Any) -> None:
@@ -88,6 +90,7 @@ class Link:
             if not read:
                 raise Gone
             at += read
+            self.heard = time.monotonic()
         return found
 
     def close(self) -> None:

@@ -141,8 +141,9 @@ class Fleet:
         while not self._closed:
             try:
                 sock, _ = self._door.accept()
-            except OSError:
-                return
+            except OSError:  # of one who has gone again, or of too many at once
+                time.sleep(0.05)
+                continue
             threading.Thread(target=self._receive, args=(sock,), daemon=True).start()
 
     def _receive(self, sock: socket.socket) -> None:
@@ -251,6 +252,8 @@ class Fleet:
     def close(self) -> None:
         """All workers end."""
         self._closed = True
+        with suppress(OSError):
+            self._door.shutdown(socket.SHUT_RDWR)  # which wakes whoever waits at it
         self._door.close()
         for pid in [*self._coming, *(member.pid for member in self.members if not member.dead)]:
             _kill(pid)

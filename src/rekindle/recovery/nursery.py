@@ -27,7 +27,7 @@ class Nursery:
     """The supervisor's side."""
 
     def __init__(self) -> None:
-        words = [sys.executable, "-m", "rekindle.recovery"]
+        words = [sys.executable, "-P", "-m", "rekindle.recovery"]  # nothing of the current folder is imported
         environment = {**os.environ, "GLOO_SOCKET_IFNAME": INTERFACE}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process: subprocess.Popen[str] = subprocess.Popen(words, env=environment, **pipes)
@@ -70,8 +70,9 @@ def serve() -> None:
     for line in _lines(children):
         if not (child := os.fork()):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.close(0)
-            os.close(1)
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, 0)
+            os.dup2(nothing, 1)  # else a socket would get these numbers, and whatever is printed
             main(**json.loads(line))
             os._exit(0)
         children.add(child)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rekindle.anatomy.settings import role_of
 from rekindle.edit.checkpoint import Checkpoint
 
 
@@ -27,12 +26,3 @@ def empty_of(parent: Checkpoint, layers: Sequence[int]) -> Checkpoint:
             child.config[key] = own
             child.noting(f"{key} in config.json has a value for each layer: each went with its layer")
     return child
-
-
-def layers_of(parent: Checkpoint, layers: Sequence[int]) -> Checkpoint:
-    """These layers of a parent as a model of its family, with all that stands around layers."""
-    child = empty_of(parent, layers)
-    for new, old in enumerate(layers):
-        for (part, expert), x in parent.by_layer[old].items():
-            child.tensors[role_of((part, new, expert, ""))] = x
-    return child.with_rest_of(parent)

@@ -25,7 +25,7 @@ from rekindle.recovery.fleet import Command, Fleet, Lost, Member
 from rekindle.recovery.injected import injected
 from rekindle.recovery.policies import Uncovered, remedies
 from rekindle.recovery.split import Part, chunk_of, parts_of
-from rekindle.recovery.stage import LAYER, Place
+from rekindle.recovery.wire import Message
 from rekindle.store.folder import Folder
 from rekindle.train.config import TrainConfig
 from rekindle.train.evaluate import Result, result_of
@@ -109,15 +109,18 @@ class Pipeline:
 
     def evaluate(self, held_out: Batch) -> Result:
         answers = self._survived("evaluate", {"rows": rows_of(held_out)}, held_out)
-        counts = [found["counts"] for found in answers if "counts" in found]
-        return result_of(self.objective, held_out, {"loss": answers[-1]["each"]}, torch.cat(counts) if counts else None)
+        counts = [answer.tensors["counts"] for answer in answers if "counts" in answer.tensors]
+        each = {"loss": answers[-1].tensors["each"]}
+        return result_of(self.objective, held_out, each, torch.cat(counts) if counts else None)
 
     def sound(self) -> bool:
-        return all(told["sound"] for told in self._survived("sound", headers=True))
+        return all(answer.header["sound"] for answer in self._survived("sound"))
 
     def whole(self) -> Whole:
         answers = self._survived("weights")
-        found = {name: x for answer in reversed(answers) for name, x in answer.items()}  # the first's, of what two have
+        found: dict[str, torch.Tensor] = {}
+        for answer in reversed(answers):  # of what two have the first's
+            found |= answer.tensors
         self.model.load_state_dict({name: found[name] for name in self._names}, strict=False, assign=True)
         self.model.tie_weights()
         return Whole(
@@ -161,7 +164,8 @@ class Pipeline:
             "weighing": {"aux_loss": c.aux_loss, "z_loss": c.z_loss},
             "shadowed": self._shadowed,
         }
-        answers = self._ask("step", told, self.objective.batch(first, plan.batch), step)
+        batch = self.objective.batch(first, plan.batch)
+        answers = [answer.header for answer in self._ask("step", told, batch, step)]
         if self._shadowed:
             self._bare = set()
         losses: dict[str, float | None] = {"loss": None, "aux_loss": None, "z_loss": None}
@@ -243,15 +247,13 @@ class Pipeline:
 
     # -- words to all stages -----------------------------------------------------------------------------------------
 
-    def _survived(
-        self, kind: str, told: Mapping[str, Any] | None = None, rows: Batch | None = None, *, headers: bool = False
-    ) -> list[Any]:
+    def _survived(self, kind: str, told: Mapping[str, Any] | None = None, rows: Batch | None = None) -> list[Message]:
         """Answers of all stages after as many updates as were made, whoever dies on the way."""
         target = self._at
         while True:
             try:
                 self._reach(target)
-                return self._ask(kind, told, rows, headers=headers)
+                return self._ask(kind, told, rows)
             except Lost as lost:
                 self._recover(lost.stages)
 
@@ -261,17 +263,15 @@ class Pipeline:
         told: Mapping[str, Any] | None = None,
         rows: Batch | None = None,
         step: int | None = None,
-        *,
-        headers: bool = True,
-    ) -> list[Any]:
-        """The headers of their answers, or the tensors. Rows go to both ends."""
+    ) -> list[Message]:
+        """Their answers. Rows go to both ends."""
         last, commands = len(self._parts) - 1, {}
         for stage in range(last + 1):
             die = self._injected.pop((step, stage, kind), None)
             header = {**(told or {}), **({"die": die} if die else {})}
             commands[self._fleet.stage(stage)] = Command(kind, header, (rows or {}) if stage in (0, last) else {})
         found = {member.stage: answer for member, answer in self._fleet.ask(commands).items()}
-        return [found[stage].header if headers else found[stage].tensors for stage in range(last + 1)]
+        return [found[stage] for stage in range(last + 1)]
 
     def _form(self) -> None:
         self._generation += 1
@@ -295,11 +295,5 @@ class Pipeline:
                "seq_len": self.plan.seq_len, "pipeline": self.config.pipeline, "weight_decay": c.weight_decay,
                "beta2": c.beta2, "gradient_checkpointing": c.gradient_checkpointing,
                "bf16": self.accelerator.mixed_precision == "bf16"}  # fmt: skip
-        own = {name: x for name, x in held.items() if _may_need(place, name)}
+        own = {name: x for name, x in held.items() if place.may_need(name)}
         return Command(kind, {"place": place.told(), "config": config, "how": how}, own)
-
-
-def _may_need(place: Place, name: str) -> bool:
-    """Of a tensor of the whole model: one of a stage's layers, or of none."""
-    layer = LAYER.search(name)
-    return layer is None or place.first <= int(layer[0]) < place.first + place.layers

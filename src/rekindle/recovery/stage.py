@@ -45,6 +45,11 @@ class Place:
     def told(self) -> dict[str, int]:
         return asdict(self)
 
+    def may_need(self, name: str) -> bool:
+        """Of a tensor of the whole model: one of these layers, or of none."""
+        layer = LAYER.search(name)
+        return layer is None or self.first <= int(layer[0]) < self.first + self.layers
+
 
 class Stage(torch.nn.Module):
     """Its weights are empty until they are filled. `config`: of a model that has these layers alone."""
@@ -111,11 +116,8 @@ class Stage(torch.nn.Module):
 
     def redraw(self, seed: int) -> None:
         """New values, as those of a model that nobody has trained."""
-        from transformers import AutoConfig, AutoModelForCausalLM
-
         torch.manual_seed(seed)
-        with quietly():
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**self._config), dtype=torch.float32)
+        model = _model(self._config)
         new = (model if self.place.ends else model.base_model).state_dict()
         with torch.no_grad():
             for name, tensor in self.body.named_parameters():
@@ -146,12 +148,19 @@ class _Attached(torch.autograd.Function):
 def _empty(config: Mapping[str, Any]) -> Any:
     """transformers' model, without memory for its parameters."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    with quietly(), init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+    with init_empty_weights(include_buffers=False):
+        model = _model(config)
     fit_experts(model)
     return model
+
+
+def _model(config: Mapping[str, Any]) -> Any:
+    """transformers' model in float32, which weights are trained in."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quietly():
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
 
 
 def _trim(model: Any, family: Family, settings: Settings, place: Place) -> None:

@@ -31,6 +31,8 @@ STEPS = [
     ("gqa", {"kv_heads": 1}),
     ("gqa", {"kv_heads": 4}),
     ("rewrite", {}),
+    ("repair", {"lost": "layers:1"}),
+    ("repair", {"lost": "layers:0-1"}),
 ]
 FAMILIES = ("llama", "qwen2", "olmo2", "phi3", "gpt2", "qwen2_moe", "deepseek_v3")
 

@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "aligned": {"kv_heads": 1, "pool": "aligned"},
     },
     "rewrite": {"same dtype": {}, "bfloat16": {"dtype": "bfloat16"}},
+    "repair": {"layer 1": {"lost": "layers:1"}, "layers 0, 1": {"lost": "layers:0-1"}},
     "merge": {  # with a second one of the same shape, the parent first
         "weights 1, 0": {"weights": ("1", "0")},
         "linear": {},

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from api.commands import refused
+from safetensors.torch import load_file
 from store.folders import hashes
 from train.train_helpers import defaults, rows
 
@@ -216,3 +217,15 @@ def test_a_pipeline_that_cannot_be_is_refused_before_anything_is_loaded(small, c
     assert "and 4 stages need one each" in refused(*words, "--seq-len", 32, "--batch-tokens", 64, "--stages", 4)
     with pytest.raises(RekindleError, match="names stage 9"):
         rekindle.train(small(layers=4), tmp_path / "out", **options(corpus, stages=2, inject="1:9:begin"))
+
+
+@pytest.mark.slow
+def test_checkfree_is_the_expression_of_repair(small, corpus, tmp_path):
+    """A rate so small that no weight moves: what is left of the run is what its lost stage was made of."""
+    still = {"stages": 4, "lr": 1e-30, "weight_decay": 0, "recover": "checkfree", "recover_power": 0}
+    rekindle.train(small(layers=4), tmp_path / "out", **options(corpus, inject="3:2:forward", **still))
+    assert [row["policy"] for row in rows(tmp_path / "out", "recovery")] == ["checkfree"]
+    rekindle.repair(small(layers=4), lost="layers:2").save(tmp_path / "repaired")
+    live, disk = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "repaired"))
+    assert {name for name, x in disk.items() if not x.equal(live[name])} == set()
+    assert disk.keys() == live.keys()

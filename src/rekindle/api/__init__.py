@@ -18,6 +18,7 @@ from rekindle.api.methods import apply, gqa, grow_depth, grow_experts, rewrite, 
 from rekindle.api.model import Model, open
 from rekindle.api.pack import archive_add, pack
 from rekindle.api.recipe import is_training, load_recipe, run, run_cost
+from rekindle.api.repairing import repair
 from rekindle.api.saving import command
 from rekindle.api.training import evaluate, init, init_cost, report, train, train_cost, utility
 from rekindle.codec.archive import Archive
@@ -55,6 +56,7 @@ __all__ = [
     "open",
     "pack",
     "plan",
+    "repair",
     "report",
     "rewrite",
     "run",

@@ -20,6 +20,7 @@ from rekindle.codec.kernel import kernel
 from rekindle.config import Count, parse
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
+from rekindle.methods.repair import named
 from rekindle.store.folder import open_folder
 from rekindle.store.manifest import Manifest, read_manifest
 from rekindle.version import __version__
@@ -53,7 +54,8 @@ def verify(
     from rekindle.apply.scan import not_finite
     from rekindle.apply.verify import verify as measure
 
-    made, parent = open(child).checkpoint, open(against).checkpoint
+    made = open(child).checkpoint
+    parent = _parent(against, made.folder.path)
     for side in (made, parent):
         side.folder.need_weights()
         if isinstance(side.family, Nameless) and not reads_text(side.folder):
@@ -73,6 +75,18 @@ def verify(
     verdict = measure(made, parent, ids, text=text, promise=promise, bad=bad, blockwise=blockwise)
     _keep(made.folder.path, verdict.to_dict(), manifest, made.config)
     return verdict
+
+
+def _parent(against: str | Path, child: Path) -> Checkpoint:
+    """What a child is compared with; where it was repaired, shards may be gone of that, or broken."""
+    try:
+        return open(against).checkpoint
+    except RekindleError:
+        manifest = read_manifest(child)
+        repaired = [record for record in manifest.lineage if record.verb == "repair"] if manifest else []
+        if not (repaired and (lost := named(repaired[-1].options["lost"]["value"]).files)):
+            raise
+        return open(against, without=lost).checkpoint
 
 
 def _count(tokens: int | str) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, cast
 from rekindle.api.merging import merge
 from rekindle.api.model import Model, open
 from rekindle.api.options import takes
+from rekindle.api.repairing import repair
 from rekindle.config import resolve
 from rekindle.methods import gqa as gqa_
 from rekindle.methods import grow_depth as grow_depth_
@@ -29,6 +30,8 @@ def apply(verb: str, source: Any, *, tower: str | None = None, **options: Any) -
     """
     if method_named(verb).takes == "models":
         return merge(source, **options)
+    if verb == "repair":
+        return repair(source, **options)
     model = source if isinstance(source, Model) else open(source)
     return model.then(verb, resolve(method_named(verb).config, options), tower)
 

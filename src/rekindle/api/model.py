@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Model(Decided):
 def combined(verb: str, models: Mapping[str, Model], options: Resolved[Any]) -> Model:
     """A method of several models applied to these, by name; raises RekindleError where it does not fit them."""
     parents = {name: model.as_parent.keyed(name) for name, model in models.items()}
-    child = method_named(verb).function(parents, options.config)
+    child = method_named(verb).combine(parents, options.config)
     used = {name: models[name] for name, parent in parents.items() if parent.sources.keys() <= child.sources.keys()}
     sources = {joint(name, key): given for name, model in used.items() for key, given in model.given.items()}
     steps = [step.keyed(name) for name, model in used.items() for step in model.steps]
@@ -109,10 +109,11 @@ def _twice(models: Mapping[str, Model]) -> Iterator[str]:
             yield f"{count} of the sources are one folder, {path}"
 
 
-def open(source: str | Path) -> Model:
+def open(source: str | Path, *, without: Collection[str] = ()) -> Model:
     """Open a checkpoint: a folder, `org/model[@revision]`, `hf://org/model` or `ARCHIVE@step`. Reads headers only.
 
-    A config.json alone, as a folder or a file, can be planned with but not saved.
+    A config.json alone, as a folder or a file, can be planned with but not saved. `without`: shards that are lost, for
+    `repair` alone.
     """
-    folder = replace(open_folder(local(source), bare=True), given=str(source))
+    folder = replace(open_folder(local(source), bare=True, without=without), given=str(source))
     return Model(str(source), open_checkpoint(folder))

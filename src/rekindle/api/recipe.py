@@ -9,10 +9,11 @@ from typing import Any
 from rekindle.api.merging import named
 from rekindle.api.model import Model, combined, open
 from rekindle.api.recipe_file import Written, read_recipe
+from rekindle.api.repairing import unreadable
 from rekindle.api.training import init, init_cost, train, train_cost
 from rekindle.config import Resolved, resolve
 from rekindle.errors import RekindleError, some, together
-from rekindle.methods import method_named
+from rekindle.methods import Method, method_named
 from rekindle.store.publish import check_spares
 from rekindle.train.config import InitConfig, TrainConfig
 
@@ -29,25 +30,38 @@ def load_recipe(path: str | Path) -> tuple[Model, dict[str, Any]]:
             problems.append(RekindleError(error.what, where=where, why=error.why, hint=error.hint))
     if problems:
         raise together(problems)
-    bench = Bench(recipe.sources, path)
+    bench = Bench(_opened(recipe.sources, steps), path)
     for step, options in steps:
         bench.apply(step, options)
     return bench.result(), recipe.save
 
 
+def _opened(sources: Mapping[str, str], steps: Sequence[tuple[Written, Resolved[Any]]]) -> Mapping[str, str | Model]:
+    """The sources, of which one that a recipe begins to repair need not have all its shards."""
+    if not steps or steps[0][0].verb != "repair":
+        return sources
+    step, options = steps[0]
+    hurt = step.of[0] if step.of else next(iter(sources))
+    return {**sources, hurt: open(sources[hurt], without=unreadable(options.config))} if hurt in sources else sources
+
+
+def _model(source: str | Model) -> Model:
+    return source if isinstance(source, Model) else open(source)
+
+
 class Bench:
     """The models of a recipe by name: its sources, and what its steps make of them."""
 
-    def __init__(self, sources: Mapping[str, str], path: str | Path):
+    def __init__(self, sources: Mapping[str, str | Model], path: str | Path):
         self._path, self._sources = path, tuple(sources)
-        self._models = {"": open(sources[""])} if "" in sources else named(sources)
+        self._models = {"": _model(sources[""])} if "" in sources else named(sources)
         self._last: str | None = next(iter(self._models)) if len(self._models) == 1 else None
         self._unread = dict.fromkeys(self._models)  # of which nothing is made yet, in order
 
     def apply(self, step: Written, options: Resolved[Any]) -> None:
         method = method_named(step.verb)
-        if method.takes == "models":
-            models = self._named(step.of) | self._base(options) if step.of else dict(self._models)
+        if method.takes == "models" or (method.beside and len(step.of) > 1):
+            models = self._named(step.of) | self._beside(method, options) if step.of else dict(self._models)
             self._set(step.to, combined(step.verb, models, options), models)
             return
         models = self._named(step.of or ([] if self._last is None else [self._last])) or self._models
@@ -89,10 +103,10 @@ class Bench:
             found |= ones
         return found
 
-    def _base(self, options: Resolved[Any]) -> dict[str, Model]:
-        """What an option names as the base, where it is a model here: it need not be listed."""
-        base = getattr(options.config, "base", None)
-        return {base: self._models[base]} if base in self._models else {}
+    def _beside(self, method: Method, options: Resolved[Any]) -> dict[str, Model]:
+        """What an option names, a base for one, where it is a model here: it need not be listed."""
+        name = getattr(options.config, method.beside, None) if method.beside else None
+        return {name: self._models[name]} if name in self._models else {}
 
     def _set(self, name: str, model: Model, read: Mapping[str, Model]) -> None:
         """Name what a step made of others; raises RekindleError where one of which nothing is made had the name."""

@@ -211,9 +211,10 @@ def _lineage(model: Decided, out: Path, options: Resolved[SaveConfig]) -> list[R
 
 def _command(step: Step, given: Mapping[str, str], out: Path, options: Resolved[SaveConfig]) -> str:
     """What to type to do a step again; a base is named as it was given, not by its key."""
-    own, base = step.options, getattr(step.options.config, "base", None)
+    own, beside = step.options, METHODS[step.verb].beside
+    base = getattr(own.config, beside, None)
     if base in given:
-        own = replace(own, config=replace(own.config, base=given[base]))
+        own = replace(own, config=replace(own.config, **{beside: given[base]}))
     sources = [source for name, source in given.items() if name != base]
     return command(step.verb, [*sources, str(out), *(["--tower", step.tower] if step.tower else [])], own, options)
 

@@ -31,7 +31,7 @@ class Verdict:
     promise: str  # "exact", "lossy" or "none"
     held: bool | None  # None: nothing was promised
     compared: str  # what the model puts out, see apply.probe
-    relative_difference: float  # max |difference of logits| / max |logit|, or of hidden states, float32
+    relative_difference: float | None  # max |difference of logits| / max |logit|, or of hidden states, float32
     stored_difference: float | None  # the same with both sides in the stored dtype; None where that is float32
     dtype: str
     loss_parent: float | None  # nats per token; None where the next token is not predicted
@@ -40,6 +40,7 @@ class Verdict:
     text: str  # what the tokens are
     not_finite: dict[str, int]  # tensors of the child with NaN or infinite values
     blockwise: bool
+    alone: str = ""  # why there was nothing to compare with: differences and the parent's loss are None then
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,29 +58,40 @@ def verify(
 ) -> Verdict:
     """Compare outputs on `tokens` [N, T]. `promise`: what the child was made under; `bad`: see scan.not_finite.
 
-    Raises RekindleError where the two cannot be compared.
+    Where the parent has lost tensors, or computes NaN, a lossy child is looked at alone. Raises RekindleError where the
+    two cannot be compared.
     """
     _check(child, parent)
     dtype = TORCH[child.dtype] if child.dtype in COMPUTED else "float32"  # nothing computes in 8 bits
-    difference, loss_parent, loss_child = compare(child, parent, tokens, "float32", blockwise)
+    probe = PROBES[child.settings.output]
+    about = {"promise": promise, "compared": probe.compared, "dtype": dtype, "tokens": int(tokens.size), "text": text,
+             "not_finite": bad, "blockwise": blockwise}  # fmt: skip
+    alone = f"{parent.folder.named} has lost tensors" if parent.folder.without else ""
+    difference, loss_parent, loss_child = float("nan"), None, None
+    if not alone:
+        difference, loss_parent, loss_child = compare(child, parent, tokens, "float32", blockwise)
+        if np.isnan(difference) and promise == "lossy" and not bad:
+            alone = f"{parent.folder.named} computes NaN"
+    if alone:
+        finite, loss_child = _outputs(child, tokens, blockwise)
+        unknown = {"relative_difference": None, "stored_difference": None, "loss_parent": None}
+        held = None if promise == "none" else finite and not bad
+        return Verdict(held=held, loss_child=loss_child, alone=alone, **unknown, **about)
     stored = compare(child, parent, tokens, dtype, blockwise)[0] if dtype != "float32" else None
     finite = bool(np.isfinite(difference)) and not bad
-    probe = PROBES[child.settings.output]
     held = None if promise == "none" else finite and (promise != "exact" or difference <= probe.exact)
-    return Verdict(
-        promise=promise,
-        held=held,
-        compared=probe.compared,
-        relative_difference=difference,
-        stored_difference=stored,
-        dtype=dtype,
-        loss_parent=loss_parent,
-        loss_child=loss_child,
-        tokens=int(tokens.size),
-        text=text,
-        not_finite=bad,
-        blockwise=blockwise,
-    )
+    measured = {"relative_difference": difference, "stored_difference": stored}
+    return Verdict(held=held, loss_parent=loss_parent, loss_child=loss_child, **measured, **about)
+
+
+def _outputs(child: Checkpoint, tokens: np.ndarray, blockwise: bool) -> tuple[bool, float | None]:
+    """Whether all that it puts out is finite, and its loss."""
+    import torch
+
+    probe, ids = PROBES[child.settings.output], torch.from_numpy(tokens.astype(np.int64))
+    with torch.no_grad():
+        (found,) = run(child, [ids], "float32", blockwise, unaided=True)
+    return bool(found.isfinite().all()), probe.loss(found, probe.shown(ids))
 
 
 def _check(child: Checkpoint, parent: Checkpoint) -> None:

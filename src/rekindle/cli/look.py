@@ -81,13 +81,14 @@ def verify(
     rows = []
     if verdict.loss_parent is not None:
         rows.append(("loss", f"{verdict.loss_parent:.6f} before, {verdict.loss_child:.6f} after (nats per token)"))
-    rows += [
-        ("promise", PROMISED.get((verdict.promise, verdict.held), f"{verdict.promise}, BROKEN")),
-        (
-            verdict.compared,
-            f"differ by {verdict.relative_difference:.2e} of the largest (float32; exact is <= {EXACT:.0e})",
-        ),
-    ]
+    elif verdict.loss_child is not None:
+        rows.append(("loss", f"{verdict.loss_child:.6f} (nats per token)"))
+    rows += [("promise", PROMISED.get((verdict.promise, verdict.held), f"{verdict.promise}, BROKEN"))]
+    if verdict.relative_difference is None:
+        rows.append((verdict.compared, f"compared with none: {verdict.alone}"))
+    else:
+        difference = f"{verdict.relative_difference:.2e}"
+        rows.append((verdict.compared, f"differ by {difference} of the largest (float32; exact is <= {EXACT:.0e})"))
     if verdict.stored_difference is not None:
         rows.append(("", f"differ by {verdict.stored_difference:.2e} in {verdict.dtype}, as stored"))
     rows += [
@@ -101,7 +102,9 @@ def verify(
         raise CheckFailed(
             f"{Path(out).name} does not keep its promise ({verdict.promise}).",
             where=next(iter(verdict.not_finite), None),
-            why=f"the {verdict.compared} differ by {verdict.relative_difference:.2e} of the largest",
+            why=f"the {verdict.compared} differ by {verdict.relative_difference:.2e} of the largest"
+            if verdict.relative_difference is not None
+            else f"its {verdict.compared} are not all finite",
         )
     if verdict.held is None:
         say(f"note: {out} carries no promise (no rekindle.json); this is only a measurement")

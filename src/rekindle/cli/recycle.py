@@ -14,6 +14,7 @@ import click
 from rekindle import api
 from rekindle.anatomy import Nameless
 from rekindle.api.merging import BASE, merged, named
+from rekindle.api.repairing import repaired
 from rekindle.api.saving import check_apart, check_keeps_state, lost
 from rekindle.api.saving import recipe as recipe_of
 from rekindle.api.source import typed
@@ -58,6 +59,8 @@ def _verb(method: Method) -> click.Command:
             model = merged(named(typed(sources, by_order)), options.config.base, options)
             options = model.steps[-1].options  # with the base that adapters name
             options = replace(options, config=replace(options.config, base=model.given.get(BASE)))
+        elif method.verb == "repair":
+            model = repaired(sources, options)
         else:
             model = api.open(sources).then(method.verb, options, given.pop("tower", None))
         if print_config:

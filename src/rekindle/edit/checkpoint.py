@@ -54,6 +54,7 @@ class Checkpoint:
     made_of: dict[str, Checkpoint] = field(default_factory=dict)  # by key what was opened, where this is not it
     findings: list[Finding] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)  # name -> text, of files that travel along otherwise
+    beside: Mapping[str, Checkpoint] = field(default_factory=dict)  # others that a method's option may name
 
     def __getitem__(self, layer: int) -> Block:
         return Block(self, layer)

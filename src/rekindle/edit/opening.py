@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from rekindle.store.weights import Tensors
 
 WHOLE = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}  # dtypes of codes, ids and masks
 COMPARED = 1 << 22  # bytes of two tensors compared at once
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, or an expert, in a tensor's name
 
 
 def checkpoint_at(path: str | Path) -> Checkpoint:
@@ -45,7 +47,8 @@ def checkpoint_at(path: str | Path) -> Checkpoint:
 def open_checkpoint(folder: Folder) -> Checkpoint:
     """A checkpoint over a folder's bytes; raises RekindleError with every tensor missing, extra or misshaped.
 
-    Its `folder` has the config as transformers takes it with these weights, see `as_loaded`.
+    Its `folder` has the config as transformers takes it with these weights, see `as_loaded`. Of a folder opened without
+    some shards, whatever is missing stands in it as a tensor of the first of them.
     """
     known = as_loaded(folder)
     family = _family(known)
@@ -88,7 +91,7 @@ def _family(folder: Folder) -> Family:
     try:
         return family_of(folder.config)
     except UnknownFamily as error:
-        if folder.bare:
+        if folder.bare or folder.without:
             raise
         return nameless(folder.config, error)
 
@@ -153,6 +156,8 @@ def _tied_as_stored(child: Checkpoint, names: Tensors) -> Checkpoint:
             names[embed] = names.pop(copy)
     if family.tied == "config" and (not settings.tie_word_embeddings or head is None):
         return child
+    if family.tied != "config" and {embed, *family.names_of("head", settings)} & child.folder.lost:
+        return child  # as the config has it: which of the two there were cannot be seen
     if head is not None and embed not in names:
         names[embed] = names.pop(head)
         head = None
@@ -229,8 +234,9 @@ def _as_configured(child: Checkpoint, packed: list[Packed]) -> Tensors:
 
 def _fill(child: Checkpoint, names: Tensors, packed: list[Packed], problems: list[RekindleError]) -> None:
     """Give every role its expression, taking what it is made of out of `names`."""
+    lost = _lost(child.folder) if child.folder.without else lambda name, shape: None
     for pack in packed:
-        stored = names.pop(pack.name, None)
+        stored = names.pop(pack.name, None) or lost(pack.name, pack.shape)
         if stored is None or stored.shape != pack.shape:
             problems.append(_misshapen(pack.name, stored.shape if stored else None, pack.shape))
         else:
@@ -239,7 +245,7 @@ def _fill(child: Checkpoint, names: Tensors, packed: list[Packed], problems: lis
     for role, (name, shape, _) in child.rows.items():
         if role in in_packs:
             continue
-        stored = names.pop(name, None)
+        stored = names.pop(name, None) or lost(name, shape)
         if stored is None:
             problems.append(RekindleError(f"The {role} is missing.", where=f"{name} in {child.folder.path}"))
         elif stored.shape != shape:
@@ -248,6 +254,19 @@ def _fill(child: Checkpoint, names: Tensors, packed: list[Packed], problems: lis
             problems.append(RekindleError(f"{name} is {stored.dtype}: whole numbers, not weights.", where=stored.path))
         else:
             child.tensors[role] = Leaf(name, stored)
+
+
+def _lost(folder: Folder) -> Callable[[str, tuple[int, ...]], Stored]:
+    """What stands for a tensor of a shard that is gone: its dtype is that of its like in another layer, or of most."""
+    found = Counter(stored.dtype for stored in folder.tensors.values() if stored.dtype not in WHOLE)
+    usual, like = found.most_common(1)[0][0], {NUMBER.sub("#", n): x.dtype for n, x in folder.tensors.items()}
+    path = str(folder.path / min(folder.without))
+
+    def of(name: str, shape: tuple[int, ...]) -> Stored:
+        dtype = like.get(NUMBER.sub("#", name), usual)
+        return Stored(path, dtype, shape, 0, nbytes(dtype, shape))
+
+    return of
 
 
 def taken_apart(pack: Packed, x: Expr) -> Iterator[tuple[Role, Expr]]:

@@ -6,6 +6,7 @@ What else a new method needs is in CONTRIBUTING.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -29,6 +30,7 @@ class Method(NamedTuple):
     trial: Mapping[str, Any] = MappingProxyType({})  # options that show whether it applies to a checkpoint
     examples: tuple[str, ...] = ()  # what to type after the verb, for help and documentation; a test runs each
     takes: Literal["tower", "model", "models"] = "tower"  # one tower of a model, all of it, or several models by name
+    beside: str = ""  # the option that may name one more model
 
     @property
     def commands(self) -> list[str]:
@@ -50,6 +52,13 @@ class Method(NamedTuple):
         """The papers behind it, and a link: of a method of several ways those of the one that these options name."""
         own = getattr(self.module, "cited", None)
         return own(options) if own else f"{self.paper} {self.url}".strip()
+
+    def combine(self, parents: Mapping[str, Checkpoint], config: Any) -> Checkpoint:
+        """What it makes of several models by name; of a method that takes one it is the first."""
+        if self.takes == "models":
+            return self.function(parents, config)
+        first, *others = parents
+        return self.apply(replace(parents[first], beside={name: parents[name] for name in others}), config)
 
     def apply(self, parent: Checkpoint, config: Any, tower: str | None = None) -> Checkpoint:
         """What it makes of a checkpoint; where that has several towers, and the method sees one, of `tower`, or "both".
@@ -150,6 +159,21 @@ METHODS = {
                 "'run/checkpoint-*' OUT --how ema --decay 0.9",
             ),
             takes="models",
+            beside="base",
+        ),
+        Method(
+            "repair",
+            "rekindle.methods.repair:repair",
+            "Make a checkpoint whole again that has lost layers or a shard.",
+            "All is Not Lost: LLM Recovery without Checkpoints (arXiv 2506.15461)",
+            "https://arxiv.org/abs/2506.15461",
+            {"lost": "layers:1"},
+            examples=(
+                "SRC OUT --lost layers:1",
+                "SRC OUT --lost layers:0-1 --from SRC2",
+            ),
+            takes="model",
+            beside="from_",
         ),
     )
 }

@@ -17,9 +17,13 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from rekindle.anatomy.adam import MOMENTS
+from rekindle.edit.expressions import Leaf
+from rekindle.methods.repair import stand_in
 from rekindle.recovery.dying import Dying
 from rekindle.recovery.group import received
 from rekindle.recovery.stage import Place, Stage
+from rekindle.store.files import Files
+from rekindle.store.legacy import Held
 from rekindle.train.losses import expert_counts, inputs_and_targets
 from rekindle.train.model import cast_experts
 from rekindle.train.objectives.next_token import NextToken
@@ -230,10 +234,12 @@ class Seat:
             return {}, {}
         own = self.stage.of_layers() if told["what"] == "layers" else list(self.stage.parameters())
         size = (sum(p.numel() for p in own),)
-        found = torch.zeros(size, device=self.device)
-        for source, share in told["sources"]:
-            found += share * received(size, source, self.device)
-        vector_to_parameters(found, own)
+        given = [received(size, source, self.device).cpu().numpy() for source, _ in told["sources"]]
+        leaves = [Leaf(str(i), Held("", "F32", size, x, x.nbytes)) for i, x in enumerate(given)]
+        made = stand_in(leaves, [share for _, share in told["sources"]])  # as `repair` makes it on disk
+        with Files() as files:
+            values = torch.from_numpy(made.values(0, made.num_rows, files)).flatten()
+        vector_to_parameters(values.to(self.device), own)
         return {}, {}
 
     def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ class Folder:
     native: bool = True  # transformers reads the same out of the folder itself
     seen: Stamps = field(default_factory=dict, repr=False, compare=False)  # of its files, before they were opened
     given: str = field(default="", compare=False)  # what named it, where that is not its path
+    without: frozenset[str] = frozenset()  # shards that were not read, being lost
+    lost: frozenset[str] = frozenset()  # their tensors, as far as an index lists them
 
     @property
     def named(self) -> str:
@@ -74,10 +77,11 @@ class Folder:
         passengers.carry(self.path, self.config, out)
 
 
-def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
+def open_folder(path: str | Path, *, bare: bool = False, without: Collection[str] = ()) -> Folder:
     """Read a folder's config and headers. Raises RekindleError where it is no checkpoint, or a broken one.
 
-    `bare`: a config alone will do, in a folder or as a JSON file of any name.
+    `bare`: a config alone will do, in a folder or as a JSON file of any name. `without`: shards that are not read,
+    being lost.
     """
     path = Path(path)
     seen = stamps_in(path)
@@ -93,7 +97,7 @@ def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
         if not (path / "config.json").exists():
             raise in_pieces(path) or _no_checkpoint(path)
         config = read_json(path / "config.json", missing="")
-        weights = read_weights(path, config)
+        weights = read_weights(path, config, without)
     except OSError as error:
         raise RekindleError(f"The folder cannot be read: {error.strerror}.", where=path) from None
     if weights is None and bare:
@@ -102,7 +106,8 @@ def open_folder(path: str | Path, *, bare: bool = False) -> Folder:
         raise RekindleError(f"{path} has no weights.", where=f"{SINGLE}, {INDEX} or {PICKLE} in {path}")
     check_any(weights.tensors, path)
     mark = fingerprint(config, weights.tensors)
-    return Folder(path, config, weights.tensors, mark, weights.notes, native=weights.native, seen=seen)
+    how = {"native": weights.native, "seen": seen, "without": frozenset(without), "lost": weights.lost}
+    return Folder(path, config, weights.tensors, mark, weights.notes, **how)
 
 
 def check_any(tensors: Tensors, path: Path) -> None:

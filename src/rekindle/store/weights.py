@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rekindle.errors import RekindleError, some
+from rekindle.errors import RekindleError, nearest, some
 from rekindle.store.header import Stored, read_header
 from rekindle.store.index import is_plain, shard_names
 from rekindle.store.legacy import Held, read_pickle
@@ -32,6 +32,7 @@ class Weights(NamedTuple):
     tensors: Tensors
     notes: tuple[str, ...]  # what the user should know of the choice
     native: bool  # whether transformers reads the same from this folder
+    lost: frozenset[str] = frozenset()  # tensors of shards that are left out, as far as an index lists them
 
 
 def choice(names: Iterable[str], config: Mapping[str, Any]) -> str | None:
@@ -49,23 +50,31 @@ def stem_of(config: Mapping[str, Any]) -> str:
     return DIFFUSERS if "_diffusers_version" in config else "model"
 
 
-def read_weights(folder: Path, config: Mapping[str, Any]) -> Weights | None:
-    """The tensors of a folder, or None where it has no weights at all; raises RekindleError for unclear ones."""
+def read_weights(folder: Path, config: Mapping[str, Any], without: Collection[str] = ()) -> Weights | None:
+    """The tensors of a folder, or None where it has no weights at all; raises RekindleError for unclear ones.
+
+    `without`: names of shards that are not read, since they are gone or broken.
+    """
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     chosen = choice(names, config)
     if chosen is None:
         _refuse_dead_links(folder)
         _refuse_folders(folder)
-        return _without_index(folder, config, names)
+        return _without_index(folder, config, names, without)
+    lost: frozenset[str] = frozenset()
     if not chosen.endswith(".index.json"):
         files = [chosen]
+        _check_known(folder, without, [])
         tensors: Tensors = {**(read_pickle if chosen == PICKLE else _header)(folder / chosen)}
     else:
         weight_map = shard_names(folder / chosen)
         files = sorted(set(weight_map.values()))
-        tensors = _indexed(folder, folder / chosen, weight_map)
+        _check_known(folder, without, files)
+        kept = {name: file for name, file in weight_map.items() if file not in without}
+        tensors = _indexed(folder, folder / chosen, kept)
+        lost = frozenset(weight_map.keys() - kept.keys())
     notes = [_pickle_note(folder, config)] if chosen in (PICKLE, PICKLE_INDEX) else []
-    return Weights(tensors, (*notes, *_beside(folder, chosen, files, names)), native=True)
+    return Weights(tensors, (*notes, *_beside(folder, chosen, files, names)), native=True, lost=lost)
 
 
 def _refuse_dead_links(folder: Path) -> None:
@@ -101,7 +110,9 @@ def in_pieces(folder: Path) -> RekindleError | None:
     return None
 
 
-def _without_index(folder: Path, config: Mapping[str, Any], names: list[str]) -> Weights | None:
+def _without_index(
+    folder: Path, config: Mapping[str, Any], names: list[str], without: Collection[str]
+) -> Weights | None:
     """Numbered shards whose index is missing: read where they are one whole set."""
     shards = {name: match for name in names if (match := SHARD.fullmatch(name))}
     sets = {(match["stem"], match["of"], match["kind"]) for match in shards.values()}
@@ -120,11 +131,12 @@ def _without_index(folder: Path, config: Mapping[str, Any], names: list[str]) ->
         raise RekindleError(f"There are shards of several models, and no index: {listed}.", where=folder)
     (stem, of, kind), first = next(iter(sets)), next(iter(shards))
     wanted = [f"{stem}-{number:05d}-of-{of}.{kind}" for number in range(1, int(of) + 1)]
-    if missing := [name for name in wanted if name not in shards]:
+    _check_known(folder, without, wanted)
+    if missing := [name for name in wanted if name not in shards and name not in without]:
         what = f"There is no index, and of its {int(of)} shards {some(missing)} {_are(missing)} missing."
-        raise RekindleError(what, where=folder / first, hint="download or copy the folder again")
+        raise RekindleError(what, where=folder / first, hint=_again(folder, missing))
     tensors: Tensors = {}
-    for name in wanted:
+    for name in [name for name in wanted if name not in without]:
         held = (read_pickle if kind == "bin" else _header)(folder / name)
         if doubled := sorted(held.keys() & tensors.keys()):
             raise RekindleError(f"{doubled[0]} is in two shards, and no index says which is right.", where=folder)
@@ -137,10 +149,12 @@ def _indexed(folder: Path, index_path: Path, weight_map: dict[str, str]) -> Tens
     headers: dict[str, Mapping[str, Stored | Held]] = {}
     for file in sorted(set(weight_map.values())):
         if not _exists(folder / file):
-            raise RekindleError(
-                f"The shard {file} is missing.", where=folder / file, hint="download or copy the folder again"
-            )
-        headers[file] = (read_pickle if index_path.name == PICKLE_INDEX else _header)(folder / file)
+            raise RekindleError(f"The shard {file} is missing.", where=folder / file, hint=_again(folder, [file]))
+        try:
+            headers[file] = (read_pickle if index_path.name == PICKLE_INDEX else _header)(folder / file)
+        except RekindleError as error:
+            error.hint = _again(folder, [file], error.hint)
+            raise
     everywhere = [name for header in headers.values() for name in header]
     if len(everywhere) > len(set(everywhere)):
         twice = next(name for name, times in Counter(everywhere).items() if times > 1)
@@ -158,6 +172,22 @@ def _indexed(folder: Path, index_path: Path, weight_map: dict[str, str]) -> Tens
             where=index_path,
         )
     return tensors
+
+
+def _check_known(folder: Path, without: Collection[str], shards: list[str]) -> None:
+    """Raise RekindleError where what is lost is no shard, or all that there is."""
+    for name in without:
+        if name not in shards and not (folder / name).is_file():
+            hint = nearest(name, shards) or some(shards) or None
+            raise RekindleError(f"{folder} has no shard {name}.", hint=hint)
+    if without and not set(shards) - set(without):
+        what = f"{folder} has no weights but {some(sorted(without))}: nothing is left to repair."
+        raise RekindleError(what, hint="download or copy it again")
+
+
+def _again(folder: Path, files: list[str], hint: str | None = None) -> str:
+    lost = ",".join(f"shard:{file}" for file in files)
+    return f"{hint or 'download or copy the folder again'}; or rekindle repair {folder} OUT --lost {lost}"
 
 
 def _header(path: Path) -> dict[str, Stored]:

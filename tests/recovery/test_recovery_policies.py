@@ -31,6 +31,15 @@ def test_a_larger_gradient_counts_more_and_none_is_a_plain_mean():
     assert remedies("checkfree", [1], 4, [0, 0, 0, 0], 1.0)[1].sources == ((0, 0.5), (2, 0.5))
 
 
+def test_ends_that_take_turns_are_copies_of_each_other():
+    found = remedies("checkfree+", [0, 2, 5], 6, [1.0] * 6, 1.0)
+    assert {stage: remedy.sources for stage, remedy in found.items()} == {
+        0: ((1, 1.0),), 2: ((1, 0.5), (3, 0.5)), 5: ((4, 1.0),)
+    }  # fmt: skip
+    with pytest.raises(Uncovered, match="stage 1, which takes turns with stage 0, is lost as well"):
+        remedies("checkfree+", [0, 1], 6, [1.0] * 6, 1.0)
+
+
 @settings(deadline=None)
 @given(st.integers(2, 9), st.data())
 def test_no_stage_is_made_of_one_that_is_lost(stages, data):

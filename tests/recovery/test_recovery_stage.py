@@ -22,11 +22,11 @@ def options(stages: int, recover: str = "shadow", **changes) -> TrainConfig:
     return TrainConfig(stages=stages, recover=recover, **changes)  # type: ignore[arg-type]
 
 
-def stages_of(folder, count: int) -> tuple[list[Stage], torch.nn.Module]:
+def stages_of(folder, count: int, recover: str = "shadow") -> tuple[list[Stage], torch.nn.Module]:
     parent = checkpoint_at(folder)
     whole = load_model(parent.folder).eval()
     made = []
-    for place, config in parts_of(parent, options(count)):
+    for place, config in parts_of(parent, options(count, recover)):
         stage = Stage(config, place, torch.device("cpu")).eval()
         stage.fill(whole.state_dict())
         stage.weighing = WEIGHING
@@ -63,13 +63,62 @@ def test_stages_are_the_whole_model_forward_and_backward(small, family, count):
         assert (found[name] - p.grad).abs().max() <= 1e-5 * max(p.grad.abs().max(), 1e-3), name
 
 
+ALIKE = [name for name in DECODERS if name != "deepseek_v3"]  # whose layers differ
+
+
+@pytest.mark.parametrize("family", ALIKE)
+@pytest.mark.parametrize("tied", [False, True])
+def test_with_ends_swapped_it_is_the_whole_model_with_its_layers_in_that_order(small, family, tied):
+    try:
+        folder = small(family, layers=8, tie_embeddings=tied)
+    except RekindleError:
+        pytest.skip(f"a {family} is not tied, or always")
+    stages, whole = stages_of(folder, 4, "checkfree+")
+    order = stages[0].place.order
+    assert order == [1, 0, 3, 2]
+    ids = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(0))
+    for way in (range(4), order):
+        h = ids
+        for at, stage in enumerate(way):
+            stages[stage].first, stages[stage].last = at == 0, at == 3
+            h = stages[stage](h)
+        cross_entropy(h[:, :-1], ids[:, 1:]).backward()
+    found = {}
+    for stage in stages:
+        for name, p in stage.own.items():
+            found[name] = found.get(name, 0) + (0 if p.grad is None else p.grad)
+    sparse = stages[0].place.routers > 0
+    for layers in ([*range(8)], [2, 3, 0, 1, 6, 7, 4, 5]):
+        reordered(whole, layers)
+        out = forward(whole, {"input_ids": ids, "use_cache": False}, sparse)
+        reordered(whole, layers)  # each order is its own inverse
+        loss = cross_entropy(out.logits[:, :-1], ids[:, 1:])
+        if sparse:
+            routers = router_losses(router_logits(out), stages[0].top_k)
+            loss = loss + sum(WEIGHING[name] * x for name, x in routers.items())
+        loss.backward()
+    wanted = dict(whole.named_parameters())
+    assert found.keys() == wanted.keys()
+    for name, p in wanted.items():
+        assert (found[name] - p.grad).abs().max() <= 1e-5 * max(p.grad.abs().max(), 1e-3), name
+
+
+def reordered(model: torch.nn.Module, layers: list[int]) -> None:
+    """The same layers in another order."""
+    (modules,) = (m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == len(layers))
+    moved = [modules[layer] for layer in layers]
+    for at, module in enumerate(moved):
+        modules[at] = module
+
+
 def test_tied_embeddings_are_held_by_both_ends(small):
     stages, whole = stages_of(small(layers=4, tie_embeddings=True), 4)
     names = [[long for long in stage.names.values() if "embed" in long] for stage in stages]
     assert names == [["model.embed_tokens.weight"], [], [], ["model.embed_tokens.weight"]]
-    assert [stage.tied for stage in stages] == [True, False, False, True]
-    assert torch.equal(stages[0].shared, whole.get_input_embeddings().weight)
-    assert torch.equal(stages[-1].shared, stages[0].shared)
+    held = {"model.embed_tokens.weight": (0, 3)}
+    assert [stage.shared for stage in stages] == [held, {}, {}, held]
+    assert torch.equal(stages[0].body.embed_tokens.weight, whole.get_input_embeddings().weight)
+    assert torch.equal(stages[-1].body.lm_head.weight, stages[0].body.embed_tokens.weight)
 
 
 def test_layers_of_all_stages_are_in_one_order(small):
@@ -88,6 +137,7 @@ def test_layers_of_all_stages_are_in_one_order(small):
         ("llama", {"stages": 5}, "4 layers cannot be 5 stages"),
         ("llama", {"stages": 0}, "4 layers cannot be 0 stages"),
         ("llama", {"stages": 3, "recover": "checkfree"}, "--stages 2 or 4; or --recover shadow"),
+        ("llama", {"stages": 2, "recover": "checkfree+"}, "2 stages are no two pairs"),
         ("llama", {"stages": 2, "keep_averages": True}, "--keep-averages is not possible in a pipeline"),
         ("llama", {"stages": 2, "spares": -1}, "spares is -1: 0 is the least"),
         ("deepseek_v3", {"stages": 4, "recover": "copy"}, "layers of this deepseek_v3 differ"),

@@ -91,11 +91,11 @@ MOMENTS = "1:1:begin,2:1:forward,3:2:backward,4:1:ready,5:2:commit,6:1:committed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recover", ["checkfree", "shadow", "copy", "random"])
+@pytest.mark.parametrize("recover", ["checkfree", "checkfree+", "shadow", "copy", "random"])
 def test_a_stage_that_is_killed_at_any_moment_is_made_again(small, corpus, tmp_path, recover):
     source = small(layers=4)
     how = options(corpus, stages=4, recover=recover, inject=MOMENTS, shadow_every=2)
-    again = recover in ("checkfree", "shadow")
+    again = recover in ("checkfree", "checkfree+", "shadow")
     for out in ("out", "again")[: 1 + again]:
         rekindle.train(source, tmp_path / out, **how)
         told = rows(tmp_path / out, "recovery")
@@ -133,10 +133,18 @@ def test_both_ends_have_shadows(small, corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_end_whose_embeddings_are_the_head_goes_back_so_that_both_ends_agree(small, corpus, tmp_path):
-    how = options(corpus, stages=2, inject="5:0:begin")
-    rekindle.train(small(layers=4, tie_embeddings=True, dtype="bfloat16"), tmp_path / "out", **how)
-    assert [row["policy"] for row in rows(tmp_path / "out", "recovery")] == ["checkpoint"]
+@pytest.mark.parametrize(
+    ("how", "policy"),
+    [
+        ({"stages": 2, "inject": "5:0:begin,7:1:backward"}, "shadow"),
+        ({"stages": 2, "inject": "5:0:begin", "recover": "checkfree"}, "checkpoint"),
+        ({"stages": 4, "inject": "3:0:commit,5:1:begin,6:2:begin,7:3:begin", "recover": "checkfree+"}, "checkfree+"),
+    ],
+)
+def test_stages_that_hold_the_same_embeddings_agree_on_them(small, corpus, tmp_path, how, policy):
+    source = small(layers=4, tie_embeddings=True, dtype="bfloat16")
+    rekindle.train(source, tmp_path / "out", **options(corpus, **how))
+    assert {row["policy"] for row in rows(tmp_path / "out", "recovery")} == {policy}
     told = rows(tmp_path / "out", "eval")[-1]["val_loss"]
     sizes = {"data": str(corpus), "seq_len": 32, "tokens": 256}
     assert rekindle.evaluate(tmp_path / "out", **sizes)["loss"] == pytest.approx(told, abs=0.02)  # rounded to bfloat16

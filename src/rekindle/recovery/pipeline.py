@@ -71,10 +71,11 @@ class Pipeline:
     def __init__(self, stepper: Stepper, fleet: Fleet, parts: Sequence[Part], begin: Begin):
         self.model, self.objective, self.accelerator = stepper.model, stepper.objective, stepper.accelerator
         self.plan, self.config = stepper.plan, stepper.config
-        self.micro_batch = chunk_of(stepper.plan.batch, stepper.micro_batch, len(parts), stepper.plan.seq_len)
+        ways = 2 if parts[0].place.swapped else 1
+        self.micro_batch = chunk_of(stepper.plan.batch, stepper.micro_batch, len(parts), stepper.plan.seq_len, ways)
         self._fleet, self._parts, self._begin = fleet, parts, begin
         self._injected = injected(self.config.inject, len(parts))
-        self._norms = [1.0] * len(parts)  # of the last gradients
+        self._norms = [1.0] * len(parts)  # of the last gradients of each stage's layers
         self._sizes = [0] * len(parts)  # parameters
         self._generation, self._at = 0, -1  # groups that were formed; updates that were made, once it is known
         self._bare: set[int] = set()  # stages that hold no shadow
@@ -172,7 +173,7 @@ class Pipeline:
         for answer in answers:
             for name, value in answer["losses"].items():
                 losses[name] = (losses[name] or 0.0) + value
-        self._norms = [math.sqrt(answer["square"]) for answer in answers]
+        self._norms = [math.sqrt(answer["layers"]) for answer in answers]
         norm = math.sqrt(sum(answer["square"] for answer in answers))
         loss = losses["loss"]
         assert loss is not None
@@ -223,8 +224,8 @@ class Pipeline:
 
     def _repair(self, lost: Sequence[int]) -> None:
         last = len(self._parts) - 1
-        if self._tied and {0, last} & set(lost):
-            raise Uncovered("the embeddings are the head, which both ends hold a copy of")
+        if self._tied and {*self._parts[0].place.firsts, *self._parts[0].place.lasts} <= set(lost):
+            raise Uncovered("the embeddings are the head, and all stages that hold them are lost")
         if self.config.recover == "shadow" and (bare := [at for at in lost if (at + 1) % (last + 1) in self._bare]):
             raise Uncovered(f"no shadow of stage {bare[0]} is held yet")
         found = remedies(self.config.recover, lost, len(self._parts), self._norms, self.config.recover_power)
@@ -233,6 +234,8 @@ class Pipeline:
             took = {"what": remedy.what, "sources": remedy.sources, "lr_scale": self.config.recover_lr, "seed": seed}
             gave = {source: Command("give", {"to": stage, "what": remedy.what}) for source, _ in remedy.sources}
             self._fleet.ask({self._fleet.stage(at): one for at, one in {**gave, stage: Command("take", took)}.items()})
+            if self._tied or self._parts[0].place.swapped:
+                self._ask("share", {"to": stage, "lost": [at for at in lost if at >= stage]})  # others are whole again
 
     def _go_back(self, lost: Sequence[int], why: str) -> None:
         """All stages, to the state that was saved last; raises CheckFailed where that is not wanted."""
@@ -264,14 +267,15 @@ class Pipeline:
         rows: Batch | None = None,
         step: int | None = None,
     ) -> list[Message]:
-        """Their answers. Rows go to both ends."""
-        last, commands = len(self._parts) - 1, {}
-        for stage in range(last + 1):
+        """Their answers. Rows go to stages at ends."""
+        commands = {}
+        for stage, (place, _) in enumerate(self._parts):
             die = self._injected.pop((step, stage, kind), None)
             header = {**(told or {}), **({"die": die} if die else {})}
-            commands[self._fleet.stage(stage)] = Command(kind, header, (rows or {}) if stage in (0, last) else {})
+            own = (rows or {}) if place.embeds or place.heads else {}
+            commands[self._fleet.stage(stage)] = Command(kind, header, own)
         found = {member.stage: answer for member, answer in self._fleet.ask(commands).items()}
-        return [found[stage] for stage in range(last + 1)]
+        return [found[stage] for stage in range(len(self._parts))]
 
     def _form(self) -> None:
         self._generation += 1

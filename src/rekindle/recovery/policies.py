@@ -2,6 +2,8 @@
 
 checkfree   the average of its neighbours' layers, weighed by the norms of their last gradients to a `power`: the larger
             its gradient, the less has a stage converged, and the more it counts
+checkfree+  the same, but at the ends of one alone: stage 0 of 1, 1 of 0, and so the last two, swapped for half
+            of the chunks; embeddings and head, which both of them hold, as they are, with their moments
 copy        the layers of the stage before it
 random      new values
 shadow      its own weights, as the next stage has held them since the last time that they were sent there
@@ -12,7 +14,8 @@ Moments begin anew where the weights are not a checkpoint's, at `lr_scale` times
 does not raise again.
 
 Source: "All is Not Lost: LLM Recovery without Checkpoints", arXiv 2506.15461, section 4 and algorithm 1:
-W_i = (w_l W_l + w_r W_r) / (w_l + w_r). Departures: the norms are those before clipping, since where both neighbours
+W_i = (w_l W_l + w_r W_r) / (w_l + w_r); CheckFree+ as in the authors' code, where stages 1 and s - 2 are copies too,
+which the paper does not say. Departures: the norms are those before clipping, since where both neighbours
 are clipped, each by itself as in the authors' code, the average is a plain one. Shadows are ours.
 """
 
@@ -54,6 +57,8 @@ def _remedy(policy: Recover, stage: int, lost: set[int], stages: int, norms: Seq
         return Remedy("nothing")
     if policy == "shadow":
         return Remedy("shadow", ((_living((stage + 1) % stages, lost, "holds the shadow of", stage), 1.0),))
+    if policy == "checkfree+" and stage in _twins(stages):
+        return Remedy("layers", ((_living(_twins(stages)[stage], lost, "takes turns with", stage), 1.0),))
     if stage in (0, stages - 1):
         raise Uncovered(f"stage {stage} stands at an end, and has more than layers")
     before = _living(stage - 1, lost, "is to stand in for", stage)
@@ -62,6 +67,11 @@ def _remedy(policy: Recover, stage: int, lost: set[int], stages: int, norms: Seq
     after = _living(stage + 1, lost, "is to stand in for", stage)
     left, right = ((norms[other] + EPS) ** power for other in (before, after))
     return Remedy("layers", ((before, left / (left + right)), (after, right / (left + right))))
+
+
+def _twins(stages: int) -> dict[int, int]:
+    """Stages that stand in each other's place in half of the passes."""
+    return {0: 1, 1: 0, stages - 2: stages - 1, stages - 1: stages - 2}
 
 
 def _living(other: int, lost: set[int], does: str, stage: int) -> int:

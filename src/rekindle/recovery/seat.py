@@ -6,14 +6,13 @@ stage goes in the group: activations, gradients, and the layers that a lost stag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from rekindle.anatomy.adam import MOMENTS
@@ -21,6 +20,7 @@ from rekindle.edit.expressions import Leaf
 from rekindle.methods.repair import stand_in
 from rekindle.recovery.dying import Dying
 from rekindle.recovery.group import received
+from rekindle.recovery.passes import Passes
 from rekindle.recovery.stage import Place, Stage
 from rekindle.store.files import Files
 from rekindle.store.legacy import Held
@@ -29,7 +29,6 @@ from rekindle.train.model import cast_experts
 from rekindle.train.objectives.next_token import NextToken
 from rekindle.train.optimizer import make_optimizer
 
-SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 Tensors = Mapping[str, torch.Tensor]
 Answer = tuple[dict[str, Any], Tensors]
 
@@ -50,12 +49,14 @@ class Seat:
         nothing: Any = None  # is read here: rows are sent
         self.objective = NextToken(nothing, self.how.seq_len)
         self.optimizer = make_optimizer(self.stage, self.how.weight_decay, self.how.beta2)
-        self.lr_scale = 1.0
+        self._layers = self.stage.of_layers()
+        _part(self.optimizer, self._layers)
+        self.lr_scale = 1.0  # of the layers
         self.shadow: torch.Tensor | None = None  # the weights of the stage before this one
         self.coming: torch.Tensor | None = None  # the next ones, until all stages have theirs
         self.targets = 1  # of a step
         self.stage.fill(tensors)
-        for name, p in self._parameters():
+        for name, p in self.stage.own.items():
             if f"{name}.step" in tensors:
                 self.optimizer.state[p] = {key: tensors[f"{name}.{key}"].to(p.device) for key in ("step", *MOMENTS)}
 
@@ -63,26 +64,11 @@ class Seat:
         """A group has been formed: a step that was begun in another one is forgotten."""
         self.optimizer.zero_grad(set_to_none=True)
         self.coming = None
-        b, T, s = self.how.micro_batch, self.how.seq_len, self.stage.settings
-        ids = torch.empty((b, T), dtype=torch.int64, device="meta")
-        h = torch.empty((b, T, s.hidden_size), device="meta", requires_grad=True)
-        kind = torch.bfloat16 if self.how.bf16 else torch.float32
-        logits = torch.empty((b, T, s.vocab_size), dtype=kind, device="meta", requires_grad=True)
-        place = self.place
-        pipe = PipelineStage(
-            self.stage,
-            place.stage,
-            place.stages,
-            self.device,
-            input_args=(ids if place.begins else h,),
-            output_args=(logits if place.ends else h,),
-        )
-        # Gradients are summed as they are: each chunk's loss is its part of the step's.
-        self.schedule = SCHEDULES[self.how.pipeline](pipe, self.how.chunks, loss_fn=self._loss, scale_grads=False)
+        self.passes = Passes(self.stage, self.how, self._loss, self.device)
 
     def leave(self) -> None:
         """Nothing here holds the group any more."""
-        self.schedule = None
+        self.passes = None
 
     def rehearse(self) -> None:
         """A step alone, of zeros: modules are imported by it, and kernels chosen."""
@@ -99,40 +85,33 @@ class Seat:
 
     def step(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """Forward and backward; the gradients are held."""
-        stage, place = self.stage, self.place
+        stage = self.stage
         torch.manual_seed(told["seed"])
         stage.weighing, stage.share, stage.told = told["weighing"], 1 / self.how.chunks, {}
         self.targets = told["targets"]
         if told["shadowed"] and self.coming is not None:
             self.shadow, self.coming = self.coming, None
-        losses: list[torch.Tensor] = []
-        assert self.schedule is not None
+        windows = tensors["windows"].to(self.device) if tensors else None
+        assert self.passes is not None
         with self._autocast(), Dying(told.get("die"), stage) as dying:
-            if place.begins:
-                self.schedule.step(inputs_and_targets(tensors["windows"].to(self.device))[0])
-            elif place.ends:
-                windows = tensors["windows"].to(self.device)
-                self.schedule.step(target=windows, losses=losses, return_outputs=False)
-            else:
-                self.schedule.step()
-            if stage.tied:
-                self._add_tied()
+            losses = self.passes.run(windows)
+            self._add_shared()
             dying.at("ready")
         found = {name: float(x) for name, x in stage.told.items()}
         if losses:
             found["loss"] = float(torch.stack(losses).detach().double().sum())
-        return {"losses": found, "square": self._square()}, {}
+        return {"losses": found, "square": _square(self._counted()), "layers": _square(self._layers)}, {}
 
     def commit(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """The update with the gradients that are held, times `scale`."""
         dying = Dying(told.get("die"))
         dying.at("commit")
         if told["scale"] < 1:
-            for _, p in self._parameters():
+            for _, p in self.stage.own.items():
                 if p.grad is not None:
                     p.grad.mul_(told["scale"])
         for group in self.optimizer.param_groups:
-            group["lr"] = told["lr"] * self.lr_scale
+            group["lr"] = told["lr"] * (self.lr_scale if group["layers"] else 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         dying.at("committed")
@@ -149,25 +128,28 @@ class Seat:
         share = self.objective.targets(batch).sum() / self.targets
         return self.objective.losses(SimpleNamespace(logits=logits), batch)["loss"] * share
 
-    def _add_tied(self) -> None:
-        """Embeddings that are the head as well are held by both ends: their gradients are added in one order."""
-        own = self.stage.shared.grad
-        assert own is not None
-        theirs = torch.empty_like(own)
-        if self.place.begins:
-            dist.send(own, self.place.stages - 1)
-            dist.recv(theirs, self.place.stages - 1)
-            own.add_(theirs)
-        else:
-            dist.recv(theirs, 0)
-            dist.send(own, 0)
-            own.copy_(theirs + own)
+    def _add_shared(self) -> None:
+        """Of parameters that several stages have all get the sum of their gradients, added up in one order."""
+        own = self.stage.own
+        for name, (first, *others) in self.stage.shared.items():
+            grad = own[name].grad
+            assert grad is not None
+            if self.place.stage == first:
+                for other in others:
+                    grad.add_(received(grad.shape, other, self.device))
+                for other in others:
+                    dist.send(grad, other)
+            else:
+                dist.send(grad, first)
+                grad.copy_(received(grad.shape, first, self.device))
 
-    def _square(self) -> float:
-        """The squared norm of the gradients; of what two stages hold the first one counts it."""
-        twice = self.stage.shared if self.stage.tied and self.place.ends else None
-        grads = [p.grad for _, p in self._parameters() if p.grad is not None and p is not twice]
-        return sum(float(grad.double().square().sum()) for grad in grads)
+    def _counted(self) -> list[torch.nn.Parameter]:
+        """Its parameters, but for those that a stage before it has as well."""
+        return [
+            p
+            for name, p in self.stage.own.items()
+            if self.place.stage == min(self.stage.shared.get(name, [self.place.stage]))
+        ]
 
     # -- what else is asked ------------------------------------------------------------------------------------------
 
@@ -199,13 +181,13 @@ class Seat:
     def weights(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """With the moments, by the names of the whole model."""
         found = self.stage.weights()
-        for name, p in self._parameters():
+        for name, p in self.stage.own.items():
             found |= {f"{name}.{key}": value for key, value in self.optimizer.state.get(p, {}).items()}
         return {}, found
 
     def sound(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """Whether all weights are numbers."""
-        return {"sound": all(bool(p.isfinite().all()) for _, p in self._parameters())}, {}
+        return {"sound": all(bool(p.isfinite().all()) for _, p in self.stage.own.items())}, {}
 
     def shade(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """The next stage gets a copy of these weights; that of the one before is kept once all have theirs."""
@@ -218,6 +200,26 @@ class Seat:
         return {"size": own.numel()}, {}
 
     # -- recovery ----------------------------------------------------------------------------------------------------
+
+    def share(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """Parameters that others have too, and their moments: `to` gets them from the first of these that lives."""
+        own, stage, to = self.stage.own, self.place.stage, told["to"]
+        for name, holders in self.stage.shared.items():
+            giver = next((one for one in holders if one not in told["lost"]), None)
+            if to not in holders or stage not in (giver, to):
+                continue
+            p = own[name]
+            if stage == giver:
+                state = self.optimizer.state.get(p) or _nothing(p)
+                dist.send(torch.stack([p.detach(), *(state[key] for key in MOMENTS)]), to)
+                dist.send(state["step"].to(self.device).reshape(1), to)
+            elif giver is not None:
+                weight, *moments = received((1 + len(MOMENTS), *p.shape), giver, self.device)
+                with torch.no_grad():
+                    p.copy_(weight)
+                step = received((1,), giver, self.device)[0]
+                self.optimizer.state[p] = {"step": step, **dict(zip(MOMENTS, moments, strict=True))}
+        return {}, {}
 
     def give(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """To the new process of a lost stage: these layers, or the shadow of it."""
@@ -242,8 +244,27 @@ class Seat:
         vector_to_parameters(values.to(self.device), own)
         return {}, {}
 
-    def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(self.stage.names[name], p) for name, p in self.stage.body.named_parameters()]
-
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self.how.bf16 else nullcontext()
+
+
+def _nothing(p: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    """The state of a parameter that took no step."""
+    return {"step": torch.zeros(()), **{key: torch.zeros_like(p) for key in MOMENTS}}
+
+
+def _square(parameters: Sequence[torch.nn.Parameter]) -> float:
+    """The sum of the squares of their gradients."""
+    return sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None)
+
+
+def _part(optimizer: torch.optim.Optimizer, layers: Sequence[torch.nn.Parameter]) -> None:
+    """Its groups once for layers and once for what stands at the ends, since rates may differ."""
+    ids, groups = {id(p) for p in layers}, optimizer.param_groups
+    halves = [
+        {**group, "params": own, "layers": inside}
+        for group in groups
+        for inside in (True, False)
+        if (own := [p for p in group["params"] if (id(p) in ids) == inside])
+    ]
+    optimizer.param_groups[:] = halves

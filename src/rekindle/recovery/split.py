@@ -23,18 +23,19 @@ class Part(NamedTuple):
 def parts_of(parent: Checkpoint, config: TrainConfig) -> list[Part]:
     """Raises RekindleError for a model or options that make no pipeline."""
     _check(parent, config)
-    places = _places(parent, config.stages)
-    if config.recover in ("checkfree", "copy"):
+    places = _places(parent, config.stages, swapped=config.recover == "checkfree+")
+    if config.recover in ("checkfree", "checkfree+", "copy"):
         _check_alike(parent, places, config.recover)
     return [Part(place, empty_of(parent, _layers(place)).config) for place in places]
 
 
-def chunk_of(batch: int, most: int, stages: int, seq_len: int) -> int:
-    """Rows of a forward pass: as many as fit, and so few that all stages have work at once."""
-    if batch < stages:
-        what = f"A step has {batch} sequences, and {stages} stages need one each at least."
-        raise RekindleError(what, hint=f"--batch-tokens {stages * seq_len} or more")
-    return next(size for size in range(min(most, batch // stages), 0, -1) if batch % size == 0)
+def chunk_of(batch: int, most: int, stages: int, seq_len: int, ways: int = 1) -> int:
+    """Rows of a forward pass: as many as fit, and so few that all stages have work at once, in each of the `ways`."""
+    if batch < ways * stages or batch % ways:
+        each = "one each" if ways == 1 else f"{ways} each, and an even number,"
+        what = f"A step has {batch} sequences, and {stages} stages need {each} at least."
+        raise RekindleError(what, hint=f"--batch-tokens {ways * stages * seq_len} or more")
+    return next(size for size in range(min(most, batch // (ways * stages)), 0, -1) if batch % (ways * size) == 0)
 
 
 def _check(parent: Checkpoint, config: TrainConfig) -> None:
@@ -47,6 +48,9 @@ def _check(parent: Checkpoint, config: TrainConfig) -> None:
         problems.append(
             RekindleError(what, hint=f"--stages 2 to {s.num_layers}" if s.num_layers > 1 else "no --stages")
         )
+    if config.recover == "checkfree+" and 2 <= config.stages < 4:
+        what = f"checkfree+ swaps stages at both ends, and {config.stages} stages are no two pairs."
+        problems.append(RekindleError(what, hint="--stages 4 or more; or --recover checkfree"))
     for name in ("compile", "keep_averages"):
         if getattr(config, name):
             flag = f"--{name.replace('_', '-')}"
@@ -63,12 +67,12 @@ def _check(parent: Checkpoint, config: TrainConfig) -> None:
         raise together(problems)
 
 
-def _places(parent: Checkpoint, stages: int) -> list[Place]:
+def _places(parent: Checkpoint, stages: int, *, swapped: bool) -> list[Place]:
     """As equal as they can be, longer ones first."""
     each, more = divmod(parent.settings.num_layers, stages)
     sizes = [each + (stage < more) for stage in range(stages)]
     routers = len(parent.settings.sparse_layers)
-    return [Place(stage, stages, sum(sizes[:stage]), size, routers) for stage, size in enumerate(sizes)]
+    return [Place(stage, stages, sum(sizes[:stage]), size, routers, swapped) for stage, size in enumerate(sizes)]
 
 
 def _layers(place: Place) -> range:

@@ -3,6 +3,9 @@
 It is transformers' own class for a model of these layers, without what stands at the ends that it does not have. So
 masks, positions and routers are the class's.
 
+Where half of the chunks go with ends swapped (stages 1, 0, 2, ..., s - 3, s - 1, s - 2), both stages at an end have
+what stands there, and `first` and `last` say of the pass that comes whether it is its chunk's.
+
 b rows   T tokens   D hidden size   V vocabulary
 """
 
@@ -33,6 +36,7 @@ class Place:
     first: int
     layers: int
     routers: int = 0  # layers with a router in the whole model
+    swapped: bool = False  # half of the chunks, at the ends
 
     @property
     def begins(self) -> bool:
@@ -41,6 +45,29 @@ class Place:
     @property
     def ends(self) -> bool:
         return self.stage == self.stages - 1
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it has the embeddings."""
+        return self.stage in self.firsts
+
+    @property
+    def heads(self) -> bool:
+        """Whether it has the last norm and the head."""
+        return self.stage in self.lasts
+
+    @property
+    def firsts(self) -> tuple[int, ...]:
+        return (0, 1) if self.swapped else (0,)
+
+    @property
+    def lasts(self) -> tuple[int, ...]:
+        return (self.stages - 2, self.stages - 1) if self.swapped else (self.stages - 1,)
+
+    @property
+    def order(self) -> list[int]:
+        """The stages as a chunk goes through them whose ends are swapped."""
+        return [1, 0, *range(2, self.stages - 2), self.stages - 1, self.stages - 2]
 
     def told(self) -> dict[str, int]:
         return asdict(self)
@@ -61,26 +88,38 @@ class Stage(torch.nn.Module):
         model, self._config = _empty(config), config
         _trim(model, family, settings, place)
         self.place, self.settings = place, settings
-        self.body = model if place.ends else model.base_model
+        self.body = model if place.heads else model.base_model
+        self.first, self.last = place.begins, place.ends  # of the forward pass that comes
         self.routers, self.top_k = len(settings.sparse_layers), experts_per_token(model)
         self.weighing: dict[str, float] = {}  # what the routers' losses of one forward pass count
         self.share = 1.0  # of a step's rows that are in one forward pass
         self.told: dict[str, torch.Tensor] = {}  # those losses, summed over passes
         _materialise(self.body, device)
-        prefix = "" if place.ends else f"{model.base_model_prefix}."
+        prefix = "" if place.heads else f"{model.base_model_prefix}."
         local = {name: prefix + name for name, _ in self.body.named_parameters()}
         local |= {name: prefix + name for name in self.body.state_dict() if name not in local}
         self.names = {name: LAYER.sub(lambda n: str(int(n[0]) + place.first), long, 1) for name, long in local.items()}
-        self.tied = settings.tie_word_embeddings and place.stages > 1 and (place.begins or place.ends)
-        if self.tied and place.ends:
-            head = next(name for name, p in self.body.named_parameters() if p is self.shared)
-            self.names[head] = dict(family.table(settings, fused=True))[family.embed][0]
+        embed = dict(family.table(settings, fused=True))[family.embed][0]
+        if settings.tie_word_embeddings and place.heads:
+            matrix = self.body.get_output_embeddings().weight
+            self.names[next(name for name, p in self.body.named_parameters() if p is matrix)] = embed
+        self.shared = {name: held for name in sorted(self.own) if len(held := self._holders(name, embed)) > 1}
+        if place.swapped:
+            _open(model, family, settings, self)
 
     @property
-    def shared(self) -> torch.nn.Parameter:
-        """What is the embeddings of the first stage and the head of the last, where these are tied."""
-        ends = self.place.ends
-        return (self.body.get_output_embeddings() if ends else self.body.get_input_embeddings()).weight
+    def own(self) -> dict[str, torch.nn.Parameter]:
+        """Its parameters by the names of the whole model."""
+        return {self.names[name]: p for name, p in self.body.named_parameters()}
+
+    def _holders(self, name: str, embed: str) -> tuple[int, ...]:
+        """All stages that have a parameter, of which this is one."""
+        place = self.place
+        if LAYER.search(name):
+            return (place.stage,)
+        if name == embed and self.settings.tie_word_embeddings:
+            return (*place.firsts, *place.lasts)
+        return place.firsts if place.embeds else place.lasts
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, T] of the first stage, else [b, T, D]; to [b, T, D], or [b, T, V] of the last one."""
@@ -96,9 +135,9 @@ class Stage(torch.nn.Module):
 
     def run(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """What it gives, and the logits of its routers."""
-        inputs = one_tower(x) if self.place.begins else {"inputs_embeds": x, "use_cache": False}
-        out = forward(self.body, inputs, routers=self.routers > 0)
-        h = out.logits if self.place.ends else out.last_hidden_state
+        inputs = one_tower(x) if self.first else {"inputs_embeds": x, "use_cache": False}
+        out = forward(self.body if self.last else self.body.base_model, inputs, routers=self.routers > 0)
+        h = out.logits if self.last else out.last_hidden_state
         return h, router_logits(out) if self.routers else ()
 
     @torch.no_grad()
@@ -118,7 +157,7 @@ class Stage(torch.nn.Module):
         """New values, as those of a model that nobody has trained."""
         torch.manual_seed(seed)
         model = _model(self._config)
-        new = (model if self.place.ends else model.base_model).state_dict()
+        new = (model if self.place.heads else model.base_model).state_dict()
         with torch.no_grad():
             for name, tensor in self.body.named_parameters():
                 tensor.copy_(new[name])
@@ -130,7 +169,7 @@ class Stage(torch.nn.Module):
 
     @property
     def _prefix(self) -> str:
-        return self.body.base_model_prefix if self.place.ends else ""
+        return self.body.base_model_prefix if self.place.heads else ""
 
 
 class _Attached(torch.autograd.Function):
@@ -165,21 +204,40 @@ def _model(config: Mapping[str, Any]) -> Any:
 
 def _trim(model: Any, family: Family, settings: Settings, place: Place) -> None:
     """Without the ends that a stage does not have."""
-    table = dict(family.table(settings, fused=True)).items()
-    tops = {
-        role.part.split(".")[0]: family.name_in_memory(row[0]).rpartition(".")[0]
-        for role, row in table
-        if role.layer < 0
-    }
-    if not place.begins:
+    tops = _tops(family, settings)
+    if not place.embeds:
         model.set_input_embeddings(None)
         if "positions" in tops:
             model.set_submodule(tops["positions"], _Nothing())
         for name, module in model.base_model.named_children():
             if isinstance(module, torch.nn.Dropout):
                 model.base_model.set_submodule(name, torch.nn.Identity())
-    if not place.ends:
+    if not place.heads:
         model.set_submodule(tops["norm"], torch.nn.Identity())
+
+
+def _tops(family: Family, settings: Settings) -> dict[str, str]:
+    """The modules outside the layers, by what they are."""
+    table = dict(family.table(settings, fused=True)).items()
+    return {
+        role.part.split(".")[0]: family.name_in_memory(row[0]).rpartition(".")[0]
+        for role, row in table
+        if role.layer < 0
+    }
+
+
+def _open(model: Any, family: Family, settings: Settings, stage: Stage) -> None:
+    """Ends that a stage has let hidden states through as they are in passes that are not the first, or the last."""
+    tops = _tops(family, settings)
+    if stage.place.heads:
+        model.get_submodule(tops["norm"]).register_forward_hook(lambda _, x, out: out if stage.last else x[0])
+    if stage.place.embeds:
+        for module in model.base_model.children():
+            if isinstance(module, torch.nn.Dropout):
+                module.register_forward_hook(lambda _, x, out: out if stage.first else x[0])
+        if "positions" in tops:
+            nothing = model.get_submodule(tops["positions"])
+            nothing.register_forward_hook(lambda _, x, out: out if stage.first else torch.zeros_like(out))
 
 
 class _Nothing(torch.nn.Module):

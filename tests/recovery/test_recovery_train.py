@@ -125,6 +125,21 @@ def test_what_nothing_can_be_made_of_goes_back_to_the_saved_state(small, corpus,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("family", "changes"), [("llama", {"tie_embeddings": True}), ("mixtral", {})])
+def test_redundant_stages_lose_nothing(small, corpus, tmp_path, family, changes):
+    """And so give what a run without failures gives; two neighbours at once go back to the saved state."""
+    source, shared = small(family, layers=4, **changes), options(corpus, stages=4, recover="redundant")
+    rekindle.train(source, tmp_path / "whole", **shared)
+    inject = "1:0:begin,2:3:forward,3:1:commit,3:3:committed,5:2:ready,6:1:begin,6:2:begin"
+    rekindle.train(source, tmp_path / "out", **shared, inject=inject)
+    told = [(row["step"], row["stage"], row["policy"]) for row in rows(tmp_path / "out", "recovery")]
+    exact = [(1, 0), (2, 3), (4, 1), (4, 3), (5, 2)]
+    assert told == [(*at, "redundant") for at in exact] + [(6, 1, "checkpoint"), (6, 2, "checkpoint")]
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_both_ends_have_shadows(small, corpus, tmp_path):
     how = options(corpus, stages=2, recover="shadow", inject="3:0:forward,5:1:backward")
     rekindle.train(small(layers=4), tmp_path / "out", **how)

@@ -21,10 +21,10 @@ from rekindle.anatomy.adam import MOMENTS
 from rekindle.apply.load import load_model
 from rekindle.edit import open_checkpoint
 from rekindle.errors import CheckFailed
-from rekindle.recovery.fleet import Command, Fleet, Lost, Member
-from rekindle.recovery.injected import injected
-from rekindle.recovery.policies import Uncovered, remedies
+from rekindle.recovery.fleet import Fleet, Lost
+from rekindle.recovery.policies import Uncovered
 from rekindle.recovery.split import Part, chunk_of, parts_of
+from rekindle.recovery.stages import Stages
 from rekindle.recovery.wire import Message
 from rekindle.store.folder import Folder
 from rekindle.train.config import TrainConfig
@@ -73,29 +73,23 @@ class Pipeline:
         self.plan, self.config = stepper.plan, stepper.config
         ways = 2 if parts[0].place.swapped else 1
         self.micro_batch = chunk_of(stepper.plan.batch, stepper.micro_batch, len(parts), stepper.plan.seq_len, ways)
-        self._fleet, self._parts, self._begin = fleet, parts, begin
-        self._injected = injected(self.config.inject, len(parts))
-        self._norms = [1.0] * len(parts)  # of the last gradients of each stage's layers
-        self._sizes = [0] * len(parts)  # parameters
-        self._generation, self._at = 0, -1  # groups that were formed; updates that were made, once it is known
-        self._bare: set[int] = set()  # stages that hold no shadow
-        self._tied = stepper.model.config.tie_word_embeddings
-        self._shadowed, self._stats = False, Stats({}, 0.0, False)
+        self._begin = begin
+        self._at = -1  # updates that were made, once it is known
+        self._stats = Stats({}, 0.0, False)
         self._losses: list[tuple[float, dict[str, Any]]] = []  # since when, and what of
         self._events: list[dict[str, Any]] = []
         start = whole_of(stepper.model, stepper.optimizer)
         self._names, self._buffers = [*start.parameters], {name: x.clone() for name, x in start.buffers.items()}
-        while True:
-            try:
-                self._seat(range(len(parts)))
-                self._fill(start)
-                self._form()
-                break
-            except Lost as lost:  # of those that have just come up
-                fleet.forget(lost.stages)
+        self._stages = Stages(fleet, parts, self.config, self._how(), start)
         stepper.model.to("meta")
         stepper.optimizer.state.clear()
-        fleet.rehearse(self._become(len(parts) // 2, {}, "rehearse"))
+
+    def _how(self) -> dict[str, Any]:
+        c, plan = self.config, self.plan
+        return {"micro_batch": self.micro_batch, "chunks": plan.batch // self.micro_batch, "seq_len": plan.seq_len,
+                "pipeline": c.pipeline, "weight_decay": c.weight_decay, "beta2": c.beta2,
+                "gradient_checkpointing": c.gradient_checkpointing,
+                "bf16": self.accelerator.mixed_precision == "bf16"}  # fmt: skip
 
     # -- what Session asks -------------------------------------------------------------------------------------------
 
@@ -154,50 +148,47 @@ class Pipeline:
         self._losses = []
 
     def _step(self, step: int) -> None:
-        c, plan = self.config, self.plan
-        due = self._bare or step % self.config.shadow_every == 0
-        if self.config.recover == "shadow" and due and not self._shadowed:
-            self._shade()
+        c, plan, stages = self.config, self.plan, self._stages
+        due = stages.bare or step % c.shadow_every == 0
+        if c.recover == "shadow" and due and not stages.shadowed:
+            stages.shade()
         first = step * plan.batch + c.skip // plan.seq_len
         told = {
             "targets": self.objective.total(first, plan.batch),
             "seed": (c.seed * 2**32 + step) * 2**10 & 2**63 - 1,
             "weighing": {"aux_loss": c.aux_loss, "z_loss": c.z_loss},
-            "shadowed": self._shadowed,
+            "shadowed": stages.shadowed,
         }
         batch = self.objective.batch(first, plan.batch)
-        answers = [answer.header for answer in self._ask("step", told, batch, step)]
-        if self._shadowed:
-            self._bare = set()
+        answers = [answer.header for answer in stages.ask("step", told, batch, step)]
+        if stages.shadowed:
+            stages.bare, stages.shadowed = set(), False
         losses: dict[str, float | None] = {"loss": None, "aux_loss": None, "z_loss": None}
         for answer in answers:
             for name, value in answer["losses"].items():
                 losses[name] = (losses[name] or 0.0) + value
-        self._norms = [math.sqrt(answer["layers"]) for answer in answers]
+        stages.norms = [math.sqrt(answer["layers"]) for answer in answers]
         norm = math.sqrt(sum(answer["square"] for answer in answers))
         loss = losses["loss"]
         assert loss is not None
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._ask("drop")
+            stages.ask("drop")
             raise Diverged(f"loss {loss:.4g}, gradient norm {norm:.4g}")
-        self._stats, self._at, self._shadowed = Stats(losses, norm, False), step + 1, False
+        self._stats, self._at = Stats(losses, norm, False), step + 1
         scale = min(1.0, c.clip / (norm + 1e-6)) if c.clip else 1.0
-        self._ask("commit", {"scale": scale, "lr": plan.learning_rate(step)}, step=step)
-
-    def _shade(self) -> None:
-        self._ask("shade", {"sizes": self._sizes})
-        self._shadowed = True
+        stages.ask("commit", {"scale": scale, "lr": plan.learning_rate(step)}, step=step)
 
     # -- recovery ----------------------------------------------------------------------------------------------------
 
     def _recover(self, lost: Sequence[int]) -> None:
         """Others take the places of lost stages, and what these knew is made again."""
         began, at, gone, policy = time.perf_counter(), self._at, set(lost), self.config.recover
+        self._refuse(lost)
         while True:
             try:
-                self._replace(sorted(gone))
+                self._stages.replace(sorted(gone))
                 try:
-                    self._repair(sorted(gone))
+                    self._stages.mend(sorted(gone), (self.config.seed * 2**32 + self._at) * 2**10 & 2**63 - 1)
                 except Uncovered as why:
                     self._go_back(sorted(gone), str(why))
                     policy = "checkpoint"
@@ -206,36 +197,10 @@ class Pipeline:
                 gone |= set(more.stages)
         self._losses += [(began, {"step": at, "stage": stage, "policy": policy}) for stage in sorted(gone)]
 
-    def _replace(self, lost: Sequence[int]) -> None:
+    def _refuse(self, lost: Sequence[int]) -> None:
         if self.config.recover == "none":
             what = f"The process of stage {', '.join(map(str, lost))} died."
             raise CheckFailed(what, hint="--resume goes on from the state saved last; --recover shadow outlives it")
-        self._fleet.forget(lost)
-        self._bare |= set(lost)
-        new = self._seat(range(len(self._parts)))
-        commands = {one: self._become(one.stage, self._buffers) for one in new if one.stage is not None}
-        self._fleet.ask(commands)
-        self._form()
-
-    def _seat(self, stages: Sequence[int]) -> list[Member]:
-        """Whoever takes a place that is free."""
-        present = self._fleet.present()
-        return self._fleet.appoint([stage for stage in stages if stage not in present])
-
-    def _repair(self, lost: Sequence[int]) -> None:
-        last = len(self._parts) - 1
-        if self._tied and {*self._parts[0].place.firsts, *self._parts[0].place.lasts} <= set(lost):
-            raise Uncovered("the embeddings are the head, and all stages that hold them are lost")
-        if self.config.recover == "shadow" and (bare := [at for at in lost if (at + 1) % (last + 1) in self._bare]):
-            raise Uncovered(f"no shadow of stage {bare[0]} is held yet")
-        found = remedies(self.config.recover, lost, len(self._parts), self._norms, self.config.recover_power)
-        for stage, remedy in found.items():
-            seed = (self.config.seed * 2**32 + self._at) * 2**10 + stage & 2**63 - 1
-            took = {"what": remedy.what, "sources": remedy.sources, "lr_scale": self.config.recover_lr, "seed": seed}
-            gave = {source: Command("give", {"to": stage, "what": remedy.what}) for source, _ in remedy.sources}
-            self._fleet.ask({self._fleet.stage(at): one for at, one in {**gave, stage: Command("take", took)}.items()})
-            if self._tied or self._parts[0].place.swapped:
-                self._ask("share", {"to": stage, "lost": [at for at in lost if at >= stage]})  # others are whole again
 
     def _go_back(self, lost: Sequence[int], why: str) -> None:
         """All stages, to the state that was saved last; raises CheckFailed where that is not wanted."""
@@ -245,8 +210,7 @@ class Pipeline:
                 what, hint="--resume goes on from the state that was saved last; --on-adjacent checkpoint"
             )
         self._at, whole = self._begin()
-        self._fill(whole)
-        self._form()
+        self._stages.fill(whole)
 
     # -- words to all stages -----------------------------------------------------------------------------------------
 
@@ -256,48 +220,6 @@ class Pipeline:
         while True:
             try:
                 self._reach(target)
-                return self._ask(kind, told, rows)
+                return self._stages.ask(kind, told, rows)
             except Lost as lost:
                 self._recover(lost.stages)
-
-    def _ask(
-        self,
-        kind: str,
-        told: Mapping[str, Any] | None = None,
-        rows: Batch | None = None,
-        step: int | None = None,
-    ) -> list[Message]:
-        """Their answers. Rows go to stages at ends."""
-        commands = {}
-        for stage, (place, _) in enumerate(self._parts):
-            die = self._injected.pop((step, stage, kind), None)
-            header = {**(told or {}), **({"die": die} if die else {})}
-            own = (rows or {}) if place.embeds or place.heads else {}
-            commands[self._fleet.stage(stage)] = Command(kind, header, own)
-        found = {member.stage: answer for member, answer in self._fleet.ask(commands).items()}
-        return [found[stage] for stage in range(len(self._parts))]
-
-    def _form(self) -> None:
-        self._generation += 1
-        self._shadowed = False  # what was on its way is gone with the group
-        self._ask("form", {"generation": self._generation})
-
-    def _fill(self, whole: Whole) -> None:
-        held = dict(whole.weights)
-        for name, state in whole.moments.items():
-            if float(state["step"]):
-                held |= {f"{name}.{key}": value for key, value in state.items()}
-        stages = range(len(self._parts))
-        self._bare = set(stages)
-        answers = self._fleet.ask({self._fleet.stage(stage): self._become(stage, held) for stage in stages})
-        self._sizes = [answers[self._fleet.stage(stage)].header["size"] for stage in stages]
-
-    def _become(self, stage: int, held: Mapping[str, torch.Tensor], kind: str = "become") -> Command:
-        place, config = self._parts[stage]
-        c = self.config
-        how = {"micro_batch": self.micro_batch, "chunks": self.plan.batch // self.micro_batch,
-               "seq_len": self.plan.seq_len, "pipeline": self.config.pipeline, "weight_decay": c.weight_decay,
-               "beta2": c.beta2, "gradient_checkpointing": c.gradient_checkpointing,
-               "bf16": self.accelerator.mixed_precision == "bf16"}  # fmt: skip
-        own = {name: x for name, x in held.items() if place.may_need(name)}
-        return Command(kind, {"place": place.told(), "config": config, "how": how}, own)

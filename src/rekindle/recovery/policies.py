@@ -7,6 +7,7 @@ checkfree+  the same, but at the ends of one alone: stage 0 of 1, 1 of 0, and so
 copy        the layers of the stage before it
 random      new values
 shadow      its own weights, as the next stage has held them since the last time that they were sent there
+redundant   itself: the next stage holds its weights and moments too, and makes each update with its gradients
 checkpoint  nothing: all stages go back to the state that was saved last, and do its steps again
 none        nothing: the run ends
 
@@ -38,7 +39,7 @@ class Uncovered(Exception):
 class Remedy:
     """`what` others give, and each giver's share of the sum."""
 
-    what: Literal["layers", "shadow", "nothing"]
+    what: Literal["layers", "shadow", "twin", "nothing"]
     sources: tuple[tuple[int, float], ...] = ()
 
 
@@ -55,8 +56,9 @@ def remedies(
 def _remedy(policy: Recover, stage: int, lost: set[int], stages: int, norms: Sequence[float], power: float) -> Remedy:
     if policy == "random":
         return Remedy("nothing")
-    if policy == "shadow":
-        return Remedy("shadow", ((_living((stage + 1) % stages, lost, "holds the shadow of", stage), 1.0),))
+    if policy in ("shadow", "redundant"):
+        what = "shadow" if policy == "shadow" else "twin"
+        return Remedy(what, ((_living((stage + 1) % stages, lost, f"holds the {what} of", stage), 1.0),))
     if policy == "checkfree+" and stage in _twins(stages):
         return Remedy("layers", ((_living(_twins(stages)[stage], lost, "takes turns with", stage), 1.0),))
     if stage in (0, stages - 1):

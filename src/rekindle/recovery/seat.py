@@ -54,6 +54,8 @@ class Seat:
         self.lr_scale = 1.0  # of the layers
         self.shadow: torch.Tensor | None = None  # the weights of the stage before this one
         self.coming: torch.Tensor | None = None  # the next ones, until all stages have theirs
+        self.passes: Passes | None = None
+        self.twin: Seat | None = None  # the stage before this one, where that is to be redundant
         self.targets = 1  # of a step
         self.stage.fill(tensors)
         for name, p in self.stage.own.items():
@@ -62,7 +64,7 @@ class Seat:
 
     def enter(self) -> None:
         """A group has been formed: a step that was begun in another one is forgotten."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.drop({}, {})
         self.coming = None
         self.passes = Passes(self.stage, self.how, self._loss, self.device)
 
@@ -86,7 +88,7 @@ class Seat:
     def step(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """Forward and backward; the gradients are held."""
         stage = self.stage
-        torch.manual_seed(told["seed"])
+        torch.manual_seed(told["seed"] + self.place.stage)
         stage.weighing, stage.share, stage.told = told["weighing"], 1 / self.how.chunks, {}
         self.targets = told["targets"]
         if told["shadowed"] and self.coming is not None:
@@ -96,6 +98,8 @@ class Seat:
         with self._autocast(), Dying(told.get("die"), stage) as dying:
             losses = self.passes.run(windows)
             self._add_shared()
+            if self.twin:
+                self._mirror(self.twin)
             dying.at("ready")
         found = {name: float(x) for name, x in stage.told.items()}
         if losses:
@@ -113,13 +117,16 @@ class Seat:
         for group in self.optimizer.param_groups:
             group["lr"] = told["lr"] * (self.lr_scale if group["layers"] else 1.0)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.twin:
+            self.twin.commit({"scale": told["scale"], "lr": told["lr"]}, {})
+        self.drop({}, {})
         dying.at("committed")
         return {}, {}
 
     def drop(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """No update."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for seat in filter(None, (self, self.twin)):
+            seat.optimizer.zero_grad(set_to_none=True)
         return {}, {}
 
     def _loss(self, logits: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
@@ -127,6 +134,19 @@ class Seat:
         batch = {"windows": windows}
         share = self.objective.targets(batch).sum() / self.targets
         return self.objective.losses(SimpleNamespace(logits=logits), batch)["loss"] * share
+
+    def _mirror(self, twin: Seat) -> None:
+        """The next stage gets the gradients of this one, and the twin here those of the stage before."""
+        place = self.place
+        own = torch.cat([p.grad.flatten() for p in self.stage.parameters() if p.grad is not None])
+        sent = dist.isend(own, (place.stage + 1) % place.stages)
+        theirs = [*twin.stage.parameters()]
+        sizes = [p.numel() for p in theirs]
+        parts = received((sum(sizes),), twin.place.stage, self.device).split(sizes)
+        for p, grad in zip(theirs, parts, strict=True):
+            p.grad = grad.view_as(p)
+        assert sent is not None
+        sent.wait()
 
     def _add_shared(self) -> None:
         """Of parameters that several stages have all get the sum of their gradients, added up in one order."""
@@ -200,6 +220,16 @@ class Seat:
         return {"size": own.numel()}, {}
 
     # -- recovery ----------------------------------------------------------------------------------------------------
+
+    def stand_by(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """The stage before this one is here once more, and makes each of its updates."""
+        self.twin = Seat(told, tensors, self.device)
+        return {}, {}
+
+    def give_back(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """All that the twin knows."""
+        assert self.twin is not None
+        return self.twin.weights({}, {})
 
     def share(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """Parameters that others have too, and their moments: `to` gets them from the first of these that lives."""

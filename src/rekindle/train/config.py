@@ -10,7 +10,7 @@ from rekindle.config import Count, Table, option
 
 Objective = Literal["next-token", "seq2seq", "span-corruption"]
 Precision = Literal["auto", "fp32", "bf16"]
-Recover = Literal["shadow", "checkfree", "checkfree+", "copy", "random", "checkpoint", "none"]
+Recover = Literal["shadow", "checkfree", "checkfree+", "copy", "random", "redundant", "checkpoint", "none"]
 
 DATA = "text, JSON, CSV, Parquet or Arrow, a folder of them, a datasets NAME, stdlib, or python"
 SOURCE_COLUMN = "seq2seq: column of the rows that holds the texts to read (default: source, or input beside output)"

@@ -1,0 +1,157 @@
+"""The stages of a pipeline as one: what is said to all of them, how their group is formed, what lost ones are made of.
+
+A group is numbered, and formed anew whenever a stage has another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rekindle.anatomy import family_of
+from rekindle.recovery.fleet import Command, Fleet, Lost, Member
+from rekindle.recovery.injected import injected
+from rekindle.recovery.policies import Remedy, Uncovered, remedies
+from rekindle.recovery.split import Part
+from rekindle.recovery.wire import Message
+from rekindle.train.config import TrainConfig
+from rekindle.train.held import Whole
+from rekindle.train.objectives import Batch
+
+
+class Stages:
+    """Of `parts`, each held by a member of `fleet`; `how` they are trained, see seat.Seat."""
+
+    def __init__(self, fleet: Fleet, parts: Sequence[Part], config: TrainConfig, how: Mapping[str, Any], start: Whole):
+        self.fleet, self.parts, self.config, self._how = fleet, parts, config, how
+        self.norms = [1.0] * len(parts)  # of the last gradients of each stage's layers
+        self.bare: set[int] = set()  # those that hold no shadow
+        self.shadowed = False  # shadows are on their way: a step that all take lets them count
+        self._sizes = [0] * len(parts)  # parameters
+        self._generation = 0
+        self._injected = injected(config.inject, len(parts))
+        of_one = parts[0].config
+        self._tied = family_of(of_one).settings(of_one).tie_word_embeddings
+        self._buffers = {name: x.clone() for name, x in start.buffers.items()}
+        while True:
+            try:
+                self._seat()
+                self.fill(start)
+                break
+            except Lost as lost:  # of those that have just come up
+                fleet.forget(lost.stages)
+        fleet.rehearse(self._become(len(parts) // 2, {}, "rehearse"))
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def ask(
+        self,
+        kind: str,
+        told: Mapping[str, Any] | None = None,
+        rows: Batch | None = None,
+        step: int | None = None,
+    ) -> list[Message]:
+        """Their answers, stage by stage; raises Lost. Rows go to those at ends."""
+        commands = {}
+        for stage, (place, _) in enumerate(self.parts):
+            die = self._injected.pop((step, stage, kind), None)
+            header = {**(told or {}), **({"die": die} if die else {})}
+            own = (rows or {}) if place.embeds or place.heads else {}
+            commands[self.fleet.stage(stage)] = Command(kind, header, own)
+        found = {member.stage: answer for member, answer in self.fleet.ask(commands).items()}
+        return [found[stage] for stage in range(len(self))]
+
+    def _one(self, stage: int, command: Command) -> Message:
+        member = self.fleet.stage(stage)
+        return self.fleet.ask({member: command})[member]
+
+    # -- what they are -----------------------------------------------------------------------------------------------
+
+    def fill(self, whole: Whole) -> None:
+        """All of them, with this model and its moments."""
+        held = dict(whole.weights)
+        for name, state in whole.moments.items():
+            if float(state["step"]):
+                held |= {f"{name}.{key}": value for key, value in state.items()}
+        stages = range(len(self))
+        self.bare = set(stages)
+        answers = self.fleet.ask({self.fleet.stage(stage): self._become(stage, held) for stage in stages})
+        self._sizes = [answers[self.fleet.stage(stage)].header["size"] for stage in stages]
+        if self.config.recover == "redundant":
+            self.fleet.ask({self.fleet.stage(self._after(stage)): self._twin(stage, held) for stage in stages})
+        self._form()
+
+    def replace(self, lost: Sequence[int]) -> None:
+        """Others take the places of lost stages, and know nothing yet."""
+        self.fleet.forget(lost)
+        self.bare |= set(lost)
+        commands = {one: self._become(one.stage, self._buffers) for one in self._seat() if one.stage is not None}
+        self.fleet.ask(commands)
+        self._form()
+
+    def _seat(self) -> list[Member]:
+        """Whoever takes a place that is free."""
+        present = self.fleet.present()
+        return self.fleet.appoint([stage for stage in range(len(self)) if stage not in present])
+
+    def _become(self, stage: int, held: Mapping[str, torch.Tensor], kind: str = "become") -> Command:
+        place, config = self.parts[stage]
+        own = {name: x for name, x in held.items() if place.may_need(name)}
+        return Command(kind, {"place": place.told(), "config": config, "how": self._how}, own)
+
+    def _twin(self, stage: int, held: Mapping[str, torch.Tensor]) -> Command:
+        return self._become(stage, held, "stand_by")
+
+    def _after(self, stage: int) -> int:
+        return (stage + 1) % len(self)
+
+    def _form(self) -> None:
+        self._generation += 1
+        self.shadowed = False  # what was on its way is gone with the group
+        self.ask("form", {"generation": self._generation})
+
+    def shade(self) -> None:
+        self.ask("shade", {"sizes": self._sizes})
+        self.shadowed = True
+
+    # -- what lost ones are made of ----------------------------------------------------------------------------------
+
+    def mend(self, lost: Sequence[int], seed: int) -> None:
+        """Raises Uncovered where there is nothing that some of them can be made of."""
+        place = self.parts[0].place
+        shared = place.swapped or self._tied
+        if self._tied and {*place.firsts, *place.lasts} <= set(lost):
+            raise Uncovered("all stages that hold the embeddings, which are the head, are lost")
+        if self.config.recover == "shadow" and (bare := [stage for stage in lost if self._after(stage) in self.bare]):
+            raise Uncovered(f"no shadow of stage {bare[0]} is held yet")
+        found = remedies(self.config.recover, lost, len(self), self.norms, self.config.recover_power)
+        if self.config.recover == "redundant":
+            self._from_twins(lost)
+            return
+        for stage, remedy in found.items():
+            self._take(stage, remedy, seed)
+            if shared:
+                self.ask("share", {"to": stage, "lost": [one for one in lost if one >= stage]})  # others have theirs
+
+    def _take(self, stage: int, remedy: Remedy, seed: int) -> None:
+        told = {
+            "what": remedy.what,
+            "sources": remedy.sources,
+            "lr_scale": self.config.recover_lr,
+            "seed": seed + stage,
+        }
+        commands = {source: Command("give", {"to": stage, "what": remedy.what}) for source, _ in remedy.sources}
+        commands[stage] = Command("take", told)
+        self.fleet.ask({self.fleet.stage(at): one for at, one in commands.items()})
+
+    def _from_twins(self, lost: Sequence[int]) -> None:
+        for stage in lost:
+            held = self._one(self._after(stage), Command("give_back")).tensors
+            self._one(stage, self._become(stage, held))
+        for stage in lost:  # which were twins themselves
+            before = (stage - 1) % len(self)
+            self._one(stage, self._twin(before, self._one(before, Command("weights")).tensors))
+        self._form()

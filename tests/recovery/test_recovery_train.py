@@ -103,6 +103,12 @@ def test_a_stage_that_is_killed_at_any_moment_is_made_again(small, corpus, tmp_p
             (1, 1, recover), (2, 1, recover), (3, 2, recover), (4, 1, recover), (6, 2, recover), (7, 1, recover)
         ]  # fmt: skip
         assert all(0 < row["seconds"] < 60 for row in told)
+        apart = [row.get("distance") for row in told]
+        if recover == "checkfree":  # strangers, until stage 1 is made of 2, and 2 of 1
+            assert 1.3 < apart[0] < 1.5
+            assert min(apart) < 1.2
+        else:
+            assert (recover == "checkfree+") or set(apart) == {None}
     if again:  # the same failures give the same bits
         assert losses(tmp_path / "out") == losses(tmp_path / "again")
         one, other = hashes(tmp_path / "out"), hashes(tmp_path / "again")
@@ -252,3 +258,22 @@ def test_checkfree_is_the_expression_of_repair(small, corpus, tmp_path):
     live, disk = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "repaired"))
     assert {name for name, x in disk.items() if not x.equal(live[name])} == set()
     assert disk.keys() == live.keys()
+
+
+@pytest.mark.slow
+def test_deaths_outside_of_steps_have_rows(small, corpus, tmp_path, monkeypatch):
+    """In the evaluation before the first step, and in the last one."""
+    from rekindle.recovery.pipeline import Pipeline
+
+    evaluate, times = Pipeline.evaluate, iter(range(10))
+
+    def killing(self, held_out):
+        if next(times) in (0, 1):
+            os.kill(workers(tmp_path / "out")[1], signal.SIGKILL)
+        return evaluate(self, held_out)
+
+    monkeypatch.setattr(Pipeline, "evaluate", killing)
+    rekindle.train(small(layers=4), tmp_path / "out", **options(corpus, stages=2))
+    told = [(row["step"], row["stage"], row["policy"]) for row in rows(tmp_path / "out", "recovery")]
+    assert told == [(0, 1, "checkpoint"), (8, 1, "shadow")]
+    assert len(losses(tmp_path / "out")) == 8

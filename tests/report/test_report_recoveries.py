@@ -35,9 +35,11 @@ def test_deaths_are_a_figure_of_their_own(tmp_path):
     with (run / "metrics.jsonl").open("a") as file:
         for stage in (1, 2):  # at once
             row = {"kind": "recovery", "step": 3, "stage": stage, "policy": "checkpoint", "seconds": 1.25}
+            row |= {"distance": 0.21} if stage == 2 else {}
             file.write(json.dumps(row) + "\n")
     page = write_report([run], tmp_path / "page").page.read_text()
     assert "a stage died 2 times, 1.2 s were lost; the loss moved by" in page
+    assert "Once stages were averaged that had come near to each other, to 0.21 of their norm" in page
     lines = (tmp_path / "page/figures/recoveries-1.csv").read_text().splitlines()
     assert [line.split(",")[4:7] for line in lines if line.startswith("recovery")] == [
         ["1", "checkpoint", "1.25"], ["2", "checkpoint", "1.25"]

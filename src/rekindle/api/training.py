@@ -82,7 +82,7 @@ def _pipeline(source: str | Path, out: Path, config: TrainConfig) -> Callable[..
     from rekindle.recovery.split import parts_of
 
     parts_of(open(source).checkpoint, config)
-    return lambda stepper, folder: pipelined(stepper, folder, Path(os.path.abspath(out)))
+    return lambda stepper, folder, step: pipelined(stepper, folder, Path(os.path.abspath(out)), step)
 
 
 def check_apart(source: str | Path, out: str | Path, config: TrainConfig, *others: str | Path | None) -> None:

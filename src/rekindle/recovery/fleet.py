@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekindle.errors import RekindleError
+from rekindle.errors import RekindleError, counted
 from rekindle.recovery.nursery import nursery
 from rekindle.recovery.wire import Gone, Link, Message, admitted
 
@@ -95,6 +95,11 @@ class Fleet:
 
     def present(self) -> list[int]:
         return sorted(member.stage for member in self.members if member.stage is not None and not member.dead)
+
+    def told(self) -> str:
+        """What a progress line says of it."""
+        idle = sum(one.stage is None and not one.dead for one in self.members)
+        return f"{idle} of {counted(self.spares, 'spare')}"
 
     def appoint(self, stages: Sequence[int]) -> list[Member]:
         """Spares become these stages; new ones are started behind them. Waits for those who are coming."""

@@ -20,7 +20,7 @@ import torch
 from rekindle.anatomy.adam import MOMENTS
 from rekindle.apply.load import load_model
 from rekindle.edit import open_checkpoint
-from rekindle.errors import CheckFailed
+from rekindle.errors import CheckFailed, counted
 from rekindle.recovery.fleet import Fleet, Lost
 from rekindle.recovery.policies import Uncovered
 from rekindle.recovery.split import Part, chunk_of, parts_of
@@ -39,14 +39,14 @@ Begin = Callable[[], tuple[int, Whole]]  # the state that was saved last: its st
 
 
 @contextmanager
-def pipelined(stepper: Stepper, source: Folder, out: Path) -> Iterator[Pipeline]:
-    """The same training in a pipeline, whose processes end with it; OUT.workers.json lists them while they live."""
+def pipelined(stepper: Stepper, source: Folder, out: Path, step: int) -> Iterator[Pipeline]:
+    """The same training, from `step` on, in a pipeline; its processes, which OUT.workers.json lists, end with it."""
     config = stepper.config
     parts, threads = parts_of(open_checkpoint(source), config), max(1, torch.get_num_threads() // config.stages)
     how = {"threads": threads, "patience": config.patience, "register": out.with_name(f"{out.name}.workers.json")}
     fleet = Fleet(config.spares, **how)
     try:
-        yield Pipeline(stepper, fleet, parts, lambda: _saved_last(source, config, out))
+        yield Pipeline(stepper, fleet, parts, lambda: _saved_last(source, config, out), step)
     finally:
         fleet.close()
 
@@ -68,15 +68,16 @@ class Pipeline:
 
     averages = None
 
-    def __init__(self, stepper: Stepper, fleet: Fleet, parts: Sequence[Part], begin: Begin):
+    def __init__(self, stepper: Stepper, fleet: Fleet, parts: Sequence[Part], begin: Begin, at: int):
         self.model, self.objective, self.accelerator = stepper.model, stepper.objective, stepper.accelerator
         self.plan, self.config = stepper.plan, stepper.config
         ways = 2 if parts[0].place.swapped else 1
         self.micro_batch = chunk_of(stepper.plan.batch, stepper.micro_batch, len(parts), stepper.plan.seq_len, ways)
         self._begin = begin
-        self._at = -1  # updates that were made, once it is known
+        self._at = at  # updates that were made
         self._stats = Stats({}, 0.0, False)
         self._losses: list[tuple[float, dict[str, Any]]] = []  # since when, and what of
+        self._recovered = 0
         self._events: list[dict[str, Any]] = []
         start = whole_of(stepper.model, stepper.optimizer)
         self._names, self._buffers = [*start.parameters], {name: x.clone() for name, x in start.buffers.items()}
@@ -94,9 +95,11 @@ class Pipeline:
     # -- what Session asks -------------------------------------------------------------------------------------------
 
     def __call__(self, step: int, wanted_to_stop: Callable[[], bool] = lambda: False) -> Stats:
-        self._at = step if self._at < 0 else self._at
         self._reach(step + 1)
         return self._stats._replace(stop=wanted_to_stop())
+
+    def told(self) -> str:
+        return f"{counted(len(self._stages), 'stage')}, {self._stages.fleet.told()}, recovered {self._recovered}"
 
     def events(self) -> list[dict[str, Any]]:
         found, self._events = self._events, []
@@ -183,19 +186,23 @@ class Pipeline:
     def _recover(self, lost: Sequence[int]) -> None:
         """Others take the places of lost stages, and what these knew is made again."""
         began, at, gone, policy = time.perf_counter(), self._at, set(lost), self.config.recover
+        apart: dict[int, float] = {}
         self._refuse(lost)
         while True:
             try:
                 self._stages.replace(sorted(gone))
                 try:
-                    self._stages.mend(sorted(gone), (self.config.seed * 2**32 + self._at) * 2**10 & 2**63 - 1)
+                    apart = self._stages.mend(sorted(gone), (self.config.seed * 2**32 + self._at) * 2**10 & 2**63 - 1)
                 except Uncovered as why:
                     self._go_back(sorted(gone), str(why))
-                    policy = "checkpoint"
+                    policy, apart = "checkpoint", {}
                 break
             except Lost as more:
                 gone |= set(more.stages)
-        self._losses += [(began, {"step": at, "stage": stage, "policy": policy}) for stage in sorted(gone)]
+        self._recovered += len(gone)
+        for stage in sorted(gone):
+            row = {"step": at, "stage": stage, "policy": policy}
+            self._losses.append((began, row | ({"distance": apart[stage]} if stage in apart else {})))
 
     def _refuse(self, lost: Sequence[int]) -> None:
         if self.config.recover == "none":

@@ -119,8 +119,11 @@ class Stages:
 
     # -- what lost ones are made of ----------------------------------------------------------------------------------
 
-    def mend(self, lost: Sequence[int], seed: int) -> None:
-        """Raises Uncovered where there is nothing that some of them can be made of."""
+    def mend(self, lost: Sequence[int], seed: int) -> dict[int, float]:
+        """How far apart the two were that a stage was made of, where there were two; see seat.apart.
+
+        Raises Uncovered where there is nothing that some of them can be made of.
+        """
         place = self.parts[0].place
         shared = place.swapped or self._tied
         if self._tied and {*place.firsts, *place.lasts} <= set(lost):
@@ -130,13 +133,16 @@ class Stages:
         found = remedies(self.config.recover, lost, len(self), self.norms, self.config.recover_power)
         if self.config.recover == "redundant":
             self._from_twins(lost)
-            return
+            return {}
+        distances: dict[int, float] = {}
         for stage, remedy in found.items():
-            self._take(stage, remedy, seed)
+            told = self._take(stage, remedy, seed)
+            distances |= {stage: told["distance"]} if "distance" in told else {}
             if shared:
                 self.ask("share", {"to": stage, "lost": [one for one in lost if one >= stage]})  # others have theirs
+        return distances
 
-    def _take(self, stage: int, remedy: Remedy, seed: int) -> None:
+    def _take(self, stage: int, remedy: Remedy, seed: int) -> dict[str, Any]:
         told = {
             "what": remedy.what,
             "sources": remedy.sources,
@@ -145,7 +151,8 @@ class Stages:
         }
         commands = {source: Command("give", {"to": stage, "what": remedy.what}) for source, _ in remedy.sources}
         commands[stage] = Command("take", told)
-        self.fleet.ask({self.fleet.stage(at): one for at, one in commands.items()})
+        answers = self.fleet.ask({self.fleet.stage(at): one for at, one in commands.items()})
+        return answers[self.fleet.stage(stage)].header
 
     def _from_twins(self, lost: Sequence[int]) -> None:
         for stage in lost:

@@ -58,6 +58,7 @@ class Recovery:
     stage: int
     policy: str
     seconds: float
+    distance: float | None = None  # between the stages that it was made of, of the mean of their norms
 
 
 @dataclass
@@ -100,7 +101,8 @@ def read_metrics(folder: Path) -> Metrics:
             evaluations[row.position("step")] = _evaluation(row)
         elif row.kind == "recovery":
             what = row.position("step"), row.position("stage"), str(row.data.get("policy")), row.number("seconds")
-            metrics.recoveries.append(Recovery(*what))
+            apart = row.number("distance") if "distance" in row.data else None
+            metrics.recoveries.append(Recovery(*what, apart))
     metrics.steps = [steps[step] for step in sorted(steps)]
     metrics.evaluations = [evaluations[step] for step in sorted(evaluations)]
     if not metrics.evaluations:

@@ -13,6 +13,7 @@ from rekindle.report.runs import Run
 from rekindle.report.style import Sheet, colour, series
 from rekindle.report.words import exponent_of, shortened, unit
 
+ALIKE = 0.5  # distance of two stages, of the mean of their norms, below which they are
 AROUND = 5  # steps that a loss before and after a failure is the mean of
 
 
@@ -57,13 +58,24 @@ def recovery_chart(run: Run, index: int, name: str) -> Chart | None:
         name=name,
         title=f"{shortened(run.name, 40)}: {_told(found, costs)}",
         caption=f"A line where a stage's process died. What the loss moved is the mean of the {AROUND} steps after it "
-        f"less that of the {AROUND} before; it is regained when {AROUND} steps in a row are down again, see the CSV.",
+        f"less that of the {AROUND} before; it is regained when {AROUND} steps in a row are down again, see the CSV."
+        f"{_alike(found)}",
         columns=("quantity", "step", "tokens", "loss", "stage", "policy", "seconds", "jump", "steps_to_regain"),
         rows=rows,
         draw=draw,
         height=270,
         narrow_height=270,
     )
+
+
+def _alike(found: Sequence[Recovery]) -> str:
+    """A warning where averages were of what had become alike."""
+    near = [one for one in found if one.distance is not None and one.distance < ALIKE]
+    if not near:
+        return ""
+    least = min(one.distance for one in near if one.distance is not None)
+    times = "Once stages were averaged" if len(near) == 1 else f"{len(near)} times stages were averaged"
+    return f" {times} that had come near to each other, to {least:.2f} of their norm: averages make a stack alike."
 
 
 def cost(steps: Sequence[Step], recovery: Recovery) -> Cost:

@@ -42,7 +42,7 @@ def train(
     source_name: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    spread: Callable[[Stepper, Folder], AbstractContextManager[Any]] = lambda stepper, source: nullcontext(stepper),
+    spread: Callable[[Stepper, Folder, int], AbstractContextManager[Any]] = lambda stepper, *_: nullcontext(stepper),
 ) -> dict[str, Any]:
     """Train the checkpoint in `src` on `config.data` and leave the result, a complete folder, in `out`.
 
@@ -69,7 +69,7 @@ def train(
             stack.enter_context(training_into(out))
             check_start(out, resume=resume, overwrite=overwrite)  # another run may have just come to its end
         stepper, run, saved = prepare(source, out, config, accelerator, resume=resume, overwrite=overwrite)
-        stepper = stack.enter_context(spread(stepper, source))
+        stepper = stack.enter_context(spread(stepper, source, saved.step if saved else 0))
         stack.enter_context(disc_explained(work_folder(out)))
         archived = _archiver(config, source, saved, out, overwrite) if accelerator.is_main_process else nullcontext()
         with archived as archiver:

@@ -130,10 +130,13 @@ class Session:
         except Diverged as error:
             raise self._diverged(step, boundary, error) from None
         speed = self.plan.batch_tokens / (time.perf_counter() - began)
-        for event in self.stepper.events():
-            self.metrics.write("recovery", **event)
+        self._write_events()
         self._write_step(step, stats, speed)
         return stats.stop
+
+    def _write_events(self) -> None:
+        for event in self.stepper.events():
+            self.metrics.write("recovery", **event)
 
     def _write_step(self, step: int, stats: Stats, speed: float) -> None:
         row = {
@@ -146,10 +149,12 @@ class Session:
         }
         self._write("step", row)
         told = f"step {step + 1} of {self.plan.steps}, loss {stats.losses['loss']:.3f}, {self.last}"
+        told += f", {more}" if (more := self.stepper.told()) else ""
         self.progress.update(self.plan.batch_tokens, told)
 
     def _evaluate(self, step: int) -> None:
         result = self.stepper.evaluate(self.held_out)
+        self._write_events()
         self._write("eval", {**self._place(step), **result.row(each=step == self.plan.steps)})
         self.last = f"validation {result.loss:.3f}"
 

@@ -118,6 +118,10 @@ class Stepper:
         sick = sum(not bool(p.isfinite().all()) for p in self.model.parameters())
         return not self.accelerator.reduce(torch.tensor(sick, device=self.accelerator.device), "sum").item()
 
+    def told(self) -> str:
+        """What a progress line says of it; nothing here."""
+        return ""
+
     def events(self) -> list[dict[str, Any]]:
         """What else has happened since this was asked last, as rows of metrics: nothing."""
         return []

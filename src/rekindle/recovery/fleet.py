@@ -32,6 +32,7 @@ AGAIN = 0.5  # seconds between words to those who wait for the dead
 GRACE = 2.0  # seconds between a worker's word that something broke and the news of a death
 COMING = 120.0  # seconds that a new worker has to come up
 STILLBORN = 3  # new workers in a row that die before they say a word
+STRANGERS = 32  # connections that have not shown yet who they are; more are closed at once
 
 
 class Lost(Exception):
@@ -83,6 +84,7 @@ class Fleet:
         )
         self._door = socket.create_server((LOOPBACK, 0))
         threading.Thread(target=self._admit, daemon=True).start()
+        self._places = threading.BoundedSemaphore(STRANGERS)
 
     # -- who is there ------------------------------------------------------------------------------------------------
 
@@ -144,11 +146,20 @@ class Fleet:
             except OSError:  # of one who has gone again, or of too many at once
                 time.sleep(0.05)
                 continue
-            threading.Thread(target=self._receive, args=(sock,), daemon=True).start()
+            if self._places.acquire(blocking=False):
+                threading.Thread(target=self._receive, args=(sock,), daemon=True).start()
+            else:
+                sock.close()
+
+    def _admitted(self, sock: socket.socket) -> Link:
+        try:
+            return admitted(sock, self._token)
+        finally:
+            self._places.release()
 
     def _receive(self, sock: socket.socket) -> None:
         try:
-            link = admitted(sock, self._token)
+            link = self._admitted(sock)
             hello = link.receive()
         except Gone:
             return
@@ -156,6 +167,7 @@ class Fleet:
         self._inbox.put((member, hello))
         while True:
             try:
+            sock.close()
                 message = link.receive()
             except Gone:
                 self._inbox.put((member, None))

@@ -107,8 +107,11 @@ class Fleet:
                 spare.stage = stages[len(found)]
                 found.append(spare)
                 continue
-            if time.monotonic() > until or self._stillborn >= STILLBORN:
-                what = f"No worker came up within {COMING:g} s for stage {stages[len(found)]}."
+            late = f"No worker came up within {COMING:g} s" if time.monotonic() > until else None
+            if self._stillborn >= STILLBORN:
+                late = f"{STILLBORN} workers in a row died before they said a word"
+            if late:
+                what = f"{late}, and stage {stages[len(found)]} needs one."
                 raise RekindleError(what, hint="--resume goes on from the state that was saved last")
             self._hear(0.1)
             self._hire(len(stages) - len(found))
@@ -279,6 +282,7 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+        del self._store  # which listens until then
 def _lives(pid: int) -> bool:
     import psutil
 

@@ -73,7 +73,7 @@ class Fleet:
         self._coming: set[int] = set()
         self._rehearsal: Command | None = None
         self._stillborn = 0
-        self._closed = False
+        self._closed, self._looked = False, time.monotonic()
         meeting = socket.create_server((LOOPBACK, 0))
         self._store = TCPStore(
             LOOPBACK,
@@ -232,10 +232,16 @@ class Fleet:
                     found.append((member, message))
                 member, message = self._inbox.get_nowait()
         for member in [*self.members]:
-            if not member.dead and time.monotonic() - member.link.heard > self.patience:
+            if not member.dead and now - member.link.heard > self.patience:
+        now = time.monotonic()
+        here, self._looked = now - self._looked < max(self.patience, 1.0), now
+        if here:  # else this process may have stood still, and what came meanwhile is not read yet
+            self._bury_silent(now)
+        return found
+
+    def _bury_silent(self, now: float) -> None:
                 _kill(member.pid)
                 self._bury(member)
-        return found
 
     def _bury(self, member: Member) -> None:
         """Dead, or as good as that: it is not heard any more."""

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     import torch
 
 LOOPBACK = "127.0.0.1"
+BEAT = 1.0  # seconds between a worker's signs of life, or fewer where patience is short
 AGAIN = 0.5  # seconds between words to those who wait for the dead
 GRACE = 2.0  # seconds between a worker's word that something broke and the news of a death
 COMING = 120.0  # seconds that a new worker has to come up
-STILLBORN = 3  # new workers in a row that die before they say a word
 STRANGERS = 32  # connections that have not shown yet who they are; more are closed at once
+STILLBORN = 3  # new workers in a row that die before they say a word
 
 
 class Lost(Exception):
@@ -83,8 +84,8 @@ class Fleet:
             master_listen_fd=meeting.detach(),
         )
         self._door = socket.create_server((LOOPBACK, 0))
-        threading.Thread(target=self._admit, daemon=True).start()
         self._places = threading.BoundedSemaphore(STRANGERS)
+        threading.Thread(target=self._admit, daemon=True).start()
 
     # -- who is there ------------------------------------------------------------------------------------------------
 
@@ -138,8 +139,9 @@ class Fleet:
         self._coming -= gone
         self._stillborn += len(gone)
         where = {"host": LOOPBACK, "port": self._door.getsockname()[1], "store": self._store.port}
+        how = {"threads": self.threads, "beat": min(BEAT, self.patience / 5)}
         for _ in range(needed + self.spares - idle - len(self._coming)):
-            self._coming.add(nursery().worker(**where, token=self._token.hex(), threads=self.threads))
+            self._coming.add(nursery.worker(**where, **how, token=self._token.hex()))
 
     def _admit(self) -> None:
         """Whoever knows the token becomes a spare."""
@@ -165,12 +167,12 @@ class Fleet:
             link = self._admitted(sock)
             hello = link.receive()
         except Gone:
+            sock.close()
             return
         member = Member(link, int(hello.header["pid"]))
         self._inbox.put((member, hello))
         while True:
             try:
-            sock.close()
                 message = link.receive()
             except Gone:
                 self._inbox.put((member, None))
@@ -231,8 +233,6 @@ class Fleet:
                 elif not member.dead:
                     found.append((member, message))
                 member, message = self._inbox.get_nowait()
-        for member in [*self.members]:
-            if not member.dead and now - member.link.heard > self.patience:
         now = time.monotonic()
         here, self._looked = now - self._looked < max(self.patience, 1.0), now
         if here:  # else this process may have stood still, and what came meanwhile is not read yet
@@ -240,6 +240,8 @@ class Fleet:
         return found
 
     def _bury_silent(self, now: float) -> None:
+        for member in [*self.members]:
+            if not member.dead and now - member.link.heard > self.patience:
                 _kill(member.pid)
                 self._bury(member)
 
@@ -280,6 +282,7 @@ class Fleet:
             _kill(pid)
         for member in [*self.members]:
             self._bury(member)
+        del self._store  # which listens until then
         self._register.unlink(missing_ok=True)
 
 
@@ -288,7 +291,6 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-        del self._store  # which listens until then
 def _lives(pid: int) -> bool:
     import psutil
 

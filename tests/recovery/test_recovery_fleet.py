@@ -24,7 +24,7 @@ from train.train_helpers import rows
 import rekindle
 from rekindle.errors import RekindleError
 from rekindle.recovery import fleet as fleets
-from rekindle.recovery import wire
+from rekindle.recovery import wire, worker
 from rekindle.recovery.fleet import Fleet, Member
 from rekindle.recovery.group import Group
 from rekindle.recovery.nursery import Nursery, _environment, nursery
@@ -58,12 +58,12 @@ def asked(monkeypatch) -> list[dict]:
     """What workers are told at their start; each is a process that ends at once."""
     found: list[dict] = []
 
-    def worker(**told) -> int:
+    def fake(**told) -> int:
         found.append(told)
         with subprocess.Popen(["true"]) as process:
             return process.pid
 
-    monkeypatch.setattr(nursery, "worker", worker)
+    monkeypatch.setattr(nursery, "worker", fake)
     return found
 
 
@@ -141,6 +141,25 @@ def test_no_file_left_for_a_connection_does_not_shut_the_door(monkeypatch, tmp_p
     monkeypatch.setattr(fleets.socket, "create_server", create)
     with fleet(tmp_path) as found, closing(connect(found._door.getsockname(), found._token)):
         assert len(failed) == 3
+
+
+def test_where_the_door_is_full_a_worker_comes_again(monkeypatch):
+    """Some times, and then no more: its supervisor may have gone."""
+    tried: list[int] = []
+
+    def full(address, token):
+        tried.append(1)
+        if len(tried) < 3:
+            raise Gone
+        return "a link"
+
+    monkeypatch.setattr(worker, "PAUSE", 0.0)
+    monkeypatch.setattr(worker, "connect", full)
+    assert worker._arrive(("127.0.0.1", 1), b"token") == "a link"
+    assert len(tried) == 3
+    monkeypatch.setattr(worker, "connect", connect)
+    with pytest.raises(Gone):
+        worker._arrive(("127.0.0.1", 1), b"token")
 
 
 # -- where workers come from -----------------------------------------------------------------------------------------
@@ -300,6 +319,36 @@ def test_who_waits_for_a_member_to_come_is_released(tmp_path):
         assert failed
         assert time.monotonic() - began < 10
     group.leave()
+
+
+FORMS = """
+import threading
+from torch.distributed import TCPStore
+from rekindle.recovery.group import Group
+
+store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+group, failed = Group(("127.0.0.1", store.port)), []
+
+def form():
+    try:
+        group.form(1, 0, 2, "gloo")
+    except Exception as error:
+        failed.append(error)
+
+thread = threading.Thread(target=form)
+thread.start()
+while thread.is_alive():
+    thread.join(0.3)
+    group.release()
+assert failed
+"""
+
+
+@pytest.mark.slow
+def test_who_is_released_prints_no_pages(tmp_path):
+    """Of C++, about a connection that we closed; what went wrong is in the exception."""
+    done = subprocess.run([sys.executable, "-c", FORMS], env=_environment(), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 # -- real ones -------------------------------------------------------------------------------------------------------

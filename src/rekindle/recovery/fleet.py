@@ -31,6 +31,7 @@ LOOPBACK = "127.0.0.1"
 BEAT = 1.0  # seconds between a worker's signs of life, or fewer where patience is short
 AGAIN = 0.5  # seconds between words to those who wait for the dead
 GRACE = 2.0  # seconds between a worker's word that something broke and the news of a death
+PAUSE = 0.75  # seconds between two looks for who is silent that nothing is made of
 COMING = 120.0  # seconds that a new worker has to come up
 STRANGERS = 32  # connections that have not shown yet who they are; more are closed at once
 STILLBORN = 3  # new workers in a row that die before they say a word
@@ -74,7 +75,8 @@ class Fleet:
         self._coming: set[int] = set()
         self._rehearsal: Command | None = None
         self._stillborn = 0
-        self._closed, self._looked = False, time.monotonic()
+        self._closed = False
+        self._looked = self._awake = time.monotonic()  # for who is silent; since when it has been done all the time
         meeting = socket.create_server((LOOPBACK, 0))
         self._store = TCPStore(
             LOOPBACK,
@@ -233,15 +235,16 @@ class Fleet:
                 elif not member.dead:
                     found.append((member, message))
                 member, message = self._inbox.get_nowait()
-        now = time.monotonic()
-        here, self._looked = now - self._looked < max(self.patience, 1.0), now
-        if here:  # else this process may have stood still, and what came meanwhile is not read yet
-            self._bury_silent(now)
+        self._bury_silent(time.monotonic())
         return found
 
     def _bury_silent(self, now: float) -> None:
+        """Where this process stood still itself (Ctrl-Z), what came meanwhile is not read yet."""
+        if now - self._looked > max(self.patience / 2, PAUSE):
+            self._awake = now
+        self._looked = now
         for member in [*self.members]:
-            if not member.dead and now - member.link.heard > self.patience:
+            if not member.dead and now - max(member.link.heard, self._awake) > self.patience:
                 _kill(member.pid)
                 self._bury(member)
 

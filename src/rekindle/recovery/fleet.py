@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     import torch
 
 LOOPBACK = "127.0.0.1"
+BEAT = 1.0  # seconds between a worker's signs of life, or fewer where patience is short
 AGAIN = 0.5  # seconds between words to those who wait for the dead
 GRACE = 2.0  # seconds between a worker's word that something broke and the news of a death
+PAUSE = 0.75  # seconds between two looks for who is silent that nothing is made of
 COMING = 120.0  # seconds that a new worker has to come up
+STRANGERS = 32  # connections that have not shown yet who they are; more are closed at once
 STILLBORN = 3  # new workers in a row that die before they say a word
 
 
@@ -73,6 +76,7 @@ class Fleet:
         self._rehearsal: Command | None = None
         self._stillborn = 0
         self._closed = False
+        self._looked = self._awake = time.monotonic()  # for who is silent; since when it has been done all the time
         meeting = socket.create_server((LOOPBACK, 0))
         self._store = TCPStore(
             LOOPBACK,
@@ -82,6 +86,7 @@ class Fleet:
             master_listen_fd=meeting.detach(),
         )
         self._door = socket.create_server((LOOPBACK, 0))
+        self._places = threading.BoundedSemaphore(STRANGERS)
         threading.Thread(target=self._admit, daemon=True).start()
 
     # -- who is there ------------------------------------------------------------------------------------------------
@@ -110,8 +115,11 @@ class Fleet:
                 spare.stage = stages[len(found)]
                 found.append(spare)
                 continue
-            if time.monotonic() > until or self._stillborn >= STILLBORN:
-                what = f"No worker came up within {COMING:g} s for stage {stages[len(found)]}."
+            late = f"No worker came up within {COMING:g} s" if time.monotonic() > until else None
+            if self._stillborn >= STILLBORN:
+                late = f"{STILLBORN} workers in a row died before they said a word"
+            if late:
+                what = f"{late}, and stage {stages[len(found)]} needs one."
                 raise RekindleError(what, hint="--resume goes on from the state that was saved last")
             self._hear(0.1)
             self._hire(len(stages) - len(found))
@@ -138,8 +146,9 @@ class Fleet:
         self._coming -= gone
         self._stillborn += len(gone)
         where = {"host": LOOPBACK, "port": self._door.getsockname()[1], "store": self._store.port}
+        how = {"threads": self.threads, "beat": min(BEAT, self.patience / 5)}
         for _ in range(needed + self.spares - idle - len(self._coming)):
-            self._coming.add(nursery().worker(**where, token=self._token.hex(), threads=self.threads))
+            self._coming.add(nursery.worker(**where, **how, token=self._token.hex()))
 
     def _admit(self) -> None:
         """Whoever knows the token becomes a spare."""
@@ -149,13 +158,23 @@ class Fleet:
             except OSError:  # of one who has gone again, or of too many at once
                 time.sleep(0.05)
                 continue
-            threading.Thread(target=self._receive, args=(sock,), daemon=True).start()
+            if self._places.acquire(blocking=False):
+                threading.Thread(target=self._receive, args=(sock,), daemon=True).start()
+            else:
+                sock.close()
+
+    def _admitted(self, sock: socket.socket) -> Link:
+        try:
+            return admitted(sock, self._token)
+        finally:
+            self._places.release()
 
     def _receive(self, sock: socket.socket) -> None:
         try:
-            link = admitted(sock, self._token)
+            link = self._admitted(sock)
             hello = link.receive()
         except Gone:
+            sock.close()
             return
         member = Member(link, int(hello.header["pid"]))
         self._inbox.put((member, hello))
@@ -221,11 +240,18 @@ class Fleet:
                 elif not member.dead:
                     found.append((member, message))
                 member, message = self._inbox.get_nowait()
+        self._bury_silent(time.monotonic())
+        return found
+
+    def _bury_silent(self, now: float) -> None:
+        """Where this process stood still itself (Ctrl-Z), what came meanwhile is not read yet."""
+        if now - self._looked > max(self.patience / 2, PAUSE):
+            self._awake = now
+        self._looked = now
         for member in [*self.members]:
-            if not member.dead and time.monotonic() - member.link.heard > self.patience:
+            if not member.dead and now - max(member.link.heard, self._awake) > self.patience:
                 _kill(member.pid)
                 self._bury(member)
-        return found
 
     def _bury(self, member: Member) -> None:
         """Dead, or as good as that: it is not heard any more."""
@@ -264,6 +290,7 @@ class Fleet:
             _kill(pid)
         for member in [*self.members]:
             self._bury(member)
+        del self._store  # which listens until then
         self._register.unlink(missing_ok=True)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LENGTHS = struct.Struct("<QQ")
 NONCE, DIGEST = 32, "sha256"
 LONGEST = 1 << 24  # bytes of a header
-PATIENCE = 5.0  # seconds that a stranger has to show who he is
+PATIENCE = 5.0  # seconds that a stranger has to show who he is, however many bytes come meanwhile
 
 
 class Gone(Exception):
@@ -79,11 +79,13 @@ class Link:
         except (ValueError, SafetensorError, MemoryError, OverflowError) as error:
             raise Gone from error
 
-    def _exactly(self, size: int) -> bytearray:
+    def _exactly(self, size: int, until: float | None = None) -> bytearray:
         found = bytearray(size)
         view, at = memoryview(found), 0
         while at < size:
             try:
+                if until is not None:
+                    _limit(self.sock, until)
                 read = self.sock.recv_into(view[at:])
             except OSError as error:
                 raise Gone from error
@@ -97,18 +99,25 @@ class Link:
         self.sock.close()
 
 
+def _limit(sock: socket.socket, until: float) -> None:
+    """Whatever it does next ends by then; raises TimeoutError, an OSError, where that is past."""
+    if (left := until - time.monotonic()) <= 0:
+        raise TimeoutError
+    sock.settimeout(left)
+
+
 def _proof(token: bytes, role: bytes, *nonces: bytes) -> bytes:
     return hmac.digest(token, role + b"".join(nonces), DIGEST)
 
 
 def admitted(sock: socket.socket, token: bytes) -> Link:
     """The supervisor's side of a new connection; raises Gone for a stranger."""
-    sock.settimeout(PATIENCE)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    link, nonce = Link(sock), secrets.token_bytes(NONCE)
+    until, link, nonce = time.monotonic() + PATIENCE, Link(sock), secrets.token_bytes(NONCE)
     try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _limit(sock, until)
         sock.sendall(nonce)
-        answer = bytes(link._exactly(NONCE + 32))
+        answer = bytes(link._exactly(NONCE + 32, until))
         theirs, proof = answer[:NONCE], answer[NONCE:]
         if not hmac.compare_digest(proof, _proof(token, b"worker", nonce, theirs)):
             raise Gone
@@ -122,6 +131,7 @@ def admitted(sock: socket.socket, token: bytes) -> Link:
 
 def connect(address: tuple[str, int], token: bytes) -> Link:
     """A worker's side; raises Gone where the supervisor is not there, or is another one."""
+    until = time.monotonic() + PATIENCE
     try:
         sock = socket.create_connection(address, timeout=PATIENCE)
     except OSError as error:
@@ -129,9 +139,9 @@ def connect(address: tuple[str, int], token: bytes) -> Link:
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link, own = Link(sock), secrets.token_bytes(NONCE)
-        nonce = bytes(link._exactly(NONCE))
+        nonce = bytes(link._exactly(NONCE, until))
         sock.sendall(own + _proof(token, b"worker", nonce, own))
-        if not hmac.compare_digest(bytes(link._exactly(32)), _proof(token, b"supervisor", own, nonce)):
+        if not hmac.compare_digest(bytes(link._exactly(32, until)), _proof(token, b"supervisor", own, nonce)):
             raise Gone
     except (OSError, Gone) as error:
         sock.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -24,12 +23,12 @@ from rekindle.recovery.seat import Answer, Seat
 from rekindle.recovery.wire import Gone, Link, Message, connect
 from rekindle.train.device import reproducible
 
-BEAT = 1.0  # seconds between signs of life
+TRIES, PAUSE = 20, 0.25  # at a door where too many stand, and the seconds between them
 
 
 class Worker:
-    def __init__(self, link: Link, group: Group, device: torch.device):
-        self.link, self.group, self.device = link, group, device
+    def __init__(self, link: Link, group: Group, device: torch.device, beat: float):
+        self.link, self.group, self.device, self.beat = link, group, device, beat
         self._told: queue.Queue[Message] = queue.Queue()
         self._seat: Seat | None = None
 
@@ -53,7 +52,7 @@ class Worker:
 
     def _beat(self) -> None:
         while True:
-            time.sleep(BEAT)
+            time.sleep(self.beat)
             try:
                 self.link.send("beat")
             except Gone:
@@ -101,16 +100,23 @@ def _backend(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def main(*, host: str, port: int, store: int, token: str, threads: int) -> None:
-    """A worker of the supervisor at host:port, whose groups meet in its `store`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to hear
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def _arrive(address: tuple[str, int], token: bytes) -> Link:
+    """Raises Gone where the supervisor has."""
+    for _ in range(TRIES - 1):
+        with suppress(Gone):
+            return connect(address, token)
+        time.sleep(PAUSE)
+    return connect(address, token)
+
+
+def main(*, host: str, port: int, store: int, token: str, threads: int, beat: float) -> None:
+    """A worker of the supervisor at host:port, whose groups meet in its `store`; signs of life every `beat` seconds."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        link = connect((host, port), bytes.fromhex(token))
+        link = _arrive((host, port), bytes.fromhex(token))
         group = Group((host, store))
         link.send("hello", pid=os.getpid())
     except Gone:
         sys.exit(1)
-    Worker(link, group, device).run()
+    Worker(link, group, device, beat).run()

@@ -1,6 +1,7 @@
 """Training in a pipeline of processes that outlives them. From the outside in:
 
 pipeline.py   a stepper over processes: its two phases, and what happens when one dies
+stages.py     the stages as one: said to all of them, and made again
 policies.py   what a lost stage is made of
 fleet.py      the processes: who is there, what they are told, who is dead
 split.py      how a model is cut
@@ -12,7 +13,8 @@ And in each process:
 nursery.py    where workers come from
 __main__.py   its process
 worker.py     listens and answers
-seat.py       a stage at work: its optimizer, its schedule, its commands
+seat.py       a stage at work: its optimizer and its commands
+passes.py     the chunks of a step on their way through the stages, in one order or two
 stage.py      its module
 group.py      the process group of a generation
 dying.py      kills itself when that was asked for

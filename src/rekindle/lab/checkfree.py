@@ -79,11 +79,12 @@ CLAIMS = (
 
 def steps(seed: int, size: Size) -> list[Step]:
     tokens = size.tokens(TOKENS)
-    between = failures(seed, tokens // BATCH, {1: BETWEEN, 2: BETWEEN})
+    often = 1 / max(size.scale, 0.25)  # so that some die in a quick run too
+    between = failures(seed, tokens // BATCH, {1: often * BETWEEN, 2: often * BETWEEN})
     runs: dict[str, dict[str, Any]] = {"none": {"recover": "none"}, "plus-none": {"recover": "checkfree+"}}
     runs |= {arm: {**options, "inject": between} for arm, (_, options) in WAYS.items()}
     for rate, p in RATES.items():
-        anywhere = failures(seed, tokens // BATCH, dict.fromkeys(range(STAGES), p))
+        anywhere = failures(seed, tokens // BATCH, dict.fromkeys(range(STAGES), often * p))
         runs |= {f"{arm}-{rate}": {**options, "inject": anywhere} for arm, (_, options) in SYSTEMS.items()}
     made = [Step("start", "init", options={**SHAPE, "seed": seed})]
     return made + [Step(arm, "train", "start", {**TRAIN, "tokens": tokens, **own}) for arm, own in runs.items()]
@@ -185,4 +186,4 @@ def ends_in(arm: str) -> End:
     return End("" if arm == "a fifth" else arm)
 
 
-STUDY = Seeded("checkfree", CLAIMS, steps, read, ends_in)
+STUDY = Seeded("checkfree", CLAIMS, steps, read, ends_in, alone=True)

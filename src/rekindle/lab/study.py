@@ -37,7 +37,8 @@ class Study(Protocol):
     """What `rekindle lab NAME` runs: steps, each once, and a page of what came out of them.
 
     `claims` have a row each in margins/NAME.yaml, or the study does not run. `fixed`: its data set is one of fixed
-    size, which every arm reads equally often; else no training reads text that its line has read.
+    size, which every arm reads equally often; else no training reads text that its line has read. `alone`: one step at
+    a time, since time is measured.
     """
 
     @property
@@ -48,6 +49,9 @@ class Study(Protocol):
 
     @property
     def fixed(self) -> bool: ...
+
+    @property
+    def alone(self) -> bool: ...
 
     def steps(self, size: Size) -> list[Step]:
         """All steps of all seeds."""
@@ -66,6 +70,7 @@ class Seeded:
     read: Callable[[Path, Size], Page]  # of runs: what they measured, figures, words
     ends_in: Callable[[str], End] = End  # what an arm of a claim is read from; an empty run: it was not trained
     fixed: bool = False
+    alone: bool = False
 
     def steps(self, size: Size) -> list[Step]:
         steps = [
@@ -101,11 +106,11 @@ def run(study: Study, out: Path, say: Say, *, seeds: int | None, quick: bool) ->
     size = Size(seeds, QUICK if quick else 1.0, quick)
     steps = carried_on(study.steps(size))
     margins = begun_with(margins, out)
-    perform(steps, out / "runs", say, fixed=study.fixed)
+    perform(steps, out / "runs", say, fixed=study.fixed, alone=study.alone)
     return study.write(out, size, judged_before(margins, out, seeds))
 
 
-def perform(steps: Sequence[Step], runs: Path, say: Say, *, fixed: bool = False) -> None:
+def perform(steps: Sequence[Step], runs: Path, say: Say, *, fixed: bool = False, alone: bool = False) -> None:
     """Run all steps under `runs`, see sweep.steps: first the models to begin with, whose tokenizers count the text.
 
     Raises RekindleError where the text does not last, or is not one for all trainings: before the first is made, and
@@ -113,7 +118,7 @@ def perform(steps: Sequence[Step], runs: Path, say: Say, *, fixed: bool = False)
     """
     check_same({step.name: step for step in steps}, runs)
     beginnings = [step for step in steps if step.verb == "init"]
-    with Local() as engine:
+    with Local(1 if alone else None) as engine:
         if not all((runs / step.name).is_dir() for step in steps if step.verb == "train"):
             check_text(steps, runs, fixed=fixed)  # with the tokenizers that are there, before others are made
             if not all((runs / step.name).is_dir() for step in beginnings):

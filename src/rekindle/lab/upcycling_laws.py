@@ -69,6 +69,7 @@ class Grown:
     name: str = "upcycling-laws"
     claims: tuple[Claim, ...] = ()
     fixed: bool = False
+    alone: bool = False
 
     def steps(self, size: Size) -> list[Step]:
         return [step for grid in grids(size.quick) for step in steps_of(grid)[0]]

@@ -14,6 +14,7 @@ p   chance that a stage dies in a step: the paper's 5, 10 and 16 % an hour are 0
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -153,8 +154,13 @@ def _time(runs: Path, arm: str, seed: int) -> float:
 
 
 def _seconds(metrics: Metrics, level: float) -> float:
-    there = next((found.step for found in metrics.evaluations if found.loss <= level), metrics.steps[-1].step)
-    return sum(BATCH / step.tokens_per_s for step in metrics.steps if step.step <= there)
+    """Between two evaluations the loss is taken to fall evenly."""
+    behind = [0.0, *accumulate(BATCH / step.tokens_per_s for step in metrics.steps)]  # after so many steps
+    for before, after in pairwise(metrics.evaluations):
+        if after.loss <= level:
+            part = (before.loss - level) / (before.loss - after.loss) if before.loss > level else 0.0
+            return behind[before.step] + part * (behind[after.step] - behind[before.step])
+    return behind[-1]
 
 
 def _title(times: dict[str, list[float]]) -> str:

@@ -40,15 +40,15 @@ TOKENS = 320 * BATCH
 RATES = {5: 0.0036, 10: 0.008, 16: 0.016}  # p of per cent an hour
 BETWEEN = 0.02  # p of the first part, of stages 1 and 2: some 13 deaths
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {  # arm -> words, options
-    "checkfree": ("average weighed by gradients", {"recover": "checkfree"}),
+    "checkfree": ("weighed average", {"recover": "checkfree"}),
     "uniform": ("plain average", {"recover": "checkfree", "recover_power": 0.0}),
-    "copy": ("copy of the stage before", {"recover": "copy"}),
+    "copy": ("copy", {"recover": "copy"}),
     "random": ("new values", {"recover": "random"}),
     "plus": ("CheckFree+", {"recover": "checkfree+"}),
     "shadow": ("shadow", {"recover": "shadow"}),
 }
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "checkpoint": ("checkpoint every 25 steps", {"recover": "checkpoint"}),
+    "checkpoint": ("checkpoint", {"recover": "checkpoint"}),
     "redundant": ("redundant", {"recover": "redundant"}),
     "plus": WAYS["plus"],
     "shadow": WAYS["shadow"],

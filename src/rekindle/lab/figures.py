@@ -64,7 +64,7 @@ def dots(name: str, what: str, arms: Mapping[str, Sequence[float]], metric: Metr
             axes.annotate(metric.shown(mean.mean), (1, -row), (10, 0), ("axes fraction", "data"), **where)
         axes.set_ylim(0.6 - len(arms), 0.6)
         axes.set_yticks([])
-        axes.locator_params(axis="x", nbins=4 if sheet.narrow else 6)
+        axes.locator_params(axis="x", nbins=3 if sheet.narrow else 6)
         sheet.caption(axes, "", metric.axis)
         return True
 

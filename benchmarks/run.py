@@ -7,7 +7,20 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-ALL = ("startup", "laws", "bytes", "computed", "growth", "merge", "combine", "recipe", "training", "codec", "archives")
+ALL = (
+    "startup",
+    "laws",
+    "bytes",
+    "computed",
+    "growth",
+    "merge",
+    "combine",
+    "recipe",
+    "training",
+    "recovery",
+    "codec",
+    "archives",
+)
 
 
 def main(chosen: list[str]) -> None:

@@ -47,7 +47,7 @@ def lives(pid: int) -> bool:
 
 @contextmanager
 def fleet(folder: Path, spares: int = 0, patience: float = 10.0) -> Iterator[Fleet]:
-    found = Fleet(spares, threads=1, patience=patience, register=folder / "workers.json")
+    found = Fleet(spares, threads=1, patience=patience, register=folder / "workers.json", model_type="llama")
     with ExitStack() as stack:
         stack.callback(found.close)
         yield found

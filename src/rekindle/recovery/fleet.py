@@ -63,12 +63,15 @@ class Command:
 
 
 class Fleet:
-    """Workers on this machine, and `spares` behind them; `register` is the file that lists them."""
+    """Workers on this machine, and `spares` behind them; `register` is the file that lists them.
 
-    def __init__(self, spares: int, *, threads: int, patience: float, register: Path):
+    `model_type`: transformers' name for what they will be stages of.
+    """
+
+    def __init__(self, spares: int, *, threads: int, patience: float, register: Path, model_type: str):
         from torch.distributed import TCPStore
 
-        self.spares, self.threads, self.patience = spares, threads, patience
+        self.spares, self.threads, self.patience, self.model_type = spares, threads, patience, model_type
         self.members: list[Member] = []
         self._register, self._token = register, secrets.token_bytes(32)
         self._inbox: queue.Queue[tuple[Member, Message | None]] = queue.Queue()
@@ -146,7 +149,7 @@ class Fleet:
         self._coming -= gone
         self._stillborn += len(gone)
         where = {"host": LOOPBACK, "port": self._door.getsockname()[1], "store": self._store.port}
-        how = {"threads": self.threads, "beat": min(BEAT, self.patience / 5)}
+        how = {"threads": self.threads, "beat": min(BEAT, self.patience / 5), "model_type": self.model_type}
         for _ in range(needed + self.spares - idle - len(self._coming)):
             self._coming.add(nursery.worker(**where, **how, token=self._token.hex()))
 

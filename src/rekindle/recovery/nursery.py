@@ -1,8 +1,8 @@
 """Where workers come from: a process that has imported what they need, and makes one for each line that it is told.
 
-So a worker is there in a twentieth of a second, not in five. A line is JSON, its number and the arguments of
-`worker.main`; the answer is that number and the worker's. When its standard input ends, its supervisor has: it ends its
-workers, and itself.
+So a worker is there in a twentieth of a second, not in five. A line is JSON, its number, the arguments of `worker.main`
+and the type of the model; the answer is that number and the worker's. When its standard input ends, its supervisor has:
+it ends its workers, and itself.
 """
 
 from __future__ import annotations
@@ -99,13 +99,12 @@ def serve() -> None:
     """The process itself."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the supervisor's to hear; its workers ignore them too
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401  each is imported when it is asked for
-
     from rekindle.recovery.worker import main
 
     children: set[int] = set()
     for line in _lines(children):
         asked = json.loads(line)
+        _import(asked["told"].pop("model_type", ""))
         if not (child := os.fork()):
             nothing = os.open(os.devnull, os.O_RDWR)
             os.dup2(nothing, 0)
@@ -117,6 +116,14 @@ def serve() -> None:
     for child in children:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def _import(model_type: str) -> None:
+    """What transformers imports when a model of this type is first made: here it is done once for all workers."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    with suppress(Exception):  # which the worker will tell of
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.for_model(model_type))]
 
 
 def _lines(children: set[int]) -> Iterator[bytes]:

@@ -44,7 +44,7 @@ def pipelined(stepper: Stepper, source: Folder, out: Path, step: int) -> Iterato
     config = stepper.config
     parts, threads = parts_of(open_checkpoint(source), config), max(1, torch.get_num_threads() // config.stages)
     how = {"threads": threads, "patience": config.patience, "register": out.with_name(f"{out.name}.workers.json")}
-    fleet = Fleet(config.spares, **how)
+    fleet = Fleet(config.spares, model_type=parts[0].config["model_type"], **how)
     try:
         yield Pipeline(stepper, fleet, parts, lambda: _saved_last(source, config, out), step)
     finally:

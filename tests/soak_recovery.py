@@ -28,6 +28,7 @@ import psutil
 TRAIN = ["--tokens", "100k", "--seq-len", "32", "--batch-tokens", "512", "--micro-batch", "4", "--lr", "1e-3",
          "--stages", "4", "--save-every", "10k", "--patience", "3", "-q"]  # fmt: skip
 STEPS, LIMIT = 195, 600  # of a run, and the seconds that one may take
+POLICIES = ("shadow", "checkfree", "checkfree+", "redundant", "copy", "random", "checkpoint")
 KINDS = {"stage": 12, "two stages": 3, "spare": 3, "supervisor": 1, "stopped": 1}  # how often, of twenty
 
 
@@ -59,10 +60,10 @@ def left_behind(folder: Path) -> list[str]:
     return [str(one) for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(folder.resolve())]
 
 
-def soak(folder: Path, rng: random.Random, most: int) -> tuple[Counter[str], list[str]]:
+def soak(folder: Path, rng: random.Random, most: int, how: list[str]) -> tuple[Counter[str], list[str]]:
     """One run, from its first step to its last: who was killed, and what was wrong."""
     killed: Counter[str] = Counter()
-    words = rekindle("train", "base", "out", *TRAIN, "--resume", "--recover", rng.choice(["shadow", "checkfree"]))
+    words = rekindle("train", "base", "out", *TRAIN, "--resume", *how)
     began = time.monotonic()
     while not (folder / "out").exists():
         process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -104,10 +105,11 @@ def main() -> None:
                 "init", "base", "--hidden", "32", "--layers", "4", "--heads", "2", "--tokenizer", "bpe:500", "-q"
             )
             subprocess.run(made, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-            killed, wrong = soak(folder, rng, min(25, asked.kills - total.total()))
+            how = ["--recover", rng.choice(POLICIES), "--spares", rng.choice("012")]
+            killed, wrong = soak(folder, rng, min(25, asked.kills - total.total()), how)
         total += killed
         bad += bool(wrong)
-        say(f"{total.total():4} killed, of them now {dict(killed)}: {'; '.join(wrong) or 'well'}")
+        say(f"{total.total():4} killed, of them now {dict(killed)}, {' '.join(how)}: {'; '.join(wrong) or 'well'}")
     say(f"{dict(total)}; {bad} runs went wrong")
     sys.exit(bad > 0)
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rekindle.errors import RekindleError
+from rekindle.recovery.dying import MOMENTS
 from rekindle.recovery.injected import injected
 from rekindle.recovery.policies import EPS, Uncovered, remedies
 
@@ -58,13 +59,38 @@ def test_no_stage_is_made_of_one_that_is_lost(stages, data):
             assert not any(source in lost for remedy in found.values() for source, _ in remedy.sources)
 
 
-@pytest.mark.parametrize("text", ["3", "3:1", "a:1:begin", "3:1:never", "3:1:begin:2"])
+@pytest.mark.parametrize("text", ["3", "3:1", "a:1:begin", "3:1:never", "3:1:begin:2", "rate=1", "rate=x/h", "seed="])
 def test_a_failure_that_is_none_is_a_sentence(text):
     with pytest.raises(RekindleError, match="is no failure"):
         injected(text, 4)
 
 
 def test_failures_by_step_stage_and_phase():
-    assert injected("3:1:forward, 3:2:commit", 4) == {(3, 1, "step"): "forward", (3, 2, "commit"): "commit"}
+    found = injected("3:1:forward, 3:2:commit", 4)
+    asked = {(step, stage, kind): found.due(step, stage, kind)
+             for step in (2, 3, None) for stage in range(4) for kind in ("step", "commit", "form")}  # fmt: skip
+    assert {at: moment for at, moment in asked.items() if moment} == {
+        (3, 1, "step"): "forward", (3, 2, "commit"): "commit"
+    }  # fmt: skip
+    assert found.due(3, 1, "step") is None  # once
     with pytest.raises(RekindleError, match="names stage 4, and there are 4"):
         injected("3:4:begin", 4)
+
+
+def test_failures_at_a_rate_come_by_the_clock_as_often_as_they_should(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    deaths = []
+    for _ in range(2):
+        clock[0] = 0.0
+        found, died = injected("rate=36/h, seed=3", 4), []
+        for step in range(10_000):  # of a second each
+            clock[0] += 1
+            died += [(step, stage, moment) for stage in range(4) for kind in ("step", "commit")
+                     if (moment := found.due(step, stage, kind))]  # fmt: skip
+        deaths.append(died)
+    assert deaths[0] == deaths[1]  # by the same clock
+    assert 320 < len(deaths[0]) < 480  # 400, within four standard deviations
+    assert {moment for _, _, moment in deaths[0]} == set(MOMENTS)
+    counts = [sum(stage == one for _, stage, _ in deaths[0]) for one in range(4)]
+    assert max(counts) < 1.5 * min(counts)

@@ -111,6 +111,31 @@ def reordered(model: torch.nn.Module, layers: list[int]) -> None:
         modules[at] = module
 
 
+@pytest.mark.parametrize("family", DECODERS)
+def test_in_float64_they_are_so_to_ten_digits(small, family):
+    stages, whole = stages_of(small(family, layers=4), 4)
+    ids = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(0))
+    for model in (whole, *(stage.body for stage in stages)):
+        model.set_experts_implementation("eager")  # others know no float64
+        model.double()
+    h = ids
+    for stage in stages:
+        stage.weighing = dict.fromkeys(WEIGHING, 0.0)
+        h = stage(h)
+    logits = whole(input_ids=ids, use_cache=False).logits
+    one, other = (cross_entropy(x[:, :-1], ids[:, 1:]) for x in (logits, h))
+    assert h.dtype == torch.float64
+    assert other.item() == pytest.approx(one.item(), rel=1e-10)
+    one.backward()
+    other.backward()
+    found = {}
+    for stage in stages:
+        for name, p in stage.own.items():
+            found[name] = found.get(name, 0) + p.grad
+    for name, p in whole.named_parameters():
+        assert (found[name] - p.grad).abs().max() <= 1e-10 * max(p.grad.abs().max(), 1e-3), name
+
+
 def test_tied_embeddings_are_held_by_both_ends(small):
     stages, whole = stages_of(small(layers=4, tie_embeddings=True), 4)
     names = [[long for long in stage.names.values() if "embed" in long] for stage in stages]

@@ -57,7 +57,7 @@ class Stages:
         """Their answers, stage by stage; raises Lost. Rows go to those at ends."""
         commands = {}
         for stage, (place, _) in enumerate(self.parts):
-            die = self._injected.pop((step, stage, kind), None)
+            die = self._injected.due(step, stage, kind)
             header = {**(told or {}), **({"die": die} if die else {})}
             own = (rows or {}) if place.embeds or place.heads else {}
             commands[self.fleet.stage(stage)] = Command(kind, header, own)

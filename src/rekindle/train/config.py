@@ -101,7 +101,7 @@ class TrainConfig:
     )
     spares: int = option(1, help="processes that stand by to take the place of a stage")
     patience: float = option(10.0, help="seconds without a sign of life after which a stage counts as dead")
-    inject: str | None = option(None, help="failures for tests: STEP:STAGE:MOMENT, with commas between them")
+    inject: str | None = option(None, help="failures for tests: STEP:STAGE:MOMENT, or rate=0.1/h,seed=3 of each stage")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -495,3 +495,41 @@ def test_two_runs_at_once_are_what_each_is_alone(small, corpus, tmp_path):
     for seed in (1, 2):
         run(f"alone {seed}", seed)
         assert found[f"at once {seed}"] == found[f"alone {seed}"]
+
+
+STANDING = """
+import socket, sys, threading, time
+from rekindle.recovery.wire import Link
+from rekindle.recovery.worker import Worker
+
+class Group:
+    def release(self):
+        pass
+
+class Standing(Worker):
+    def _done(self, message):
+        until = time.monotonic() + 60
+        while message.kind == "busy" and time.monotonic() < until:
+            pass
+        time.sleep(60)
+
+Standing(Link(socket.socket(fileno=int(sys.argv[1]))), Group(), __import__("torch").device("cpu"), 1.0).run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["still", "busy"])
+def test_a_worker_that_was_released_and_stands_still_ends_one_that_works_does_not(command):
+    """As a send of gloo's does now and then, which forgets that its connection was closed."""
+    ours, theirs = socket.socketpair()
+    words = [sys.executable, "-c", STANDING, str(theirs.fileno())]
+    with closing(ours), closing(theirs), subprocess.Popen(words, pass_fds=[theirs.fileno()]) as process:
+        link = Link(ours)
+        link.receive()  # it lives
+        link.send(command)
+        for _ in range(12):
+            with suppress(Gone):
+                link.send("release")
+            time.sleep(0.5)
+        assert process.poll() == (1 if command == "still" else None)
+        process.kill()

@@ -23,6 +23,7 @@ from rekindle.recovery.seat import Answer, Seat
 from rekindle.recovery.wire import Gone, Link, Message, connect
 from rekindle.train.device import reproducible
 
+STUCK = 2.0  # seconds that a command which was released may do nothing at all
 TRIES, PAUSE = 20, 0.25  # at a door where too many stand, and the seconds between them
 
 
@@ -31,13 +32,18 @@ class Worker:
         self.link, self.group, self.device, self.beat = link, group, device, beat
         self._told: queue.Queue[Message] = queue.Queue()
         self._seat: Seat | None = None
+        self._commands = 0  # begun and ended
+        self._still: tuple[int, float, float] = 0, 0.0, 0.0  # commands, the main thread's seconds of work, since when
 
     def run(self) -> None:
         threading.Thread(target=self._listen, daemon=True).start()
         threading.Thread(target=self._beat, daemon=True).start()
         with reproducible(self.device):
             while True:
-                self._answer(self._told.get())
+                message = self._told.get()
+                self._commands += 1
+                self._answer(message)
+                self._commands += 1
 
     def _listen(self) -> None:
         while True:
@@ -47,8 +53,20 @@ class Worker:
                 os._exit(0)
             if message.kind == "release":
                 self.group.release()
+                self._end_if_stuck(time.monotonic())
             else:
                 self._told.put(message)
+
+    def _end_if_stuck(self, now: float) -> None:
+        """gloo (torch 2.13) may forget one who waits for a send when its connection closes: nothing wakes him."""
+        main = threading.main_thread().ident
+        if main is None or not hasattr(time, "pthread_getcpuclockid"):  # macOS
+            return
+        commands, worked = self._commands, time.clock_gettime(time.pthread_getcpuclockid(main))
+        if commands % 2 == 0 or (commands, worked) != self._still[:2]:
+            self._still = commands, worked, now
+        elif now - self._still[2] > STUCK:
+            os._exit(1)
 
     def _beat(self) -> None:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from html import unescape
 from importlib import import_module, resources
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_a_tiny_study_of_combinations_ends_in_a_page(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "lcsc"])
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("lcsc", "checkfree")])
 def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "QUICK", 1e-9)  # one step each
     module = MODULES[name]
@@ -162,6 +163,38 @@ def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, mo
     assert (again, same) == (page, verdict)
     assert len(said) == before + 1
     assert "are there already" in said[-1]
+
+
+@pytest.mark.slow
+def test_the_page_of_lost_stages(tmp_path, monkeypatch):
+    """Of two of its runs, with failures and without, each in the place of all that are like it."""
+    module = MODULES["checkfree"]
+
+    def perform(steps: list[Step], runs: Path, say, **how) -> None:
+        assert how["alone"]  # since time is measured
+        start, none, *others = steps
+        api.init(runs / start.name, **start.options)
+        few = {"eval_every": 4096, "eval_tokens": 1024, "seed": 0}
+        for step in (none, next(one for one in others if one.name == "uniform-0")):
+            own = dict(step.options) | few | ({"inject": "1:2:begin,1:1:commit"} if "inject" in step.options else {})
+            api.train(runs / start.name, runs / step.name, **own)
+        for step in others:
+            if step.name != "uniform-0":
+                like = "uniform-0" if "inject" in step.options else none.name
+                shutil.copytree(runs / like, runs / step.name)
+
+    monkeypatch.setattr(study, "perform", perform)
+    monkeypatch.setattr(study, "QUICK", 0.013)  # four steps
+    page, verdict = lab.run_study("checkfree", tmp_path, lambda said: None, seeds=1, quick=True)
+    text = unescape(page.read_text())
+    assert all(claim.text in text for claim in module.CLAIMS)
+    with (page.parent / "findings.csv").open() as file:
+        rows = {row["claim"]: row for row in csv.DictReader(file)}
+    assert float(rows["Weighing neighbours by their gradients ends below a plain average"]["gain"]) == 0
+    assert float(rows["Shadows end as low as without failures"]["gain"]) != 0
+    assert "direction only" in text
+    table = text[text.index("As systems") :]
+    assert re.search(r"uniform.*?2.*?0.*?1\.4", table, re.DOTALL)  # deaths, none back to a checkpoint, distance
 
 
 def test_the_grid_of_the_law_reads_no_token_twice():

@@ -83,6 +83,7 @@ def test_with_no_failure_it_is_the_training_of_one_process(small, corpus, tmp_pa
         assert {path.name for path in (tmp_path / "many" / folder).iterdir()} == {
             path.name for path in (tmp_path / "one" / folder).iterdir()
         }
+    assert all(row["peak_memory"] > 10**8 for row in rows(tmp_path / "many", "step"))  # of a stage, torch included
     one, many = (api.archive_info(tmp_path / f"{name}.rk")["steps"] for name in ("one", "many"))
     assert [step["step"] for step in one] == [step["step"] for step in many]
 

@@ -77,7 +77,7 @@ class Pipeline:
         self._at = at  # updates that were made
         self._stats = Stats({}, 0.0, False)
         self._losses: list[tuple[float, dict[str, Any]]] = []  # since when, and what of
-        self._recovered = 0
+        self._recovered = self._peak = 0  # stages so far; bytes that one of them has held
         self._events: list[dict[str, Any]] = []
         start = whole_of(stepper.model, stepper.optimizer)
         self._names, self._buffers = [*start.parameters], {name: x.clone() for name, x in start.buffers.items()}
@@ -97,6 +97,9 @@ class Pipeline:
     def __call__(self, step: int, wanted_to_stop: Callable[[], bool] = lambda: False) -> Stats:
         self._reach(step + 1)
         return self._stats._replace(stop=wanted_to_stop())
+
+    def peak_memory(self) -> int:
+        return self._peak
 
     def told(self) -> str:
         return f"{counted(len(self._stages), 'stage')}, {self._stages.fleet.told()}, recovered {self._recovered}"
@@ -179,7 +182,8 @@ class Pipeline:
             raise Diverged(f"loss {loss:.4g}, gradient norm {norm:.4g}")
         self._stats, self._at = Stats(losses, norm, False), step + 1
         scale = min(1.0, c.clip / (norm + 1e-6)) if c.clip else 1.0
-        stages.ask("commit", {"scale": scale, "lr": plan.learning_rate(step)}, step=step)
+        answers = stages.ask("commit", {"scale": scale, "lr": plan.learning_rate(step)}, step=step)
+        self._peak = max(self._peak, *(answer.header["peak_memory"] for answer in answers))
 
     # -- recovery ----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from rekindle.recovery.passes import Passes
 from rekindle.recovery.stage import Place, Stage
 from rekindle.store.files import Files
 from rekindle.store.legacy import Held
+from rekindle.train.device import peak_memory
 from rekindle.train.losses import expert_counts, inputs_and_targets
 from rekindle.train.model import cast_experts
 from rekindle.train.objectives.next_token import NextToken
@@ -122,7 +123,7 @@ class Seat:
             self.twin.commit({"scale": told["scale"], "lr": told["lr"]}, {})
         self.drop({}, {})
         dying.at("committed")
-        return {}, {}
+        return {"peak_memory": peak_memory(self.device)}, {}
 
     def drop(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """No update."""

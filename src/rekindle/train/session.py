@@ -21,7 +21,7 @@ from rekindle.store.folder import Folder
 from rekindle.store.manifest import Record
 from rekindle.store.system import explained
 from rekindle.train.archive import Archiver
-from rekindle.train.device import device_name, peak_memory
+from rekindle.train.device import device_name
 from rekindle.train.finish import life_of
 from rekindle.train.held import Whole
 from rekindle.train.interrupts import Interrupts
@@ -145,7 +145,7 @@ class Session:
             "lr": self.plan.learning_rate(step),
             "grad_norm": stats.grad_norm,
             "tokens_per_s": round(speed, 1),
-            "peak_memory": peak_memory(self.accelerator.device),
+            "peak_memory": self.stepper.peak_memory(),
         }
         self._write("step", row)
         told = f"step {step + 1} of {self.plan.steps}, loss {stats.losses['loss']:.3f}, {self.last}"

@@ -12,6 +12,7 @@ import torch
 
 from rekindle.train.averages import Averages
 from rekindle.train.config import TrainConfig
+from rekindle.train.device import peak_memory
 from rekindle.train.evaluate import Result, validation_loss
 from rekindle.train.held import Holder, Whole, replicated
 from rekindle.train.losses import expert_grid, experts_per_token, forward, router_logits, router_losses
@@ -117,6 +118,10 @@ class Stepper:
         """Whether all weights of all ranks are numbers; all ranks ask."""
         sick = sum(not bool(p.isfinite().all()) for p in self.model.parameters())
         return not self.accelerator.reduce(torch.tensor(sick, device=self.accelerator.device), "sum").item()
+
+    def peak_memory(self) -> int:
+        """The most that one of its processes has held, bytes; of several ranks this one."""
+        return peak_memory(self.accelerator.device)
 
     def told(self) -> str:
         """What a progress line says of it; nothing here."""

@@ -273,6 +273,8 @@ class Fleet:
         self.members = [one for one in self.members if not (one.dead and one.stage in stages)]
 
     def _list(self) -> None:
+        if self._closed:
+            return
         rows = [{"pid": os.getpid(), "role": "supervisor", "stage": None}]
         rows += [
             {"pid": one.pid, "role": "spare" if one.stage is None else "stage", "stage": one.stage}
@@ -284,8 +286,9 @@ class Fleet:
         new.replace(self._register)
 
     def close(self) -> None:
-        """All workers end."""
+        """All workers end; whoever cannot wait for that (Ctrl-C again) finds nothing of them in the register."""
         self._closed = True
+        self._register.unlink(missing_ok=True)
         with suppress(OSError):
             self._door.shutdown(socket.SHUT_RDWR)  # which wakes whoever waits at it
         self._door.close()
@@ -294,7 +297,6 @@ class Fleet:
         for member in [*self.members]:
             self._bury(member)
         del self._store  # which listens until then
-        self._register.unlink(missing_ok=True)
 
 
 def _kill(pid: int) -> None:

@@ -70,7 +70,7 @@ class Nursery:
             process.stdout.close()
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, suppress(KeyboardInterrupt):  # it ends by itself, waited for or not
             self._end()
 
 

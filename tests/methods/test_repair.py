@@ -229,3 +229,106 @@ def test_words_for_what_is_lost():
         ("a.safetensors",),
         (("", 3), ("", 8), ("", 9), ("", 10), ("decoder", 1)),
     )
+
+
+# -- what is lost is what the index says, and no more ----------------------------------------------------------------
+
+
+def index_of(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+
+
+def test_what_no_shard_ever_held_is_not_invented(shards):
+    """A tensor that is in no file and no index is missing, whichever shard is lost."""
+    path = shards / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    name = "model.layers.5.mlp.up_proj.weight"
+    file = index["weight_map"].pop(name)
+    held = load_file(shards / file)
+    held.pop(name)
+    from safetensors.torch import save_file
+
+    save_file(held, shards / file, {"format": "pt"})
+    path.write_text(json.dumps(index))
+    other = next(one for one in of_layers(shards, {0, 1, 2, 3, 4}) if one != file)
+    with pytest.raises(RekindleError, match="layer 5"):
+        rekindle.repair(shards, lost=f"shard:{other}")
+
+
+def test_what_no_table_names_cannot_be_made_again(tiny, tmp_path):
+    parent = rekindle.rewrite(tiny("t5gemma2")).save(tmp_path / "parent", max_shard_size="100KB")
+    eye = next(name for name in index_of(parent) if "vision_tower" in name)
+    file = index_of(parent)[eye]
+    (parent / file).unlink()
+    with pytest.raises(RekindleError, match=r"vision_tower.* is lost"):
+        rekindle.repair(parent, lost=f"shard:{file}")
+
+
+def test_a_checkpoint_is_not_repaired_out_of_itself(shards):
+    file = of_layers(shards, {2, 3, 4, 5})[0]
+    with pytest.raises(RekindleError, match="is the checkpoint that lost it"):
+        rekindle.repair(shards, lost=f"shard:{file}", from_=shards)
+
+
+def test_files_that_are_no_shards_are_not_lost(shards):
+    with pytest.raises(RekindleError, match="has no shard config.json"):
+        rekindle.repair(shards, lost="shard:config.json")
+    with pytest.raises(RekindleError, match="no model has"):
+        rekindle.repair(shards, lost="layers:0-9999999999")
+
+
+def split_off(parent: Path, out: Path, name: str, **changes) -> str:
+    """The same model in two shards, the second of this tensor alone. Its file."""
+    from safetensors.torch import save_file
+
+    shutil.copytree(parent, out, ignore=shutil.ignore_patterns("*.safetensors"))
+    held = tensors(parent)
+    one, two = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+    save_file({name: held.pop(name)}, out / two, {"format": "pt"})
+    save_file(held, out / one, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(held, one) | {name: two}}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | changes))
+    return two
+
+
+def test_a_head_that_is_lost_where_the_config_ties_it_is_told(tiny, tmp_path):
+    """Two matrices that differ, under a config that says they are one."""
+    folder = tmp_path / "untied"
+    file = split_off(tiny("llama"), folder, "lm_head.weight", tie_word_embeddings=True)
+    assert not rekindle.open(folder).checkpoint.settings.tie_word_embeddings
+    (folder / file).unlink()
+    found = rekindle.open(folder, without=[file]).checkpoint
+    assert any("lm_head.weight was stored and is lost" in note for note in found.notes)
+    with pytest.raises(RekindleError, match="Nothing of the model is lost"):
+        rekindle.repair(folder, lost=f"shard:{file}")
+
+
+def test_embeddings_that_are_lost_are_still_in_their_copies(tiny, tmp_path):
+    parent = tiny("t5")
+    held = tensors(parent)
+    folder = Path(shutil.copytree(parent, tmp_path / "copies"))
+    shared = held.pop("shared.weight")
+    from safetensors.torch import save_file
+
+    copies = {f"{tower}.embed_tokens.weight": shared.clone() for tower in ("encoder", "decoder")}
+    (folder / "model.safetensors").unlink()
+    files = {"model-00001-of-00002.safetensors": held | copies}
+    for file, own in files.items():
+        save_file(own, folder / file, {"format": "pt"})
+    placed = {name: file for file, own in files.items() for name in own} | {
+        "shared.weight": "model-00002-of-00002.safetensors"
+    }
+    index = {"metadata": {}, "weight_map": placed}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    opened = rekindle.open(folder, without=["model-00002-of-00002.safetensors"])
+    assert opened.checkpoint.tensors
+
+
+def test_a_repair_of_a_repair_is_verified_against_the_first(shards, tmp_path):
+    file = of_layers(shards, {2, 3, 4, 5})[0]
+    (shards / file).unlink()
+    once = rekindle.repair(shards, lost=f"shard:{file}").save(tmp_path / "once")
+    twice = rekindle.repair(once, lost="layers:6").save(tmp_path / "twice")
+    assert rekindle.verify(twice, against=shards, tokens=128).held

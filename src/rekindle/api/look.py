@@ -84,7 +84,8 @@ def _parent(against: str | Path, child: Path) -> Checkpoint:
     except RekindleError:
         manifest = read_manifest(child)
         repaired = [record for record in manifest.lineage if record.verb == "repair"] if manifest else []
-        if not (repaired and (lost := named(repaired[-1].options["lost"]["value"]).files)):
+        lost = [file for record in repaired for file in named(record.options["lost"]["value"]).files]
+        if not lost:
             raise
         return open(against, without=lost).checkpoint
 

@@ -40,6 +40,8 @@ def repaired(source: Source, options: Resolved[repair_.Config], other: Model | N
     if other is None and config.from_ in repair_.WAYS:
         return model.then("repair", options)
     other = other or _opened(config.from_)
+    if not model.steps and model.checkpoint.folder.path.resolve() == other.checkpoint.folder.path.resolve():
+        raise RekindleError(f"--from {config.from_} is the checkpoint that lost it.", hint="another one of this shape")
     options = replace(options, config=replace(config, from_=OTHER))
     return combined("repair", {HURT: model, OTHER: other}, options)
 

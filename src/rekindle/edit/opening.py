@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from rekindle.store.passengers import left_behind
 from rekindle.store.weights import Tensors
 
 WHOLE = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}  # dtypes of codes, ids and masks
+GONE = Stored("", "", (), 0, 0)  # stands for a tensor of a shard that is lost
 COMPARED = 1 << 22  # bytes of two tensors compared at once
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, or an expert, in a tensor's name
 
@@ -61,15 +62,18 @@ def open_checkpoint(folder: Folder) -> Checkpoint:
     packed = packs(child.rows.items(), settings)
     if folder.bare:
         child.folder = folder = replace(folder, tensors=_as_configured(child, packed))
-    names, known = dict(folder.tensors), {name for name, _, _ in child.rows.values()}
+    names, known = dict(folder.tensors) | dict.fromkeys(folder.lost, GONE), {name for name, _, _ in child.rows.values()}
     if not names.keys() <= known:
         refuse_adapters(names, folder)
         stacked = stacks(family, settings)
         known = known.union((stack.name for stack in stacked), family.names_of("head", settings))
         names = _by_known_names(child, names, known, problems)
         packed += stacked if any(stack.name in names for stack in stacked) else []
-    child = _tied_as_stored(child, names)
-    _fill(child, names, packed, problems)
+    gone = {name for name in names if names[name] is GONE}
+    names = {name: stored for name, stored in names.items() if name not in gone}
+    child = _tied_as_stored(child, names, gone)
+    _fill(child, names, packed, problems, gone)
+    _account_for(child, gone - {pack.name for pack in packed}, problems)
     for name in names:
         if _unread(name, family, child.settings, folder.config) or _is_copy(name, child):
             child.unused.append(name)
@@ -143,7 +147,7 @@ def _with_class(folder: Folder, family: Family) -> Folder:
     return folder
 
 
-def _tied_as_stored(child: Checkpoint, names: Tensors) -> Checkpoint:
+def _tied_as_stored(child: Checkpoint, names: Tensors, gone: Set[str]) -> Checkpoint:
     """A tied model may store its one matrix as the head; and one that stores two different ones is not tied.
 
     As transformers has it (5.23, `tie_weights`), whatever the config says; of some families the weights alone say it.
@@ -156,7 +160,7 @@ def _tied_as_stored(child: Checkpoint, names: Tensors) -> Checkpoint:
             names[embed] = names.pop(copy)
     if family.tied == "config" and (not settings.tie_word_embeddings or head is None):
         return child
-    if family.tied != "config" and {embed, *family.names_of("head", settings)} & child.folder.lost:
+    if family.tied != "config" and {embed, *family.names_of("head", settings)} & gone:
         return child  # as the config has it: which of the two there were cannot be seen
     if head is not None and embed not in names:
         names[embed] = names.pop(head)
@@ -232,9 +236,11 @@ def _as_configured(child: Checkpoint, packed: list[Packed]) -> Tensors:
     return {name: Stored(path, dtype, shape, 0, nbytes(dtype, shape)) for name, shape in shapes.items()}
 
 
-def _fill(child: Checkpoint, names: Tensors, packed: list[Packed], problems: list[RekindleError]) -> None:
+def _fill(
+    child: Checkpoint, names: Tensors, packed: list[Packed], problems: list[RekindleError], gone: Set[str]
+) -> None:
     """Give every role its expression, taking what it is made of out of `names`."""
-    lost = _lost(child.folder) if child.folder.without else lambda name, shape: None
+    lost = _lost(child.folder, gone) if child.folder.without else lambda name, shape: None
     for pack in packed:
         stored = names.pop(pack.name, None) or lost(pack.name, pack.shape)
         if stored is None or stored.shape != pack.shape:
@@ -256,17 +262,33 @@ def _fill(child: Checkpoint, names: Tensors, packed: list[Packed], problems: lis
             child.tensors[role] = Leaf(name, stored)
 
 
-def _lost(folder: Folder) -> Callable[[str, tuple[int, ...]], Stored]:
-    """What stands for a tensor of a shard that is gone: its dtype is that of its like in another layer, or of most."""
+def _lost(folder: Folder, gone: Set[str]) -> Callable[[str, tuple[int, ...]], Stored | None]:
+    """What stands for a tensor of a shard that is gone: its dtype is that of its like in another layer, or of most.
+
+    Where no index says what was in it, that is whatever is missing.
+    """
     found = Counter(stored.dtype for stored in folder.tensors.values() if stored.dtype not in WHOLE)
     usual, like = found.most_common(1)[0][0], {NUMBER.sub("#", n): x.dtype for n, x in folder.tensors.items()}
     path = str(folder.path / min(folder.without))
 
-    def of(name: str, shape: tuple[int, ...]) -> Stored:
+    def of(name: str, shape: tuple[int, ...]) -> Stored | None:
+        if folder.lost and name not in gone:
+            return None
         dtype = like.get(NUMBER.sub("#", name), usual)
         return Stored(path, dtype, shape, 0, nbytes(dtype, shape))
 
     return of
+
+
+def _account_for(child: Checkpoint, gone: Set[str], problems: list[RekindleError]) -> None:
+    """Note, or add to the problems, what is lost and has no row of the table."""
+    family, settings = child.family, child.settings
+    for name in sorted(gone - {name for name, _, _ in child.rows.values()}):
+        if name in family.names_of("head", settings) and settings.tie_word_embeddings:
+            child.notes.append(f"{name} was stored and is lost: it is the embeddings, as config.json says")
+        elif not (_unread(name, family, settings, child.folder.config) or name in (family.copies or {})):
+            why = "no table names it: its shape is not known"
+            problems.append(RekindleError(f"{name} is lost.", where=child.folder.path, why=why))
 
 
 def taken_apart(pack: Packed, x: Expr) -> Iterator[tuple[Role, Expr]]:
@@ -338,7 +360,7 @@ def _is_copy(name: str, child: Checkpoint) -> bool:
     """Whether this is another tensor again, as it is for the library; raises RekindleError where it differs."""
     of = (child.family.copies or {}).get(name)
     if of is None or of not in child.folder.tensors:
-        return False
+        return of is not None and of in child.folder.lost
     if same_bytes(child.folder.tensors[name], child.folder.tensors[of]):
         return True
     what = f"{name} differs from {of}: a {child.family.model_type} with two matrices there is not known."

@@ -41,7 +41,8 @@ from rekindle.errors import RekindleError, counted, nearest, some, together
 from rekindle.methods.merging.alike import check_alike
 
 WAYS = ("neighbours", "copy")
-SHARD, LAYERS = "shard:", "layers:"
+SHARD = "shard:"
+DEEPEST = 10_000  # layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ class Lost(NamedTuple):
 
 def repair(parent: Checkpoint, config: Config) -> Checkpoint:
     lost = _roles(parent, config.lost)
+    if not lost:
+        raise RekindleError(f"Nothing of the model is lost by --lost {config.lost}.", hint="layers:8-11 or shard:FILE")
     if config.from_ not in WAYS:
         return _of_another(parent, _other(parent, config.from_), lost)
     _check_in_layers(lost)
@@ -118,6 +121,8 @@ def named(text: str) -> Lost:
         first, dash, last = numbers.partition("-")
         if tower is None or not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
             raise RekindleError(f"--lost {text!r} names nothing that can be lost.", hint="layers:8-11 or shard:FILE")
+        if int(last or first) > DEEPEST:
+            raise RekindleError(f"--lost {text!r} names layers that no model has.", hint="layers:8-11")
         layers += [(tower, layer) for layer in range(int(first), int(last or first) + 1)]
     return Lost(tuple(files), tuple(layers))
 

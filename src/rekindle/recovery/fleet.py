@@ -40,8 +40,9 @@ STILLBORN = 3  # new workers in a row that die before they say a word
 class Lost(Exception):
     """Stages whose workers are dead."""
 
-    def __init__(self, stages: Sequence[int]):
+    def __init__(self, stages: Sequence[int], since: float | None = None):
         self.stages = sorted(stages)
+        self.since = time.perf_counter() if since is None else since  # the first of these deaths
         super().__init__(self.stages)
 
 
@@ -53,6 +54,7 @@ class Member:
     pid: int
     stage: int | None = None
     dead: bool = False
+    died: float = 0.0  # time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class Fleet:
                 again = time.monotonic() + AGAIN
             if not waiting:
                 if lost:
-                    raise Lost(lost)
+                    raise Lost(lost, min(one.died for one in self.members if one.dead))
                 if not broken:
                     return answers
                 patience = patience or time.monotonic() + GRACE
@@ -260,7 +262,7 @@ class Fleet:
         """Dead, or as good as that: it is not heard any more."""
         if member.dead:
             return
-        member.dead = True
+        member.dead, member.died = True, time.perf_counter()
         with suppress(OSError):
             member.link.sock.shutdown(socket.SHUT_RDWR)
         member.link.close()

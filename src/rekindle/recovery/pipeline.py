@@ -144,13 +144,15 @@ class Pipeline:
             try:
                 self._step(self._at)
             except Lost as lost:
-                self._recover(lost.stages)
+                self._recover(lost)
         self._settle()
 
     def _settle(self) -> None:
         """Whatever was lost has been made up for: the step that it fell in, and those that were done again, too."""
-        now = time.perf_counter()
-        self._events += [{**event, "seconds": round(now - began, 4)} for began, event in self._losses]
+        ends = sorted({began for began, _ in self._losses})[1:] + [time.perf_counter()]  # or the next death
+        for began, event in self._losses:
+            seconds = next(end for end in ends if end > began) - began
+            self._events.append({**event, "seconds": round(seconds, 4)})
         self._losses = []
 
     def _step(self, step: int) -> None:
@@ -187,11 +189,11 @@ class Pipeline:
 
     # -- recovery ----------------------------------------------------------------------------------------------------
 
-    def _recover(self, lost: Sequence[int]) -> None:
+    def _recover(self, lost: Lost) -> None:
         """Others take the places of lost stages, and what these knew is made again."""
-        began, at, gone, policy = time.perf_counter(), self._at, set(lost), self.config.recover
+        at, gone, policy = self._at, set(lost.stages), self.config.recover
         apart: dict[int, float] = {}
-        self._refuse(lost)
+        self._refuse(lost.stages)
         while True:
             try:
                 self._stages.replace(sorted(gone))
@@ -206,7 +208,7 @@ class Pipeline:
         self._recovered += len(gone)
         for stage in sorted(gone):
             row = {"step": at, "stage": stage, "policy": policy}
-            self._losses.append((began, row | ({"distance": apart[stage]} if stage in apart else {})))
+            self._losses.append((lost.since, row | ({"distance": apart[stage]} if stage in apart else {})))
 
     def _refuse(self, lost: Sequence[int]) -> None:
         if self.config.recover == "none":
@@ -233,4 +235,4 @@ class Pipeline:
                 self._reach(target)
                 return self._stages.ask(kind, told, rows)
             except Lost as lost:
-                self._recover(lost.stages)
+                self._recover(lost)

@@ -64,7 +64,7 @@ def read_weights(folder: Path, config: Mapping[str, Any], without: Collection[st
     lost: frozenset[str] = frozenset()
     if not chosen.endswith(".index.json"):
         files = [chosen]
-        _check_known(folder, without, [])
+        _check_known(folder, without, [chosen])
         tensors: Tensors = {**(read_pickle if chosen == PICKLE else _header)(folder / chosen)}
     else:
         weight_map = shard_names(folder / chosen)
@@ -177,7 +177,7 @@ def _indexed(folder: Path, index_path: Path, weight_map: dict[str, str]) -> Tens
 def _check_known(folder: Path, without: Collection[str], shards: list[str]) -> None:
     """Raise RekindleError where what is lost is no shard, or all that there is."""
     for name in without:
-        if name not in shards and not (folder / name).is_file():
+        if name not in shards:
             hint = nearest(name, shards) or some(shards) or None
             raise RekindleError(f"{folder} has no shard {name}.", hint=hint)
     if without and not set(shards) - set(without):

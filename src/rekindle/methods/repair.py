@@ -66,7 +66,8 @@ def repair(parent: Checkpoint, config: Config) -> Checkpoint:
         return _of_another(parent, _other(parent, config.from_), lost)
     _check_in_layers(lost)
     child, problems = parent.derive(tensors=dict(parent.tensors)), []
-    left = {role: x for role, x in parent.tensors.items() if role not in set(lost)}
+    gone = set(lost)
+    left = {role: x for role, x in parent.tensors.items() if role not in gone}
     for run in _runs(lost):
         found = _sources(parent, left, run, config.from_)
         for layer, sources in found.items():
@@ -216,4 +217,4 @@ def _notes(parent: Checkpoint, run: Run, found: Mapping[int, Sequence[int]]) -> 
         yield f"what else is in layer {some(list(map(str, partly)))}{_of(run)} is kept"
     windows = (parent.settings.towers[run.tower] if run.tower else parent.settings).windows
     if unlike := [layer for layer, sources in found.items() if any(windows[layer] != windows[at] for at in sources)]:
-        yield f"layer {some(list(map(str, unlike)))}{_of(run)} keeps its attention's reach, which its sources' is not"
+        yield f"layer {some(list(map(str, unlike)))}{_of(run)} keeps its attention window, which its sources lack"

@@ -113,7 +113,7 @@ class Seat:
         dying = Dying(told.get("die"))
         dying.at("commit")
         if told["scale"] < 1:
-            for _, p in self.stage.own.items():
+            for p in self.stage.parameters():
                 if p.grad is not None:
                     p.grad.mul_(told["scale"])
         for group in self.optimizer.param_groups:
@@ -167,11 +167,8 @@ class Seat:
 
     def _counted(self) -> list[torch.nn.Parameter]:
         """Its parameters, but for those that a stage before it has as well."""
-        return [
-            p
-            for name, p in self.stage.own.items()
-            if self.place.stage == min(self.stage.shared.get(name, [self.place.stage]))
-        ]
+        at, shared = self.place.stage, self.stage.shared
+        return [p for name, p in self.stage.own.items() if shared.get(name, (at,))[0] == at]
 
     # -- what else is asked ------------------------------------------------------------------------------------------
 
@@ -209,7 +206,7 @@ class Seat:
 
     def sound(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """Whether all weights are numbers."""
-        return {"sound": all(bool(p.isfinite().all()) for _, p in self.stage.own.items())}, {}
+        return {"sound": all(bool(p.isfinite().all()) for p in self.stage.parameters())}, {}
 
     def shade(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """The next stage gets a copy of these weights; that of the one before is kept once all have theirs."""

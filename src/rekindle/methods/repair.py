@@ -60,6 +60,7 @@ class Lost(NamedTuple):
 
 def repair(parent: Checkpoint, config: Config) -> Checkpoint:
     lost = _roles(parent, config.lost)
+    parent = parent.derive(config=parent.family.config(parent.settings, parent.config, parent.family))  # as all read it
     if not lost:
         raise RekindleError(f"Nothing of the model is lost by --lost {config.lost}.", hint="layers:8-11 or shard:FILE")
     if config.from_ not in WAYS:

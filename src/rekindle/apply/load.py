@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,21 +23,24 @@ from rekindle.store.folder import Folder
 from rekindle.store.index import read_json
 from rekindle.store.stamps import unchanged
 
+_LOADING = threading.RLock()  # transformers changes functions of torch while it loads: one thread at a time
+
 
 @contextmanager
 def quietly() -> Iterator[None]:
     """transformers without its progress bars and advice: stderr is the user's."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    with _LOADING:
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
 
 
 def model_class(output: str) -> Any:

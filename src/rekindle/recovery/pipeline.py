@@ -29,7 +29,7 @@ from rekindle.recovery.wire import Message
 from rekindle.store.folder import Folder
 from rekindle.train.config import TrainConfig
 from rekindle.train.evaluate import Result, result_of
-from rekindle.train.held import Whole, whole_of
+from rekindle.train.held import Whole, untouched, whole_of
 from rekindle.train.objectives import Batch, rows_of
 from rekindle.train.optimizer import load_optimizer, make_optimizer
 from rekindle.train.state import find_state, load_state, work_folder
@@ -80,7 +80,7 @@ class Pipeline:
         self._recovered = self._peak = 0  # stages so far; bytes that one of them has held
         self._events: list[dict[str, Any]] = []
         start = whole_of(stepper.model, stepper.optimizer)
-        self._names, self._buffers = [*start.parameters], {name: x.clone() for name, x in start.buffers.items()}
+        self._names = [*start.parameters]
         self._stages = Stages(fleet, parts, self.config, self._how(), start)
         stepper.model.to("meta")
         stepper.optimizer.state.clear()
@@ -126,7 +126,7 @@ class Pipeline:
         self.model.tie_weights()
         return Whole(
             parameters={name: found[name] for name in self._names},
-            buffers={name: found.get(name, x) for name, x in self._buffers.items()},
+            buffers={name: found.get(name, x) for name, x in self._stages.buffers.items()},
             moments={name: self._moments(name, found) for name in self._names},
             betas=(0.9, self.config.beta2),
         )
@@ -134,7 +134,7 @@ class Pipeline:
     def _moments(self, name: str, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if f"{name}.step" in found:
             return {key: found[f"{name}.{key}"] for key in ("step", *MOMENTS)}
-        return {"step": torch.zeros(()), **{moment: torch.zeros_like(found[name]) for moment in MOMENTS}}
+        return untouched(found[name])
 
     # -- steps -------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from rekindle.recovery.stage import Place, Stage
 from rekindle.store.files import Files
 from rekindle.store.legacy import Held
 from rekindle.train.device import peak_memory
+from rekindle.train.held import untouched
 from rekindle.train.losses import expert_counts, inputs_and_targets
 from rekindle.train.model import cast_experts
 from rekindle.train.objectives.next_token import NextToken
@@ -239,7 +240,7 @@ class Seat:
                 continue
             p = own[name]
             if stage == giver:
-                state = self.optimizer.state.get(p) or _nothing(p)
+                state = self.optimizer.state.get(p) or untouched(p)
                 dist.send(torch.stack([p.detach(), *(state[key] for key in MOMENTS)]), to)
                 dist.send(state["step"].to(self.device).reshape(1), to)
             elif giver is not None:
@@ -276,11 +277,6 @@ class Seat:
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self.how.bf16 else nullcontext()
-
-
-def _nothing(p: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-    """The state of a parameter that took no step."""
-    return {"step": torch.zeros(()), **{key: torch.zeros_like(p) for key in MOMENTS}}
 
 
 def _square(parameters: Sequence[torch.nn.Parameter]) -> float:

@@ -34,7 +34,7 @@ class Stages:
         self._injected = injected(config.inject, len(parts))
         of_one = parts[0].config
         self._tied = family_of(of_one).settings(of_one).tie_word_embeddings
-        self._buffers = {name: x.clone() for name, x in start.buffers.items()}
+        self.buffers = {name: x.clone() for name, x in start.buffers.items()}
         while True:
             try:
                 self._seat()
@@ -88,7 +88,7 @@ class Stages:
         """Others take the places of lost stages, and know nothing yet."""
         self.fleet.forget(lost)
         self.bare |= set(lost)
-        commands = {one: self._become(one.stage, self._buffers) for one in self._seat() if one.stage is not None}
+        commands = {one: self._become(one.stage, self.buffers) for one in self._seat() if one.stage is not None}
         self.fleet.ask(commands)
         self._form()
 

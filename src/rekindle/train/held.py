@@ -64,12 +64,12 @@ def whole_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Whole:
     return Whole(
         parameters={name: p.detach() for name, p in parameters.items()},
         buffers={name: x for name, x in model.named_buffers() if name in saved},
-        moments={name: optimizer.state[p] or _untouched(p) for name, p in parameters.items()},
+        moments={name: optimizer.state[p] or untouched(p) for name, p in parameters.items()},
         betas=optimizer.param_groups[0]["betas"],
     )
 
 
-def _untouched(p: torch.Tensor) -> dict[str, torch.Tensor]:
+def untouched(p: torch.Tensor) -> dict[str, torch.Tensor]:
     """The state of a parameter that no gradient has reached."""
     return {"step": torch.zeros(()), **{moment: torch.zeros_like(p, dtype=torch.float32) for moment in MOMENTS}}
 

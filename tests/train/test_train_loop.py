@@ -14,6 +14,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from rekindle.errors import CheckFailed, Ended, RekindleError
 from rekindle.store.folder import open_folder
 from rekindle.store.manifest import read_manifest
 from rekindle.train import step as step_module
+from rekindle.train.device import reproducible
 from rekindle.train.losses import cross_entropy
 from rekindle.train.model import load_tokenizer
 from rekindle.train.objectives import labelled
@@ -183,6 +185,18 @@ def test_the_same_run_twice_is_the_same(small: Small, run: Run):
     assert curve(runs[0]) == curve(runs[1])
     assert (runs[0] / "model.safetensors").read_bytes() == (runs[1] / "model.safetensors").read_bytes()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_runs_at_once_leave_the_settings_as_they_were():
+    """They are the process's: the run that began second ends second."""
+    first, second = reproducible(torch.device("cpu")), reproducible(torch.device("cpu"))
+    with ExitStack() as stack:
+        with first:
+            stack.enter_context(second)
+            assert torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_another_pass_over_the_text_is_said(small: Small, run: Run, caplog: pytest.LogCaptureFixture):

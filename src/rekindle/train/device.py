@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,22 +84,43 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-@contextmanager
-def reproducible(device: torch.device) -> Iterator[None]:
+class _Determinism:
+    """torch's settings for the same bits each time. They are the process's: the first of several runs at once sets them
+    and the last that ends sets them back.
+    """
+
+    def __init__(self) -> None:
+        self.runs, self.lock, self.before = 0, threading.Lock(), (False, True)
+
+    @staticmethod
+    def _set(algorithms: bool, filled: bool) -> None:
+        torch.use_deterministic_algorithms(algorithms)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.runs += 1
+            if self.runs == 1:
+                filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+                self.before = torch.are_deterministic_algorithms_enabled(), filled
+                self._set(True, False)
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.runs -= 1
+            if self.runs == 0:
+                self._set(*self.before)
+
+
+_DETERMINISM = _Determinism()
+
+
+def reproducible(device: torch.device) -> AbstractContextManager[None]:
     """Have the CPU give the same bits each time; on a GPU that would cost speed, and resuming is close, not equal.
 
     Without this the backward pass of an index adds in the order its threads come.
     """
-    before = torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+    return _DETERMINISM if device.type == "cpu" else nullcontext()
 
 
 @contextmanager

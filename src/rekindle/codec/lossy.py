@@ -48,8 +48,9 @@ class Rule:
     seconds: int = CENTRES  # values that it takes
 
 
+BITS = 2.5  # of a weight's change: rounding leaves a fifth of its root mean square, where it is Gaussian
 RULES = {
-    "near-lossless": Rule(bits=2.5),
+    "near-lossless": Rule(bits=BITS),
     "strong": Rule(bits=1.05, seconds=7),
     "excp": Rule(whole_second=False),
 }
@@ -195,6 +196,14 @@ def _step(residual: Floats, bits: float) -> float:
         shares = np.unique(np.rint(sampled / middle), return_counts=True)[1] / sampled.size
         low, high = (middle, high) if -(shares * np.log2(shares)).sum() > bits else (low, middle)
     return high
+
+
+def stepped(residual: Floats, bits: float) -> tuple[Floats, Floats]:
+    """Residuals in steps so wide that each takes so many bits; and the values, beside 0, that there are of them."""
+    step = _step(residual, bits)
+    kept = np.abs(residual) > step / 2
+    centres = _of_steps(residual[kept], step)
+    return np.where(kept, nearest(residual, centres), np.float32(0)), centres
 
 
 def _of_steps(residual: Floats, step: float) -> Floats:

@@ -157,20 +157,15 @@ class Pipeline:
 
     def _step(self, step: int) -> None:
         c, plan, stages = self.config, self.plan, self._stages
-        due = stages.bare or step % c.shadow_every == 0
-        if c.recover == "shadow" and due and not stages.shadowed:
-            stages.shade()
         first = step * plan.batch + c.skip // plan.seq_len
         told = {
             "targets": self.objective.total(first, plan.batch),
             "seed": (c.seed * 2**32 + step) * 2**10 & 2**63 - 1,
             "weighing": {"aux_loss": c.aux_loss, "z_loss": c.z_loss},
-            "shadowed": stages.shadowed,
+            "shading": stages.shading(step),
         }
         batch = self.objective.batch(first, plan.batch)
         answers = [answer.header for answer in stages.ask("step", told, batch, step)]
-        if stages.shadowed:
-            stages.bare, stages.shadowed = set(), False
         losses: dict[str, float | None] = {"loss": None, "aux_loss": None, "z_loss": None}
         for answer in answers:
             for name, value in answer["losses"].items():
@@ -184,7 +179,9 @@ class Pipeline:
             raise Diverged(f"loss {loss:.4g}, gradient norm {norm:.4g}")
         self._stats, self._at = Stats(losses, norm, False), step + 1
         scale = min(1.0, c.clip / (norm + 1e-6)) if c.clip else 1.0
-        answers = stages.ask("commit", {"scale": scale, "lr": plan.learning_rate(step)}, step=step)
+        shadowed = stages.shaded(told["shading"], [answer["shadow"] for answer in answers])
+        told = {"scale": scale, "lr": plan.learning_rate(step), "shadowed": shadowed}
+        answers = stages.ask("commit", told, step=step)
         self._peak = max(self._peak, *(answer.header["peak_memory"] for answer in answers))
 
     # -- recovery ----------------------------------------------------------------------------------------------------

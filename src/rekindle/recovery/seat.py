@@ -22,6 +22,7 @@ from rekindle.methods.repair import stand_in
 from rekindle.recovery.dying import Dying
 from rekindle.recovery.group import received
 from rekindle.recovery.passes import Passes
+from rekindle.recovery.shadows import Shadows
 from rekindle.recovery.stage import Place, Stage
 from rekindle.store.files import Files
 from rekindle.store.legacy import Held
@@ -55,8 +56,7 @@ class Seat:
         self._layers = self.stage.of_layers()
         _part(self.optimizer, self._layers)
         self.lr_scale = 1.0  # of the layers
-        self.shadow: torch.Tensor | None = None  # the weights of the stage before this one
-        self.coming: torch.Tensor | None = None  # the next ones, until all stages have theirs
+        self.shadows = Shadows(self.place, [*self.stage.parameters()], device)
         self.passes: Passes | None = None
         self.twin: Seat | None = None  # the stage before this one, where that is to be redundant
         self.targets = 1  # of a step
@@ -68,12 +68,12 @@ class Seat:
     def enter(self) -> None:
         """A group has been formed: a step that was begun in another one is forgotten."""
         self.drop({}, {})
-        self.coming = None
         self.passes = Passes(self.stage, self.how, self._loss, self.device)
 
     def leave(self) -> None:
         """Nothing here holds the group any more."""
         self.passes = None
+        self.shadows.forget()
 
     def rehearse(self) -> None:
         """A step alone, of zeros: modules are imported by it, and kernels chosen."""
@@ -94,11 +94,13 @@ class Seat:
         torch.manual_seed(told["seed"] + self.place.stage)
         stage.weighing, stage.share, stage.told = told["weighing"], 1 / self.how.chunks, {}
         self.targets = told["targets"]
-        if told["shadowed"] and self.coming is not None:
-            self.shadow, self.coming = self.coming, None
         windows = tensors["windows"].to(self.device) if tensors else None
         assert self.passes is not None
-        with self._autocast(), Dying(told.get("die"), stage) as dying:
+        shading = told["shading"]
+        if shading == []:
+            self.shadows.begin()
+        on_their_way = self.shadows.on_their_way(shading) if shading else nullcontext()
+        with on_their_way, self._autocast(), Dying(told.get("die"), stage) as dying:
             losses = self.passes.run(windows)
             self._add_shared()
             if self.twin:
@@ -107,7 +109,8 @@ class Seat:
         found = {name: float(x) for name, x in stage.told.items()}
         if losses:
             found["loss"] = float(torch.stack(losses).detach().double().sum())
-        return {"losses": found, "square": _square(self._counted()), "layers": _square(self._layers)}, {}
+        norms = {"square": _square(self._counted()), "layers": _square(self._layers)}
+        return {"losses": found, **norms, "shadow": 0 if shading is None else self.shadows.nbytes()}, {}
 
     def commit(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """The update with the gradients that are held, times `scale`."""
@@ -122,6 +125,8 @@ class Seat:
         self.optimizer.step()
         if self.twin:
             self.twin.commit({"scale": told["scale"], "lr": told["lr"]}, {})
+        if told.get("shadowed"):
+            self.shadows.count()
         self.drop({}, {})
         dying.at("committed")
         return {"peak_memory": peak_memory(self.device)}, {}
@@ -209,17 +214,12 @@ class Seat:
         """Whether all weights are numbers."""
         return {"sound": all(bool(p.isfinite().all()) for p in self.stage.parameters())}, {}
 
-    def shade(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
-        """The next stage gets a copy of these weights; that of the one before is kept once all have theirs."""
-        stages, own = self.place.stages, parameters_to_vector(self.stage.parameters()).detach()
-        before = (self.place.stage - 1) % stages
-        sent = dist.isend(own, (self.place.stage + 1) % stages)
-        self.coming = received((told["sizes"][before],), before, self.device)
-        assert sent is not None
-        sent.wait()
-        return {"size": own.numel()}, {}
-
     # -- recovery ----------------------------------------------------------------------------------------------------
+
+    def lend(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """The next stage holds all of these weights, where this one is among the givers."""
+        self.shadows.lend(told["givers"])
+        return {}, {}
 
     def stand_by(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """The stage before this one is here once more, and makes each of its updates."""
@@ -253,8 +253,10 @@ class Seat:
 
     def give(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """To the new process of a lost stage: these layers, or the shadow of it."""
-        vector = parameters_to_vector(self.stage.of_layers()).detach() if told["what"] == "layers" else self.shadow
-        assert vector is not None
+        if told["what"] == "layers":
+            vector = parameters_to_vector(self.stage.of_layers()).detach()
+        else:
+            vector = torch.from_numpy(self.shadows.held).to(self.device)
         dist.send(vector, told["to"])
         return {}, {}
 
@@ -272,6 +274,8 @@ class Seat:
         with Files() as files:
             values = torch.from_numpy(made.values(0, made.num_rows, files)).flatten()
         vector_to_parameters(values.to(self.device), own)
+        if told["what"] == "shadow":
+            self.shadows.known = given[0].copy()  # by whoever gave it
         matrices = np.repeat([p.ndim > 1 for p in own], [p.numel() for p in own])  # gains are near 1 in all stages
         return {"distance": round(_apart(*(x[matrices] for x in given)), 4)} if len(given) == 2 else {}, {}
 

@@ -27,9 +27,8 @@ class Stages:
     def __init__(self, fleet: Fleet, parts: Sequence[Part], config: TrainConfig, how: Mapping[str, Any], start: Whole):
         self.fleet, self.parts, self.config, self._how = fleet, parts, config, how
         self.norms = [1.0] * len(parts)  # of the last gradients of each stage's layers
-        self.bare: set[int] = set()  # those that hold no shadow
-        self.shadowed = False  # shadows are on their way: a step that all take lets them count
-        self._sizes = [0] * len(parts)  # parameters
+        self.shadow_bytes = 0  # that were sent so far
+        self._coded: list[int] = []  # bytes of each stage's shadow that is ready to be sent
         self._generation = 0
         self._injected = injected(config.inject, len(parts))
         of_one = parts[0].config
@@ -77,17 +76,15 @@ class Stages:
             if float(state["step"]):
                 held |= {f"{name}.{key}": value for key, value in state.items()}
         stages = range(len(self))
-        self.bare = set(stages)
-        answers = self.fleet.ask({self.fleet.stage(stage): self._become(stage, held) for stage in stages})
-        self._sizes = [answers[self.fleet.stage(stage)].header["size"] for stage in stages]
+        self.fleet.ask({self.fleet.stage(stage): self._become(stage, held) for stage in stages})
         if self.config.recover == "redundant":
             self.fleet.ask({self.fleet.stage(self._after(stage)): self._twin(stage, held) for stage in stages})
         self._form()
+        self._lend(stages)
 
     def replace(self, lost: Sequence[int]) -> None:
         """Others take the places of lost stages, and know nothing yet."""
         self.fleet.forget(lost)
-        self.bare |= set(lost)
         commands = {one: self._become(one.stage, self.buffers) for one in self._seat() if one.stage is not None}
         self.fleet.ask(commands)
         self._form()
@@ -110,12 +107,27 @@ class Stages:
 
     def _form(self) -> None:
         self._generation += 1
-        self.shadowed = False  # what was on its way is gone with the group
+        self._coded = []  # they are gone with the group
         self.ask("form", {"generation": self._generation})
 
-    def shade(self) -> None:
-        self.ask("shade", {"sizes": self._sizes})
-        self.shadowed = True
+    def _lend(self, givers: Sequence[int]) -> None:
+        """The stages behind these hold a shadow of them."""
+        if self.config.recover == "shadow":
+            self.ask("lend", {"givers": [*givers]})
+
+    # -- shadows -----------------------------------------------------------------------------------------------------
+
+    def shading(self, step: int) -> list[int] | None:
+        """In a step shadows are coded ([]), or sent (their sizes in bytes), or neither."""
+        if self._coded:
+            return self._coded
+        return [] if self.config.recover == "shadow" and step % self.config.shadow_every == 0 else None
+
+    def shaded(self, told: list[int] | None, nbytes: list[int]) -> bool:
+        """All have done that; whether shadows have come to where they count from now on."""
+        self._coded = nbytes if told == [] else []
+        self.shadow_bytes += sum(told or [])
+        return bool(told)
 
     # -- what lost ones are made of ----------------------------------------------------------------------------------
 
@@ -128,8 +140,6 @@ class Stages:
         shared = place.swapped or self._tied
         if self._tied and {*place.firsts, *place.lasts} <= set(lost):
             raise Uncovered("all stages that hold the embeddings, which are the head, are lost")
-        if self.config.recover == "shadow" and (bare := [stage for stage in lost if self._after(stage) in self.bare]):
-            raise Uncovered(f"no shadow of stage {bare[0]} is held yet")
         found = remedies(self.config.recover, lost, len(self), self.norms, self.config.recover_power)
         if self.config.recover == "redundant":
             self._from_twins(lost)
@@ -140,6 +150,7 @@ class Stages:
             distances |= {stage: told["distance"]} if "distance" in told else {}
             if shared:
                 self.ask("share", {"to": stage, "lost": [one for one in lost if one >= stage]})  # others have theirs
+        self._lend([(stage - 1) % len(self) for stage in lost])
         return distances
 
     def _take(self, stage: int, remedy: Remedy, seed: int) -> dict[str, Any]:

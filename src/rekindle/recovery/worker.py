@@ -103,7 +103,7 @@ class Worker:
             if self._seat:
                 self._seat.leave()
             self._seat = Seat(header, message.tensors, self.device)
-            return {"size": sum(p.numel() for p in self._seat.stage.parameters())}, {}
+            return {}, {}
         seat = self._seat
         assert seat is not None, message.kind
         if message.kind == "form":

@@ -59,6 +59,25 @@ def test_no_stage_is_made_of_one_that_is_lost(stages, data):
             assert not any(source in lost for remedy in found.values() for source, _ in remedy.sources)
 
 
+@pytest.mark.parametrize(
+    ("policy", "lost", "average", "copy"),
+    [
+        ("checkfree", [2], ((1, 0.25), (3, 0.75)), ((1, 0.25),)),  # as their layers weigh
+        ("checkfree+", [0], ((1, 1.0),), ((1, 1.0),)),
+        ("shadow", [2], ((1, 0.5), (3, 0.5)), ((1, 0.5),)),
+        ("shadow", [0], ((1, 0.5),), ((1, 0.5),)),
+        ("random", [1, 2], ((0, 0.5),), ((0, 0.5),)),
+        ("redundant", [2], (), ()),
+    ],
+)
+def test_moments_come_from_those_who_give_layers_or_live_beside(policy, lost, average, copy):
+    norms = [9, 1 - EPS, 9, 3 - EPS, 9, 9]
+    for how, wanted in (("average", average), ("copy", copy), ("reset", ())):
+        found = remedies(policy, lost, 6, norms, 1.0, how)  # type: ignore[arg-type]
+        assert [one for one, _ in found[lost[0]].moments] == [one for one, _ in wanted]
+        assert [share for _, share in found[lost[0]].moments] == pytest.approx([share for _, share in wanted])
+
+
 @pytest.mark.parametrize("text", ["3", "3:1", "a:1:begin", "3:1:never", "3:1:begin:2", "rate=1", "rate=x/h", "seed="])
 def test_a_failure_that_is_none_is_a_sentence(text):
     with pytest.raises(RekindleError, match="is no failure"):

@@ -165,6 +165,7 @@ def test_layers_of_all_stages_are_in_one_order(small):
         ("llama", {"stages": 2, "recover": "checkfree+"}, "2 stages are no two pairs"),
         ("llama", {"stages": 2, "keep_averages": True}, "--keep-averages is not possible in a pipeline"),
         ("llama", {"stages": 2, "spares": -1}, "spares is -1: 0 is the least"),
+        ("llama", {"stages": 3, "recover_moments": "average"}, "takes moments of a stage from its neighbours"),
         ("deepseek_v3", {"stages": 4, "recover": "copy"}, "layers of this deepseek_v3 differ"),
         ("bert", {"stages": 2}, "is no decoder"),
         ("t5", {"stages": 2}, "is no decoder"),

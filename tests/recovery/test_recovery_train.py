@@ -173,6 +173,23 @@ def test_stages_that_hold_the_same_embeddings_agree_on_them(small, corpus, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recover", ["checkfree", "shadow"])
+def test_moments_of_a_stage_come_from_its_neighbours_where_that_is_asked(small, corpus, tmp_path, recover):
+    """After the last of 8 steps' commits: those that begin anew have seen as many updates as came since."""
+    how = options(corpus, stages=4, recover=recover, inject="5:1:begin", optimizer_state=None)
+    seen = {}
+    for moments in ("reset", "average", "copy"):
+        rekindle.train(small(layers=4), tmp_path / moments, **how, recover_moments=moments)
+        info = json.loads((tmp_path / moments / "optimizer" / "optimizer.json").read_text())
+        seen[moments] = {name: step for name, step in info["steps"].items() if "layers.1." in name}
+    assert set(seen["reset"].values()) == {3}
+    assert set(seen["average"].values()) == set(seen["copy"].values()) == {8}
+    ends = {moments: losses(tmp_path / moments) for moments in seen}
+    assert ends["reset"][:6] == ends["average"][:6] == ends["copy"][:6]
+    assert len({tuple(x) for x in ends.values()}) == 3
+
+
+@pytest.mark.slow
 def test_shadows_are_held_from_the_first_step_on(small, corpus, tmp_path):
     how = options(corpus, stages=4, inject="0:1:begin,5:1:begin,5:2:begin,7:1:begin")
     rekindle.train(small(layers=4), tmp_path / "out", **how)
@@ -276,5 +293,5 @@ def test_deaths_outside_of_steps_have_rows(small, corpus, tmp_path, monkeypatch)
     monkeypatch.setattr(Pipeline, "evaluate", killing)
     rekindle.train(small(layers=4), tmp_path / "out", **options(corpus, stages=2))
     told = [(row["step"], row["stage"], row["policy"]) for row in rows(tmp_path / "out", "recovery")]
-    assert told == [(0, 1, "checkpoint"), (8, 1, "shadow")]
+    assert told == [(0, 1, "shadow"), (8, 1, "shadow")]
     assert len(losses(tmp_path / "out")) == 8

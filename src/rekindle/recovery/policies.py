@@ -11,8 +11,8 @@ redundant   itself: the next stage holds its weights and moments too, and makes 
 checkpoint  nothing: all stages go back to the state that was saved last, and do its steps again
 none        nothing: the run ends
 
-Moments begin anew where the weights are not a checkpoint's, at `lr_scale` times the learning rate, which a second loss
-does not raise again.
+Moments begin anew where the weights are not a checkpoint's; or they are its neighbours', averaged, or a neighbour's.
+The learning rate is `lr_scale` times as high from then on, which a second loss does not raise again.
 
 Source: "All is Not Lost: LLM Recovery without Checkpoints", arXiv 2506.15461, section 4 and algorithm 1:
 W_i = (w_l W_l + w_r W_r) / (w_l + w_r); CheckFree+ as in the authors' code, where stages 1 and s - 2 are copies too,
@@ -23,10 +23,10 @@ are clipped, each by itself as in the authors' code, the average is a plain one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from rekindle.train.config import Recover
+from rekindle.train.config import Recover, RecoverMoments
 
 EPS = 1e-4  # beside a norm, as in the authors' code
 
@@ -41,16 +41,34 @@ class Remedy:
 
     what: Literal["layers", "shadow", "twin", "nothing"]
     sources: tuple[tuple[int, float], ...] = ()
+    moments: tuple[tuple[int, float], ...] = ()  # from whom those of the layers come; from nobody: they begin anew
 
 
 def remedies(
-    policy: Recover, lost: Sequence[int], stages: int, norms: Sequence[float], power: float
+    policy: Recover,
+    lost: Sequence[int],
+    stages: int,
+    norms: Sequence[float],
+    power: float,
+    moments: RecoverMoments = "reset",
 ) -> dict[int, Remedy]:
     """Of each lost stage; raises Uncovered. `norms`: of the last gradients of all stages, in their order."""
     gone = set(lost)
     if policy in ("checkpoint", "none"):
         raise Uncovered(f"{policy} makes no stage of others")
-    return {stage: _remedy(policy, stage, gone, stages, norms, power) for stage in sorted(gone)}
+    found = {stage: _remedy(policy, stage, gone, stages, norms, power) for stage in sorted(gone)}
+    if policy == "redundant" or moments == "reset":
+        return found
+    return {at: replace(one, moments=_moments(moments, at, gone, stages, one)) for at, one in found.items()}
+
+
+def _moments(
+    how: RecoverMoments, stage: int, lost: set[int], stages: int, remedy: Remedy
+) -> tuple[tuple[int, float], ...]:
+    """Of those who give the layers; where no layers are given, of the neighbours that live."""
+    near = tuple((one, 0.5) for one in (stage - 1, stage + 1) if 0 <= one < stages and one not in lost)
+    sources = remedy.sources if remedy.what == "layers" else near
+    return sources if how == "average" else sources[:1]
 
 
 def _remedy(policy: Recover, stage: int, lost: set[int], stages: int, norms: Sequence[float], power: float) -> Remedy:

@@ -25,7 +25,10 @@ def parts_of(parent: Checkpoint, config: TrainConfig) -> list[Part]:
     _check(parent, config)
     places = _places(parent, config.stages, swapped=config.recover == "checkfree+")
     if config.recover in ("checkfree", "checkfree+", "copy"):
-        _check_alike(parent, places, config.recover)
+        _check_alike(parent, places, f"{config.recover} makes a stage of its neighbours", "--recover shadow")
+    elif config.recover in ("shadow", "random") and config.recover_moments != "reset":
+        how = f"recover_moments {config.recover_moments} takes moments of a stage from its neighbours"
+        _check_alike(parent, places, how, "--recover-moments reset")
     return [Part(place, empty_of(parent, _layers(place)).config) for place in places]
 
 
@@ -79,16 +82,16 @@ def _layers(place: Place) -> range:
     return range(place.first, place.first + place.layers)
 
 
-def _check_alike(parent: Checkpoint, places: list[Place], recover: str) -> None:
+def _check_alike(parent: Checkpoint, places: list[Place], because: str, instead: str) -> None:
     """Raise RekindleError where layers of one stage cannot stand in for those of another."""
     n = parent.settings.num_layers
     if n % len(places):
         fit = [size for size in range(2, n + 1) if n % size == 0]
-        what = f"{n} layers are no {len(places)} equal stages, and {recover} makes a stage of its neighbours."
-        raise RekindleError(what, hint=f"--stages {' or '.join(map(str, fit))}; or --recover shadow")
+        what = f"{n} layers are no {len(places)} equal stages, and {because}."
+        raise RekindleError(what, hint=f"--stages {' or '.join(map(str, fit))}; or {instead}")
     shapes = [
         [{key: x.shape for key, x in parent.by_layer[layer].items()} for layer in _layers(place)] for place in places
     ]
     if any(one != shapes[0] for one in shapes):
-        what = f"The layers of this {parent.family.name} differ, and {recover} makes a stage of its neighbours."
-        raise RekindleError(what, hint="--recover shadow")
+        what = f"The layers of this {parent.family.name} differ, and {because}."
+        raise RekindleError(what, hint=instead)

@@ -6,6 +6,7 @@ A group is numbered, and formed anew whenever a stage has another process.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -140,7 +141,8 @@ class Stages:
         shared = place.swapped or self._tied
         if self._tied and {*place.firsts, *place.lasts} <= set(lost):
             raise Uncovered("all stages that hold the embeddings, which are the head, are lost")
-        found = remedies(self.config.recover, lost, len(self), self.norms, self.config.recover_power)
+        c = self.config
+        found = remedies(c.recover, lost, len(self), self.norms, c.recover_power, c.recover_moments)
         if self.config.recover == "redundant":
             self._from_twins(lost)
             return {}
@@ -154,16 +156,17 @@ class Stages:
         return distances
 
     def _take(self, stage: int, remedy: Remedy, seed: int) -> dict[str, Any]:
-        told = {
-            "what": remedy.what,
-            "sources": remedy.sources,
-            "lr_scale": self.config.recover_lr,
-            "seed": seed + stage,
-        }
-        commands = {source: Command("give", {"to": stage, "what": remedy.what}) for source, _ in remedy.sources}
-        commands[stage] = Command("take", told)
-        answers = self.fleet.ask({self.fleet.stage(at): one for at, one in commands.items()})
-        return answers[self.fleet.stage(stage)].header
+        told = {"what": remedy.what, "lr_scale": self.config.recover_lr, "seed": seed + stage}
+        answer = self._given(stage, remedy.what, remedy.sources, Command("take", told))
+        if remedy.moments:
+            self._given(stage, "moments", remedy.moments, Command("take_moments"))
+        return answer.header
+
+    def _given(self, stage: int, what: str, sources: Sequence[tuple[int, float]], take: Command) -> Message:
+        """Its answer when it has taken what others gave it."""
+        commands = {source: Command("give", {"to": stage, "what": what}) for source, _ in sources}
+        commands[stage] = replace(take, header={**take.header, "sources": sources})
+        return self.fleet.ask({self.fleet.stage(at): one for at, one in commands.items()})[self.fleet.stage(stage)]
 
     def _from_twins(self, lost: Sequence[int]) -> None:
         for stage in lost:

@@ -19,7 +19,8 @@ import torch
 
 from rekindle.errors import first_line
 from rekindle.recovery.group import Group
-from rekindle.recovery.seat import Answer, Seat
+from rekindle.recovery.recovering import Recovering
+from rekindle.recovery.seat import Answer
 from rekindle.recovery.wire import Gone, Link, Message, connect
 from rekindle.train.device import reproducible
 
@@ -31,7 +32,7 @@ class Worker:
     def __init__(self, link: Link, group: Group, device: torch.device, beat: float):
         self.link, self.group, self.device, self.beat = link, group, device, beat
         self._told: queue.Queue[Message] = queue.Queue()
-        self._seat: Seat | None = None
+        self._seat: Recovering | None = None
         self._commands = 0  # begun and ended
         self._still: tuple[int, float, float] = 0, 0.0, 0.0  # commands, the main thread's seconds of work, since when
 
@@ -79,7 +80,7 @@ class Worker:
     def _answer(self, message: Message) -> None:
         if message.kind == "rehearse":  # which nobody waits for
             with suppress(Exception):
-                Seat(message.header, {}, self.device).rehearse()
+                Recovering(message.header, {}, self.device).rehearse()
             return
         try:
             told, tensors = self._done(message)
@@ -102,7 +103,7 @@ class Worker:
         if message.kind == "become":
             if self._seat:
                 self._seat.leave()
-            self._seat = Seat(header, message.tensors, self.device)
+            self._seat = Recovering(header, message.tensors, self.device)
             return {}, {}
         seat = self._seat
         assert seat is not None, message.kind

@@ -11,6 +11,7 @@ from rekindle.config import Count, Table, option
 Objective = Literal["next-token", "seq2seq", "span-corruption"]
 Precision = Literal["auto", "fp32", "bf16"]
 Recover = Literal["shadow", "checkfree", "checkfree+", "copy", "random", "redundant", "checkpoint", "none"]
+RecoverMoments = Literal["reset", "average", "copy"]
 
 DATA = "text, JSON, CSV, Parquet or Arrow, a folder of them, a datasets NAME, stdlib, or python"
 SOURCE_COLUMN = "seq2seq: column of the rows that holds the texts to read (default: source, or input beside output)"
@@ -95,6 +96,9 @@ class TrainConfig:
     recover: Recover = option("shadow", help="what a stage is made of whose process died, see docs/recovery.md")
     shadow_every: int = option(10, help="shadow: steps between copies of each stage's weights to the next one")
     recover_power: float = option(1.0, help="checkfree: of the neighbours' gradient norms, which weigh their layers")
+    recover_moments: RecoverMoments = option(
+        "reset", help="of a stage that was made again: none, its neighbours' averaged, or those of the one before"
+    )
     recover_lr: float = option(1.1, help="times the learning rate, of a stage that was made of others")
     on_adjacent: Literal["checkpoint", "stop"] = option(
         "checkpoint", help="where nothing is left to make a stage of: go back to the last saved state, or stop"

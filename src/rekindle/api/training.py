@@ -61,7 +61,7 @@ def train(
     check_apart(source, out, options.config)
     options = settled(source, options)
     step = {**to_dict(options.config), "archive": None}  # like OUT itself, which a recipe never holds
-    spread = {} if options.config.stages == 1 else {"spread": _pipeline(source, Path(out), options.config)}
+    spread = {"spread": _pipeline(source, Path(out), options.config)} if _is_piped(options.config) else {}
     return run(
         local(source),
         Path(out),
@@ -74,6 +74,10 @@ def train(
         overwrite=overwrite,
         **spread,
     )
+
+
+def _is_piped(config: TrainConfig) -> bool:
+    return (config.stages, config.replicas) != (1, 1)
 
 
 def _pipeline(source: str | Path, out: Path, config: TrainConfig) -> Callable[..., Any]:
@@ -122,7 +126,7 @@ def train_cost(
     from rekindle.train.price import price_training
 
     options, place = settled(source, options or resolve(TrainConfig, given)), Path(out) if out is not None else None
-    if options.config.stages != 1:
+    if _is_piped(options.config):
         _pipeline(source, Path(), options.config)
     return price_training(open(source).checkpoint, options.config, place, resume=resume, overwrite=overwrite)
 

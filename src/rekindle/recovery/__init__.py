@@ -14,6 +14,9 @@ nursery.py    where workers come from
 __main__.py   its process
 worker.py     listens and answers
 seat.py       a stage at work: its optimizer and its commands
+recovering.py what it gives to others and takes from them where one is lost
+moments.py    Adam's moments on that way
+shadows.py    the weights of the stage before, kept up to date
 passes.py     the chunks of a step on their way through the stages, in one order or two
 stage.py      its module
 group.py      the process group of a generation

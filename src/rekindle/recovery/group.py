@@ -12,9 +12,12 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from rekindle.recovery.stage import Place
 
 OPERATION, RENDEZVOUS = timedelta(seconds=300), timedelta(seconds=60)
 
@@ -24,12 +27,20 @@ class Group:
 
     def __init__(self, address: tuple[str, int]):
         self._address, self._own = address, _sockets()
+        self.replica: Any = None  # the stages of this pipeline, where there are several
+        self.alike: Any = None  # this stage in all of them
 
-    def form(self, generation: int, rank: int, size: int, backend: str) -> None:
+    def form(self, generation: int, place: Place, backend: str) -> None:
         self.leave()
         store = dist.TCPStore(*self._address, is_master=False, timeout=RENDEZVOUS)
         meeting = dist.PrefixStore(f"generation{generation}", store)
-        dist.init_process_group(backend, store=meeting, rank=rank, world_size=size, timeout=OPERATION)
+        size = place.replicas * place.stages
+        dist.init_process_group(backend, store=meeting, rank=place.rank, world_size=size, timeout=OPERATION)
+        if place.replicas > 1:
+            ranks = [place.rank_of(stage) for stage in range(place.stages)]
+            self.replica = dist.new_group(ranks, timeout=OPERATION, use_local_synchronization=True)
+            ranks = [*range(place.stage, size, place.stages)]
+            self.alike = dist.new_group(ranks, timeout=OPERATION, use_local_synchronization=True)
 
     def release(self) -> None:
         """From any thread: whoever waits for a member, or for one to come, gets an error now."""
@@ -42,6 +53,7 @@ class Group:
                 sock.close()
 
     def leave(self) -> None:
+        self.replica = self.alike = None
         if dist.is_initialized():
             dist.destroy_process_group()
 

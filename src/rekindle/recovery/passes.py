@@ -21,8 +21,8 @@ SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 class Passes:
     """`how`: micro_batch (rows of a chunk), chunks of a step, seq_len, bf16, and the pipeline's schedule."""
 
-    def __init__(self, stage: Stage, how: Any, loss_fn: Callable[..., torch.Tensor], device: torch.device):
-        self._stage, self._how, self._loss_fn, self._device = stage, how, loss_fn, device
+    def __init__(self, stage: Stage, how: Any, loss_fn: Callable[..., torch.Tensor], device: torch.device, group: Any):
+        self._stage, self._how, self._loss_fn, self._device, self._group = stage, how, loss_fn, device, group
         place = stage.place
         orders = [[*range(place.stages)], *([place.order] if place.swapped else [])]
         self._schedules = [self._schedule(order, how.chunks // len(orders)) for order in orders]
@@ -37,7 +37,7 @@ class Passes:
         kind = torch.bfloat16 if how.bf16 else torch.float32
         logits = torch.empty((*shape, s.vocab_size), dtype=kind, device="meta", requires_grad=True)
         ends = {"input_args": (ids if at == 0 else h,), "output_args": (logits if at == place.stages - 1 else h,)}
-        pipe = PipelineStage(self._stage, at, place.stages, self._device, **ends)
+        pipe = PipelineStage(self._stage, at, place.stages, self._device, group=self._group, **ends)
         pipe.stage_index_to_group_rank = dict(enumerate(order))
         # Gradients are summed as they are: each chunk's loss is its part of the step's.
         return at, SCHEDULES[how.pipeline](pipe, chunks, loss_fn=self._loss_fn, scale_grads=False)

@@ -42,7 +42,8 @@ Begin = Callable[[], tuple[int, Whole]]  # the state that was saved last: its st
 def pipelined(stepper: Stepper, source: Folder, out: Path, step: int) -> Iterator[Pipeline]:
     """The same training, from `step` on, in a pipeline; its processes, which OUT.workers.json lists, end with it."""
     config = stepper.config
-    parts, threads = parts_of(open_checkpoint(source), config), max(1, torch.get_num_threads() // config.stages)
+    parts = parts_of(open_checkpoint(source), config)
+    threads = max(1, torch.get_num_threads() // len(parts))
     how = {"threads": threads, "patience": config.patience, "register": out.with_name(f"{out.name}.workers.json")}
     fleet = Fleet(config.spares, model_type=parts[0].config["model_type"], **how)
     try:
@@ -71,8 +72,7 @@ class Pipeline:
     def __init__(self, stepper: Stepper, fleet: Fleet, parts: Sequence[Part], begin: Begin, at: int):
         self.model, self.objective, self.accelerator = stepper.model, stepper.objective, stepper.accelerator
         self.plan, self.config = stepper.plan, stepper.config
-        ways = 2 if parts[0].place.swapped else 1
-        self.micro_batch = chunk_of(stepper.plan.batch, stepper.micro_batch, len(parts), stepper.plan.seq_len, ways)
+        self.micro_batch = chunk_of(stepper.plan.batch, stepper.micro_batch, parts[0].place, stepper.plan.seq_len)
         self._begin = begin
         self._at = at  # updates that were made
         self._stats = Stats({}, 0.0, False)
@@ -87,7 +87,8 @@ class Pipeline:
 
     def _how(self) -> dict[str, Any]:
         c, plan = self.config, self.plan
-        return {"micro_batch": self.micro_batch, "chunks": plan.batch // self.micro_batch, "seq_len": plan.seq_len,
+        chunks = plan.batch // (c.replicas * self.micro_batch)
+        return {"micro_batch": self.micro_batch, "chunks": chunks, "seq_len": plan.seq_len,
                 "pipeline": c.pipeline, "weight_decay": c.weight_decay, "beta2": c.beta2,
                 "gradient_checkpointing": c.gradient_checkpointing,
                 "bf16": self.accelerator.mixed_precision == "bf16"}  # fmt: skip
@@ -102,14 +103,15 @@ class Pipeline:
         return self._peak
 
     def told(self) -> str:
-        return f"{counted(len(self._stages), 'stage')}, {self._stages.fleet.told()}, recovered {self._recovered}"
+        many = f" in {self.config.replicas} replicas" if self.config.replicas > 1 else ""
+        return f"{counted(self.config.stages, 'stage')}{many}, {self._stages.fleet.told()}, recovered {self._recovered}"
 
     def events(self) -> list[dict[str, Any]]:
         found, self._events = self._events, []
         return found
 
     def evaluate(self, held_out: Batch) -> Result:
-        answers = self._survived("evaluate", {"rows": rows_of(held_out)}, held_out)
+        answers = self._survived("evaluate", {"rows": rows_of(held_out)}, held_out, of_first=True)
         counts = [answer.tensors["counts"] for answer in answers if "counts" in answer.tensors]
         each = {"loss": answers[-1].tensors["each"]}
         return result_of(self.objective, held_out, each, torch.cat(counts) if counts else None)
@@ -118,7 +120,7 @@ class Pipeline:
         return all(answer.header["sound"] for answer in self._survived("sound"))
 
     def whole(self) -> Whole:
-        answers = self._survived("weights")
+        answers = self._survived("weights", of_first=True)
         found: dict[str, torch.Tensor] = {}
         for answer in reversed(answers):  # of what two have the first's
             found |= answer.tensors
@@ -170,8 +172,9 @@ class Pipeline:
         for answer in answers:
             for name, value in answer["losses"].items():
                 losses[name] = (losses[name] or 0.0) + value
-        stages.norms = [math.sqrt(answer["layers"]) for answer in answers]
-        norm = math.sqrt(sum(answer["square"] for answer in answers))
+        of_all = answers[: stages.stages]  # replicas have the same gradients
+        stages.norms = [math.sqrt(answer["layers"]) for answer in of_all]
+        norm = math.sqrt(sum(answer["square"] for answer in of_all))
         loss = losses["loss"]
         assert loss is not None
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -188,34 +191,37 @@ class Pipeline:
 
     def _recover(self, lost: Lost) -> None:
         """Others take the places of lost stages, and what these knew is made again."""
-        at, gone, policy = self._at, set(lost.stages), self.config.recover
-        apart: dict[int, float] = {}
+        at, gone = self._at, set(lost.stages)
         self._refuse(lost.stages)
         while True:
             try:
                 self._stages.replace(sorted(gone))
                 try:
-                    apart = self._stages.mend(sorted(gone), (self.config.seed * 2**32 + self._at) * 2**10 & 2**63 - 1)
+                    done = self._stages.mend(sorted(gone), (self.config.seed * 2**32 + self._at) * 2**10 & 2**63 - 1)
                 except Uncovered as why:
                     self._go_back(sorted(gone), str(why))
-                    policy, apart = "checkpoint", {}
+                    done = dict.fromkeys(gone, {"policy": "checkpoint"})
                 break
             except Lost as more:
                 gone |= set(more.stages)
         self._recovered += len(gone)
-        for stage in sorted(gone):
-            row = {"step": at, "stage": stage, "policy": policy}
-            self._losses.append((lost.since, row | ({"distance": apart[stage]} if stage in apart else {})))
+        for rank in sorted(gone):
+            replica = {"replica": rank // self.config.stages} if self.config.replicas > 1 else {}
+            row = {"step": at, "stage": rank % self.config.stages, **replica, **done[rank]}
+            self._losses.append((lost.since, row))
 
     def _refuse(self, lost: Sequence[int]) -> None:
         if self.config.recover == "none":
-            what = f"The process of stage {', '.join(map(str, lost))} died."
+            what = f"The process of stage {self._named(lost)} died."
             raise CheckFailed(what, hint="--resume goes on from the state saved last; --recover shadow outlives it")
+
+    def _named(self, ranks: Sequence[int]) -> str:
+        return ", ".join(map(str, sorted({rank % self.config.stages for rank in ranks})))
 
     def _go_back(self, lost: Sequence[int], why: str) -> None:
         """All stages, to the state that was saved last; raises CheckFailed where that is not wanted."""
         if self.config.on_adjacent == "stop" and self.config.recover != "checkpoint":
-            what = f"Stage {', '.join(map(str, lost))} died, and nothing is left to make it of: {why}."
+            what = f"Stage {self._named(lost)} died, and nothing is left to make it of: {why}."
             raise CheckFailed(
                 what, hint="--resume goes on from the state that was saved last; --on-adjacent checkpoint"
             )
@@ -224,12 +230,14 @@ class Pipeline:
 
     # -- words to all stages -----------------------------------------------------------------------------------------
 
-    def _survived(self, kind: str, told: Mapping[str, Any] | None = None, rows: Batch | None = None) -> list[Message]:
-        """Answers of all stages after as many updates as were made, whoever dies on the way."""
-        target = self._at
+    def _survived(
+        self, kind: str, told: Mapping[str, Any] | None = None, rows: Batch | None = None, *, of_first: bool = False
+    ) -> list[Message]:
+        """Answers after as many updates as were made, whoever dies on the way."""
+        target, ask = self._at, self._stages.ask_first if of_first else self._stages.ask
         while True:
             try:
                 self._reach(target)
-                return self._stages.ask(kind, told, rows)
+                return ask(kind, told, rows)
             except Lost as lost:
                 self._recover(lost)

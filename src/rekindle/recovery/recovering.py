@@ -41,13 +41,14 @@ class Recovering(Seat):
 
     def share(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """Parameters that others have too, and their moments: `to` gets them from the first of these that lives."""
-        own, stage, to = self.stage.own, self.place.stage, told["to"]
-        for name, holders in self.stage.shared.items():
+        own, rank, to = self.stage.own, self.place.rank, told["to"]
+        for name, stages in self.stage.shared.items():
+            holders = [self.place.rank_of(stage) for stage in stages]
             giver = next((one for one in holders if one not in told["lost"]), None)
-            if to not in holders or stage not in (giver, to):
+            if to not in holders or rank not in (giver, to):
                 continue
             p = own[name]
-            if stage == giver:
+            if rank == giver:
                 state = self.optimizer.state.get(p) or untouched(p)
                 dist.send(torch.stack([p.detach(), *(state[key] for key in MOMENTS)]), to)
                 dist.send(state["step"].to(self.device).reshape(1), to)
@@ -57,6 +58,19 @@ class Recovering(Seat):
                     p.copy_(weight)
                 step = received((1,), giver, self.device)[0]
                 self.optimizer.state[p] = {"step": step, **dict(zip(MOMENTS, moments, strict=True))}
+        return {}, {}
+
+    def copy(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
+        """Weights and moments, exactly, from one replica of a stage to another."""
+        own, source = [*self.stage.parameters()], told["source"]
+        if self.place.rank == source:
+            dist.send(parameters_to_vector(own).detach(), told["to"])
+            dist.send(moments_of(self.optimizer, own), told["to"])
+            return {}, {}
+        n = sum(p.numel() for p in own)
+        vector_to_parameters(received((n,), source, self.device), own)
+        put_moments(self.optimizer, own, [received((len(own) + len(MOMENTS) * n,), source, self.device)], [1.0])
+        self.lr_scale = told["lr_scale"]
         return {}, {}
 
     def give(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:

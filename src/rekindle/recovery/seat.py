@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from rekindle.anatomy.adam import MOMENTS
 from rekindle.recovery.dying import Dying
-from rekindle.recovery.group import received
+from rekindle.recovery.group import Group, received
 from rekindle.recovery.passes import Passes
 from rekindle.recovery.shadows import Shadows
 from rekindle.recovery.stage import Place, Stage
@@ -51,6 +51,7 @@ class Seat:
         self.lr_scale = 1.0  # of the layers
         self.shadows = Shadows(self.place, [*self.stage.parameters()], device)
         self.passes: Passes | None = None
+        self.alike: Any = None  # the group of this stage in all replicas
         self.twin: Seat | None = None  # the stage before this one, where that is to be redundant
         self.targets = 1  # of a step
         self.stage.fill(tensors)
@@ -58,14 +59,15 @@ class Seat:
             if f"{name}.step" in tensors:
                 self.optimizer.state[p] = {key: tensors[f"{name}.{key}"].to(p.device) for key in ("step", *MOMENTS)}
 
-    def enter(self) -> None:
+    def enter(self, group: Group) -> None:
         """A group has been formed: a step that was begun in another one is forgotten."""
         self.drop({}, {})
-        self.passes = Passes(self.stage, self.how, self._loss, self.device)
+        self.passes = Passes(self.stage, self.how, self._loss, self.device, group.replica)
+        self.alike = group.alike
 
     def leave(self) -> None:
         """Nothing here holds the group any more."""
-        self.passes = None
+        self.passes = self.alike = None
         self.shadows.forget()
 
     def rehearse(self) -> None:
@@ -84,8 +86,9 @@ class Seat:
     def step(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """Forward and backward; the gradients are held."""
         stage = self.stage
-        torch.manual_seed(told["seed"] + self.place.stage)
-        stage.weighing, stage.share, stage.told = told["weighing"], 1 / self.how.chunks, {}
+        torch.manual_seed(told["seed"] + self.place.rank)
+        stage.weighing, stage.told = told["weighing"], {}
+        stage.share = 1 / (self.how.chunks * self.place.replicas)
         self.targets = told["targets"]
         windows = tensors["windows"].to(self.device) if tensors else None
         assert self.passes is not None
@@ -95,6 +98,8 @@ class Seat:
         on_their_way = self.shadows.on_their_way(shading) if shading else nullcontext()
         with on_their_way, self._autocast(), Dying(told.get("die"), stage) as dying:
             losses = self.passes.run(windows)
+            if self.alike:
+                self._add_replicas()
             self._add_shared()
             if self.twin:
                 self._mirror(self.twin)
@@ -138,24 +143,35 @@ class Seat:
 
     def _mirror(self, twin: Seat) -> None:
         """The next stage gets the gradients of this one, and the twin here those of the stage before."""
-        place = self.place
         own = torch.cat([p.grad.flatten() for p in self.stage.parameters() if p.grad is not None])
-        sent = dist.isend(own, (place.stage + 1) % place.stages)
+        sent = dist.isend(own, self.place.after)
         theirs = [*twin.stage.parameters()]
         sizes = [p.numel() for p in theirs]
-        parts = received((sum(sizes),), twin.place.stage, self.device).split(sizes)
+        parts = received((sum(sizes),), self.place.before, self.device).split(sizes)
         for p, grad in zip(theirs, parts, strict=True):
             p.grad = grad.view_as(p)
         assert sent is not None
         sent.wait()
 
+    def _add_replicas(self) -> None:
+        """All replicas get the sum of their gradients; where none of them has one, none gets one."""
+        own = [*self.stage.parameters()]
+        there = torch.tensor([float(p.grad is not None) for p in own], device=self.device)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in own]
+        total = torch.cat([there, *(grad.flatten() for grad in grads)])
+        dist.all_reduce(total, group=self.alike)
+        there, *sums = total.split([len(own), *(p.numel() for p in own)])
+        for p, some, grad in zip(own, there, sums, strict=True):
+            p.grad = grad.view_as(p) if some else None
+
     def _add_shared(self) -> None:
         """Of parameters that several stages have all get the sum of their gradients, added up in one order."""
         own = self.stage.own
-        for name, (first, *others) in self.stage.shared.items():
+        for name, holders in self.stage.shared.items():
+            first, *others = (self.place.rank_of(stage) for stage in holders)
             grad = own[name].grad
             assert grad is not None
-            if self.place.stage == first:
+            if self.place.rank == first:
                 for other in others:
                     grad.add_(received(grad.shape, other, self.device))
                 for other in others:
@@ -183,7 +199,7 @@ class Seat:
             if windows is not None and place.begins:
                 x = inputs_and_targets(windows)[0]
             else:
-                x = received((rows, self.how.seq_len, stage.settings.hidden_size), place.stage - 1, self.device)
+                x = received((rows, self.how.seq_len, stage.settings.hidden_size), place.before, self.device)
             with self._autocast():
                 h, logits = stage.run(x)
             if logits:
@@ -191,7 +207,7 @@ class Seat:
             if windows is not None and place.ends:
                 each.append(self.objective.each(SimpleNamespace(logits=h), {"windows": windows})["loss"].float())
             else:
-                dist.send(h.float().contiguous(), place.stage + 1)
+                dist.send(h.float().contiguous(), place.after)
         stage.train()
         found = {"each": torch.cat(each)} if each else {}
         return {}, found | ({"counts": torch.stack(counts).sum(0)} if counts else {})

@@ -39,17 +39,16 @@ class Shadows:
 
     def lend(self, givers: Sequence[int]) -> None:
         """All weights as they are, of each of these stages to the next one."""
-        stages, stage = self._place.stages, self._place.stage
-        before, sent = (stage - 1) % stages, []
-        if stage in givers:
+        place, sent = self._place, []
+        if place.rank in givers:
             own = self._copy()
             self.known = own.cpu().numpy()
             size = torch.tensor([own.numel()], device=self._device)
-            sent = [dist.isend(x, (stage + 1) % stages) for x in (size, own)]
-        if before in givers:
+            sent = [dist.isend(x, place.after) for x in (size, own)]
+        if place.before in givers:
             size = torch.empty(1, dtype=torch.int64, device=self._device)
-            dist.recv(size, before)
-            self.held = received((int(size),), before, self._device).cpu().numpy()
+            dist.recv(size, place.before)
+            self.held = received((int(size),), place.before, self._device).cpu().numpy()
         for work in filter(None, sent):
             work.wait()
 
@@ -67,11 +66,10 @@ class Shadows:
     def on_their_way(self, nbytes: Sequence[int]) -> Iterator[None]:
         """Inside, messages of so many bytes go from each stage to the next."""
         assert self._coding is not None
-        stages, stage = self._place.stages, self._place.stage
-        before = (stage - 1) % stages
+        place = self._place
         message = torch.from_numpy(np.frombuffer(bytearray(self._coding.result()[0]), np.uint8)).to(self._device)
-        theirs = torch.empty(nbytes[before], dtype=torch.uint8, device=self._device)
-        sent, coming = dist.isend(message, (stage + 1) % stages), dist.irecv(theirs, before)
+        theirs = torch.empty(nbytes[place.before], dtype=torch.uint8, device=self._device)
+        sent, coming = dist.isend(message, place.after), dist.irecv(theirs, place.before)
         self._coming = self._threads.submit(_received, coming, theirs, self.held)
         yield
         assert sent is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from rekindle.edit import Checkpoint
@@ -21,7 +22,7 @@ class Part(NamedTuple):
 
 
 def parts_of(parent: Checkpoint, config: TrainConfig) -> list[Part]:
-    """Raises RekindleError for a model or options that make no pipeline."""
+    """Of all replicas, rank by rank; raises RekindleError for a model or options that make no pipeline."""
     _check(parent, config)
     places = _places(parent, config.stages, swapped=config.recover == "checkfree+")
     if config.recover in ("checkfree", "checkfree+", "copy"):
@@ -29,15 +30,23 @@ def parts_of(parent: Checkpoint, config: TrainConfig) -> list[Part]:
     elif config.recover in ("shadow", "random") and config.recover_moments != "reset":
         how = f"recover_moments {config.recover_moments} takes moments of a stage from its neighbours"
         _check_alike(parent, places, how, "--recover-moments reset")
-    return [Part(place, empty_of(parent, _layers(place)).config) for place in places]
+    parts = [Part(place, empty_of(parent, _layers(place)).config) for place in places]
+    n = config.replicas
+    return [Part(replace(place, replica=r, replicas=n), of_one) for r in range(n) for place, of_one in parts]
 
 
-def chunk_of(batch: int, most: int, stages: int, seq_len: int, ways: int = 1) -> int:
-    """Rows of a forward pass: as many as fit, and so few that all stages have work at once, in each of the `ways`."""
+def chunk_of(batch: int, most: int, place: Place, seq_len: int) -> int:
+    """Rows of a forward pass: as many as fit, and so few that all stages have work at once, whichever way they go."""
+    stages, ways = place.stages, 2 if place.swapped else 1
+    if batch % place.replicas:
+        what = f"A step has {batch} sequences, and {place.replicas} replicas cannot have as many each."
+        raise RekindleError(what, hint=f"--batch-tokens {place.replicas * (batch // place.replicas + 1) * seq_len}")
+    batch //= place.replicas
     if batch < ways * stages or batch % ways:
         each = "one each" if ways == 1 else f"{ways} each, and an even number,"
-        what = f"A step has {batch} sequences, and {stages} stages need {each} at least."
-        raise RekindleError(what, hint=f"--batch-tokens {ways * stages * seq_len} or more")
+        of = "" if place.replicas == 1 else " for each replica"
+        what = f"A step has {batch} sequences{of}, and {stages} stages need {each} at least."
+        raise RekindleError(what, hint=f"--batch-tokens {place.replicas * ways * stages * seq_len} or more")
     return next(size for size in range(min(most, batch // (ways * stages)), 0, -1) if batch % (ways * size) == 0)
 
 
@@ -58,11 +67,11 @@ def _check(parent: Checkpoint, config: TrainConfig) -> None:
         if getattr(config, name):
             flag = f"--{name.replace('_', '-')}"
             problems.append(RekindleError(f"{flag} is not possible in a pipeline.", hint=f"no {flag}, or no --stages"))
-    injected(config.inject, config.stages)
+    injected(config.inject, config.stages * max(1, config.replicas))
     if number_of_ranks() > 1:
         what = f"--stages starts its own processes, and this is one of {number_of_ranks()} that were started together."
         problems.append(RekindleError(what, hint="the command alone, without torchrun or accelerate launch"))
-    for name, least in (("shadow_every", 1), ("spares", 0), ("patience", 1)):
+    for name, least in (("shadow_every", 1), ("replicas", 1), ("spares", 0), ("patience", 1)):
         if getattr(config, name) < least:
             what = f"{name} is {getattr(config, name)}: {least} is the least."
             problems.append(RekindleError(what, hint=f"--{name.replace('_', '-')} {least}"))

@@ -29,7 +29,10 @@ LAYER = re.compile(r"(?<=\.)\d+(?=\.)")  # of the numbers in a name the first
 
 @dataclass(frozen=True)
 class Place:
-    """`stage` of `stages`, whose `layers` begin with layer `first` of the model."""
+    """`stage` of `stages`, whose `layers` begin with layer `first` of the model, in `replica` of `replicas` pipelines.
+
+    Ranks count through the stages of the first replica, then through those of the next.
+    """
 
     stage: int
     stages: int
@@ -37,6 +40,25 @@ class Place:
     layers: int
     routers: int = 0  # layers with a router in the whole model
     swapped: bool = False  # half of the chunks, at the ends
+    replica: int = 0
+    replicas: int = 1
+
+    def rank_of(self, stage: int) -> int:
+        """Of a stage of this replica; after the last one comes the first."""
+        return self.replica * self.stages + stage % self.stages
+
+    @property
+    def rank(self) -> int:
+        return self.rank_of(self.stage)
+
+    @property
+    def before(self) -> int:
+        """The rank of the stage before."""
+        return self.rank_of(self.stage - 1)
+
+    @property
+    def after(self) -> int:
+        return self.rank_of(self.stage + 1)
 
     @property
     def begins(self) -> bool:

@@ -1,11 +1,12 @@
 """The stages of a pipeline as one: what is said to all of them, how their group is formed, what lost ones are made of.
 
-A group is numbered, and formed anew whenever a stage has another process.
+A group is numbered, and formed anew whenever a stage has another process. With replicas each has its rank, see Place;
+stages of the first replica have their own number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from rekindle.recovery.fleet import Command, Fleet, Lost, Member
 from rekindle.recovery.injected import injected
 from rekindle.recovery.policies import Remedy, Uncovered, remedies
 from rekindle.recovery.split import Part
+from rekindle.recovery.stage import Place
 from rekindle.recovery.wire import Message
 from rekindle.train.config import TrainConfig
 from rekindle.train.held import Whole
@@ -23,11 +25,13 @@ from rekindle.train.objectives import Batch
 
 
 class Stages:
-    """Of `parts`, each held by a member of `fleet`; `how` they are trained, see seat.Seat."""
+    """Of `parts`, each held by a member of `fleet`, rank by rank; `how` they are trained, see seat.Seat."""
 
     def __init__(self, fleet: Fleet, parts: Sequence[Part], config: TrainConfig, how: Mapping[str, Any], start: Whole):
         self.fleet, self.parts, self.config, self._how = fleet, parts, config, how
-        self.norms = [1.0] * len(parts)  # of the last gradients of each stage's layers
+        self.stages = parts[0].place.stages
+        self.norms = [1.0] * self.stages  # of the last gradients of each stage's layers
+        self._raised: set[int] = set()  # stages with another learning rate
         self.shadow_bytes = 0  # that were sent so far
         self._coded: list[int] = []  # bytes of each stage's shadow that is ready to be sent
         self._generation = 0
@@ -54,19 +58,28 @@ class Stages:
         rows: Batch | None = None,
         step: int | None = None,
     ) -> list[Message]:
-        """Their answers, stage by stage; raises Lost. Rows go to those at ends."""
+        """Their answers, rank by rank; raises Lost. Rows go to those at ends, to each replica its part."""
         commands = {}
-        for stage, (place, _) in enumerate(self.parts):
-            die = self._injected.due(step, stage, kind)
+        for rank, (place, _) in enumerate(self.parts):
+            die = self._injected.due(step, rank, kind)
             header = {**(told or {}), **({"die": die} if die else {})}
-            own = (rows or {}) if place.embeds or place.heads else {}
-            commands[self.fleet.stage(stage)] = Command(kind, header, own)
-        found = {member.stage: answer for member, answer in self.fleet.ask(commands).items()}
-        return [found[stage] for stage in range(len(self))]
+            own = _part(rows, place) if rows and (place.embeds or place.heads) else {}
+            commands[rank] = Command(kind, header, own)
+        return [*self._those(commands).values()]
 
-    def _one(self, stage: int, command: Command) -> Message:
-        member = self.fleet.stage(stage)
-        return self.fleet.ask({member: command})[member]
+    def ask_first(self, kind: str, told: Mapping[str, Any] | None = None, rows: Batch | None = None) -> list[Message]:
+        """Answers of the first replica's stages, which all rows go to; raises Lost."""
+        places = [part.place for part in self.parts[: self.stages]]
+        own = [rows if rows and (place.embeds or place.heads) else {} for place in places]
+        return [*self._those({rank: Command(kind, told or {}, x) for rank, x in enumerate(own)}).values()]
+
+    def _one(self, rank: int, command: Command) -> Message:
+        return self._those({rank: command})[rank]
+
+    def _those(self, commands: Mapping[int, Command]) -> dict[int, Message]:
+        found = self.fleet.ask({self.fleet.stage(rank): command for rank, command in commands.items()})
+        answers = {member.stage: answer for member, answer in found.items()}
+        return {rank: answers[rank] for rank in commands}
 
     # -- what they are -----------------------------------------------------------------------------------------------
 
@@ -76,42 +89,38 @@ class Stages:
         for name, state in whole.moments.items():
             if float(state["step"]):
                 held |= {f"{name}.{key}": value for key, value in state.items()}
-        stages = range(len(self))
-        self.fleet.ask({self.fleet.stage(stage): self._become(stage, held) for stage in stages})
+        ranks = range(len(self))
+        self._raised = set()
+        self._those({rank: self._become(rank, held) for rank in ranks})
         if self.config.recover == "redundant":
-            self.fleet.ask({self.fleet.stage(self._after(stage)): self._twin(stage, held) for stage in stages})
+            places = [part.place for part in self.parts]
+            self._those({place.after: self._become(place.rank, held, "stand_by") for place in places})
         self._form()
-        self._lend(stages)
+        self._lend(ranks)
 
     def replace(self, lost: Sequence[int]) -> None:
         """Others take the places of lost stages, and know nothing yet."""
         self.fleet.forget(lost)
-        commands = {one: self._become(one.stage, self.buffers) for one in self._seat() if one.stage is not None}
-        self.fleet.ask(commands)
+        ranks = [one.stage for one in self._seat() if one.stage is not None]
+        self._those({rank: self._become(rank, self.buffers) for rank in ranks})
         self._form()
 
     def _seat(self) -> list[Member]:
         """Whoever takes a place that is free."""
         present = self.fleet.present()
-        return self.fleet.appoint([stage for stage in range(len(self)) if stage not in present])
+        return self.fleet.appoint([rank for rank in range(len(self)) if rank not in present])
 
-    def _become(self, stage: int, held: Mapping[str, torch.Tensor], kind: str = "become") -> Command:
-        place, config = self.parts[stage]
+    def _become(self, rank: int, held: Mapping[str, torch.Tensor], kind: str = "become") -> Command:
+        place, config = self.parts[rank]
         own = {name: x for name, x in held.items() if place.may_need(name)}
         return Command(kind, {"place": place.told(), "config": config, "how": self._how}, own)
-
-    def _twin(self, stage: int, held: Mapping[str, torch.Tensor]) -> Command:
-        return self._become(stage, held, "stand_by")
-
-    def _after(self, stage: int) -> int:
-        return (stage + 1) % len(self)
 
     def _form(self) -> None:
         self._generation += 1
         self._coded = []  # they are gone with the group
         self.ask("form", {"generation": self._generation})
 
-    def _lend(self, givers: Sequence[int]) -> None:
+    def _lend(self, givers: Iterable[int]) -> None:
         """The stages behind these hold a shadow of them."""
         if self.config.recover == "shadow":
             self.ask("lend", {"givers": [*givers]})
@@ -132,47 +141,77 @@ class Stages:
 
     # -- what lost ones are made of ----------------------------------------------------------------------------------
 
-    def mend(self, lost: Sequence[int], seed: int) -> dict[int, float]:
-        """How far apart the two were that a stage was made of, where there were two; see seat.apart.
+    def mend(self, lost: Sequence[int], seed: int) -> dict[int, dict[str, Any]]:
+        """Of each lost one by which policy it was made again, and how far apart the two were that were averaged.
 
-        Raises Uncovered where there is nothing that some of them can be made of.
+        Where a replica of its stage lives it is a copy of that. Where none does the first one is made again, and the
+        others are copies. Raises Uncovered where there is nothing that some can be made of.
         """
-        place = self.parts[0].place
-        shared = place.swapped or self._tied
-        if self._tied and {*place.firsts, *place.lasts} <= set(lost):
-            raise Uncovered("all stages that hold the embeddings, which are the head, are lost")
-        c = self.config
-        found = remedies(c.recover, lost, len(self), self.norms, c.recover_power, c.recover_moments)
+        living = {rank % self.stages: rank for rank in range(len(self)) if rank not in lost}
+        gone = sorted({rank % self.stages for rank in lost} - living.keys())
+        found = self._remedies(gone)
+        copies = [rank for rank in lost if rank % self.stages in living]
+        for rank in copies:
+            self._copy(living[rank % self.stages], rank)
+        done = {rank: {"policy": "replica"} for rank in copies}
         if self.config.recover == "redundant":
-            self._from_twins(lost)
-            return {}
-        distances: dict[int, float] = {}
-        for stage, remedy in found.items():
-            told = self._take(stage, remedy, seed)
-            distances |= {stage: told["distance"]} if "distance" in told else {}
-            if shared:
-                self.ask("share", {"to": stage, "lost": [one for one in lost if one >= stage]})  # others have theirs
-        self._lend([(stage - 1) % len(self) for stage in lost])
-        return distances
+            self._from_twins(gone)
+        for stage in gone:
+            done[stage] = {"policy": self.config.recover, **self._made(stage, found[stage], gone, seed)}
+        for rank in set(lost) - done.keys():
+            self._copy(rank % self.stages, rank)
+            done[rank] = done[rank % self.stages]
+        self._stand_by(lost)
+        self._lend({*(self.parts[rank].place.before for rank in lost), *(done.keys() - set(gone))})
+        return done
 
-    def _take(self, stage: int, remedy: Remedy, seed: int) -> dict[str, Any]:
+    def _remedies(self, gone: Sequence[int]) -> dict[int, Remedy]:
+        c, place = self.config, self.parts[0].place
+        if not gone:
+            return {}
+        if self._tied and {*place.firsts, *place.lasts} <= set(gone):
+            raise Uncovered("all stages that hold the embeddings, which are the head, are lost")
+        return remedies(c.recover, gone, self.stages, self.norms, c.recover_power, c.recover_moments)
+
+    def _made(self, stage: int, remedy: Remedy, gone: Sequence[int], seed: int) -> dict[str, Any]:
+        if remedy.what == "twin":
+            return {}
+        self._raised.add(stage)
         told = {"what": remedy.what, "lr_scale": self.config.recover_lr, "seed": seed + stage}
         answer = self._given(stage, remedy.what, remedy.sources, Command("take", told))
         if remedy.moments:
             self._given(stage, "moments", remedy.moments, Command("take_moments"))
-        return answer.header
+        if self.parts[0].place.swapped or self._tied:
+            self.ask("share", {"to": stage, "lost": [one for one in gone if one >= stage]})  # others have theirs
+        return {"distance": answer.header["distance"]} if "distance" in answer.header else {}
 
     def _given(self, stage: int, what: str, sources: Sequence[tuple[int, float]], take: Command) -> Message:
         """Its answer when it has taken what others gave it."""
         commands = {source: Command("give", {"to": stage, "what": what}) for source, _ in sources}
         commands[stage] = replace(take, header={**take.header, "sources": sources})
-        return self.fleet.ask({self.fleet.stage(at): one for at, one in commands.items()})[self.fleet.stage(stage)]
+        return self._those(commands)[stage]
 
-    def _from_twins(self, lost: Sequence[int]) -> None:
-        for stage in lost:
-            held = self._one(self._after(stage), Command("give_back")).tensors
+    def _copy(self, source: int, to: int) -> None:
+        told = {
+            "source": source,
+            "to": to,
+            "lr_scale": self.config.recover_lr if to % self.stages in self._raised else 1,
+        }
+        self._those(dict.fromkeys((source, to), Command("copy", told)))
+
+    def _from_twins(self, gone: Sequence[int]) -> None:
+        for stage in gone:
+            held = self._one(self.parts[stage].place.after, Command("give_back")).tensors
             self._one(stage, self._become(stage, held))
-        for stage in lost:  # which were twins themselves
-            before = (stage - 1) % len(self)
-            self._one(stage, self._twin(before, self._one(before, Command("weights")).tensors))
-        self._form()
+        if gone:
+            self._form()
+
+    def _stand_by(self, ranks: Sequence[int]) -> None:
+        """They have a twin of the stage before, where stages are to have one."""
+        for rank in ranks if self.config.recover == "redundant" else ():
+            before = self.parts[rank].place.before
+            self._one(rank, self._become(before, self._one(before, Command("weights")).tensors, "stand_by"))
+
+
+def _part(rows: Batch, place: Place) -> Batch:
+    return {name: x.tensor_split(place.replicas)[place.replica] for name, x in rows.items()}

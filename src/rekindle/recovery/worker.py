@@ -109,8 +109,8 @@ class Worker:
         assert seat is not None, message.kind
         if message.kind == "form":
             seat.leave()
-            self.group.form(header["generation"], seat.place.stage, seat.place.stages, _backend(self.device))
-            seat.enter()
+            self.group.form(header["generation"], seat.place, _backend(self.device))
+            seat.enter(self.group)
             return {}, {}
         return getattr(seat, message.kind)(header, message.tensors)
 

@@ -103,6 +103,7 @@ class TrainConfig:
     on_adjacent: Literal["checkpoint", "stop"] = option(
         "checkpoint", help="where nothing is left to make a stage of: go back to the last saved state, or stop"
     )
+    replicas: int = option(1, help="pipelines side by side, each with its part of a step's sequences")
     spares: int = option(1, help="processes that stand by to take the place of a stage")
     patience: float = option(10.0, help="seconds without a sign of life after which a stage counts as dead")
     inject: str | None = option(None, help="failures for tests: STEP:STAGE:MOMENT, or rate=0.1/h,seed=3 of each stage")

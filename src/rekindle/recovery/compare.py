@@ -7,7 +7,7 @@ at its own worst against the others' best, in 95 of 100 draws of deaths.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -34,8 +34,8 @@ class Option:
     factor: float  # of a step's time, while nobody dies
     every: int  # steps between saved states
     damage: Damage
-    least: Sequence[Run]
-    most: Sequence[Run]
+    least: list[Run]
+    most: list[Run]
 
     def to_dict(self, none: float) -> dict[str, Any]:
         """`none`: hours without failures. Means over draws; `low` to `high` holds 90 % of them, and both damages."""
@@ -79,25 +79,27 @@ class Comparison:
         return [other for other in others if np.mean(at_worst < hours(other.least)) < SURE]
 
     def breaks_even(self, other: Option) -> float:
-        """Steps that a death may cost a policy whose least damage is none, to be as soon as the first at its worst.
+        """Steps that a death may cost another policy for it to be as soon as the first, to first order.
 
-        Its deaths are as many in each hour, and it takes as many steps in each: both known from its runs.
+        Whatever that is, it takes as many steps in an hour, and as many of its stages die.
         """
         rival, mine = fmean(hours(self.ordered[0].most)), fmean(hours(other.least))
-        made_again = fmean(run.deaths for run in other.least)
-        return other.damage.low + self.steps * (1 - mine / rival) / made_again if made_again else math.inf
+        died = fmean(run.deaths for run in other.least)
+        return other.damage.low + self.steps * (1 - mine / rival) / died if died else math.inf
 
     def verdict(self) -> tuple[str, str]:
         """A policy, "undecided" or "none", and why in a sentence."""
-        first, *others = self.ordered
-        if not math.isfinite(fmean(hours(first.least))):
-            return "none", f"Not all runs of any policy are there within {MOST:g} times {self.none:.0f} h."
-        times = fmean(hours(first.most)) / self.none
-        taken = f"{first.policy} takes {fmean(hours(first.most)):.0f} h, {times:.2f} times as long as without failures"
+        first = self.ordered[0]
+        best, worst = fmean(hours(first.least)), fmean(hours(first.most))
+        limit, draws = f"{MOST:g} times {self.none:,.0f} h", len(first.most)
+        if not math.isfinite(best):
+            return "none", f"Within {limit} not all runs of any policy are there."
+        if not math.isfinite(worst):
+            return "undecided", f"{first.policy} takes {best:,.0f} h at best; at worst no policy is there in {limit}."
+        taken = f"{first.policy} takes {worst:,.0f} h, {worst / self.none:.2f} times as long as without failures"
         if rivals := self.open():
             return "undecided", f"{taken}. May take fewer: {', '.join(map(self._may, rivals))}."
-        draws = len(first.most)
-        where = f"in at least {SURE:.0%} of {draws} draws" if draws > 1 else "of this one draw"
+        where = f"in at least {SURE:.0%} of {draws} draws" if draws > 1 else "with these deaths"
         return first.policy, f"{taken}, and fewer than any other {where}."
 
     def _may(self, other: Option) -> str:
@@ -154,7 +156,7 @@ def compare(
     machine: Machine,
     steps: int,
     per_hour: float,
-    traces: Sequence[Deaths],
+    traces: Iterable[Deaths],
     *,
     every: int | None = None,
     known: Mapping[str, Damage] | None = None,
@@ -164,19 +166,21 @@ def compare(
 
     `per_hour`: deaths of one stage, by which states are saved as often as is best, or all `every` so many steps.
     """
-    known, left_out, options = known or {}, {}, []
-    looks = [_looks(trace, machine, steps) for trace in traces]
-    for policy in POLICIES:
-        if why := _impossible(policy, machine.stages, known):
-            left_out[policy] = why
-            continue
+    known, options = known or {}, []
+    left_out: dict[str, str] = {
+        policy: why for policy in POLICIES if (why := _impossible(policy, machine.stages, known))
+    }
+    for policy in [policy for policy in POLICIES if policy not in left_out]:
         factor = STANDING.get(policy, 1.0)
         often = every or best_interval(factor * machine.step, machine.save, backs(policy, machine, per_hour), steps)
-        step = factor * machine.step + machine.save / often
         damage = known.get(policy) or damage_of(policy, machine.stages, per_hour * machine.step / HOUR)
-        runs = [_runs(look, policy, step, often, damage, steps) for look in looks]
-        least, most = ([pair[end] for pair in runs] for end in (0, 1))
-        options.append(Option(policy, factor, often, damage, least, most))
+        options.append(Option(policy, factor, often, damage, [], []))
+    for trace in traces:
+        looks = _looks(trace, machine, steps)
+        for option in options:
+            least, most = _runs(looks, option, steps)
+            option.least.append(least)
+            option.most.append(most)
     return Comparison(machine, steps, per_hour, options, left_out, remarks)
 
 
@@ -185,12 +189,12 @@ def _looks(trace: Deaths, machine: Machine, steps: int) -> list[Outages]:
     return [Outages(trace.until(times * none), machine) for times in (FIRST_LOOK, MOST)]
 
 
-def _runs(
-    looks: Sequence[Outages], policy: Recover, step: float, every: int, damage: Damage, steps: int
-) -> tuple[Run, Run]:
+def _runs(looks: Sequence[Outages], option: Option, steps: int) -> tuple[Run, Run]:
     """At the least damage and at the greatest, no longer looked at than it takes."""
+    damage, every = option.damage, option.every
     for outages in looks:
-        back = outages.uncovered(policy)
+        step = option.factor * outages.machine.step + outages.machine.save / every
+        back = outages.uncovered(option.policy)
         least = simulate(outages, back, step, every, damage.low, steps)
         most = least if damage.low == damage.high else simulate(outages, back, step, every, damage.high, steps)
         if math.isfinite(most.hours):

@@ -147,7 +147,8 @@ def best_interval(step: float, save: float, per_hour: float, steps: int) -> int:
     if per_hour == 0:
         return max(1, steps // 10)
     mean = HOUR / per_hour
-    seconds = mean * (1 + float(lambertw(-math.exp(-1 - save / mean)).real))
+    cost = max(save / mean, 1e-9)  # W has a branch point at 0
+    seconds = mean * (1 + float(lambertw(-math.exp(-1 - cost)).real))
     return min(max(1, round(seconds / step)), max(1, steps // 10))
 
 

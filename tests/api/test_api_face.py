@@ -18,6 +18,7 @@ from rekindle.cli.verbs import rekindle as command
 from rekindle.errors import RekindleError
 from rekindle.laws.config import FitConfig, PlanConfig
 from rekindle.methods import METHODS
+from rekindle.recovery.config import SimulateConfig
 from rekindle.report.config import ReportConfig
 from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
 
@@ -30,6 +31,7 @@ CONFIGS = {name: method.config for name, method in NAMES.items()} | {
     "report": ReportConfig,
     "plan": PlanConfig,
     "fit": FitConfig,
+    "simulate": SimulateConfig,
 }
 
 

@@ -10,6 +10,7 @@ from rekindle.api.archive import archive_contents, archive_diff, archive_drop, a
 from rekindle.api.averaging import average
 from rekindle.api.combination import Combination
 from rekindle.api.combining import combine
+from rekindle.api.failures import simulate
 from rekindle.api.join import join
 from rekindle.api.laws import fit, laws, plan
 from rekindle.api.look import checksums, env, inspect, not_finite, verify
@@ -61,6 +62,7 @@ __all__ = [
     "rewrite",
     "run",
     "run_cost",
+    "simulate",
     "train",
     "train_cost",
     "unpack",

@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 from rekindle import api
+from rekindle.cli import failures
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, narrator, nbytes, result, say, table
 from rekindle.cli.sweep import COMMANDS as SWEEP
 from rekindle.cli.training import CONFIG
 from rekindle.errors import counted
 from rekindle.laws.config import FitConfig, PlanConfig
+from rekindle.recovery.config import SimulateConfig
 
 
 @click.command("laws")
@@ -38,7 +40,7 @@ def _law(name: str, law: dict[str, Any]) -> str:
 
 
 @click.command("plan")
-@options_of(PlanConfig)
+@options_of(PlanConfig, SimulateConfig)
 @click.option("--out", metavar="DIR", help="where the figure (PNG, SVG, CSV) and its page go")
 @click.option("--html", metavar="FILE", help="where the page alone goes: sliders, and the law in the browser")
 @click.option("--overwrite", is_flag=True, help="replace DIR and FILE")
@@ -63,7 +65,17 @@ def plan(
     rekindle plan --params 1B --sunk 100B --tokens 50B
     rekindle plan --params 1B --sunk 100B --gpus 64 --gpu h200 --days 3 --price 2.5
     rekindle plan --ckpt SRC --sunk 100M --tokens 20M --html page.html
+
+    \b
+    Another question, with --failures: stages of a pipeline die, which policy of `train --recover` is there first? It
+    reads --stages and what stands below it, and says what its numbers rest on.
+
+    \b
+    rekindle plan --failures 0.1/h --stages 24
     """
+    if failures.asked(given, config_file, {"out": out, "html": html, "overwrite": overwrite}):
+        failures.plan_failures(given, config_file, format_)
+        return
     options = resolved(PlanConfig, given, config_file, out, html)
     echo("rekindle plan", options)
     found = api.plan(options, out=out, html=html, overwrite=overwrite).to_dict()

@@ -21,4 +21,12 @@ passes.py     the chunks of a step on their way through the stages, in one order
 stage.py      its module
 group.py      the process group of a generation
 dying.py      kills itself when that was asked for
+
+And without any, weeks of it on paper:
+
+config.py     the options
+failures.py   when stages die: drawn, or read
+damage.py     what a death costs, and where that is known from
+simulate.py   a run with these deaths, from outage to outage
+compare.py    all policies with the same deaths, and which one pays
 """

@@ -120,15 +120,6 @@ def test_all_go_back_exactly_where_the_live_pipeline_does(stages, policy, data):
     assert Outages(deaths, machine).uncovered(policy).tolist() == [back]
 
 
-def test_a_shadow_is_not_there_before_the_next_step():
-    machine = Machine(6, 100.0, 30.0, 0.0)
-    soon, late = ((died((1, 3), (1 + seconds / HOUR, 2))) for seconds in (120, 140))
-    assert Outages(soon, machine).uncovered("shadow").tolist() == [False, True]
-    assert Outages(soon, machine).uncovered("redundant").tolist() == [False, False]
-    assert Outages(late, machine).uncovered("shadow").tolist() == [False, False]
-    assert Outages(died((1, 2), (1 + 120 / HOUR, 3)), machine).uncovered("shadow").tolist() == [False, False]
-
-
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**6), st.floats(0.01, 0.6), st.sampled_from(["shadow", "copy", "redundant", "checkpoint"]))
 def test_more_deaths_never_help_and_more_damage_neither(seed, rate, policy):

@@ -214,6 +214,42 @@ def test_a_run_that_ends_with_its_stage_goes_on_from_its_state(small, corpus, tm
     assert losses(tmp_path / "out") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recover", ["checkpoint", "none"])
+def test_states_are_saved_while_steps_go_on_and_waited_for_where_they_are_needed(
+    small, corpus, tmp_path, monkeypatch, recover
+):
+    from rekindle.recovery.pipeline import Pipeline
+    from rekindle.train import session
+
+    save, take, taken, seen = session.save_state, Pipeline._step, threading.Event(), []
+
+    def slowly(work: Path, *given, step: int, **named) -> None:
+        if step == 4 and taken.wait(20):
+            seen.append(step)
+            time.sleep(1)  # meanwhile the next one dies
+        save(work, *given, step=step, **named)
+
+    def step(self, at: int) -> None:
+        take(self, at)
+        if at == 5:
+            taken.set()
+
+    monkeypatch.setattr(session, "save_state", slowly)
+    monkeypatch.setattr(Pipeline, "_step", step)
+    source, how = small(layers=4), options(corpus, stages=2, recover=recover, inject="6:1:begin")
+    if recover == "none":
+        with pytest.raises(CheckFailed, match="died"):
+            rekindle.train(source, tmp_path / "out", **how)
+        rekindle.train(source, tmp_path / "out", **how | {"inject": None}, resume=True)
+    else:
+        rekindle.train(source, tmp_path / "out", **how)
+        assert [(row["step"], row["policy"]) for row in rows(tmp_path / "out", "recovery")] == [(6, "checkpoint")]
+    assert seen == [4]
+    rekindle.train(source, tmp_path / "whole", **how | {"inject": None})
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+
+
 def workers(out: Path) -> dict[int, int]:
     """pid by stage, of those that live."""
     listed = json.loads(out.with_name(f"{out.name}.workers.json").read_text())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,11 @@ def pipelined(stepper: Stepper, source: Folder, out: Path, step: int) -> Iterato
     threads = max(1, torch.get_num_threads() // len(parts))
     how = {"threads": threads, "patience": config.patience, "register": out.with_name(f"{out.name}.workers.json")}
     fleet = Fleet(config.spares, model_type=parts[0].config["model_type"], **how)
-    try:
-        yield Pipeline(stepper, fleet, parts, lambda: _saved_last(source, config, out), step)
-    finally:
-        fleet.close()
+    with ThreadPoolExecutor(1, thread_name_prefix="saving") as thread:
+        try:
+            yield Pipeline(stepper, fleet, parts, lambda: _saved_last(source, config, out), step, thread)
+        finally:
+            fleet.close()
 
 
 def _saved_last(source: Folder, config: TrainConfig, out: Path) -> tuple[int, Whole]:
@@ -69,11 +71,12 @@ class Pipeline:
 
     averages = None
 
-    def __init__(self, stepper: Stepper, fleet: Fleet, parts: Sequence[Part], begin: Begin, at: int):
+    def __init__(self, stepper: Stepper, fleet: Fleet, parts: Sequence[Part], begin: Begin, at: int, thread: Executor):
         self.model, self.objective, self.accelerator = stepper.model, stepper.objective, stepper.accelerator
         self.plan, self.config = stepper.plan, stepper.config
         self.micro_batch = chunk_of(stepper.plan.batch, stepper.micro_batch, parts[0].place, stepper.plan.seq_len)
-        self._begin = begin
+        self._begin, self._thread = begin, thread
+        self._saving: Future[Any] | None = None
         self._at = at  # updates that were made
         self._stats = Stats({}, 0.0, False)
         self._losses: list[tuple[float, dict[str, Any]]] = []  # since when, and what of
@@ -132,6 +135,15 @@ class Pipeline:
             moments={name: self._moments(name, found) for name in self._names},
             betas=(0.9, self.config.beta2),
         )
+
+    def behind(self, work: Callable[[], object]) -> None:
+        """While training goes on: what stages have told of themselves is a copy."""
+        self._saving = self._thread.submit(work)
+
+    def wait(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving:
+            saving.result()
 
     def _moments(self, name: str, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if f"{name}.step" in found:
@@ -225,6 +237,7 @@ class Pipeline:
             raise CheckFailed(
                 what, hint="--resume goes on from the state that was saved last; --on-adjacent checkpoint"
             )
+        self.wait()  # the state that is being saved is the last one, however long that takes
         self._at, whole = self._begin()
         self._stages.fill(whole)
 

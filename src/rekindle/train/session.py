@@ -76,7 +76,7 @@ class Session:
             for step in range(start, self.plan.steps):
                 boundary = self.metrics.position  # where a state saved now resumes, evaluating again if it is due
                 if step > start and step % self.plan.save_interval == 0:
-                    self._save(step, boundary)
+                    self._save(step, boundary, wait=False)
                 if step % self.plan.eval_interval == 0:
                     self._evaluate(step)
                 if self._step(step, boundary, lambda: interrupts.number is not None):
@@ -111,6 +111,8 @@ class Session:
             yield
             self.metrics.sync()
         except BaseException:
+            with suppress(Exception):  # what was being saved is what the run goes on from
+                self.stepper.wait()
             with suppress(OSError):  # a full disc, and that is being told
                 self.metrics.close()
             if self.main and find_state(self.work) is None:
@@ -169,20 +171,29 @@ class Session:
         tokens = step * self.plan.batch_tokens
         return {"step": step, "tokens": tokens, "flops": self.flops_per_token * tokens}
 
-    def _save(self, step: int, position: int) -> None:
-        """The state after `step` updates, with metrics.jsonl cut at `position` when it resumes; CheckFailed for NaN."""
+    def _save(self, step: int, position: int, *, wait: bool = True) -> None:
+        """The state after `step` updates, with metrics.jsonl cut at `position` when it resumes; CheckFailed for NaN.
+
+        Without `wait` it may be written while training goes on.
+        """
         if not self.stepper.sound():
             what = f"Training diverged in step {step} of {self.plan.steps}: its update made weights NaN or infinite."
             raise self._failed(what, updated=True)
         if whole := self.stepper.whole():
+            self.stepper.wait()
             self.metrics.sync()
-            archived = self.archiver.steps() if self.archiver else {}  # all before this one, before their states go
-            averages = self.stepper.averages.state() if self.stepper.averages else None
-            how: dict[str, Any] = {"run": self.run, "archived": archived, "averages": averages}
-            save_state(self.work, whole, step=step, position=position, **how)
-            self._archive(whole, step)
-            self._keep_averages(whole, step)
+            self.stepper.behind(lambda: self._keep(whole, step, position))
+            if wait:
+                self.stepper.wait()
         self.accelerator.wait_for_everyone()
+
+    def _keep(self, whole: Whole, step: int, position: int) -> None:
+        archived = self.archiver.steps() if self.archiver else {}  # all before this one, before their states go
+        averages = self.stepper.averages.state() if self.stepper.averages else None
+        how: dict[str, Any] = {"run": self.run, "archived": archived, "averages": averages}
+        save_state(self.work, whole, step=step, position=position, **how)
+        self._archive(whole, step)
+        self._keep_averages(whole, step)
 
     def _keep_averages(self, whole: Whole, step: int) -> None:
         if self.stepper.averages:

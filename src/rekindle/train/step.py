@@ -135,6 +135,13 @@ class Stepper:
         """All weights and moments on the main rank, None on the others; every rank has to ask."""
         return self.hold(self.model, self.optimizer, self.accelerator.is_main_process)
 
+    def behind(self, work: Callable[[], object]) -> None:
+        """Do what saves the last `whole`: at once, since training goes on in that memory."""
+        work()
+
+    def wait(self) -> None:
+        """Until that is done, where it is done while training goes on; raises what went wrong with it."""
+
     def _seed(self, step: int) -> None:
         """Dropout and router noise, where a model has them, depend on seed, step and rank alone."""
         torch.manual_seed((self.config.seed * 2**32 + step) * 2**10 + self.accelerator.process_index & 2**63 - 1)

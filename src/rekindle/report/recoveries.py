@@ -51,7 +51,7 @@ def recovery_chart(run: Run, index: int, name: str) -> Chart | None:
         axes.plot([s.tokens / scale for s in steps], [s.loss for s in steps], **series(index) | {"linewidth": 1.4})
         axes.set_xlim(left=0)
         axes.locator_params(nbins=4 if sheet.narrow else 6)
-        sheet.caption(axes, "Training loss, nats per token", unit(exponent, "tokens of this stage"))
+        sheet.caption(axes, "Training loss, nats per token", unit(exponent, "tokens"))
         return True
 
     return Chart(

@@ -22,6 +22,7 @@ from rekindle.apply.load import load_model
 from rekindle.edit import open_checkpoint
 from rekindle.errors import CheckFailed, counted
 from rekindle.recovery.fleet import Fleet, Lost
+from rekindle.recovery.meeting import Meeting
 from rekindle.recovery.policies import Uncovered
 from rekindle.recovery.split import Part, chunk_of, parts_of
 from rekindle.recovery.stages import Stages
@@ -39,12 +40,13 @@ Begin = Callable[[], tuple[int, Whole]]  # the state that was saved last: its st
 
 
 @contextmanager
-def pipelined(stepper: Stepper, source: Folder, out: Path, step: int) -> Iterator[Pipeline]:
+def pipelined(stepper: Stepper, source: Folder, out: Path, step: int, meeting: Meeting) -> Iterator[Pipeline]:
     """The same training, from `step` on, in a pipeline; its processes, which OUT.workers.json lists, end with it."""
     config = stepper.config
-    parts, threads = parts_of(open_checkpoint(source), config), max(1, torch.get_num_threads() // config.stages)
+    parts = parts_of(open_checkpoint(source), config)
+    threads = max(1, torch.get_num_threads() // (meeting.workers or config.stages))
     how = {"threads": threads, "patience": config.patience, "register": out.with_name(f"{out.name}.workers.json")}
-    fleet = Fleet(config.spares, model_type=parts[0].config["model_type"], **how)
+    fleet = Fleet(meeting, config.spares, model_type=parts[0].config["model_type"], **how)
     try:
         yield Pipeline(stepper, fleet, parts, lambda: _saved_last(source, config, out), step)
     finally:

@@ -26,6 +26,7 @@ from rekindle.config import resolve
 from rekindle.errors import CheckFailed, Ended, RekindleError
 from rekindle.ranks import alone, number_of_ranks
 from rekindle.recovery import crew as crews
+from rekindle.recovery import fleet as fleets
 from rekindle.recovery import lender, meeting
 from rekindle.recovery.crew import Crew
 from rekindle.recovery.door import Door, interface_of, listening
@@ -467,6 +468,20 @@ def test_workers_of_another_machine_are_not_killed_by_their_numbers(tmp_path):
         said = links[0].receive()
         assert (said.kind, said.header["name"]) == ("kill", "far/0")
     assert lives(os.getpid())
+
+
+def test_who_waits_for_others_says_so_and_may_be_interrupted(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(fleets, "SOON", 0.3)
+    monkeypatch.setattr(crews.nursery, "worker", lambda **told: os.getpid())
+    monkeypatch.setattr(Crew, "close", lambda self: None)
+    with met(joined(f"127.0.0.1:{free_port()}")) as here, fleets.Interrupts() as asked, ExitStack() as stack:
+        how = {"threads": 1, "patience": 10.0, "register": tmp_path / "workers.json", "model_type": "llama"}
+        found = Fleet(here, 0, **how)
+        stack.callback(found.close)
+        threading.Timer(1, setattr, (asked, "number", signal.SIGTERM)).start()
+        with pytest.raises(Ended, match="Stopped while stage 1 had no worker"):
+            found.appoint([1, 2])
+    assert caplog.messages == ["waiting for 2 workers, up to 600 s: the same command on other machines lends them"]
 
 
 def test_who_was_asked_to_end_says_so(monkeypatch):

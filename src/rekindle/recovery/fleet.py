@@ -8,6 +8,7 @@ has started it kills it too.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import socket
@@ -18,20 +19,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekindle.errors import RekindleError, counted
-from rekindle.progress import Progress
+from rekindle.errors import Ended, RekindleError, counted
 from rekindle.recovery.crew import Crew
 from rekindle.recovery.door import Member, listening
 from rekindle.recovery.meeting import Meeting
 from rekindle.recovery.wire import Gone, Message
+from rekindle.train.interrupts import Interrupts
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 BEAT = 1.0  # seconds between a worker's signs of life, or fewer where patience is short
 AGAIN = 0.5  # seconds between words to those who wait for the dead
 GRACE = 2.0  # seconds between a worker's word that something broke and the news of a death
 PAUSE = 0.75  # seconds between two looks for who is silent that nothing is made of
+SOON = 10.0  # seconds of waiting after which that is said, and Ctrl-C ends it
 COMING, LENT = 120.0, 600.0  # seconds that a new worker has to come up, and one of another machine
 
 
@@ -101,26 +105,36 @@ class Fleet:
         return sorted(found, key=lambda one: (one.crew != self._crew.name, one.crew))
 
     def appoint(self, stages: Sequence[int]) -> list[Member]:
-        """Spares become these stages; new ones are started behind them. Waits for those who are coming."""
-        wait = COMING if self._own is None else LENT
-        until, told = time.monotonic() + wait, "for the same command on other machines"
+        """Spares become these stages; new ones are started behind them. Waits for those who are coming.
+
+        Raises RekindleError where nobody comes, Ended where the run is asked to stop while it waits.
+        """
         self._hire(len(stages))
-        with Progress("waiting", len(stages), "processes", wanted=self._own is not None) as progress:
-            while len(idle := self._idle()) < len(stages):
-                progress.update(len(idle) - progress.done, told)
-                late = f"No worker came up within {wait:g} s" if time.monotonic() > until else self._crew.failed()
-                if late:
-                    what = f"{late}, and stage {stages[len(idle)]} needs one."
-                    hint = "--resume goes on from the state that was saved last"
-                    more = "" if self._own is None else ", with more --workers, or on more machines"
-                    raise RekindleError(what, hint=hint + more)
-                self._hear(0.1)
-                self._hire(len(stages))
+        began, said = time.monotonic(), False
+        while len(idle := self._idle()) < len(stages):
+            missing, waited = stages[len(idle) :], time.monotonic() - began
+            self._give_up(missing, waited)
+            if self._own is not None and waited > SOON and not said:
+                words = "waiting for %s, up to %g s: the same command on other machines lends them"
+                log.warning(words, counted(len(missing), "worker"), LENT)
+                said = True
+            self._hear(0.1)
+            self._hire(len(stages))
         for member, stage in zip(idle, stages):
             member.stage = stage
         self._hire(0)
         self._list()
         return idle[: len(stages)]
+
+    def _give_up(self, missing: Sequence[int], waited: float) -> None:
+        """Where there is a reason to; after so many seconds."""
+        if waited > SOON and (number := Interrupts.asked()) is not None:  # without all stages no state can be saved
+            raise Ended(number, f"Stopped while stage {missing[0]} had no worker.")
+        wait = COMING if self._own is None else LENT
+        if late := f"No worker came up within {wait:g} s" if waited > wait else self._crew.failed():
+            more = "" if self._own is None else ", with more --workers, or on more machines"
+            hint = f"--resume goes on from the state that was saved last{more}"
+            raise RekindleError(f"{late}, and stage {missing[0]} needs one.", hint=hint)
 
     def rehearse(self, command: Command) -> None:
         """Spares, and all that come, do this by themselves: what they do for the first time takes long."""

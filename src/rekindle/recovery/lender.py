@@ -59,7 +59,7 @@ def _serve(meeting: Meeting, link: Link, asked: Interrupts) -> None:
                 if failed := crew.failed():
                     raise CheckFailed(f"{failed}.")
     if asked.number is not None:
-        raise Ended(asked.number)
+        raise Ended(asked.number, "No more workers are lent.")
 
 
 def _messages(link: Link) -> Iterator[Message | None]:

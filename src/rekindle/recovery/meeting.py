@@ -120,8 +120,10 @@ def address_of(text: str) -> tuple[str, int]:
 def lends(config: TrainConfig) -> bool:
     """Whether this process would lend its workers, and so reads no checkpoint; raises RekindleError as `met` does."""
     check_joining(config)
-    if config.join is None or number_of_ranks() > 1:
+    if number_of_ranks() > 1:
         return config.stages > 1 and not is_main_rank()
+    if config.join is None:
+        return False
     if listens := _listening(config.join):
         listens.close()
     return listens is None

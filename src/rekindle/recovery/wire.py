@@ -28,6 +28,7 @@ LENGTHS = struct.Struct("<QQ")
 NONCE, DIGEST = 32, "sha256"
 LONGEST = 1 << 24  # bytes of a header
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds, seconds, questions
+UNTAKEN = 30_000  # milliseconds that a worker may leave what it is sent where it is
 PATIENCE = 5.0  # seconds that a stranger has to show who he is, however many bytes come meanwhile
 
 
@@ -105,7 +106,7 @@ class Link:
 
 
 def _watch(sock: socket.socket) -> None:
-    """A machine that vanishes says nothing: where the connection is idle, the system asks whether it is there."""
+    """A machine that vanishes says nothing: while nothing is sent, the system asks whether it is there."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
@@ -129,6 +130,8 @@ def admitted(sock: socket.socket, token: bytes) -> Link:
     until, link, nonce = time.monotonic() + PATIENCE, Link(sock), secrets.token_bytes(NONCE)
     try:
         _watch(sock)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # and while something is, which nobody takes
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNTAKEN)
         _limit(sock, until)
         sock.sendall(nonce)
         answer = bytes(link._exactly(NONCE + 32, until))

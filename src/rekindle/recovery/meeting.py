@@ -84,9 +84,7 @@ def check_joining(config: TrainConfig) -> None:
             what = "--join is for the stages of a pipeline, and there are none."
             problems.append(RekindleError(what, hint="--stages 4 with it; or no --join"))
         if many:
-            what = (
-                f"This is one of {number_of_ranks()} processes that were started together, and they meet by themselves."
-            )
+            what = f"This is one of {number_of_ranks()} processes that were started together; they meet by themselves."
             problems.append(RekindleError(what, hint="no --join; or the command without torchrun or accelerate launch"))
         elif len(os.environ.get(TOKEN, "")) < SHORTEST:
             what = f"{TOKEN} has {len(os.environ.get(TOKEN, ''))} characters, and {SHORTEST} are the least with --join."

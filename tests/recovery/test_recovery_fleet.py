@@ -23,12 +23,15 @@ from train.train_helpers import rows
 
 import rekindle
 from rekindle.errors import RekindleError
-from rekindle.recovery import fleet as fleets
+from rekindle.recovery import door as doors
 from rekindle.recovery import wire, worker
-from rekindle.recovery.fleet import Fleet, Member
+from rekindle.recovery.door import Member
+from rekindle.recovery.fleet import Fleet
 from rekindle.recovery.group import Group
+from rekindle.recovery.meeting import LOOPBACK, met
 from rekindle.recovery.nursery import Nursery, _environment, nursery
 from rekindle.recovery.wire import Gone, Link, admitted, connect
+from rekindle.train.config import TrainConfig
 
 pytestmark = pytest.mark.xdist_group("recovery")
 
@@ -47,15 +50,23 @@ def lives(pid: int) -> bool:
 
 @contextmanager
 def fleet(folder: Path, spares: int = 0, patience: float = 10.0) -> Iterator[Fleet]:
-    found = Fleet(spares, threads=1, patience=patience, register=folder / "workers.json", model_type="llama")
-    with ExitStack() as stack:
+    with met(TrainConfig(stages=2)) as meeting, ExitStack() as stack:
+        how = {"threads": 1, "patience": patience, "register": folder / "workers.json", "model_type": "llama"}
+        found = Fleet(meeting, spares, **how)
         stack.callback(found.close)
         yield found
 
 
+def hello(found: Fleet, **told) -> Link:
+    """Of a worker who comes."""
+    link = connect(found._door.address, found._door._token)
+    link.send("hello", **{"pid": os.getpid(), "name": "else/0", "role": "worker"} | told)
+    return link
+
+
 @pytest.fixture
 def asked(monkeypatch) -> list[dict]:
-    """What workers are told at their start; each is a process that ends at once."""
+    """What is told to make workers; each is a process that ends at once."""
     found: list[dict] = []
 
     def fake(**told) -> int:
@@ -108,22 +119,20 @@ def closed(sock: socket.socket, seconds: float) -> bool:
 
 
 def test_no_more_strangers_are_heard_at_once_than_there_are_places(monkeypatch, tmp_path):
-    monkeypatch.setattr(fleets, "STRANGERS", 3)
+    monkeypatch.setattr(doors, "STRANGERS", 3)
     monkeypatch.setattr(wire, "PATIENCE", 1.0)
     with fleet(tmp_path) as found, ExitStack() as stack:
-        address = found._door.getsockname()
+        address = found._door.address
         come = [stack.enter_context(closing(socket.create_connection(address))) for _ in range(3)]
         assert all(sock.recv(32) for sock in come)
         more = stack.enter_context(closing(socket.create_connection(address)))
         assert closed(more, 0.5)
         assert all(closed(sock, 3) for sock in come)  # their time is over
-        with closing(connect(address, found._token)) as link:  # and the places are free
-            link.send("hello", pid=os.getpid())
+        with closing(hello(found)):  # and the places are free
             assert until(lambda: found._hear(0.05) or found.members, 5)
-            found.members.pop().link.close()  # of this process, which is not to be killed
 
 
-def test_no_file_left_for_a_connection_does_not_shut_the_door(monkeypatch, tmp_path):
+def test_no_file_left_for_a_connection_does_not_shut_the_door():
     failed = []
 
     class Door(socket.socket):
@@ -133,14 +142,11 @@ def test_no_file_left_for_a_connection_does_not_shut_the_door(monkeypatch, tmp_p
                 raise OSError(errno.EMFILE, "Too many open files")
             return super().accept()
 
-    def create(address):
-        with closing(create_server(address)) as made:
-            return Door(fileno=made.detach())
-
-    create_server = socket.create_server
-    monkeypatch.setattr(fleets.socket, "create_server", create)
-    with fleet(tmp_path) as found, closing(connect(found._door.getsockname(), found._token)):
-        assert len(failed) == 3
+    with closing(socket.create_server(("127.0.0.1", 0))) as made, ExitStack() as stack:
+        door = doors.Door(Door(fileno=made.detach()), b"token")
+        stack.callback(door.close)
+        with closing(connect(door.address, b"token")):
+            assert len(failed) == 3
 
 
 def test_where_the_door_is_full_a_worker_comes_again(monkeypatch):
@@ -256,10 +262,9 @@ def test_workers_that_die_as_they_start_end_in_a_sentence(asked, tmp_path):
 
 
 @pytest.mark.parametrize(("patience", "beat"), [(10.0, 1.0), (1.0, 0.2)])
-def test_signs_of_life_come_several_times_as_often_as_they_are_missed(asked, tmp_path, patience, beat):
-    with fleet(tmp_path, patience=patience) as found:
-        found._hire(1)
-    assert [told["beat"] for told in asked] == [beat]
+def test_signs_of_life_come_several_times_as_often_as_they_are_missed(tmp_path, patience, beat):
+    with fleet(tmp_path, patience=patience) as found, closing(hello(found)) as link:
+        assert link.receive().header["beat"] == beat
 
 
 def test_a_long_answer_is_a_sign_of_life_while_it_comes():
@@ -287,8 +292,8 @@ def test_a_long_answer_is_a_sign_of_life_while_it_comes():
 def test_who_stood_still_himself_takes_nobody_for_dead(tmp_path):
     """A supervisor that was stopped (Ctrl-Z) has not read yet what came meanwhile."""
     one, other = socket.socketpair()
-    with fleet(tmp_path, patience=2.0) as found, closing(other), subprocess.Popen(["sleep", "60"]) as process:
-        member = Member(Link(one), process.pid)
+    with fleet(tmp_path, patience=2.0) as found, closing(other):
+        member = Member(Link(one), os.getpid(), "else/0")  # of another machine, so that it is not killed
         found.members.append(member)
         for _ in range(2):
             member.link.heard -= 5
@@ -303,7 +308,7 @@ def test_who_stood_still_himself_takes_nobody_for_dead(tmp_path):
 
 def test_who_waits_for_a_member_to_come_is_released(tmp_path):
     with fleet(tmp_path) as found:
-        group, failed = Group((fleets.LOOPBACK, found._store.port)), []
+        group, failed = Group((LOOPBACK, found._store.port)), []
 
         def form():
             try:
@@ -359,7 +364,7 @@ def test_who_is_released_prints_no_pages(tmp_path):
 
 def refuses(port: int) -> bool:
     try:
-        socket.create_connection((fleets.LOOPBACK, port), timeout=1).close()
+        socket.create_connection((LOOPBACK, port), timeout=1).close()
     except ConnectionRefusedError:
         return True
     return False
@@ -369,8 +374,8 @@ def refuses(port: int) -> bool:
 def test_nothing_is_left_of_a_fleet_that_is_closed(tmp_path):
     with fleet(tmp_path, spares=1) as found:
         found.appoint([0])
-        pids = {one.pid for one in found.members} | found._coming
-        ports = [found._door.getsockname()[1], found._store.port]
+        pids = {hand.pid for hand in found._crew._hands.values()}
+        ports = [found._door.address[1], found._store.port]
         assert len(pids) == 2
         assert not any(map(refuses, ports))
     assert all(map(refuses, ports))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 import pytest
@@ -107,3 +108,14 @@ def test_a_worker_refuses_a_supervisor_that_does_not_know_the_token():
         with pytest.raises(Gone):
             connect(listening.getsockname(), secrets.token_bytes(32))
         thread.join()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="of Linux")
+def test_what_nobody_takes_is_not_sent_for_ever(monkeypatch):
+    """A worker that stands still, or whose machine has vanished, in the middle of its weights."""
+    monkeypatch.setattr(wire, "UNTAKEN", 500)
+    with closing(socket.create_server(("127.0.0.1", 0))) as door, ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(connect, door.getsockname(), b"token")
+        link = admitted(door.accept()[0], b"token")
+        with closing(link), closing(coming.result()), pytest.raises(Gone):
+            link.send("become", {"weight": torch.zeros(1 << 24)})

@@ -15,6 +15,7 @@ from rekindle.api.saving import command
 from rekindle.api.source import files_read, local, place
 from rekindle.config import Resolved, resolve, to_dict
 from rekindle.errors import RekindleError
+from rekindle.ranks import alone
 from rekindle.report.config import ReportConfig
 from rekindle.store.publish import check_spares
 from rekindle.store.system import explained
@@ -22,6 +23,7 @@ from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, Utili
 from rekindle.version import __version__
 
 if TYPE_CHECKING:
+    from rekindle.recovery.meeting import Meeting
     from rekindle.report.page import Report
 
 
@@ -53,40 +55,55 @@ def train(
 ) -> dict[str, Any]:
     """Continue a checkpoint's training into `out`.
 
-    Returns final losses (nats per token, the language model's alone), tokens, FLOPs and speed.
+    Returns final losses (nats per token, the language model's alone), tokens, FLOPs and speed; of several ranks, and
+    of machines that join one another, the main one alone, the others an empty dict.
     """
+    from rekindle.recovery.meeting import met
     from rekindle.train.loop import train as run
 
     options = options or resolve(TrainConfig, given)
-    check_apart(source, out, options.config)
-    options = settled(source, options)
-    step = {**to_dict(options.config), "archive": None}  # like OUT itself, which a recipe never holds
-    spread = {"spread": _pipeline(source, Path(out), options.config)} if _is_piped(options.config) else {}
-    return run(
-        local(source),
-        Path(out),
-        options.config,
-        command=command("train", [str(source), str(out)], options),
-        options=options.options(),
-        recipe={"rekindle": __version__, "source": str(source), "steps": [{"train": step}]},
-        source_name=str(source),
-        resume=resume,
-        overwrite=overwrite,
-        **spread,
-    )
+    with met(options.config) as meeting:
+        if meeting and not meeting.door:
+            from rekindle.recovery.lender import lend
+
+            lend(meeting)
+            return {}
+        check_apart(source, out, options.config)
+        options = settled(source, options)
+        elsewhere = {"archive": None, "join": None, "workers": None}  # like OUT itself, which a recipe never holds
+        step = {**to_dict(options.config), **elsewhere}
+        spread = {"spread": _pipeline(source, Path(out), options.config, meeting)} if meeting else {}
+        return run(
+            local(source),
+            Path(out),
+            options.config,
+            command=command("train", [str(source), str(out)], options),
+            options=options.options(),
+            recipe={"rekindle": __version__, "source": str(source), "steps": [{"train": step}]},
+            source_name=str(source),
+            resume=resume,
+            overwrite=overwrite,
+            **spread,
+        )
 
 
-def _is_piped(config: TrainConfig) -> bool:
-    return (config.stages, config.replicas) != (1, 1)
-
-
-def _pipeline(source: str | Path, out: Path, config: TrainConfig) -> Callable[..., Any]:
+def _pipeline(source: str | Path, out: Path, config: TrainConfig, meeting: Meeting) -> Callable[..., Any]:
     """What spreads a run over the processes of a pipeline; raises RekindleError where there can be none."""
     from rekindle.recovery.pipeline import pipelined
     from rekindle.recovery.split import parts_of
 
     parts_of(open(source).checkpoint, config)
-    return lambda stepper, folder, step: pipelined(stepper, folder, Path(os.path.abspath(out)), step)
+    return lambda stepper, folder, step: pipelined(stepper, folder, Path(os.path.abspath(out)), step, meeting)
+
+
+def lends(config: TrainConfig) -> bool:
+    """Whether `train` here would lend its processes to a run that another one supervises: no SRC is read, no OUT made.
+
+    Raises RekindleError where --join and --workers are no request that can be met.
+    """
+    from rekindle.recovery import meeting
+
+    return meeting.lends(config)
 
 
 def check_apart(source: str | Path, out: str | Path, config: TrainConfig, *others: str | Path | None) -> None:
@@ -122,13 +139,18 @@ def train_cost(
 
     With an `out` of what is left to do there; raises RekindleError where `train` would refuse it.
     """
-    from rekindle.train.config import TrainConfig
+    from rekindle.recovery.meeting import check_joining
+    from rekindle.recovery.split import parts_of
     from rekindle.train.price import price_training
 
     options, place = settled(source, options or resolve(TrainConfig, given)), Path(out) if out is not None else None
-    if _is_piped(options.config):
-        _pipeline(source, Path(), options.config)
-    return price_training(open(source).checkpoint, options.config, place, resume=resume, overwrite=overwrite)
+    checkpoint, config = open(source).checkpoint, options.config
+    check_joining(config)
+    if not config.pipelined:
+        return price_training(checkpoint, config, place, resume=resume, overwrite=overwrite)
+    parts_of(checkpoint, config)
+    with alone():
+        return price_training(checkpoint, config, place, resume=resume, overwrite=overwrite)
 
 
 def init_cost(options: Resolved[InitConfig] | None = None, **given: Any) -> dict[str, Any]:

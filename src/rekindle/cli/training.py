@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from rekindle import api
-from rekindle.api.training import check_apart, settled
+from rekindle.api.training import check_apart, lends, settled
 from rekindle.cli.dry_run import cost_text
 from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, note_default_data, result, say, table
+from rekindle.config import Resolved
 from rekindle.errors import counted
 from rekindle.report.config import ReportConfig
 from rekindle.train.config import EvaluateConfig, InitConfig, TrainConfig, UtilityConfig
@@ -82,6 +83,9 @@ def train(
     rekindle train CKPT OUT --tokens 2B --dry-run
     """
     options = resolved(TrainConfig, given, config_file)
+    if lends(options.config):
+        _lend(ckpt, out, options, dry_run, format_)
+        return
     check_apart(ckpt, out, options.config, config_file)
     options = settled(ckpt, options)
     echo(f"rekindle train: {ckpt} -> {out}", options)
@@ -95,6 +99,19 @@ def train(
         result(summary, table([(key.replace("_", " "), _short(value)) for key, value in summary.items()]), format_)
         page = Path(f"{Path(out)}-report")
         say(f"next:  {shlex.join(['rekindle', 'report', out, '--out', str(page), *['--overwrite'] * page.exists()])}")
+
+
+def _lend(ckpt: str, out: str, options: Resolved[TrainConfig], dry_run: bool, format_: str) -> None:
+    """Of `train` on a machine that another one supervises."""
+    from rekindle.recovery.meeting import workers_of
+
+    number, to = workers_of(options.config), options.config.join or "the main rank"
+    echo(f"rekindle train: lends {counted(number, 'worker')} to {to}", options)
+    if dry_run:
+        result({"lends": number, "to": to}, f"[dry-run] lends {counted(number, 'worker')} to {to}", format_)
+        return
+    api.train(ckpt, out, options)
+    say(f"{counted(number, 'worker')} lent to {to}: the run there has ended")
 
 
 @click.command("evaluate")

@@ -4,6 +4,10 @@ pipeline.py   a stepper over processes: its two phases, and what happens when on
 stages.py     the stages as one: said to all of them, and made again
 policies.py   what a lost stage is made of
 fleet.py      the processes: who is there, what they are told, who is dead
+crew.py       those of them that are this machine's
+meeting.py    where all meet, who supervises, and who lends
+door.py       who comes in
+lender.py     a machine that lends its processes to a run
 split.py      how a model is cut
 wire.py       messages, and who may send them
 injected.py   failures that are asked for

@@ -1,40 +1,42 @@
 """The supervisor's side: processes that are stages or spares, what they are told, and who of them is dead.
 
 A worker is dead when its connection closes, which the system does at once where a process is killed; or when it gives
-no sign of life for `patience` seconds: then it is killed, and whatever it still says is not heard.
+no sign of life for `patience` seconds: then its connection is closed, and whatever it still says is not heard. Whoever
+has started it kills it too.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
-import secrets
-import signal
 import socket
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekindle.errors import RekindleError, counted
-from rekindle.recovery.nursery import nursery
-from rekindle.recovery.wire import Gone, Link, Message, admitted
+from rekindle.errors import Ended, RekindleError, counted
+from rekindle.recovery.crew import Crew
+from rekindle.recovery.door import Member, listening
+from rekindle.recovery.meeting import Meeting
+from rekindle.recovery.wire import Gone, Message
+from rekindle.train.interrupts import Interrupts
 
 if TYPE_CHECKING:
     import torch
 
-LOOPBACK = "127.0.0.1"
+log = logging.getLogger(__name__)
+
 BEAT = 1.0  # seconds between a worker's signs of life, or fewer where patience is short
 AGAIN = 0.5  # seconds between words to those who wait for the dead
 GRACE = 2.0  # seconds between a worker's word that something broke and the news of a death
 PAUSE = 0.75  # seconds between two looks for who is silent that nothing is made of
-COMING = 120.0  # seconds that a new worker has to come up
-STRANGERS = 32  # connections that have not shown yet who they are; more are closed at once
-STILLBORN = 3  # new workers in a row that die before they say a word
+SOON = 10.0  # seconds of waiting after which that is said, and Ctrl-C ends it
+COMING, LENT = 120.0, 600.0  # seconds that a new worker has to come up, and one of another machine
 
 
 class Lost(Exception):
@@ -46,17 +48,6 @@ class Lost(Exception):
         super().__init__(self.stages)
 
 
-@dataclass(eq=False)
-class Member:
-    """A worker: a stage, or a spare where `stage` is None."""
-
-    link: Link
-    pid: int
-    stage: int | None = None
-    dead: bool = False
-    died: float = 0.0  # time.perf_counter()
-
-
 @dataclass(frozen=True)
 class Command:
     kind: str
@@ -65,34 +56,40 @@ class Command:
 
 
 class Fleet:
-    """Workers on this machine, and `spares` behind them; `register` is the file that lists them.
+    """Workers who have come to the `meeting`: those that this process starts, and whoever is lent.
 
-    `model_type`: transformers' name for what they will be stages of.
+    `spares` of its own stand behind them, where all are its own. `register` is the file that lists them. `model_type`:
+    transformers' name for what they will be stages of. `threads`: of each of its own. `describe`: a stage, in the file.
     """
 
-    def __init__(self, spares: int, *, threads: int, patience: float, register: Path, model_type: str):
+    def __init__(
+        self,
+        meeting: Meeting,
+        spares: int,
+        *,
+        threads: int,
+        patience: float,
+        register: Path,
+        model_type: str,
+        describe: Callable[[int], Mapping[str, Any]] = lambda stage: {"stage": stage},
+    ):
         from torch.distributed import TCPStore
 
-        self.spares, self.threads, self.patience, self.model_type = spares, threads, patience, model_type
+        assert meeting.door is not None
+        self.spares, self.patience = spares, patience
         self.members: list[Member] = []
-        self._register, self._token = register, secrets.token_bytes(32)
-        self._inbox: queue.Queue[tuple[Member, Message | None]] = queue.Queue()
-        self._coming: set[int] = set()
+        self._register, self._own, self._door = register, meeting.workers, meeting.door
+        self._describe = describe
+        self._crew = Crew(meeting, threads=threads, model_type=model_type)
         self._rehearsal: Command | None = None
-        self._stillborn = 0
         self._closed = False
         self._looked = self._awake = time.monotonic()  # for who is silent; since when it has been done all the time
-        meeting = socket.create_server((LOOPBACK, 0))
-        self._store = TCPStore(
-            LOOPBACK,
-            meeting.getsockname()[1],
-            is_master=True,
-            wait_for_workers=False,
-            master_listen_fd=meeting.detach(),
-        )
-        self._door = socket.create_server((LOOPBACK, 0))
-        self._places = threading.BoundedSemaphore(STRANGERS)
-        threading.Thread(target=self._admit, daemon=True).start()
+        host = meeting.address[0]
+        there = listening(host)
+        port = there.getsockname()[1]
+        how = {"is_master": True, "wait_for_workers": False, "master_listen_fd": there.detach()}
+        self._store = TCPStore(host, port, **how)
+        self._door.open(store=port, beat=min(BEAT, patience / 5), model_type=model_type)
 
     # -- who is there ------------------------------------------------------------------------------------------------
 
@@ -108,29 +105,45 @@ class Fleet:
 
     def told(self) -> str:
         """What a progress line says of it."""
-        idle = sum(one.stage is None and not one.dead for one in self.members)
-        return f"{idle} of {counted(self.spares, 'spare')}"
+        idle = len(self._idle())
+        return f"{idle} of {counted(self.spares, 'spare')}" if self._own is None else counted(idle, "spare")
+
+    def _idle(self) -> list[Member]:
+        """Spares, those of one machine one after the other, its own first."""
+        found = [one for one in self.members if one.stage is None and not one.dead]
+        return sorted(found, key=lambda one: (one.crew != self._crew.name, one.crew))
 
     def appoint(self, stages: Sequence[int]) -> list[Member]:
-        """Spares become these stages; new ones are started behind them. Waits for those who are coming."""
+        """Spares become these stages; new ones are started behind them. Waits for those who are coming.
+
+        Raises RekindleError where nobody comes, Ended where the run is asked to stop while it waits.
+        """
         self._hire(len(stages))
-        found, until = [], time.monotonic() + COMING
-        while len(found) < len(stages):
-            if spare := next((one for one in self.members if one.stage is None and not one.dead), None):
-                spare.stage = stages[len(found)]
-                found.append(spare)
-                continue
-            late = f"No worker came up within {COMING:g} s" if time.monotonic() > until else None
-            if self._stillborn >= STILLBORN:
-                late = f"{STILLBORN} workers in a row died before they said a word"
-            if late:
-                what = f"{late}, and stage {stages[len(found)]} needs one."
-                raise RekindleError(what, hint="--resume goes on from the state that was saved last")
+        began, said = time.monotonic(), False
+        while len(idle := self._idle()) < len(stages):
+            missing, waited = stages[len(idle) :], time.monotonic() - began
+            self._give_up(missing, waited)
+            if self._own is not None and waited > SOON and not said:
+                words = "waiting for %s, up to %g s: the same command on other machines lends them"
+                log.warning(words, counted(len(missing), "worker"), LENT)
+                said = True
             self._hear(0.1)
-            self._hire(len(stages) - len(found))
+            self._hire(len(stages))
+        for member, stage in zip(idle, stages):
+            member.stage = stage
         self._hire(0)
         self._list()
-        return found
+        return idle[: len(stages)]
+
+    def _give_up(self, missing: Sequence[int], waited: float) -> None:
+        """Where there is a reason to; after so many seconds."""
+        if waited > SOON and (number := Interrupts.asked()) is not None:  # without all stages no state can be saved
+            raise Ended(number, f"Stopped while stage {missing[0]} had no worker.")
+        wait = COMING if self._own is None else LENT
+        if late := f"No worker came up within {wait:g} s" if waited > wait else self._crew.failed():
+            more = "" if self._own is None else ", with more --workers, or on more machines"
+            hint = f"--resume goes on from the state that was saved last{more}"
+            raise RekindleError(f"{late}, and stage {missing[0]} needs one.", hint=hint)
 
     def rehearse(self, command: Command) -> None:
         """Spares, and all that come, do this by themselves: what they do for the first time takes long."""
@@ -145,52 +158,9 @@ class Fleet:
                 member.link.send(command.kind, command.tensors, **command.header)
 
     def _hire(self, needed: int) -> None:
-        """Start as many as are needed, and the spares behind them."""
-        idle = sum(one.stage is None and not one.dead for one in self.members)
-        gone = {pid for pid in self._coming if not _lives(pid)}  # before it said a word
-        self._coming -= gone
-        self._stillborn += len(gone)
-        where = {"host": LOOPBACK, "port": self._door.getsockname()[1], "store": self._store.port}
-        how = {"threads": self.threads, "beat": min(BEAT, self.patience / 5), "model_type": self.model_type}
-        for _ in range(needed + self.spares - idle - len(self._coming)):
-            self._coming.add(nursery.worker(**where, **how, token=self._token.hex()))
-
-    def _admit(self) -> None:
-        """Whoever knows the token becomes a spare."""
-        while not self._closed:
-            try:
-                sock, _ = self._door.accept()
-            except OSError:  # of one who has gone again, or of too many at once
-                time.sleep(0.05)
-                continue
-            if self._places.acquire(blocking=False):
-                threading.Thread(target=self._receive, args=(sock,), daemon=True).start()
-            else:
-                sock.close()
-
-    def _admitted(self, sock: socket.socket) -> Link:
-        try:
-            return admitted(sock, self._token)
-        finally:
-            self._places.release()
-
-    def _receive(self, sock: socket.socket) -> None:
-        try:
-            link = self._admitted(sock)
-            hello = link.receive()
-        except Gone:
-            sock.close()
-            return
-        member = Member(link, int(hello.header["pid"]))
-        self._inbox.put((member, hello))
-        while True:
-            try:
-                message = link.receive()
-            except Gone:
-                self._inbox.put((member, None))
-                return
-            if message.kind != "beat":
-                self._inbox.put((member, message))
+        """Start as many as are needed, and the spares behind them; or as many as this machine gives."""
+        busy = sum(one.stage is not None and not one.dead for one in self.members)
+        self._crew.keep(busy + needed + self.spares if self._own is None else self._own)
 
     # -- what they are told ------------------------------------------------------------------------------------------
 
@@ -232,19 +202,19 @@ class Fleet:
         """Answers that have come; who has come or gone is noted."""
         found = []
         with suppress(queue.Empty):
-            member, message = self._inbox.get(timeout=seconds)
+            member, message = self._door.inbox.get(timeout=seconds)
             while True:
                 if message is None:
                     self._bury(member)
                 elif message.kind == "hello":
-                    self._coming.discard(member.pid)
-                    self._stillborn = 0
+                    self._crew.came(member.name)
+                    self._door.tell(member, "came")
                     self.members.append(member)
                     self._rehearse(member)
                     self._list()
                 elif not member.dead:
                     found.append((member, message))
-                member, message = self._inbox.get_nowait()
+                member, message = self._door.inbox.get_nowait()
         self._bury_silent(time.monotonic())
         return found
 
@@ -255,7 +225,8 @@ class Fleet:
         self._looked = now
         for member in [*self.members]:
             if not member.dead and now - max(member.link.heard, self._awake) > self.patience:
-                _kill(member.pid)
+                self._crew.kill(member.name)
+                self._door.tell(member, "kill")
                 self._bury(member)
 
     def _bury(self, member: Member) -> None:
@@ -263,6 +234,7 @@ class Fleet:
         if member.dead:
             return
         member.dead, member.died = True, time.perf_counter()
+        self._crew.left(member.name)
         with suppress(OSError):
             member.link.sock.shutdown(socket.SHUT_RDWR)
         member.link.close()
@@ -278,11 +250,11 @@ class Fleet:
         if self._closed:
             return
         rows = [{"pid": os.getpid(), "role": "supervisor", "stage": None}]
-        rows += [
-            {"pid": one.pid, "role": "spare" if one.stage is None else "stage", "stage": one.stage}
-            for one in self.members
-            if not one.dead
-        ]
+        for one in self.members:
+            if not one.dead:
+                stage = {"stage": None} if one.stage is None else self._describe(one.stage)
+                row = {"pid": one.pid, "role": "spare" if one.stage is None else "stage", **stage}
+                rows.append(row if one.crew == self._crew.name else {**row, "host": one.host})
         new = self._register.with_name(f".{self._register.name}.new")
         new.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         new.replace(self._register)
@@ -291,25 +263,8 @@ class Fleet:
         """All workers end; whoever cannot wait for that (Ctrl-C again) finds nothing of them in the register."""
         self._closed = True
         self._register.unlink(missing_ok=True)
-        with suppress(OSError):
-            self._door.shutdown(socket.SHUT_RDWR)  # which wakes whoever waits at it
         self._door.close()
-        for pid in [*self._coming, *(member.pid for member in self.members if not member.dead)]:
-            _kill(pid)
+        self._crew.close()
         for member in [*self.members]:
             self._bury(member)
         del self._store  # which listens until then
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _lives(pid: int) -> bool:
-    import psutil
-
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -23,8 +23,6 @@ from typing import Any
 
 from rekindle.errors import RekindleError
 
-INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
-
 
 class Nursery:
     """The supervisor's side. Any thread may ask for a worker."""
@@ -91,8 +89,7 @@ def _environment() -> dict[str, str]:
     home = str(Path(__file__).absolute().parents[2])  # which may be in this process's sys.path alone
     path = [] if home in [*site.getsitepackages(), site.getusersitepackages()] else [home]
     path += filter(None, [os.environ.get("PYTHONPATH")])
-    own = {"GLOO_SOCKET_IFNAME": INTERFACE, **({"PYTHONPATH": os.pathsep.join(path)} if path else {})}
-    return {**quiet, **os.environ, **own}
+    return {**quiet, **os.environ, **({"PYTHONPATH": os.pathsep.join(path)} if path else {})}
 
 
 def serve() -> None:

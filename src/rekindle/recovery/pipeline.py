@@ -23,6 +23,7 @@ from rekindle.apply.load import load_model
 from rekindle.edit import open_checkpoint
 from rekindle.errors import CheckFailed, counted
 from rekindle.recovery.fleet import Fleet, Lost
+from rekindle.recovery.meeting import Meeting
 from rekindle.recovery.policies import Uncovered
 from rekindle.recovery.split import Part, chunk_of, parts_of
 from rekindle.recovery.stages import Stages
@@ -40,13 +41,14 @@ Begin = Callable[[], tuple[int, Whole]]  # the state that was saved last: its st
 
 
 @contextmanager
-def pipelined(stepper: Stepper, source: Folder, out: Path, step: int) -> Iterator[Pipeline]:
+def pipelined(stepper: Stepper, source: Folder, out: Path, step: int, meeting: Meeting) -> Iterator[Pipeline]:
     """The same training, from `step` on, in a pipeline; its processes, which OUT.workers.json lists, end with it."""
     config = stepper.config
     parts = parts_of(open_checkpoint(source), config)
-    threads = max(1, torch.get_num_threads() // len(parts))
+    threads = max(1, torch.get_num_threads() // (meeting.workers or len(parts)))
     how = {"threads": threads, "patience": config.patience, "register": out.with_name(f"{out.name}.workers.json")}
-    fleet = Fleet(config.spares, model_type=parts[0].config["model_type"], **how)
+    how |= {"model_type": parts[0].config["model_type"], "describe": lambda rank: parts[rank].place.named()}
+    fleet = Fleet(meeting, config.spares, **how)
     with ThreadPoolExecutor(1, thread_name_prefix="saving") as thread:
         try:
             yield Pipeline(stepper, fleet, parts, lambda: _saved_last(source, config, out), step, thread)
@@ -218,8 +220,7 @@ class Pipeline:
                 gone |= set(more.stages)
         self._recovered += len(gone)
         for rank in sorted(gone):
-            replica = {"replica": rank // self.config.stages} if self.config.replicas > 1 else {}
-            row = {"step": at, "stage": rank % self.config.stages, **replica, **done[rank]}
+            row = {"step": at, **self._stages.parts[rank].place.named(), **done[rank]}
             self._losses.append((lost.since, row))
 
     def _refuse(self, lost: Sequence[int]) -> None:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from rekindle.edit import Checkpoint
 from rekindle.edit.layers import empty_of
 from rekindle.errors import RekindleError, together
-from rekindle.ranks import number_of_ranks
 from rekindle.recovery.injected import injected
 from rekindle.recovery.stage import Place
 from rekindle.train.config import TrainConfig
@@ -68,9 +67,6 @@ def _check(parent: Checkpoint, config: TrainConfig) -> None:
             flag = f"--{name.replace('_', '-')}"
             problems.append(RekindleError(f"{flag} is not possible in a pipeline.", hint=f"no {flag}, or no --stages"))
     injected(config.inject, config.stages * max(1, config.replicas))
-    if number_of_ranks() > 1:
-        what = f"--stages starts its own processes, and this is one of {number_of_ranks()} that were started together."
-        problems.append(RekindleError(what, hint="the command alone, without torchrun or accelerate launch"))
     for name, least in (("shadow_every", 1), ("replicas", 1), ("spares", 0), ("patience", 1)):
         if getattr(config, name) < least:
             what = f"{name} is {getattr(config, name)}: {least} is the least."

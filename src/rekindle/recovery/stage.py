@@ -94,6 +94,10 @@ class Place:
     def told(self) -> dict[str, int]:
         return asdict(self)
 
+    def named(self) -> dict[str, int]:
+        """What rows about it say."""
+        return {"stage": self.stage} | ({"replica": self.replica} if self.replicas > 1 else {})
+
     def may_need(self, name: str) -> bool:
         """Of a tensor of the whole model: one of these layers, or of none."""
         layer = LAYER.search(name)

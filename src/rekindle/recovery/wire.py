@@ -27,11 +27,17 @@ if TYPE_CHECKING:
 LENGTHS = struct.Struct("<QQ")
 NONCE, DIGEST = 32, "sha256"
 LONGEST = 1 << 24  # bytes of a header
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds, seconds, questions
+UNTAKEN = 30_000  # milliseconds that a worker may leave what it is sent where it is
 PATIENCE = 5.0  # seconds that a stranger has to show who he is, however many bytes come meanwhile
 
 
 class Gone(Exception):
     """The other side has closed the connection, or was killed."""
+
+
+class Stranger(Gone):
+    """Somebody answers there who does not know the token, or another one."""
 
 
 class Message(NamedTuple):
@@ -99,6 +105,15 @@ class Link:
         self.sock.close()
 
 
+def _watch(sock: socket.socket) -> None:
+    """A machine that vanishes says nothing: while nothing is sent, the system asks whether it is there."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 def _limit(sock: socket.socket, until: float) -> None:
     """Whatever it does next ends by then; raises TimeoutError, an OSError, where that is past."""
     if (left := until - time.monotonic()) <= 0:
@@ -114,7 +129,9 @@ def admitted(sock: socket.socket, token: bytes) -> Link:
     """The supervisor's side of a new connection; raises Gone for a stranger."""
     until, link, nonce = time.monotonic() + PATIENCE, Link(sock), secrets.token_bytes(NONCE)
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _watch(sock)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # and while something is, which nobody takes
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNTAKEN)
         _limit(sock, until)
         sock.sendall(nonce)
         answer = bytes(link._exactly(NONCE + 32, until))
@@ -130,21 +147,23 @@ def admitted(sock: socket.socket, token: bytes) -> Link:
 
 
 def connect(address: tuple[str, int], token: bytes) -> Link:
-    """A worker's side; raises Gone where the supervisor is not there, or is another one."""
+    """The side of who comes; raises Gone where the supervisor is not there, Stranger where it is another one."""
     until = time.monotonic() + PATIENCE
     try:
         sock = socket.create_connection(address, timeout=PATIENCE)
     except OSError as error:
         raise Gone from error
+    refused: type[Gone] = Gone
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _watch(sock)
         link, own = Link(sock), secrets.token_bytes(NONCE)
         nonce = bytes(link._exactly(NONCE, until))
+        refused = Stranger
         sock.sendall(own + _proof(token, b"worker", nonce, own))
         if not hmac.compare_digest(bytes(link._exactly(32, until)), _proof(token, b"supervisor", own, nonce)):
             raise Gone
     except (OSError, Gone) as error:
         sock.close()
-        raise Gone from error
+        raise refused from error
     sock.settimeout(None)
     return link

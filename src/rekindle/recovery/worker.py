@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from rekindle.errors import first_line
+from rekindle.recovery.door import interface_of
 from rekindle.recovery.group import Group
 from rekindle.recovery.recovering import Recovering
 from rekindle.recovery.seat import Answer
@@ -128,14 +129,30 @@ def _arrive(address: tuple[str, int], token: bytes) -> Link:
     return connect(address, token)
 
 
-def main(*, host: str, port: int, store: int, token: str, threads: int, beat: float) -> None:
-    """A worker of the supervisor at host:port, whose groups meet in its `store`; signs of life every `beat` seconds."""
+def device_of(number: int) -> torch.device:
+    """Of the process of this number among its machine's: each has a GPU of its own, where there are as many."""
+    gpus = torch.cuda.device_count()
+    return torch.device("cuda", number % gpus) if gpus else torch.device("cpu")
+
+
+def _stay_there(link: Link) -> None:
+    """What stages say to one another goes over the network that this connection to the supervisor goes over."""
+    if interface := interface_of(link.sock.getsockname()[0]):
+        os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"}
+
+
+def main(*, host: str, port: int, token: str, name: str, number: int, threads: int) -> None:
+    """A worker of the supervisor at host:port, called `name`; `number`: of its place among its machine's processes."""
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(number)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     try:
         link = _arrive((host, port), bytes.fromhex(token))
-        group = Group((host, store))
-        link.send("hello", pid=os.getpid())
+        link.send("hello", pid=os.getpid(), name=name, role="worker")
+        welcome = link.receive().header
     except Gone:
         sys.exit(1)
-    Worker(link, group, device, beat).run()
+    _stay_there(link)
+    group = Group((link.sock.getpeername()[0], welcome["store"]))
+    Worker(link, group, device, welcome["beat"]).run()

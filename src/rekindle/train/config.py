@@ -106,7 +106,18 @@ class TrainConfig:
     replicas: int = option(1, help="pipelines side by side, each with its part of a step's sequences")
     spares: int = option(1, help="processes that stand by to take the place of a stage")
     patience: float = option(10.0, help="seconds without a sign of life after which a stage counts as dead")
+    join: str | None = option(
+        None, help="HOST:PORT of the machine that supervises: the same command on several, see docs/recovery.md"
+    )
+    workers: int | None = option(
+        None, help="join: processes that this machine gives, as stages and spares (default: one for each GPU, or 1)"
+    )
     inject: str | None = option(None, help="failures for tests: STEP:STAGE:MOMENT, or rate=0.1/h,seed=3 of each stage")
+
+    @property
+    def pipelined(self) -> bool:
+        """Whether the model is spread over processes of its own."""
+        return (self.stages, self.replicas) != (1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from rekindle.errors import Ended
 
@@ -17,8 +17,15 @@ class Interrupts:
     """
 
     number: int | None = None
+    _open: ClassVar[list[Interrupts]] = []
+
+    @classmethod
+    def asked(cls) -> int | None:
+        """The signal that a run of this process was asked to stop by."""
+        return next((one.number for one in cls._open if one.number is not None), None)
 
     def __enter__(self) -> Interrupts:
+        self._open.append(self)
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -29,6 +36,7 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._open.remove(self)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

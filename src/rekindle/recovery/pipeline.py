@@ -46,7 +46,11 @@ def pipelined(stepper: Stepper, source: Folder, out: Path, step: int, meeting: M
     config = stepper.config
     parts = parts_of(open_checkpoint(source), config)
     threads = max(1, torch.get_num_threads() // (meeting.workers or len(parts)))
-    how = {"threads": threads, "patience": config.patience, "register": out.with_name(f"{out.name}.workers.json")}
+    how: dict[str, Any] = {
+        "threads": threads,
+        "patience": config.patience,
+        "register": out.with_name(f"{out.name}.workers.json"),
+    }
     how |= {"model_type": parts[0].config["model_type"], "describe": lambda rank: parts[rank].place.named()}
     fleet = Fleet(meeting, config.spares, **how)
     with ThreadPoolExecutor(1, thread_name_prefix="saving") as thread:

@@ -2,7 +2,7 @@
 
     python tests/soak_recovery.py [--kills 200] [--seed N]
 
-A run trains a small model in four stages. Now and then a stage, a spare, two of them at once, or the supervisor is
+A run trains a small model in four stages, or in two replicas of two; policies take turns. Now and then a stage, a spare, two of them at once, or the supervisor is
 killed (SIGKILL), or a stage is stopped (SIGSTOP). A run whose supervisor died goes on with --resume. At the end each
 step must stand once in metrics.jsonl, OUT must load, and no process may be left. The exit code is 1 where anything was
 wrong.
@@ -11,6 +11,7 @@ wrong.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -26,9 +27,11 @@ from pathlib import Path
 import psutil
 
 TRAIN = ["--tokens", "100k", "--seq-len", "32", "--batch-tokens", "512", "--micro-batch", "4", "--lr", "1e-3",
-         "--stages", "4", "--save-every", "10k", "--patience", "3", "-q"]  # fmt: skip
+         "--save-every", "10k", "--patience", "3", "-q"]  # fmt: skip
 STEPS, LIMIT = 195, 600  # of a run, and the seconds that one may take
-POLICIES = ("shadow", "checkfree", "checkfree+", "redundant", "copy", "random", "checkpoint")
+FOUR, REPLICAS = ["--stages", "4"], ["--stages", "2", "--replicas", "2"]
+WAYS = [*((FOUR, policy) for policy in ("shadow", "checkfree", "checkfree+", "redundant", "copy", "random", "checkpoint")),
+        *((REPLICAS, policy) for policy in ("shadow", "redundant", "random"))]  # fmt: skip
 KINDS = {"stage": 12, "two stages": 3, "spare": 3, "supervisor": 1, "stopped": 1}  # how often, of twenty
 
 
@@ -98,19 +101,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     rng, total, bad = random.Random(asked.seed), Counter[str](), 0
-    while total.total() < asked.kills:
+    of_way: dict[str, Counter[str]] = {}
+    for shape, policy in itertools.cycle(WAYS):
+        if total.total() >= asked.kills:
+            break
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             made = rekindle(
                 "init", "base", "--hidden", "32", "--layers", "4", "--heads", "2", "--tokenizer", "bpe:500", "-q"
             )
             subprocess.run(made, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-            how = ["--recover", rng.choice(POLICIES), "--spares", rng.choice("012")]
+            how = [*shape, "--recover", policy, "--spares", rng.choice("012")]
             killed, wrong = soak(folder, rng, min(25, asked.kills - total.total()), how)
         total += killed
+        of_way.setdefault(" ".join([policy, *shape[2:]]), Counter()).update(killed)
         bad += bool(wrong)
         say(f"{total.total():4} killed, of them now {dict(killed)}, {' '.join(how)}: {'; '.join(wrong) or 'well'}")
-    say(f"{dict(total)}; {bad} runs went wrong")
+    say(f"| killed | all | {' | '.join(KINDS)} |\n|{'---|' * (2 + len(KINDS))}")
+    for way, killed in {**of_way, "all": total}.items():
+        say(f"| {way} | {killed.total()} | {' | '.join(str(killed[kind]) for kind in KINDS)} |")
+    say(f"{bad} runs went wrong")
     sys.exit(bad > 0)
 
 

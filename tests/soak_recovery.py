@@ -2,10 +2,10 @@
 
     python tests/soak_recovery.py [--kills 200] [--seed N]
 
-A run trains a small model in four stages, or in two replicas of two; policies take turns. Now and then a stage, a spare, two of them at once, or the supervisor is
-killed (SIGKILL), or a stage is stopped (SIGSTOP). A run whose supervisor died goes on with --resume. At the end each
-step must stand once in metrics.jsonl, OUT must load, and no process may be left. The exit code is 1 where anything was
-wrong.
+A run trains a small model in four stages, or in two replicas of two; policies take turns. Now and then a stage, a
+spare, two of them at once, or the supervisor is killed (SIGKILL), or a stage is stopped (SIGSTOP). A run whose
+supervisor died goes on with --resume. At the end each step must stand once in metrics.jsonl, OUT must load, and no
+process may be left. The exit code is 1 where anything was wrong.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TRAIN = ["--tokens", "100k", "--seq-len", "32", "--batch-tokens", "512", "--micr
          "--save-every", "10k", "--patience", "3", "-q"]  # fmt: skip
 STEPS, LIMIT = 195, 600  # of a run, and the seconds that one may take
 FOUR, REPLICAS = ["--stages", "4"], ["--stages", "2", "--replicas", "2"]
-WAYS = [*((FOUR, policy) for policy in ("shadow", "checkfree", "checkfree+", "redundant", "copy", "random", "checkpoint")),
-        *((REPLICAS, policy) for policy in ("shadow", "redundant", "random"))]  # fmt: skip
+POLICIES = ("shadow", "checkfree", "checkfree+", "redundant", "copy", "random", "checkpoint")
+WAYS = [*((FOUR, policy) for policy in POLICIES), *((REPLICAS, policy) for policy in ("shadow", "redundant", "random"))]
 KINDS = {"stage": 12, "two stages": 3, "spare": 3, "supervisor": 1, "stopped": 1}  # how often, of twenty
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 from recovery.test_recovery_train import losses, options, while_it_runs
+from store.folders import hashes
 from train.train_helpers import rows
 
 import rekindle
@@ -453,6 +454,48 @@ def test_all_that_listens_is_on_the_loopback_device(small, corpus, tmp_path):
     thread.join()
     assert len(listening) >= 4
     assert set().union(*listening.values()) == {"127.0.0.1"}
+
+
+STANDS_STILL = """
+import gc, sys, threading
+if "rekindle.recovery" in sys.orig_argv:
+    from torch.distributed.pipelining import schedules
+    wait = schedules._wait_batch_p2p
+    def rank():
+        from rekindle.recovery.recovering import Recovering
+        return next(one for one in gc.get_objects() if isinstance(one, Recovering)).place.rank
+    def forgotten(works):
+        try:
+            wait(works)
+        except Exception:
+            if rank() in (2, 3):
+                threading.Event().wait()
+            raise
+    schedules._wait_batch_p2p = forgotten
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how", [("--stages", "4"), ("--stages", "2", "--replicas", "2"), ("--stages", "4", "--recover", "redundant")]
+)
+def test_who_stands_still_leaves_all_that_it_knows(small, corpus, tmp_path, how):
+    """Stages 2 and 3, of four, or both of the second replica: what they were is there to the bit."""
+    (tmp_path / "sitecustomize.py").write_text(STANDS_STILL)
+    source, before = small(layers=4), os.environ.get("PYTHONPATH", "")
+    for out, path in (("whole", before), ("still", os.pathsep.join([str(tmp_path), before]))):
+        words = command(source, corpus, "--tokens", "2048", *how, "--inject", "3:1:backward,5:0:begin",
+                        "--spares", "3", "--shadow-every", "2")  # fmt: skip
+        (tmp_path / out).mkdir()
+        environment = os.environ | {"PYTHONPATH": path}
+        subprocess.run(words, cwd=tmp_path / out, env=environment, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    whole, still = (tmp_path / out / "out" for out in ("whole", "still"))
+    found = [(row["step"], row["stage"], row.get("replica", 0), row["policy"]) for row in rows(still, "recovery")]
+    assert {row[3] for row in found if row[:3] in ((3, 1, 0), (5, 0, 0))} in ({"shadow"}, {"replica"}, {"redundant"})
+    others = [row for row in found if row[:3] not in ((3, 1, 0), (5, 0, 0))]
+    assert {row[3] for row in others} == {"left"}
+    assert losses(still) == losses(whole)
+    assert hashes(still)["model.safetensors"] == hashes(whole)["model.safetensors"]
 
 
 NO_OBJECTS = """

@@ -9,11 +9,15 @@ import queue
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rekindle.recovery.wire import Gone, Link, Message, admitted
+
+if TYPE_CHECKING:
+    import torch
 
 STRANGERS = 32  # connections that have not shown yet who they are; more are closed at once
 
@@ -28,6 +32,7 @@ class Member:
     host: str = ""
     stage: int | None = None
     dead: bool = False
+    last: Mapping[str, torch.Tensor] | None = None  # its weights and moments, where it has left them
     died: float = 0.0  # time.perf_counter()
 
     @property

@@ -212,6 +212,8 @@ class Fleet:
                     self.members.append(member)
                     self._rehearse(member)
                     self._list()
+                elif message.kind == "last":
+                    member.last = message.tensors
                 elif not member.dead:
                     found.append((member, message))
                 member, message = self._door.inbox.get_nowait()
@@ -241,6 +243,11 @@ class Fleet:
         if member.stage is None:
             self.members.remove(member)
         self._list()
+
+    def left(self, stages: Sequence[int]) -> dict[int, Mapping[str, torch.Tensor]]:
+        """What the dead of these stages have left."""
+        dead = [one for one in self.members if one.dead and one.stage in stages]
+        return {one.stage: one.last for one in dead if one.stage is not None and one.last is not None}
 
     def forget(self, stages: Sequence[int]) -> None:
         """The dead of these stages, whose places are taken."""

@@ -209,13 +209,16 @@ class Pipeline:
 
     def _recover(self, lost: Lost) -> None:
         """Others take the places of lost stages, and what these knew is made again."""
-        at, gone = self._at, set(lost.stages)
+        at, gone, stages = self._at, set(lost.stages), self._stages
+        seed = (self.config.seed * 2**32 + at) * 2**10 & 2**63 - 1
+        left: dict[int, Mapping[str, torch.Tensor]] = {}
         self._refuse(lost.stages)
         while True:
             try:
-                self._stages.replace(sorted(gone))
+                left |= stages.fleet.left(sorted(gone))
+                stages.replace(sorted(gone), left)
                 try:
-                    done = self._stages.mend(sorted(gone), (self.config.seed * 2**32 + self._at) * 2**10 & 2**63 - 1)
+                    done = stages.mend(sorted(gone), left, seed)
                 except Uncovered as why:
                     self._go_back(sorted(gone), str(why))
                     done = dict.fromkeys(gone, {"policy": "checkpoint"})
@@ -224,7 +227,7 @@ class Pipeline:
                 gone |= set(more.stages)
         self._recovered += len(gone)
         for rank in sorted(gone):
-            row = {"step": at, **self._stages.parts[rank].place.named(), **done[rank]}
+            row = {"step": at, **stages.parts[rank].place.named(), **done[rank]}
             self._losses.append((lost.since, row))
 
     def _refuse(self, lost: Sequence[int]) -> None:

@@ -20,9 +20,24 @@ from rekindle.store.files import Files
 from rekindle.store.legacy import Held
 from rekindle.train.held import untouched
 
+HELD, KNOWN, TWIN = "held", "known", "twin "  # beside names of tensors, or before them
+
 
 class Recovering(Seat):
     """Each of these is said to all stages that are concerned at once; see stages.Stages.mend."""
+
+    def __init__(self, told: Mapping[str, Any], tensors: Tensors, device: torch.device):
+        super().__init__(told, tensors, device)
+        if HELD in tensors:
+            self.shadows.held, self.shadows.known = (tensors[name].numpy() for name in (HELD, KNOWN))
+
+    def left(self) -> dict[str, torch.Tensor]:
+        """All that another process needs to be what this one was after the last step."""
+        found = dict(self.weights({}, {})[1])
+        if self.shadows.held.size:
+            found |= {HELD: torch.from_numpy(self.shadows.held), KNOWN: torch.from_numpy(self.shadows.known)}
+        twin = self.twin.weights({}, {})[1] if self.twin else {}
+        return found | {TWIN + name: x for name, x in twin.items()}
 
     def lend(self, told: Mapping[str, Any], tensors: Tensors) -> Answer:
         """The next stage holds all of these weights, where this one is among the givers."""

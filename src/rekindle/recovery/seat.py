@@ -48,7 +48,7 @@ class Seat:
         self.optimizer = make_optimizer(self.stage, self.how.weight_decay, self.how.beta2)
         self._layers = self.stage.of_layers()
         _part(self.optimizer, self._layers)
-        self.lr_scale = 1.0  # of the layers
+        self.lr_scale = told["lr_scale"]  # of the layers
         self.shadows = Shadows(self.place, [*self.stage.parameters()], device)
         self.passes: Passes | None = None
         self.alike: Any = None  # the group of this stage in all replicas

@@ -6,7 +6,7 @@ stages of the first replica have their own number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from rekindle.anatomy import family_of
 from rekindle.recovery.fleet import Command, Fleet, Lost, Member
 from rekindle.recovery.injected import injected
 from rekindle.recovery.policies import Remedy, Uncovered, remedies
+from rekindle.recovery.recovering import TWIN
 from rekindle.recovery.split import Part
 from rekindle.recovery.stage import Place
 from rekindle.recovery.wire import Message
@@ -98,11 +99,14 @@ class Stages:
         self._form()
         self._lend(ranks)
 
-    def replace(self, lost: Sequence[int]) -> None:
-        """Others take the places of lost stages, and know nothing yet."""
+    def replace(self, lost: Sequence[int], left: Mapping[int, Mapping[str, torch.Tensor]]) -> None:
+        """Others take the places of lost stages, and know what these have left, or nothing yet."""
         self.fleet.forget(lost)
         ranks = [one.stage for one in self._seat() if one.stage is not None]
-        self._those({rank: self._become(rank, self.buffers) for rank in ranks})
+        self._those({rank: self._become(rank, left.get(rank, self.buffers)) for rank in ranks})
+        for rank in left.keys() & ranks if self.config.recover == "redundant" else ():
+            twin = {name.removeprefix(TWIN): x for name, x in left[rank].items() if name.startswith(TWIN)}
+            self._one(rank, self._become(self.parts[rank].place.before, twin, "stand_by"))
         self._form()
 
     def _seat(self) -> list[Member]:
@@ -112,8 +116,12 @@ class Stages:
 
     def _become(self, rank: int, held: Mapping[str, torch.Tensor], kind: str = "become") -> Command:
         place, config = self.parts[rank]
-        own = {name: x for name, x in held.items() if place.may_need(name)}
-        return Command(kind, {"place": place.told(), "config": config, "how": self._how}, own)
+        own = {name: x for name, x in held.items() if place.may_need(name) and not name.startswith(TWIN)}
+        told = {"place": place.told(), "config": config, "how": self._how, "lr_scale": self._lr_scale(rank)}
+        return Command(kind, told, own)
+
+    def _lr_scale(self, rank: int) -> float:
+        return self.config.recover_lr if rank % self.stages in self._raised else 1.0
 
     def _form(self) -> None:
         self._generation += 1
@@ -141,19 +149,21 @@ class Stages:
 
     # -- what lost ones are made of ----------------------------------------------------------------------------------
 
-    def mend(self, lost: Sequence[int], seed: int) -> dict[int, dict[str, Any]]:
+    def mend(self, lost: Sequence[int], left: Collection[int], seed: int) -> dict[int, dict[str, Any]]:
         """Of each lost one by which policy it was made again, and how far apart the two were that were averaged.
 
-        Where a replica of its stage lives it is a copy of that. Where none does the first one is made again, and the
-        others are copies. Raises Uncovered where there is nothing that some can be made of.
+        `left`: those that know already what was left of them. Where a replica of its stage lives one is a copy of that.
+        Where none does the first is made again, and the others are copies. Raises Uncovered where there is nothing that
+        some can be made of.
         """
-        living = {rank % self.stages: rank for rank in range(len(self)) if rank not in lost}
+        living = {rank % self.stages: rank for rank in range(len(self)) if rank not in lost or rank in left}
         gone = sorted({rank % self.stages for rank in lost} - living.keys())
         found = self._remedies(gone)
-        copies = [rank for rank in lost if rank % self.stages in living]
+        copies = [rank for rank in lost if rank % self.stages in living and rank not in left]
         for rank in copies:
             self._copy(living[rank % self.stages], rank)
-        done = {rank: {"policy": "replica"} for rank in copies}
+        done: dict[int, dict[str, Any]] = {rank: {"policy": "left"} for rank in left}
+        done |= {rank: {"policy": "replica"} for rank in copies}
         if self.config.recover == "redundant":
             self._from_twins(gone)
         for stage in gone:
@@ -162,7 +172,8 @@ class Stages:
             self._copy(rank % self.stages, rank)
             done[rank] = done[rank % self.stages]
         self._stand_by(lost)
-        self._lend({*(self.parts[rank].place.before for rank in lost), *(done.keys() - set(gone))})
+        before = {self.parts[rank].place.before for rank in set(lost) - set(left)}
+        self._lend(before | (done.keys() - set(gone) - set(left)))
         return done
 
     def _remedies(self, gone: Sequence[int]) -> dict[int, Remedy]:
@@ -192,11 +203,7 @@ class Stages:
         return self._those(commands)[stage]
 
     def _copy(self, source: int, to: int) -> None:
-        told = {
-            "source": source,
-            "to": to,
-            "lr_scale": self.config.recover_lr if to % self.stages in self._raised else 1,
-        }
+        told = {"source": source, "to": to, "lr_scale": self._lr_scale(to)}
         self._those(dict.fromkeys((source, to), Command("copy", told)))
 
     def _from_twins(self, gone: Sequence[int]) -> None:

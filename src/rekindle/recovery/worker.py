@@ -25,7 +25,8 @@ from rekindle.recovery.seat import Answer
 from rekindle.recovery.wire import Gone, Link, Message, connect
 from rekindle.train.device import reproducible
 
-STUCK = 2.0  # seconds that a command which was released may do nothing at all
+STUCK = 1.0  # seconds that a command which was released may do nothing at all
+UNCHANGED = ("step", "evaluate", "weights", "sound")  # commands that change no weights
 TRIES, PAUSE = 20, 0.25  # at a door where too many stand, and the seconds between them
 
 
@@ -35,6 +36,7 @@ class Worker:
         self._told: queue.Queue[Message] = queue.Queue()
         self._seat: Recovering | None = None
         self._commands = 0  # begun and ended
+        self._doing = ""
         self._still: tuple[int, float, float] = 0, 0.0, 0.0  # commands, the main thread's seconds of work, since when
 
     def run(self) -> None:
@@ -44,6 +46,7 @@ class Worker:
             while True:
                 message = self._told.get()
                 self._commands += 1
+                self._doing = message.kind
                 self._answer(message)
                 self._commands += 1
 
@@ -60,7 +63,10 @@ class Worker:
                 self._told.put(message)
 
     def _end_if_stuck(self, now: float) -> None:
-        """gloo (torch 2.13) may forget one who waits for a send when its connection closes: nothing wakes him."""
+        """gloo (torch 2.13) may forget one who waits for a send when its connection closes: nothing wakes him.
+
+        Another process gets all that this one knows, where it is not in the midst of changing it.
+        """
         main = threading.main_thread().ident
         if main is None or not hasattr(time, "pthread_getcpuclockid"):  # macOS
             return
@@ -68,6 +74,9 @@ class Worker:
         if commands % 2 == 0 or (commands, worked) != self._still[:2]:
             self._still = commands, worked, now
         elif now - self._still[2] > STUCK:
+            if self._seat and self._doing in UNCHANGED:
+                with suppress(Gone):
+                    self.link.send("last", self._seat.left())
             os._exit(1)
 
     def _beat(self) -> None:

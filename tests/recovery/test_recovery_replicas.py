@@ -61,6 +61,18 @@ def test_a_stage_that_is_lost_in_all_replicas_is_made_again_and_they_stay_alike(
     assert losses(tmp_path / "again") == losses(tmp_path / "out")
 
 
+@pytest.mark.parametrize("recover", ["shadow", "redundant"])
+def test_what_others_hold_for_a_stage_is_taken_where_it_still_is(small, corpus, tmp_path, recover):
+    """Stage 0 in both replicas, and in the first one stage 1 too, which held its shadow or its twin."""
+    how = options(corpus, stages=4, replicas=2, recover=recover, spares=3, micro_batch=1)
+    how |= {"batch_tokens": 512, "tokens": 4096}
+    both = "3:0:begin,3:4:begin"
+    for out, inject in (("two", both), ("three", f"{both},3:1:begin"), ("other", f"{both},3:5:begin")):
+        rekindle.train(small(layers=4), tmp_path / out, **how, inject=inject)
+    assert [row[3] for row in told(tmp_path / "three")] == [recover, "replica", recover]
+    assert losses(tmp_path / "two") == losses(tmp_path / "three") == losses(tmp_path / "other")
+
+
 def test_what_cannot_be_shared_out_is_a_sentence(small, corpus, tmp_path):
     how = options(corpus, stages=2)
     for more, words in (

@@ -10,6 +10,8 @@ import torch.multiprocessing
 
 from rekindle.recovery.shadows import Shadows
 from rekindle.recovery.stage import Place
+from rekindle.recovery.stages import Stages
+from rekindle.train.config import TrainConfig
 
 STAGES, ROUNDS = 3, 6
 
@@ -49,6 +51,23 @@ def live(stage: int, folder: str) -> None:
         held.append(shadows.held)
     np.savez(f"{folder}/{stage}.npz", held=np.array(held), known=shadows.known)
     dist.destroy_process_group()
+
+
+def test_a_round_that_a_death_cut_off_begins_again_in_the_next_step():
+    stages = object.__new__(Stages)
+    stages.config, stages._coded, stages._due, stages.shadow_bytes = TrainConfig(shadow_every=10), [], False, 0
+    assert stages.shading(9) is None
+    assert stages.shading(10) == []
+    assert stages.shading(10) == []  # it was cut off before all had answered
+    assert not stages.shaded([], [5, 7])
+    assert stages.shading(11) == [5, 7]
+    stages._coded = []  # another group: the messages are gone
+    assert stages.shading(11) == []
+    assert not stages.shaded([], [6, 8])
+    assert stages.shading(12) == [6, 8]
+    assert stages.shaded([6, 8], [6, 8])
+    assert stages.shading(13) is None
+    assert stages.shadow_bytes == 14
 
 
 @pytest.mark.slow

@@ -269,6 +269,9 @@ def test_a_log_of_deaths_is_replayed(tmp_path):
     assert found["draws"] == 1
     assert found["policies"]["shadow"]["back"] == [1, 1]  # 2 and whoever holds its shadow
     assert any("at 3.5 h, nobody dies" in note for note in found["notes"])
+    assert found["deaths_per_hour"] == pytest.approx(
+        3 / found["none_hours"]
+    )  # of all the run, not until the last of them
 
 
 # -- the command line -------------------------------------------------------------------------------------------------
@@ -360,6 +363,11 @@ def test_what_a_death_costs_is_taken_from_runs(tmp_path):
     assert any(note.startswith("shadow: what a death costs is measured, 2 deaths of 1 run") for note in found["notes"])
     random = diary(tmp_path / "random", [(0, 4.0), (200, 2.2)], [10], "random")
     assert "random" not in asked(runs=f"{none},{random}").left_out
+    with (tmp_path / "lost" / "metrics.jsonl").open("a") as file:  # exact copies cost nothing
+        for policy in ("replica", "left"):
+            row = {"kind": "recovery", "step": 30, "stage": 2, "policy": policy, "seconds": 0.2}
+            file.write(json.dumps(row) + "\n")
+    assert asked(runs=f"{none},{lost}").to_dict()["policies"]["shadow"]["damage"] == damage
 
 
 def test_runs_that_say_nothing_are_a_sentence(tmp_path):

@@ -215,6 +215,17 @@ def test_a_run_that_ends_with_its_stage_goes_on_from_its_state(small, corpus, tm
 
 
 @pytest.mark.slow
+def test_a_stage_that_dies_whenever_it_tries_ends_the_run_in_a_sentence(small, corpus, tmp_path, monkeypatch):
+    from rekindle.recovery import pipeline
+    from rekindle.recovery.injected import Injected
+
+    monkeypatch.setattr(pipeline, "MOST", 4)
+    monkeypatch.setattr(Injected, "due", lambda self, step, stage, kind: "begin" if (step, stage) == (3, 1) else None)
+    with pytest.raises(CheckFailed, match="Stage 1 died, and in step 4 a stage has died 4 times already"):
+        rekindle.train(small(layers=4), tmp_path / "out", **options(corpus, stages=2))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("recover", ["checkpoint", "none"])
 def test_states_are_saved_while_steps_go_on_and_waited_for_where_they_are_needed(
     small, corpus, tmp_path, monkeypatch, recover

@@ -42,8 +42,8 @@ def simulate(options: Resolved[SimulateConfig] | None = None, **given: Any) -> C
     chance = chance_of(config.failures)
     if chance is None:
         trace = read_deaths(Path(config.failures), config.stages)
-        last = float(trace.hour[-1])
-        traces, per_hour = [trace], len(trace.hour) / (config.stages * max(last, 1.0))
+        last, none = float(trace.hour[-1]), config.steps * config.step_seconds / HOUR
+        traces, per_hour = [trace], len(trace.hour) / (config.stages * max(last, none))  # behind the last nobody dies
         remarks = [f"behind the last row of {config.failures}, at {last:,.1f} h, nobody dies"]
     else:
         per_hour = hourly(chance)
@@ -93,7 +93,7 @@ def _measured(folders: Sequence[Path]) -> dict[Any, Damage]:
         raise RekindleError(what, hint="the run without deaths first")
     by_policy: dict[str, list[Metrics]] = {}
     for folder, metrics in others:
-        policies = sorted({one.policy for one in metrics.recoveries} - {"checkpoint", "redundant"})
+        policies = sorted({one.policy for one in metrics.recoveries} - {"checkpoint", "redundant", "replica", "left"})
         if len(policies) != 1:
             what = f"In {folder} {' and '.join(policies) or 'no policy'} made stages of others: one has to."
             raise RekindleError(what, hint="runs of `train --stages 4 --recover shadow` whose stages died")

@@ -138,12 +138,15 @@ class Fleet:
     def _give_up(self, missing: Sequence[int], waited: float) -> None:
         """Where there is a reason to; after so many seconds."""
         if waited > SOON and (number := Interrupts.asked()) is not None:  # without all stages no state can be saved
-            raise Ended(number, f"Stopped while stage {missing[0]} had no worker.")
+            raise Ended(number, f"Stopped while {self._named(missing[0]).lower()} had no worker.")
         wait = COMING if self._own is None else LENT
         if late := f"No worker came up within {wait:g} s" if waited > wait else self._crew.failed():
             more = "" if self._own is None else ", with more --workers, or on more machines"
             hint = f"--resume goes on from the state that was saved last{more}"
-            raise RekindleError(f"{late}, and stage {missing[0]} needs one.", hint=hint)
+            raise RekindleError(f"{late}, and {self._named(missing[0]).lower()} needs one.", hint=hint)
+
+    def _named(self, stage: int | None) -> str:
+        return " of ".join(f"{name} {n}" for name, n in self._describe(stage or 0).items()).capitalize()
 
     def rehearse(self, command: Command) -> None:
         """Spares, and all that come, do this by themselves: what they do for the first time takes long."""
@@ -185,7 +188,7 @@ class Fleet:
                 patience = patience or time.monotonic() + GRACE
                 if time.monotonic() > patience:
                     member, why = next(iter(broken.items()))
-                    raise RekindleError(f"Stage {member.stage} failed: {why}.")
+                    raise RekindleError(f"{self._named(member.stage)} failed: {why}.")
             for member, message in self._hear(0.05 if broken else 0.5):
                 if message.kind == "broken" and member in waiting:
                     broken[member] = message.header["why"]

@@ -135,7 +135,7 @@ def workers_of(config: TrainConfig) -> int:
 
 
 def _joined(join: str, workers: int) -> Meeting:
-    token = os.environ[TOKEN].encode()
+    token = os.fsencode(os.environ[TOKEN])
     if listens := _listening(join):
         return _supervised(listens, token, workers=workers)
     return Meeting(address_of(join), token, workers=workers)
@@ -145,10 +145,13 @@ def _listening(join: str) -> socket.socket | None:
     """At HOST:PORT where that is this machine's and free: none else listens there, and so all others lend."""
     host, port = address_of(join)
     try:
-        found = [at[0] for *_, at in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    except OSError as error:
+        found = [str(at[0]) for *_, at in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError) as error:
         raise RekindleError(f"{host} has no address here: {first_line(error)}.", hint="its number") from None
-    own = next((str(one) for one in found if interface_of(str(one))), None)
+    if host not in (*found, "localhost") and all(one.startswith("127.") or one == "::1" for one in found):
+        what = f"{host} is {found[0]} on this machine, where no other can come to it."
+        raise RekindleError(what, hint="its address in the network, on all machines")
+    own = next((one for one in found if interface_of(one)), None)
     if own is None:
         return None
     try:
@@ -166,7 +169,8 @@ _times = count()
 
 
 def _of_ranks(workers: int) -> Meeting:
-    store, key = _store(), f"rekindle/{next(_times)}"
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps the store, and what was said in it
+    store, key = _store(), f"rekindle/{again}/{next(_times)}"
     how = {"workers": workers, "first": int(os.environ["LOCAL_RANK"]) * workers, "launched": True}
     if is_main_rank():
         meeting = _supervised(listening(_reachable()), secrets.token_bytes(32), **how)

@@ -21,22 +21,24 @@ import torch
 from rekindle.anatomy.adam import MOMENTS
 from rekindle.apply.load import load_model
 from rekindle.edit import open_checkpoint
-from rekindle.errors import CheckFailed, counted
+from rekindle.errors import CheckFailed, Ended, counted
 from rekindle.recovery.fleet import Fleet, Lost
 from rekindle.recovery.meeting import Meeting
 from rekindle.recovery.policies import Uncovered
 from rekindle.recovery.split import Part, chunk_of, parts_of
-from rekindle.recovery.stages import Stages
+from rekindle.recovery.stages import MOST, Stages
 from rekindle.recovery.wire import Message
 from rekindle.store.folder import Folder
 from rekindle.train.config import TrainConfig
 from rekindle.train.evaluate import Result, result_of
 from rekindle.train.held import Whole, untouched, whole_of
+from rekindle.train.interrupts import Interrupts
 from rekindle.train.objectives import Batch, rows_of
 from rekindle.train.optimizer import load_optimizer, make_optimizer
 from rekindle.train.state import find_state, load_state, work_folder
 from rekindle.train.step import Diverged, Stats, Stepper
 
+ASKED = 3  # recoveries without an update before a signal ends the run; after `MOST` it ends anyway
 Begin = Callable[[], tuple[int, Whole]]  # the state that was saved last: its step, and all of it
 
 
@@ -83,6 +85,7 @@ class Pipeline:
         self.micro_batch = chunk_of(stepper.plan.batch, stepper.micro_batch, parts[0].place, stepper.plan.seq_len)
         self._begin, self._thread = begin, thread
         self._saving: Future[Any] | None = None
+        self._tries = 0  # recoveries since the last update
         self._at = at  # updates that were made
         self._stats = Stats({}, 0.0, False)
         self._losses: list[tuple[float, dict[str, Any]]] = []  # since when, and what of
@@ -105,6 +108,8 @@ class Pipeline:
     # -- what Session asks -------------------------------------------------------------------------------------------
 
     def __call__(self, step: int, wanted_to_stop: Callable[[], bool] = lambda: False) -> Stats:
+        if self._saving and self._saving.done():
+            self.wait()  # a disc may be full
         self._reach(step + 1)
         return self._stats._replace(stop=wanted_to_stop())
 
@@ -198,7 +203,7 @@ class Pipeline:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             stages.ask("drop")
             raise Diverged(f"loss {loss:.4g}, gradient norm {norm:.4g}")
-        self._stats, self._at = Stats(losses, norm, False), step + 1
+        self._stats, self._at, self._tries = Stats(losses, norm, False), step + 1, 0
         scale = min(1.0, c.clip / (norm + 1e-6)) if c.clip else 1.0
         shadowed = stages.shaded(told["shading"], [answer["shadow"] for answer in answers])
         told = {"scale": scale, "lr": plan.learning_rate(step), "shadowed": shadowed}
@@ -209,6 +214,7 @@ class Pipeline:
 
     def _recover(self, lost: Lost) -> None:
         """Others take the places of lost stages, and what these knew is made again."""
+        self._give_up(lost.stages)
         at, gone, stages = self._at, set(lost.stages), self._stages
         seed = (self.config.seed * 2**32 + at) * 2**10 & 2**63 - 1
         left: dict[int, Mapping[str, torch.Tensor]] = {}
@@ -229,6 +235,15 @@ class Pipeline:
         for rank in sorted(gone):
             row = {"step": at, **stages.parts[rank].place.named(), **done[rank]}
             self._losses.append((lost.since, row))
+
+    def _give_up(self, lost: Sequence[int]) -> None:
+        """Where no step comes to its end, since somebody always dies in it."""
+        self._tries += 1
+        if self._tries > ASKED and (number := Interrupts.asked()) is not None:
+            raise Ended(number, f"Stopped in step {self._at + 1}, in which a stage died {self._tries} times.")
+        if self._tries > MOST:
+            what = f"Stage {self._named(lost)} died, and in step {self._at + 1} a stage has died {MOST} times already."
+            raise CheckFailed(what, hint="less memory for each: a smaller --micro-batch; --resume goes on from there")
 
     def _refuse(self, lost: Sequence[int]) -> None:
         if self.config.recover == "none":

@@ -95,6 +95,7 @@ class Recovering(Seat):
         elif told["what"] == "layers":
             vector = parameters_to_vector(self.stage.of_layers()).detach()
         else:
+            assert self.shadows.held.size
             vector = torch.from_numpy(self.shadows.held).to(self.device)
         dist.send(vector, told["to"])
         return {}, {}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rekindle.anatomy import family_of
+from rekindle.errors import CheckFailed
 from rekindle.recovery.fleet import Command, Fleet, Lost, Member
 from rekindle.recovery.injected import injected
 from rekindle.recovery.policies import Remedy, Uncovered, remedies
@@ -23,6 +24,8 @@ from rekindle.recovery.wire import Message
 from rekindle.train.config import TrainConfig
 from rekindle.train.held import Whole
 from rekindle.train.objectives import Batch
+
+MOST = 20  # deaths one after the other that no step comes between
 
 
 class Stages:
@@ -35,19 +38,25 @@ class Stages:
         self._raised: set[int] = set()  # stages with another learning rate
         self.shadow_bytes = 0  # that were sent so far
         self._coded: list[int] = []  # bytes of each stage's shadow that is ready to be sent
+        self._due = False  # they are to be coded
         self._generation = 0
         self._injected = injected(config.inject, len(parts))
         of_one = parts[0].config
         self._tied = family_of(of_one).settings(of_one).tie_word_embeddings
         self.buffers = {name: x.clone() for name, x in start.buffers.items()}
-        while True:
+        self._begin(start)
+        fleet.rehearse(self._become(len(parts) // 2, {}, "rehearse"))
+
+    def _begin(self, start: Whole) -> None:
+        for last in range(MOST, -1, -1):
             try:
                 self._seat()
                 self.fill(start)
-                break
+                return
             except Lost as lost:  # of those that have just come up
-                fleet.forget(lost.stages)
-        fleet.rehearse(self._become(len(parts) // 2, {}, "rehearse"))
+                if not last:
+                    raise CheckFailed(f"Stage {lost.stages[0] % self.stages} died {MOST} times at its start.") from None
+                self.fleet.forget(lost.stages)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -139,12 +148,14 @@ class Stages:
         """In a step shadows are coded ([]), or sent (their sizes in bytes), or neither."""
         if self._coded:
             return self._coded
-        return [] if self.config.recover == "shadow" and step % self.config.shadow_every == 0 else None
+        self._due |= self.config.recover == "shadow" and step % self.config.shadow_every == 0
+        return [] if self._due else None
 
     def shaded(self, told: list[int] | None, nbytes: list[int]) -> bool:
         """All have done that; whether shadows have come to where they count from now on."""
         self._coded = nbytes if told == [] else []
         self.shadow_bytes += sum(told or [])
+        self._due &= not told  # a round that a death cut off begins again
         return bool(told)
 
     # -- what lost ones are made of ----------------------------------------------------------------------------------
@@ -156,7 +167,8 @@ class Stages:
         Where none does the first is made again, and the others are copies. Raises Uncovered where there is nothing that
         some can be made of.
         """
-        living = {rank % self.stages: rank for rank in range(len(self)) if rank not in lost or rank in left}
+        whole = [rank for rank in range(len(self)) if rank not in lost or rank in left]  # shadows and twins included
+        living = {rank % self.stages: rank for rank in reversed(whole)}
         gone = sorted({rank % self.stages for rank in lost} - living.keys())
         found = self._remedies(gone)
         copies = [rank for rank in lost if rank % self.stages in living and rank not in left]
@@ -165,9 +177,9 @@ class Stages:
         done: dict[int, dict[str, Any]] = {rank: {"policy": "left"} for rank in left}
         done |= {rank: {"policy": "replica"} for rank in copies}
         if self.config.recover == "redundant":
-            self._from_twins(gone)
+            self._from_twins(gone, living)
         for stage in gone:
-            done[stage] = {"policy": self.config.recover, **self._made(stage, found[stage], gone, seed)}
+            done[stage] = {"policy": self.config.recover, **self._made(stage, found[stage], living, gone, seed)}
         for rank in set(lost) - done.keys():
             self._copy(rank % self.stages, rank)
             done[rank] = done[rank % self.stages]
@@ -184,14 +196,19 @@ class Stages:
             raise Uncovered("all stages that hold the embeddings, which are the head, are lost")
         return remedies(c.recover, gone, self.stages, self.norms, c.recover_power, c.recover_moments)
 
-    def _made(self, stage: int, remedy: Remedy, gone: Sequence[int], seed: int) -> dict[str, Any]:
+    def _made(
+        self, stage: int, remedy: Remedy, living: Mapping[int, int], gone: Sequence[int], seed: int
+    ) -> dict[str, Any]:
+        """Of the first replica; `living`: of each other stage the rank that gives what it has."""
         if remedy.what == "twin":
             return {}
         self._raised.add(stage)
         told = {"what": remedy.what, "lr_scale": self.config.recover_lr, "seed": seed + stage}
-        answer = self._given(stage, remedy.what, remedy.sources, Command("take", told))
+        sources = [(living[source], share) for source, share in remedy.sources]
+        answer = self._given(stage, remedy.what, sources, Command("take", told))
         if remedy.moments:
-            self._given(stage, "moments", remedy.moments, Command("take_moments"))
+            sources = [(living[source], share) for source, share in remedy.moments]
+            self._given(stage, "moments", sources, Command("take_moments"))
         if self.parts[0].place.swapped or self._tied:
             self.ask("share", {"to": stage, "lost": [one for one in gone if one >= stage]})  # others have theirs
         return {"distance": answer.header["distance"]} if "distance" in answer.header else {}
@@ -206,9 +223,9 @@ class Stages:
         told = {"source": source, "to": to, "lr_scale": self._lr_scale(to)}
         self._those(dict.fromkeys((source, to), Command("copy", told)))
 
-    def _from_twins(self, gone: Sequence[int]) -> None:
+    def _from_twins(self, gone: Sequence[int], living: Mapping[int, int]) -> None:
         for stage in gone:
-            held = self._one(self.parts[stage].place.after, Command("give_back")).tensors
+            held = self._one(living[(stage + 1) % self.stages], Command("give_back")).tensors
             self._one(stage, self._become(stage, held))
         if gone:
             self._form()

@@ -97,7 +97,7 @@ class TrainConfig:
     shadow_every: int = option(10, help="shadow: steps between copies of each stage's weights to the next one")
     recover_power: float = option(1.0, help="checkfree: of the neighbours' gradient norms, which weigh their layers")
     recover_moments: RecoverMoments = option(
-        "reset", help="of a stage that was made again: none, its neighbours' averaged, or those of the one before"
+        "reset", help="of a stage that was made again: none, its neighbours' averaged, or one's (the stage before)"
     )
     recover_lr: float = option(1.1, help="times the learning rate, of a stage that was made of others")
     on_adjacent: Literal["checkpoint", "stop"] = option(

@@ -208,6 +208,7 @@ class Session:
 
     def _diverged(self, step: int, boundary: int, error: Diverged) -> CheckFailed:
         """Keep the weights from before the bad step, if they are sound, and say what to type."""
+        self.stepper.wait()
         saved, sound = find_state(self.work), self.stepper.sound()
         there = saved is not None and saved.step == step
         if step > 0 and not there and sound:
@@ -221,6 +222,7 @@ class Session:
 
         `again`: so it was with the weights as they were saved, and no rate from there on changes that.
         """
+        self.stepper.wait()
         sick = not_finite_weights(self.source)
         inspect = "rekindle inspect SRC --nan lists them"
         if not updated:

@@ -26,7 +26,7 @@ import rekindle
 from rekindle.errors import RekindleError
 from rekindle.recovery import door as doors
 from rekindle.recovery import wire, worker
-from rekindle.recovery.door import Member
+from rekindle.recovery.door import Member, versions
 from rekindle.recovery.fleet import Fleet
 from rekindle.recovery.group import Group
 from rekindle.recovery.meeting import LOOPBACK, met
@@ -61,7 +61,7 @@ def fleet(folder: Path, spares: int = 0, patience: float = 10.0) -> Iterator[Fle
 def hello(found: Fleet, **told) -> Link:
     """Of a worker who comes."""
     link = connect(found._door.address, found._door._token)
-    link.send("hello", **{"pid": os.getpid(), "name": "else/0", "role": "worker"} | told)
+    link.send("hello", **{"pid": os.getpid(), "name": "else/0", "role": "worker", "versions": versions()} | told)
     return link
 
 
@@ -491,9 +491,11 @@ def test_who_stands_still_leaves_all_that_it_knows(small, corpus, tmp_path, how)
         subprocess.run(words, cwd=tmp_path / out, env=environment, check=True, timeout=120, stdout=subprocess.DEVNULL)
     whole, still = (tmp_path / out / "out" for out in ("whole", "still"))
     found = [(row["step"], row["stage"], row.get("replica", 0), row["policy"]) for row in rows(still, "recovery")]
-    assert {row[3] for row in found if row[:3] in ((3, 1, 0), (5, 0, 0))} in ({"shadow"}, {"replica"}, {"redundant"})
-    others = [row for row in found if row[:3] not in ((3, 1, 0), (5, 0, 0))]
-    assert {row[3] for row in others} == {"left"}
+    killed = {row[3] for row in found if row[:3] in ((3, 1, 0), (5, 0, 0))} - {
+        "left"
+    }  # gloo may forget them too, later
+    assert killed in ({"shadow"}, {"replica"}, {"redundant"})
+    assert {row[3] for row in found if row[:3] not in ((3, 1, 0), (5, 0, 0))} == {"left"}
     assert losses(still) == losses(whole)
     assert hashes(still)["model.safetensors"] == hashes(whole)["model.safetensors"]
 

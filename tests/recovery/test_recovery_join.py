@@ -29,11 +29,11 @@ from rekindle.recovery import crew as crews
 from rekindle.recovery import fleet as fleets
 from rekindle.recovery import lender, meeting
 from rekindle.recovery.crew import Crew
-from rekindle.recovery.door import Door, interface_of, listening
+from rekindle.recovery.door import Door, interface_of, listening, versions
 from rekindle.recovery.fleet import Fleet
 from rekindle.recovery.lender import lend
 from rekindle.recovery.meeting import Meeting, address_of, lends, met
-from rekindle.recovery.wire import connect
+from rekindle.recovery.wire import Gone, connect
 from rekindle.recovery.worker import device_of
 from rekindle.train.config import TrainConfig
 
@@ -408,6 +408,19 @@ def test_who_lends_waits_as_long_as_a_model_is_loaded_and_ends_when_it_is_told_t
     assert ended == [None]
 
 
+def test_other_versions_are_refused_and_what_is_no_hello(monkeypatch):
+    monkeypatch.setattr("rekindle.recovery.lender.versions", lambda: "rekindle 0.0.1, torch 1.0")
+    with closing(Door(listening("127.0.0.1"), b"token")) as door:
+        with pytest.raises(RekindleError, match=r"has rekindle .*, this machine rekindle 0\.0\.1, torch 1\.0"):
+            lend(Meeting(door.address, b"token"))
+        for told in ({}, {"pid": "x", "name": "a"}, {"pid": 1}):
+            with closing(connect(door.address, b"token")) as link:
+                link.send("hello", **told)
+                with pytest.raises(Gone):
+                    link.receive()
+        assert door.inbox.empty()
+
+
 def test_workers_that_die_as_they_start_are_not_made_for_ever(monkeypatch):
     monkeypatch.setattr(crews.nursery, "worker", lambda **told: dead_process())
     with lending() as (door, ended):
@@ -454,7 +467,7 @@ def test_workers_of_another_machine_are_not_killed_by_their_numbers(tmp_path):
         links = []
         for name, role in (("far", "lender"), ("far/0", "worker")):
             link = stack.enter_context(closing(connect(here.address, here.token)))
-            link.send("hello", pid=os.getpid(), name=name, role=role)
+            link.send("hello", pid=os.getpid(), name=name, role=role, versions=versions())
             assert link.receive().kind == "welcome"
             links.append(link)
         assert until(lambda: found._hear(0.05) or found.members)

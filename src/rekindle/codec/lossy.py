@@ -210,9 +210,9 @@ def _of_steps(residual: Floats, step: float) -> Floats:
     """The mean of the residuals that are nearest to each multiple of the step, up to 7 either way."""
     if not residual.size or not step:
         return np.zeros(0, np.float32)
-    cells = np.clip(np.rint(residual / np.float64(step)), -(CENTRES // 2), CENTRES // 2).astype(np.int64)
-    _, which = np.unique(cells, return_inverse=True)
-    return np.unique((np.bincount(which, residual) / np.bincount(which)).astype(np.float32))
+    cells = np.clip(np.rint(residual / np.float64(step)), -(CENTRES // 2), CENTRES // 2).astype(np.int64) + CENTRES // 2
+    counts, sums = np.bincount(cells), np.bincount(cells, residual)
+    return np.unique((sums[counts > 0] / counts[counts > 0]).astype(np.float32))
 
 
 def _kept(values: _Values, limits: tuple[float, float]) -> NDArray[np.bool_]:

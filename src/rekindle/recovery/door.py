@@ -12,9 +12,11 @@ import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from rekindle.recovery.wire import Gone, Link, Message, admitted
+from rekindle.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +53,11 @@ def interface_of(address: str) -> str | None:
 
     there = psutil.net_if_addrs().items()
     return next((name for name, own in there if address in [one.address.partition("%")[0] for one in own]), None)
+
+
+def versions() -> str:
+    """Of what must be the same on all machines."""
+    return f"rekindle {__version__}, torch {metadata.version('torch').split('+')[0]}"
 
 
 class Door:
@@ -112,8 +119,11 @@ class Door:
         with closing(sock), suppress(Gone, OSError):
             link = self._admitted(sock)
             hello = link.receive()
-            member = Member(link, int(hello.header["pid"]), hello.header["name"], sock.getpeername()[0])
-            lends = hello.header["role"] == "lender"
+            member = _member(link, hello, sock.getpeername()[0])
+            lends = hello.header.get("role") == "lender"
+            if hello.header.get("versions") != versions():
+                link.send("refused", versions=versions())
+                return
             if lends:
                 self._lenders[member.name] = link
             self._opened.wait()
@@ -137,6 +147,14 @@ class Door:
                 message = link.receive()
                 if member and message.kind != "beat":
                     self.inbox.put((member, message))
+
+
+def _member(link: Link, hello: Message, host: str) -> Member:
+    """Raises Gone for a hello that is none."""
+    try:
+        return Member(link, int(hello.header["pid"]), str(hello.header["name"]), host)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Gone from error
 
 
 def _end(link: Link) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from rekindle.errors import CheckFailed, Ended, RekindleError
 from rekindle.recovery.crew import Crew
+from rekindle.recovery.door import versions
 from rekindle.recovery.meeting import LATE, TOKEN, Meeting
 from rekindle.recovery.wire import Gone, Link, Message, Stranger, connect
 from rekindle.train.interrupts import Interrupts
@@ -42,12 +43,16 @@ def _serve(meeting: Meeting, link: Link, asked: Interrupts) -> None:
     """Raises Gone where the connection is lost."""
     crew, size = None, meeting.workers or 1
     with ExitStack() as ends:
-        link.send("hello", pid=os.getpid(), name=meeting.name, role="lender")
+        link.send("hello", pid=os.getpid(), name=meeting.name, role="lender", versions=versions())
         for message in _messages(link):
             if asked.number is not None and not meeting.launched:  # else the supervisor was asked too, and needs them
                 break
             if message and message.kind == "end":
                 break
+            if message and message.kind == "refused":
+                theirs = message.header["versions"]
+                what = f"The supervisor at {_place(meeting)} has {theirs}, this machine {versions()}."
+                raise RekindleError(what, hint="the same on all machines")
             if message and message.kind == "welcome":
                 threads = max(1, torch.get_num_threads() // size)
                 crew = Crew(meeting, threads=threads, model_type=message.header["model_type"])

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from rekindle.errors import first_line
-from rekindle.recovery.door import interface_of
+from rekindle.recovery.door import interface_of, versions
 from rekindle.recovery.group import Group
 from rekindle.recovery.recovering import Recovering
 from rekindle.recovery.seat import Answer
@@ -158,10 +158,12 @@ def main(*, host: str, port: int, token: str, name: str, number: int, threads: i
         torch.cuda.set_device(device)
     try:
         link = _arrive((host, port), bytes.fromhex(token))
-        link.send("hello", pid=os.getpid(), name=name, role="worker")
-        welcome = link.receive().header
+        link.send("hello", pid=os.getpid(), name=name, role="worker", versions=versions())
+        welcome = link.receive()
     except Gone:
         sys.exit(1)
+    if welcome.kind != "welcome":
+        sys.exit(1)
     _stay_there(link)
-    group = Group((link.sock.getpeername()[0], welcome["store"]))
-    Worker(link, group, device, welcome["beat"]).run()
+    group = Group((link.sock.getpeername()[0], welcome.header["store"]))
+    Worker(link, group, device, welcome.header["beat"]).run()

@@ -29,9 +29,8 @@ ROWS, CHUNK, LENGTH, SAVE_EVERY = 32, 4, 64, 25
 
 
 def main(source: str, folder: Path) -> None:
-    rank, stages = int(os.environ["RANK"]), os.environ.pop("WORLD_SIZE")  # else a pipeline would be refused here
-    place, config = parts_of(checkpoint_at(source), TrainConfig(stages=int(stages), recover="none"))[rank]
-    os.environ["WORLD_SIZE"] = stages
+    rank, stages = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    place, config = parts_of(checkpoint_at(source), TrainConfig(stages=stages, recover="none"))[rank]
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     device = torch.device("cpu")
@@ -46,7 +45,7 @@ def main(source: str, folder: Path) -> None:
         stage.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
     how = SimpleNamespace(micro_batch=CHUNK, chunks=ROWS // CHUNK, seq_len=LENGTH, bf16=False, pipeline="1f1b")
-    passes = Passes(stage, how, lambda logits, rows: cross_entropy(logits, rows[:, 1:]) / how.chunks, device)
+    passes = Passes(stage, how, lambda logits, rows: cross_entropy(logits, rows[:, 1:]) / how.chunks, device, None)
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     for step in range(begin, 10**6):
         rows = torch.randint(

@@ -8,6 +8,7 @@ seen.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 
@@ -38,5 +39,6 @@ def put_moments(
         state = {"step": torch.tensor(step)}
         for key, beta, at in zip(MOMENTS, betas, (1 + i, 1 + len(sizes) + i), strict=True):
             factors = [share / all_shares * (1 - beta**step) / (1 - beta**t) for t, share, _ in known]
-            state[key] = sum(x[at] * factor for factor, (_, _, x) in zip(factors, known, strict=True)).view_as(p)  # type: ignore[union-attr]
+            terms = (x[at] * factor for factor, (_, _, x) in zip(factors, known, strict=True))
+            state[key] = reduce(torch.add, terms).view_as(p)  # not `sum`, which would make 0.0 of one's -0.0
         optimizer.state[p] = state

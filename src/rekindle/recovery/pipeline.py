@@ -48,13 +48,15 @@ def pipelined(stepper: Stepper, source: Folder, out: Path, step: int, meeting: M
     config = stepper.config
     parts = parts_of(open_checkpoint(source), config)
     threads = max(1, torch.get_num_threads() // (meeting.workers or len(parts)))
-    how: dict[str, Any] = {
-        "threads": threads,
-        "patience": config.patience,
-        "register": out.with_name(f"{out.name}.workers.json"),
-    }
-    how |= {"model_type": parts[0].config["model_type"], "describe": lambda rank: parts[rank].place.named()}
-    fleet = Fleet(meeting, config.spares, **how)
+    fleet = Fleet(
+        meeting,
+        config.spares,
+        threads=threads,
+        patience=config.patience,
+        register=out.with_name(f"{out.name}.workers.json"),
+        model_type=parts[0].config["model_type"],
+        describe=lambda rank: parts[rank].place.named(),
+    )
     with ThreadPoolExecutor(1, thread_name_prefix="saving") as thread:
         try:
             yield Pipeline(stepper, fleet, parts, lambda: _saved_last(source, config, out), step, thread)

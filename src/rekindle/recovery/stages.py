@@ -203,7 +203,7 @@ class Stages:
         if remedy.what == "twin":
             return {}
         self._raised.add(stage)
-        told = {"what": remedy.what, "lr_scale": self.config.recover_lr, "seed": seed + stage}
+        told = {"what": remedy.what, "lr_scale": self._lr_scale(stage), "seed": seed + stage}
         sources = [(living[source], share) for source, share in remedy.sources]
         answer = self._given(stage, remedy.what, sources, Command("take", told))
         if remedy.moments:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from rekindle import api
 from rekindle.codec import fallback
-from rekindle.codec.lossy import RULES, _centres, _of_steps, _step, nearest
+from rekindle.codec.lossy import RULES, _centres, _of_steps, nearest, step_width
 from rekindle.codec.rounding import rounded
 from rekindle.errors import RekindleError
 from rekindle.store.dtypes import COMPUTED, to_float
@@ -223,8 +223,8 @@ def test_what_few_values_move_by_is_kept_up_with(moved):
     random = np.random.default_rng(0)
     residual = np.where(random.random(20_000) < moved, random.normal(size=20_000), 0).astype(np.float32)
     for bits in (1.05, 2.5):
-        step = _step(residual, bits)
+        step = step_width(residual, bits)
         made = np.where(np.abs(residual) > step / 2, nearest(residual, _of_steps(residual, step)), 0)
         assert np.abs(residual - made).max() < 5 * step  # what is beyond comes with the next link
         assert ((residual - made) ** 2).sum() < {1.05: 0.4, 2.5: 0.06}[bits] * (residual**2).sum()
-    assert _step(np.zeros(100, np.float32), 2.5) == 0
+    assert step_width(np.zeros(100, np.float32), 2.5) == 0

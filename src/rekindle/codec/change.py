@@ -1,8 +1,11 @@
 """Weights in memory as what changed in them since others that both sides have, rounded as near-lossless archives do.
 
-message := for each tensor, in order, and each stretch of it: the number of values u32, the length u32, a coded block.
+message := for each tensor, in order, and each stretch of it: the number of values u32, the length u32, a stretch.
+stretch := kind u8.   0: nothing changed.   1: the values, float32.   2: 15 changes float32, and coded symbols: which of
+them each value's change becomes.
 
-A sender goes by what the receiver made of the message before, so that errors do not add up.
+A sender goes by what the receiver made of the message before, so that errors do not add up. Symbols are coded by one
+table: an archive's adaptive coder saves a tenth more, at a tenth of the speed.
 """
 
 from __future__ import annotations
@@ -13,14 +16,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rekindle.codec.bits import Broken
-from rekindle.codec.block import Block
-from rekindle.codec.coder import decode, encode
+from rekindle.codec.coder import decode_symbols, encode_symbols
 from rekindle.codec.kernel import kernel
-from rekindle.codec.lossy import BITS, stepped
+from rekindle.codec.lossy import BITS, CENTRES, in_steps, step_width
 from rekindle.codec.shrunk import LEAST, Floats
 
-STRETCH = 1 << 20  # values of a block
+STRETCH = 1 << 18  # values, which caches hold
 HEAD = struct.Struct("<II")
+SAME, VALUES, STEPS = range(3)
 
 
 def change(values: Floats, known: Floats, sizes: Sequence[int]) -> tuple[bytes, Floats]:
@@ -31,14 +34,12 @@ def change(values: Floats, known: Floats, sizes: Sequence[int]) -> tuple[bytes, 
 
     >>> old = np.zeros(1000, np.float32)
     >>> message, made = change(np.linspace(-1, 1, 1000, dtype=np.float32), old, [1000])
-    >>> len(message) < 400, bool((changed(message, old) == made).all())
+    >>> len(message) < 600, bool((changed(message, old) == made).all())
     (True, True)
     """
     parts, made = [], np.empty_like(values)
     for start, stop in _stretches(sizes):
-        made[start:stop], palette = _near(values[start:stop], known[start:stop])
-        block = Block(made[start:stop].view("<u4"), True, known[start:stop].view("<u4"), palette=palette)
-        coded = encode(kernel(), block)
+        coded, made[start:stop] = _coded(values[start:stop], known[start:stop])
         parts += [HEAD.pack(stop - start, len(coded)), coded]
     return b"".join(parts), made
 
@@ -51,12 +52,13 @@ def changed(message: bytes | memoryview, known: Floats) -> Floats:
             raise Broken("it is cut off")
         n, length = HEAD.unpack_from(view, at)
         at += HEAD.size
-        if len(view) < at + length:
+        if len(view) < at + length or not length:
             raise Broken("it is cut off")
-        block = Block(np.empty(0, "<u4"), True, known[start : start + n].view("<u4"))  # decode refuses another size
-        made[start : start + n] = decode(kernel(), view[at : at + length], n, block).view("<f4")
+        if n > known.size - start:
+            break
+        made[start : start + n] = _decoded(view[at : at + length], known[start : start + n])
         start, at = start + n, at + length
-    if start != known.size:
+    if start != known.size or at != len(view):
         raise Broken("what is known has another size")
     return made
 
@@ -69,12 +71,30 @@ def _stretches(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
         start += size
 
 
-def _near(values: Floats, known: Floats) -> tuple[Floats, Floats | None]:
-    """What is as good, and the few values that its difference from what is known takes."""
+def _coded(values: Floats, known: Floats) -> tuple[bytes, Floats]:
+    """A stretch, and what becomes of it."""
+    if np.array_equal(values.view("<u4"), known.view("<u4")):
+        return bytes([SAME]), values
     with np.errstate(invalid="ignore", over="ignore"):
         residual = values - known
-        if values.size < LEAST or not np.isfinite(residual).all():
-            return values, None
-        steps, palette = stepped(residual, BITS)
-        near = known + steps
-    return (near, palette) if np.isfinite(near).all() else (values, None)
+        if values.size >= LEAST and np.isfinite(residual).all() and (step := step_width(residual, BITS)):
+            cells, means = in_steps(residual, step)
+            made = known + means[cells]
+            if np.isfinite(made).all():
+                return bytes([STEPS]) + means.tobytes() + encode_symbols(kernel(), cells, None), made
+    return bytes([VALUES]) + values.tobytes(), values
+
+
+def _decoded(data: memoryview, known: Floats) -> Floats:
+    kind, body = data[0], data[1:]
+    if kind == SAME and not len(body):
+        return known
+    if kind == VALUES and len(body) == known.nbytes:
+        return np.frombuffer(body, np.float32)
+    if kind == STEPS and len(body) >= 4 * CENTRES:
+        means = np.frombuffer(body[: 4 * CENTRES], np.float32)
+        cells, rest = decode_symbols(kernel(), body[4 * CENTRES :], known.size, None)
+        if not len(rest) and cells.max(initial=0) < CENTRES and np.isfinite(means).all():
+            with np.errstate(over="ignore"):
+                return known + means[cells]
+    raise Broken("a stretch is malformed")

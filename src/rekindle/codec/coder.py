@@ -65,7 +65,7 @@ def decode(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
     raise Broken(f"its codec {codec} does not fit")
 
 
-def _encode_symbols(kernel: Kernel, symbols: Bytes, context: Words | None) -> bytes:
+def encode_symbols(kernel: Kernel, symbols: Bytes, context: Words | None) -> bytes:
     """Tables, the number of bytes, and the coded words."""
     if context is None:
         own, tables = np.zeros(0, np.uint8), None
@@ -80,7 +80,7 @@ def _encode_symbols(kernel: Kernel, symbols: Bytes, context: Words | None) -> by
     return b"".join((write_tables(own, freqs), struct.pack("<I", coded.size), coded.data))
 
 
-def _decode_symbols(kernel: Kernel, data: memoryview, n: int, context: Words | None) -> tuple[Bytes, memoryview]:
+def decode_symbols(kernel: Kernel, data: memoryview, n: int, context: Words | None) -> tuple[Bytes, memoryview]:
     """Symbols [n], and what follows them."""
     own, freqs, at = read_tables(data)
     if len(own) and context is None:
@@ -100,21 +100,21 @@ def _exactly(data: memoryview, at: int, nbytes: int) -> memoryview:
 def _encode_planes(kernel: Kernel, block: Block, choice: Choice) -> bytes:
     values = block.values
     symbols, rest = kernel.split(values) if values.itemsize > 1 else (values, np.empty((0, values.size), np.uint8))
-    parts = [bytes([Codec.PLANES, choice.context]), _encode_symbols(kernel, symbols, block.context(choice.context))]
+    parts = [bytes([Codec.PLANES, choice.context]), encode_symbols(kernel, symbols, block.context(choice.context))]
     for plane, worth in zip(rest, choice.coded, strict=True):
-        coded = _encode_symbols(kernel, plane, None) if worth else b""
+        coded = encode_symbols(kernel, plane, None) if worth else b""
         parts += [b"\1", coded] if coded and len(coded) < plane.size else [b"\0", plane.data]
     return b"".join(parts)
 
 
 def _decode_planes(kernel: Kernel, data: memoryview, n: int, block: Block) -> Words:
     context, like = _context(data, block), block.values.dtype
-    symbols, data = _decode_symbols(kernel, data[1:], n, context)
+    symbols, data = decode_symbols(kernel, data[1:], n, context)
     rest = np.empty((like.itemsize - 1, n), np.uint8)
     for plane in rest:
         coded = _exactly(data, 0, 1)[0]
         if coded == 1:
-            plane[:], data = _decode_symbols(kernel, data[1:], n, None)
+            plane[:], data = decode_symbols(kernel, data[1:], n, None)
         elif coded == 0:
             plane[:], data = np.frombuffer(_exactly(data, 1, n), np.uint8), data[1 + n :]
         else:
@@ -130,7 +130,7 @@ def _encode_delta(kernel: Kernel, block: Block, choice: Choice, tier: Tier) -> I
     symbols, raw = kernel.delta(small.values, reference_of(small, choice), choice.bias, block.real)
     head = struct.pack("<BBBq", choice.context, choice.origin, choice.shift, choice.bias)
     head += choice.grid.to_bytes() if choice.grid else b""
-    yield b"".join((bytes([Codec.DELTA]), head, _encode_symbols(kernel, symbols, context), raw.tobytes()))
+    yield b"".join((bytes([Codec.DELTA]), head, encode_symbols(kernel, symbols, context), raw.tobytes()))
     if tier == "max":
         coded = kernel.adapt(symbols, None, _offsets(context), block.columns, _class_bits(block))
         if coded is not None:
@@ -154,7 +154,7 @@ def _decode_delta(kernel: Kernel, data: memoryview, n: int, block: Block, *, ada
     if adaptive:
         symbols, coded = _unadapt(kernel, data, n, block, context)
     else:
-        symbols, coded = _decode_symbols(kernel, data, n, context)
+        symbols, coded = decode_symbols(kernel, data, n, context)
     raw = np.frombuffer(coded, np.uint8)
     return widened(kernel.undelta(symbols, raw, reference, bias, block.real, like), shift)
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rekindle.codec.archive import Step, matches
+from rekindle.codec.bits import Bytes
 from rekindle.codec.index import Part
 from rekindle.codec.moments import Moments, moments_of
 from rekindle.codec.palette import places
@@ -175,13 +176,13 @@ def _limits(values: _Values, rule: Rule) -> tuple[float, float]:
         if values.residual is None:
             return 0.0, first
         if rule.bits is not None:
-            return _step(values.residual, rule.bits) / 2, first
+            return step_width(values.residual, rule.bits) / 2, first
         spread = float(np.mean(values.second, dtype=np.float64))
         share = min(rule.cap, rule.alpha / np.sqrt(spread)) if spread > 0 else rule.cap
         return float(share * np.median(np.abs(values.residual))), first
 
 
-def _step(residual: Floats, bits: float) -> float:
+def step_width(residual: Floats, bits: float) -> float:
     """How wide steps are of which residuals take so many bits each, by their entropy; 0 where all are 0.
 
     7 steps reach nearly all that is not 0, however little that is: what lies beyond would be made up for link by link.
@@ -191,28 +192,30 @@ def _step(residual: Floats, bits: float) -> float:
     if not sizes.size:
         return float(np.abs(residual).max(initial=0))
     low, high = float(np.quantile(sizes, 0.99)) / (CENTRES / 2), 2 * float(sizes.max())
+    sampled.sort()
     for _ in range(16):
         middle = math.sqrt(low * high)
-        shares = np.unique(np.rint(sampled / middle), return_counts=True)[1] / sampled.size
+        cells = np.rint(sampled / middle)
+        ends = np.flatnonzero(np.append(cells[1:] != cells[:-1], True))
+        shares = np.diff(ends, prepend=-1) / sampled.size
         low, high = (middle, high) if -(shares * np.log2(shares)).sum() > bits else (low, middle)
     return high
 
 
-def stepped(residual: Floats, bits: float) -> tuple[Floats, Floats]:
-    """Residuals in steps so wide that each takes so many bits; and the values, beside 0, that there are of them."""
-    step = _step(residual, bits)
-    kept = np.abs(residual) > step / 2
-    centres = _of_steps(residual[kept], step)
-    return np.where(kept, nearest(residual, centres), np.float32(0)), centres
+def in_steps(residual: Floats, step: float) -> tuple[Bytes, Floats]:
+    """The multiple of the step that each is nearest to, 7 either way from the middle one; and the mean of each [15]."""
+    cells = np.clip(np.rint(residual / np.float64(step)), -(CENTRES // 2), CENTRES // 2)
+    cells = (cells + CENTRES // 2).astype(np.uint8)
+    counts, sums = np.bincount(cells, minlength=CENTRES), np.bincount(cells, residual, CENTRES)
+    return cells, (sums / np.maximum(counts, 1)).astype(np.float32)
 
 
 def _of_steps(residual: Floats, step: float) -> Floats:
-    """The mean of the residuals that are nearest to each multiple of the step, up to 7 either way."""
+    """The means of those that occur, in order."""
     if not residual.size or not step:
         return np.zeros(0, np.float32)
-    cells = np.clip(np.rint(residual / np.float64(step)), -(CENTRES // 2), CENTRES // 2).astype(np.int64) + CENTRES // 2
-    counts, sums = np.bincount(cells), np.bincount(cells, residual)
-    return np.unique((sums[counts > 0] / counts[counts > 0]).astype(np.float32))
+    cells, means = in_steps(residual, step)
+    return np.unique(means[np.bincount(cells, minlength=CENTRES) > 0])
 
 
 def _kept(values: _Values, limits: tuple[float, float]) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from rekindle.anatomy.families import FAMILIES
 from rekindle.anatomy.family import Family
 from rekindle.anatomy.nameless import Adapter, Nameless, adapter, nameless
 from rekindle.anatomy.packing import Packed, on_disk, packs, stacks
+from rekindle.anatomy.pairs import MODEL_TYPE, PAIRS, READERS, WRITERS
 from rekindle.anatomy.settings import Role, Settings
 from rekindle.anatomy.tensor import OPAQUE, Placed, Tensor, opaque_name
 from rekindle.errors import RekindleError
@@ -78,9 +79,19 @@ def family_of(config: Mapping[str, Any]) -> Family:
             where="config.json: layer_types",
             hint="without that line it is a mistral, whose layers all have the window",
         )
-    family = family_named(name)
+    family = _pair_of(config) if name == MODEL_TYPE else family_named(name)
     refuse_class(family, config.get("architectures"))
     return family
+
+
+def _pair_of(config: Mapping[str, Any]) -> Family:
+    """The table of an encoder and a decoder that are models of their own."""
+    said = [config.get(name) for name in ("encoder", "decoder")]
+    encoder, decoder = (own.get("model_type") if isinstance(own, Mapping) else None for own in said)
+    if pair := PAIRS.get((str(encoder), str(decoder))):
+        return pair
+    known = f"encoders {', '.join(READERS)}, decoders {', '.join(WRITERS)}"
+    raise UnknownFamily(f"An encoder {encoder!r} with a decoder {decoder!r} is not known; known are {known}.")
 
 
 def refuse_class(family: Family, named: Any) -> None:

@@ -80,7 +80,7 @@ _OF_FAMILY = {
 # What the class takes, and the model made of it cannot run on.
 _NO_NULLS = {
     ("qwen2_moe", "num_key_value_heads"), ("qwen3_moe", "head_dim"), ("deepseek_v3", "first_k_dense_replace"),
-    ("deepseek_v3", "head_dim"),
+    ("deepseek_v3", "head_dim"), ("roberta", "pad_token_id"),
 }  # fmt: skip
 _ONE_OF = {("switch_transformers", "router_dtype"): ("float32", "float16", "bfloat16")}
 _RANGES = {("llama", "initializer_range"): (0.0, 1.0)}

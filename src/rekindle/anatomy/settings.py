@@ -65,10 +65,12 @@ class Settings:
     bidirectional: bool = False  # each token sees those after it
     parallel_residual: bool = False  # attention and feed-forward both read what entered the layer
     learned_positions: bool = False  # a vector for each position is added to the embeddings
+    first_position: int = 0  # whose vector the first token gets; those before it are for padding
     relative_buckets: int = 0  # kinds of distances that have a bias each, one for each head, added to the scores
     relative_distance: int = 0  # beyond which all distances are of one kind
     merged_attention: bool = False  # the decoder's attention reads what the encoder has read as well
     cross_size: int = 0  # hidden size of the tower that cross-attention reads; 0: there is none
+    cross_projected: bool = False  # what is read is brought to the decoder's hidden size before, once for all layers
     token_types: int = 0  # kinds of tokens that have a vector each, added to the embeddings
     scaled_embeddings: bool = False  # times the root of hidden_size
     gated: bool = True  # down(act(gate x) * up x); False: down(act(up x))
@@ -104,6 +106,12 @@ class Settings:
     @property
     def latent_attention(self) -> bool:
         return self.kv_rank > 0
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest text, in any tower."""
+        own = self.max_position_embeddings - self.first_position
+        return min([own, *(tower.context for tower in self.towers.values())])
 
     def dims(self) -> dict[str, int]:
         """The letters shapes are written in, see `rows`."""
@@ -157,6 +165,7 @@ MEANING = {
         False: "computes the feed-forward after the attention",
     },
     "learned_positions": {True: "has learned positions", False: "has no learned positions"},
+    "first_position": {0: "counts its positions from 0"},
     "bidirectional": {True: "looks both ways", False: "looks back only"},
     "output": {
         "causal": "predicts the next token",

@@ -26,7 +26,8 @@ ABOVE = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_ve
 class Towers(Family):
     embeddings: str = ""  # the tower whose embeddings are the head where it is tied; "": those of `top`
     reads: str = ""  # a tower's config key of the size of what it reads: the first tower's, which it need not tell
-    start: str = "decoder_start_token_id"  # the last tower's config key of the token that its texts begin with
+    start: str = "decoder_start_token_id"  # the config key of the token that the last tower's texts begin with
+    start_above: bool = False  # it stands in the model's config, as does that of padding, and not in the tower's
 
     @property
     def embed(self) -> Role:
@@ -88,8 +89,9 @@ class Towers(Family):
     def unsaid(self, config: Mapping[str, Any]) -> str | None:
         """Targets are shown with a token before their first, and with padding."""
         *_, writer = self.towers.values()
-        keys = (key for key in (self.start, "pad_token_id") if writer.value(writer.own(config), key) is None)
-        return next((".".join((*writer.section, key)) for key in keys), None)
+        says: Family = self if self.start_above else writer
+        keys = (key for key in (self.start, "pad_token_id") if says.value(says.own(config), key) is None)
+        return next((".".join((*says.section, key)) for key in keys), None)
 
     def parameters(self, settings: Settings) -> dict[str, int]:
         counts = [super().parameters(settings)]

@@ -22,7 +22,7 @@ def calibration(origin: Checkpoint, data: str) -> Activations:
 
     text, _, column = data.partition("\0")
     name, _, tokens = text.rpartition(":")
-    length = min(512, origin.settings.max_position_embeddings, int(tokens))
+    length = min(512, origin.settings.context, int(tokens))
     sample = sample_tokens(origin.folder.path, name, int(tokens), length, "train", column=column or None)
     rows = torch.from_numpy(sample)
     check_ids(int(rows.max()), origin.settings.vocab_size, text)

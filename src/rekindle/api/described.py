@@ -29,7 +29,7 @@ def described(model: Decided) -> dict[str, Any]:
         **_layers(s),
         "towers": {name: _layers(own) for name, own in s.towers.items()},
         "vocab_size": s.vocab_size,
-        "context": s.max_position_embeddings,
+        "context": s.context,
         "tied": s.tie_word_embeddings,
         "dtypes": dict(Counter(t.dtype for t in tensors)),
         "bytes": sum(t.nbytes for t in tensors),

@@ -107,7 +107,7 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
     from rekindle.train.tokens import open_corpus
 
     folder, settings = parent.folder.path, parent.settings
-    vocab_size, longest = settings.vocab_size, settings.max_position_embeddings
+    vocab_size, longest = settings.vocab_size, settings.context
     if isinstance(parent.family, Nameless):
         vocab_size, longest = text_sizes(parent.folder)
     least = PROBES[settings.output].least(settings)

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from rekindle.anatomy import FAMILIES, Family, Settings, family_named
-from rekindle.anatomy.kinds import SYNONYMS, misfits
+from rekindle.anatomy.kinds import SYNONYMS, fits, misfits
 from rekindle.errors import RekindleError, first_line, nearest, together
 from rekindle.train.config import InitConfig
 
@@ -102,6 +102,11 @@ def _row(config: InitConfig, family: Family, tokenizer: Any) -> dict[str, Any]:
     if family.tied == "weights" and config.tie_embeddings is None:
         # embeddings as wide as a T5's are no head unless what they are multiplied by is scaled, which an mT5's is not
         row["tie_word_embeddings"] = family.settings(row).scaled_output
+    if not fits(family, "pad_token_id", row.get("pad_token_id")):
+        row["pad_token_id"] = end or 0
+    settings = family.settings(row)
+    if settings.first_position:
+        row[family.keys["max_position_embeddings"]] = settings.max_position_embeddings + settings.first_position
     return row
 
 

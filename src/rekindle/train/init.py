@@ -42,7 +42,7 @@ def init_model(
     from rekindle.train.model import save_model
 
     # What makes no model is refused before a tokenizer is trained.
-    context = blank_to_be(config).settings.max_position_embeddings
+    context = blank_to_be(config).settings.context
     with publishing(out, overwrite=overwrite) as partial:
         towers = bool(family_of_options(config).towers)
         tokenizer = make_tokenizer(config.tokenizer, config.data, context, config.text_column, sentinels=towers)

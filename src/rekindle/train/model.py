@@ -177,7 +177,7 @@ def check_ids(largest: int, vocab_size: int, where: object = None) -> None:
 def check_lengths(seq_len: int, config: Mapping[str, Any], micro_batch: int | None) -> None:
     """Refuse sequences the model of a config.json has no positions for; a T5's distances have no end."""
     settings = family_of(config).settings(config)
-    context = settings.max_position_embeddings
+    context = settings.context
     if seq_len < 1 or (seq_len > context and not settings.relative_buckets):
         raise RekindleError(
             f"seq_len is {seq_len}, but the model's context is {context} tokens.", hint=f"--seq-len {min(context, 512)}"
@@ -189,7 +189,7 @@ def check_lengths(seq_len: int, config: Mapping[str, Any], micro_batch: int | No
 def model_sizes(config: Mapping[str, Any]) -> tuple[int, int]:
     """(vocabulary, context) of a config.json; raises RekindleError for an unknown architecture."""
     settings = family_of(config).settings(config)
-    return settings.vocab_size, settings.max_position_embeddings
+    return settings.vocab_size, settings.context
 
 
 def cast_experts(model: Any) -> None:

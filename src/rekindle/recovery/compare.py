@@ -143,7 +143,7 @@ class Comparison:
             what = "what a death costs is derived from table 2 of arXiv 2506.15461, one run of 6 stages at each rate"
             found.append(f"{', '.join(by_table)}: {what}; --runs takes it from runs of yours")
         if scaled := [policy for policy in by_table if policy in GAPS]:
-            found.append(f"{', '.join(scaled)}: and scaled by the gaps that small runs of ours left, three seeds")
+            found.append(f"{', '.join(scaled)}: and scaled by the gaps that small runs of ours left, eight seeds")
         if by_table and self.machine.stages != STAGES:
             share = f"{STAGES}/{self.machine.stages}"
             found.append(

@@ -279,7 +279,7 @@ def test_gpt2_without_n_inner_is_four_wide():
 
 def test_the_page_lists_every_family_with_what_it_can_become():
     page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
-    listed = dict(re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\|([^|]*)\|", page, re.MULTILINE))
+    listed = dict(re.findall(r"^\| `([\w-]+)`[^|]*\|[^|]*\|([^|]*)\|", page, re.MULTILINE))
     assert {name: tuple(re.findall(r"`(\w+)`", twins)) for name, twins in listed.items()} == {
         name: family.twins for name, family in FAMILIES.items()
     }

@@ -27,11 +27,19 @@ from rekindle.sweep.grid import Grid, steps_of
 from rekindle.sweep.steps import Step
 from rekindle.train.config import InitConfig, TrainConfig
 from rekindle.train.model import load_tokenizer
-from rekindle.train.text import open_source
+from rekindle.train.text import open_source, source
 from rekindle.train.tokens import open_corpus
 
 ALL = {name: import_module(f"rekindle.lab.{name.replace('-', '_')}") for name in lab.STUDIES}
 MODULES = {name: module for name, module in ALL.items() if module.STUDY.claims}
+
+
+@pytest.fixture
+def few_sources(monkeypatch):
+    """A file in eight of Python's library stands for all that studies read, most of which tiny ones never come to."""
+    whole = source._stdlib
+    monkeypatch.setattr(source, "_stdlib", lambda: whole()[::8])
+    monkeypatch.setattr(source, "_packages", list)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -117,7 +125,7 @@ def test_another_study_in_the_folder_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tiny_study_of_combinations_ends_in_a_page(tmp_path, monkeypatch):
+def test_a_tiny_study_of_combinations_ends_in_a_page(tmp_path, monkeypatch, few_sources):
     module = ALL["lcsc"]
     for name, value in (("LENGTHS", ((60, 3),) * 2), ("SAMPLES", 80), ("LEAST", 8), ("TOKENS", 8 * 4 * 2048)):
         monkeypatch.setattr(module, name, value)
@@ -135,7 +143,7 @@ def test_a_tiny_study_of_combinations_ends_in_a_page(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in ("lcsc", "checkfree")])
-def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, monkeypatch):
+def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, monkeypatch, few_sources):
     monkeypatch.setattr(study, "QUICK", 1e-9)  # one step each
     module = MODULES[name]
     monkeypatch.setitem(module.TRAIN, "eval_tokens", 1024)
@@ -153,7 +161,7 @@ def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, mo
         rows = list(csv.DictReader(file))
     assert [(row["of"], row["judged_with"]) for row in rows] == [(claim.of, "1") for claim in module.CLAIMS]
     assert {row["judgement"] for row in rows} == {"direction only"}
-    assert all(0 < float(row["epochs_arm"]) < 0.01 and float(row["margin"]) > 0 for row in rows)
+    assert all(0 < float(row["epochs_arm"]) < 0.1 and float(row["margin"]) > 0 for row in rows)
     assert len({(row["text"], row["margins"]) for row in rows}) == 1
     assert f"digest {rows[0]['text'][:12]}" in text
     assert f"margins/{name}.yaml" in text
@@ -166,7 +174,7 @@ def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_the_page_of_lost_stages(tmp_path, monkeypatch):
+def test_the_page_of_lost_stages(tmp_path, monkeypatch, few_sources):
     """Of two of its runs, with failures and without, each in the place of all that are like it."""
     module = MODULES["checkfree"]
 
@@ -216,7 +224,7 @@ def test_the_libraries_hold_twenty_million_tokens(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tiny_grid_ends_in_a_law_file_and_a_page(tmp_path, monkeypatch):
+def test_a_tiny_grid_ends_in_a_law_file_and_a_page(tmp_path, monkeypatch, few_sources):
     module = ALL["upcycling-laws"]
     sizes = tuple({"hidden": h, "layers": 1, "heads": 2, "ffn": 32} for h in (16, 32))
     train = {"seq_len": 32, "batch_tokens": 256, "eval_tokens": 1024, "data": "stdlib"}

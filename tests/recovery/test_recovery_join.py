@@ -130,6 +130,11 @@ def listening_addresses(pids: list[int]) -> set[str]:
     return {one.laddr.ip for one in every if one.status == psutil.CONN_LISTEN}
 
 
+def supervises(join: str) -> bool:
+    """Whether somebody does at last: the port is taken, so that who comes now lends."""
+    return until(lambda: lends(resolve(TrainConfig, {"join": join, "stages": 2}).config), 60)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "number"),
@@ -139,7 +144,7 @@ def test_several_machines_train_as_one(small, corpus, tmp_path, machine, host, n
     """To the bit, with a worker that dies or hangs on another machine, which puts another one in its place."""
     source, join = small(layers=4), ("--join", f"{host}:{free_port()}", "--stages", 4, "--tokens", 15360)
     first = machine("first", *join, "--workers", 1, source=source)
-    assert until(lambda: lends(resolve(TrainConfig, {"join": join[1], "stages": 4}).config))  # the port is taken
+    assert supervises(join[1])
     others = [machine(name, *join, "--workers", 2) for name in ("second", "third")]
     assert first.reaches(2), first.said()
     there = first.listed()
@@ -170,7 +175,7 @@ def test_machines_may_go_and_others_come(small, machine):
     """One is killed with its workers, one is asked to end; the run waits for who is typed then."""
     join = ("--join", f"127.0.0.1:{free_port()}", "--stages", 2, "--tokens", 102400)
     first = machine("first", *join, source=small(layers=4))
-    assert until(lambda: "rekindle train" in first.said())
+    assert supervises(join[1])
     second = machine("second", *join)
     assert first.reaches(2), first.said()
     third = machine("third", *join)
@@ -196,7 +201,7 @@ def test_machines_may_go_and_others_come(small, machine):
 def test_who_lends_ends_with_the_supervisor(small, machine):
     join = ("--join", f"127.0.0.1:{free_port()}", "--stages", 2, "--tokens", 102400)
     first = machine("first", *join, source=small(layers=4))
-    assert until(lambda: "rekindle train" in first.said())
+    assert supervises(join[1])
     second = machine("second", *join)
     assert first.reaches(2), first.said()
     pids = second.pids()

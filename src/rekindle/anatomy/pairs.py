@@ -25,7 +25,7 @@ from rekindle.anatomy.towers import Towers
 
 MODEL_TYPE = "encoder-decoder"
 READS = "cross_attention_hidden_size"
-OUTPUTS = ("output=masked", "output=causal")  # the conditions of a head's rows, which a writer always has
+MASKED, HEADLESS = "output=masked", "output=none"  # the conditions of rows with a head, and without
 
 
 def _read_cross(config: Config, family: Reading, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,8 +77,8 @@ class Writer:
 
 def _reader(family: Family) -> Family:
     """The class without a head."""
-    rows = [row for row in family.top if not any(output in row.when for output in OUTPUTS)]
-    top = tuple(replace(row, when="" if row.when == "output=none" else row.when) for row in rows)
+    rows = [row for row in family.top if row.part != "head" and MASKED not in row.when]
+    top = tuple(replace(row, when="" if row.when == HEADLESS else row.when) for row in rows)
     return replace(
         _tower(family, "encoder", top, family.block, family.prefix), fixed={**family.fixed, "output": "none"}
     )
@@ -87,9 +87,9 @@ def _reader(family: Family) -> Family:
 def _writer(family: Family, head: str, cross: tuple[Tensor, ...], own: tuple[Tensor, ...] = ()) -> Writer:
     """The class with a head, that looks back only."""
     top = tuple(
-        replace(row, when=",".join(part for part in row.when.split(",") if part not in OUTPUTS))
+        replace(row, when="" if row.when == MASKED else row.when)
         for row in (*family.top, *own)
-        if row.part != "head" and row.when != "output=none"
+        if row.part != "head" and row.when != HEADLESS
     )
     tower = _tower(family, "decoder", top, family.block + cross, "")
     made = {"is_decoder": True, "add_cross_attention": True}

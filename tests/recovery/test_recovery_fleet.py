@@ -20,7 +20,7 @@ import psutil
 import pytest
 from recovery.test_recovery_train import losses, options, while_it_runs
 from store.folders import hashes
-from train.train_helpers import rows
+from train.train_helpers import recoveries, rows
 
 import rekindle
 from rekindle.errors import RekindleError
@@ -522,7 +522,7 @@ def test_no_object_is_sent_from_stage_to_stage(small, corpus, tmp_path):
     subprocess.run(words, cwd=tmp_path, env=environment, check=True, timeout=120, stdout=subprocess.DEVNULL)
     assert (tmp_path / "refused").exists()
     assert len(losses(tmp_path / "out")) == 8
-    assert len(rows(tmp_path / "out", "recovery")) == 1
+    assert len(recoveries(tmp_path / "out")) == 1
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import pytest
 from api.commands import ran, refused
 from recovery.test_recovery_fleet import lives, until
 from recovery.test_recovery_train import losses, options
-from train.train_helpers import rows
+from train.train_helpers import recoveries
 
 import rekindle
 from rekindle.config import resolve
@@ -158,7 +158,7 @@ def test_several_machines_train_as_one(small, corpus, tmp_path, machine, host, n
     assert until(lambda: len({row["pid"] for row in first.listed()} - {row["pid"] for row in there}) == 1, 30)
     assert [one.ends() for one in (first, *others)] == [0, 0, 0], [one.said() for one in (first, *others)]
     assert all("2 workers lent to" in one.said() and not [*one.folder.iterdir()] for one in others)
-    assert [row["stage"] for row in rows(first.folder / "out", "recovery")] == [2]
+    assert [row["stage"] for row in recoveries(first.folder / "out")] == [2]
     assert {"join": None, "workers": None}.items() <= recipe(first.folder / "out").items()
     rekindle.train(source, tmp_path / "one", **options(corpus, tokens=15360, stages=4, recover="redundant"))
     assert losses(first.folder / "out") == losses(tmp_path / "one")
@@ -245,7 +245,7 @@ def test_ranks_of_torchrun_meet_by_themselves(small, corpus, tmp_path, machine):
     os.kill(lost["pid"], signal.SIGKILL)
     assert both.ends() == 0, both.said()
     assert both.said().count("rekindle train:") == 1  # the main rank speaks
-    assert len(rows(both.folder / "out", "recovery")) == 1
+    assert len(recoveries(both.folder / "out")) == 1
     rekindle.train(source, tmp_path / "one", **options(corpus, tokens=15360, stages=2, recover="redundant"))
     assert losses(both.folder / "out") == losses(tmp_path / "one")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from recovery.test_recovery_train import losses, nothing_is_left, options
 from store.folders import hashes
-from train.train_helpers import rows
+from train.train_helpers import recoveries, rows
 
 import rekindle
 from rekindle.errors import CheckFailed, RekindleError
@@ -15,7 +15,7 @@ __all__ = ["nothing_is_left"]
 
 
 def told(out) -> list[tuple]:
-    return [(row["step"], row["stage"], row["replica"], row["policy"]) for row in rows(out, "recovery")]
+    return [(row["step"], row["stage"], row["replica"], row["policy"]) for row in recoveries(out)]
 
 
 @pytest.mark.parametrize(

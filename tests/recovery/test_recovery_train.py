@@ -17,7 +17,7 @@ import pytest
 from api.commands import refused
 from safetensors.torch import load_file
 from store.folders import hashes
-from train.train_helpers import defaults, rows
+from train.train_helpers import defaults, recoveries, rows
 
 import rekindle
 from rekindle import api
@@ -99,7 +99,7 @@ def test_a_stage_that_is_killed_at_any_moment_is_made_again(small, corpus, tmp_p
     again = recover in ("checkfree", "shadow")
     for out in ("out", "again")[: 1 + again]:
         rekindle.train(source, tmp_path / out, **how)
-        told = rows(tmp_path / out, "recovery")
+        told = recoveries(tmp_path / out)
         assert [(row["step"], row["stage"], row["policy"]) for row in told] == [
             (1, 1, recover), (2, 1, recover), (3, 2, recover), (4, 1, recover), (6, 2, recover), (7, 1, recover)
         ]  # fmt: skip
@@ -126,7 +126,7 @@ def test_what_nothing_can_be_made_of_goes_back_to_the_saved_state(small, corpus,
     source, shared = small(layers=4), options(corpus, stages=4, recover=recover)
     rekindle.train(source, tmp_path / "whole", **shared)
     rekindle.train(source, tmp_path / "out", **shared, inject=inject)
-    assert {row["policy"] for row in rows(tmp_path / "out", "recovery")} == {"checkpoint"}
+    assert {row["policy"] for row in recoveries(tmp_path / "out")} == {"checkpoint"}
     assert losses(tmp_path / "out") == losses(tmp_path / "whole")
     assert hashes(tmp_path / "out")["model.safetensors"] == hashes(tmp_path / "whole")["model.safetensors"]
 
@@ -139,7 +139,7 @@ def test_redundant_stages_lose_nothing(small, corpus, tmp_path):
     rekindle.train(source, tmp_path / "whole", **shared)
     inject = "1:0:begin,2:3:forward,3:1:commit,3:3:committed,5:2:ready,6:1:begin,6:2:begin"
     rekindle.train(source, tmp_path / "out", **shared, inject=inject)
-    told = [(row["step"], row["stage"], row["policy"]) for row in rows(tmp_path / "out", "recovery")]
+    told = [(row["step"], row["stage"], row["policy"]) for row in recoveries(tmp_path / "out")]
     exact = [(1, 0), (2, 3), (4, 1), (4, 3), (5, 2)]
     assert told == [(*at, "redundant") for at in exact] + [(6, 1, "checkpoint"), (6, 2, "checkpoint")]
     assert losses(tmp_path / "out") == losses(tmp_path / "whole")
@@ -150,7 +150,7 @@ def test_redundant_stages_lose_nothing(small, corpus, tmp_path):
 def test_both_ends_have_shadows(small, corpus, tmp_path):
     how = options(corpus, stages=2, recover="shadow", inject="3:0:forward,5:1:backward")
     rekindle.train(small(layers=4), tmp_path / "out", **how)
-    assert [row["policy"] for row in rows(tmp_path / "out", "recovery")] == ["shadow", "shadow"]
+    assert [row["policy"] for row in recoveries(tmp_path / "out")] == ["shadow", "shadow"]
     assert losses(tmp_path / "out")[-1] < losses(tmp_path / "out")[0]
 
 
@@ -166,7 +166,7 @@ def test_both_ends_have_shadows(small, corpus, tmp_path):
 def test_stages_that_hold_the_same_embeddings_agree_on_them(small, corpus, tmp_path, how, policy):
     source = small(layers=4, tie_embeddings=True, dtype="bfloat16")
     rekindle.train(source, tmp_path / "out", **options(corpus, **how))
-    assert {row["policy"] for row in rows(tmp_path / "out", "recovery")} == {policy}
+    assert {row["policy"] for row in recoveries(tmp_path / "out")} == {policy}
     told = rows(tmp_path / "out", "eval")[-1]["val_loss"]
     sizes = {"data": str(corpus), "seq_len": 32, "tokens": 256}
     assert rekindle.evaluate(tmp_path / "out", **sizes)["loss"] == pytest.approx(told, abs=0.02)  # rounded to bfloat16
@@ -193,7 +193,7 @@ def test_moments_of_a_stage_come_from_its_neighbours_where_that_is_asked(small, 
 def test_shadows_are_held_from_the_first_step_on(small, corpus, tmp_path):
     how = options(corpus, stages=4, inject="0:1:begin,5:1:begin,5:2:begin,7:1:begin")
     rekindle.train(small(layers=4), tmp_path / "out", **how)
-    told = [(row["step"], row["policy"]) for row in rows(tmp_path / "out", "recovery")]
+    told = [(row["step"], row["policy"]) for row in recoveries(tmp_path / "out")]
     assert told == [(0, "shadow"), (5, "checkpoint"), (5, "checkpoint"), (7, "shadow")]  # of two, one held the other's
     assert len(losses(tmp_path / "out")) == 8
 
@@ -255,7 +255,7 @@ def test_states_are_saved_while_steps_go_on_and_waited_for_where_they_are_needed
         rekindle.train(source, tmp_path / "out", **how | {"inject": None}, resume=True)
     else:
         rekindle.train(source, tmp_path / "out", **how)
-        assert [(row["step"], row["policy"]) for row in rows(tmp_path / "out", "recovery")] == [(6, "checkpoint")]
+        assert [(row["step"], row["policy"]) for row in recoveries(tmp_path / "out")] == [(6, "checkpoint")]
     assert seen == [4]
     rekindle.train(source, tmp_path / "whole", **how | {"inject": None})
     assert losses(tmp_path / "out") == losses(tmp_path / "whole")
@@ -289,7 +289,7 @@ def test_a_worker_that_hangs_is_as_good_as_dead(small, corpus, tmp_path):
     thread = while_it_runs(tmp_path / "out", lambda found: os.kill(found[1], signal.SIGSTOP))
     rekindle.train(small(layers=4), tmp_path / "out", **options(corpus, tokens=25600, stages=2, patience=3))
     thread.join()
-    assert [row["stage"] for row in rows(tmp_path / "out", "recovery")] == [1]
+    assert [row["stage"] for row in recoveries(tmp_path / "out")] == [1]
     assert len(losses(tmp_path / "out")) == 100
 
 
@@ -318,7 +318,7 @@ def test_checkfree_is_the_expression_of_repair(small, corpus, tmp_path):
     """A rate so small that no weight moves: what is left of the run is what its lost stage was made of."""
     still = {"stages": 4, "lr": 1e-30, "weight_decay": 0, "recover": "checkfree", "recover_power": 0}
     rekindle.train(small(layers=4), tmp_path / "out", **options(corpus, inject="3:2:forward", **still))
-    assert [row["policy"] for row in rows(tmp_path / "out", "recovery")] == ["checkfree"]
+    assert [row["policy"] for row in recoveries(tmp_path / "out")] == ["checkfree"]
     rekindle.repair(small(layers=4), lost="layers:2").save(tmp_path / "repaired")
     live, disk = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "repaired"))
     assert {name for name, x in disk.items() if not x.equal(live[name])} == set()
@@ -339,6 +339,6 @@ def test_deaths_outside_of_steps_have_rows(small, corpus, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Pipeline, "evaluate", killing)
     rekindle.train(small(layers=4), tmp_path / "out", **options(corpus, stages=2))
-    told = [(row["step"], row["stage"], row["policy"]) for row in rows(tmp_path / "out", "recovery")]
+    told = [(row["step"], row["stage"], row["policy"]) for row in recoveries(tmp_path / "out")]
     assert told == [(0, 1, "shadow"), (8, 1, "shadow")]
     assert len(losses(tmp_path / "out")) == 8

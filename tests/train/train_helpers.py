@@ -53,6 +53,11 @@ def rows(folder: Path, kind: str) -> list[dict]:
     return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
+def recoveries(folder: Path) -> list[dict]:
+    """Of all that was killed. gloo may forget a stage that waits for it: that one ends, and has left what it knows."""
+    return [row for row in rows(folder, "recovery") if row["policy"] != "left"]
+
+
 # What differs between two runs of the same numbers.
 TIMES = ("tokens_per_s", "peak_memory")
 

@@ -249,7 +249,8 @@ class Pipeline:
 
     def _refuse(self, lost: Sequence[int]) -> None:
         if self.config.recover == "none":
-            what = f"The process of stage {self._named(lost)} died."
+            left = self._stages.fleet.left(lost)  # by those that ended since another was dead
+            what = f"The process of stage {self._named([one for one in lost if one not in left] or lost)} died."
             raise CheckFailed(what, hint="--resume goes on from the state saved last; --recover shadow outlives it")
 
     def _named(self, ranks: Sequence[int]) -> str:

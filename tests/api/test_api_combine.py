@@ -49,7 +49,7 @@ def nan(tensors):
     return float("nan")
 def slow(tensors, draw):
     import time
-    time.sleep(0.05)
+    time.sleep(0.02)
     return drawn(tensors, draw)
 """
 
@@ -445,20 +445,22 @@ def test_the_loss_of_a_language_model_s_run(tmp_path, monkeypatch):
         *how,
         "--keep-averages",
     )
-    ran("combine", "run.rk@*", "out", "--objective", "loss", "--seq-len", 32, "--batch-tokens", 1024, "--budget", 40)
+    ran("combine", "run.rk@*", "out", "--objective", "loss", "--seq-len", 32, "--batch-tokens", 1024, "--budget", 40,
+        "--held-out-tokens", 16384)  # fmt: skip
     found = json.loads(Path("out/combine.json").read_text())
     row = next(row for row in found["rows"] if row["kind"] == found["result"])
-    told = rekindle.evaluate("out", seq_len=32, tokens=65536)["loss"]
+    told = rekindle.evaluate("out", seq_len=32, tokens=16384)["loss"]
     assert told == pytest.approx(np.mean(row["reported"]["loss"]), rel=1e-3)
     last = next(row for row in found["rows"] if row["kind"] == "last")
     assert np.mean(row["reported"]["loss"]) < np.mean(last["reported"]["loss"])
     with pytest.raises(RekindleError, match="held-out text is"):
         rekindle.combine("run.rk@*", "loss", held_out_tokens=64, seq_len=32)
-    kept = rekindle.combine("run.rk@*", "loss", seq_len=32, batch_tokens=1024, budget=40, averages="trained-averages")
+    how = {"seq_len": 32, "batch_tokens": 1024, "budget": 40, "held_out_tokens": 16384}
+    kept = rekindle.combine("run.rk@*", "loss", averages="trained-averages", **how)
     row = next(row for row in kept.data["rows"] if row["kind"] == "kept EMA")
     kept.data["result"] = "kept EMA"
     assert {name for name, a in kept.coefficients.items() if a} == {row["name"]}
-    told = rekindle.evaluate(kept.save("kept"), seq_len=32, tokens=65536)["loss"]
+    told = rekindle.evaluate(kept.save("kept"), seq_len=32, tokens=16384)["loss"]
     assert told == pytest.approx(np.mean(row["reported"]["loss"]), rel=1e-3)
     rekindle.average("trained-averages", sigma=float(row["name"].split()[1])).save("average")
     assert hashes(Path("kept"))["model.safetensors"] == hashes(Path("average"))["model.safetensors"]

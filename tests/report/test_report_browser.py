@@ -8,7 +8,7 @@ from report_runs import Curve, averaged, demo, merged, stage, write_run
 
 from rekindle.report.page import write_report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pages")]  # made once
 
 PROBE = """
 <body><iframe src="index.html" style="width:WIDTHpx;height:8000px;border:0"></iframe><script>

@@ -11,6 +11,8 @@ from headless import overflowing
 from rekindle import api
 from rekindle.laws.law import published
 
+pytestmark = pytest.mark.xdist_group("fit")  # one page for all
+
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):

@@ -12,6 +12,8 @@ from headless import CHROMIUM, browse, overflowing
 from rekindle import api
 from rekindle.errors import RekindleError
 
+pytestmark = pytest.mark.xdist_group("pages")
+
 FIRST = {"params": "1B", "sunk": "100B", "tokens": "50B", "price": 2}
 ASKED = [
     {"params": 1e9, "sunk": 1e11, "tokens": 5e10, "experts": 8},

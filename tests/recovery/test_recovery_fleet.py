@@ -31,6 +31,7 @@ from rekindle.recovery.fleet import Fleet
 from rekindle.recovery.group import Group
 from rekindle.recovery.meeting import LOOPBACK, met
 from rekindle.recovery.nursery import Nursery, _environment, nursery
+from rekindle.recovery.stage import Place
 from rekindle.recovery.wire import Gone, Link, admitted, connect
 from rekindle.train.config import TrainConfig
 
@@ -307,49 +308,68 @@ def test_who_stood_still_himself_takes_nobody_for_dead(tmp_path):
         assert member.dead
 
 
-def test_who_waits_for_a_member_to_come_is_released(tmp_path):
+JOINS = """
+import sys
+from rekindle.recovery.group import Group
+from rekindle.recovery.stage import Place
+Group(("127.0.0.1", int(sys.argv[1]))).form(2, Place(1, 2, 0, 1), "gloo")
+"""
+
+
+def test_who_waits_for_a_member_to_come_is_released_and_forms_another_group(tmp_path):
+    """With one that is new and has waited for nobody yet."""
     with fleet(tmp_path) as found:
         group, failed = Group((LOOPBACK, found._store.port)), []
 
         def form():
             try:
-                group.form(1, 0, 2, "gloo")
+                group.form(1, Place(0, 2, 0, 1), "gloo")
             except Exception as error:
                 failed.append(error)
 
         thread = threading.Thread(target=form)
         thread.start()
         time.sleep(0.3)
+        assert thread.is_alive()
         began = time.monotonic()
         while thread.is_alive() and time.monotonic() - began < 20:
             group.release()  # again and again: it may not have begun to wait
             thread.join(0.2)
         assert not thread.is_alive()
-        assert failed
+        assert "TypeError" not in repr(failed[0])
         assert time.monotonic() - began < 10
-    group.leave()
+        other = subprocess.Popen([sys.executable, "-c", JOINS, str(found._store.port)], env=_environment())
+        try:
+            group.form(2, Place(0, 2, 0, 1), "gloo")
+            assert other.wait(30) == 0
+        finally:
+            other.kill()
+            group.leave()
 
 
 FORMS = """
 import threading
 from torch.distributed import TCPStore
 from rekindle.recovery.group import Group
+from rekindle.recovery.stage import Place
 
 store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 group, failed = Group(("127.0.0.1", store.port)), []
 
 def form():
     try:
-        group.form(1, 0, 2, "gloo")
+        group.form(1, Place(0, 2, 0, 1), "gloo")
     except Exception as error:
         failed.append(error)
 
 thread = threading.Thread(target=form)
 thread.start()
+thread.join(0.3)
+assert thread.is_alive()
 while thread.is_alive():
-    thread.join(0.3)
     group.release()
-assert failed
+    thread.join(0.3)
+assert failed and not isinstance(failed[0], TypeError), failed
 """
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from rekindle.recovery.stage import Place
 
@@ -56,6 +57,7 @@ class Group:
         self.replica = self.alike = None
         if dist.is_initialized():
             dist.destroy_process_group()
+        distributed_c10d._world.group_count = 0  # torch (2.13) counts one that failed too, and names the next by that
 
 
 def _sockets() -> set[int]:

@@ -3,8 +3,8 @@
     python tests/soak_recovery.py [--kills 200] [--seed N]
 
 A run trains a small model in four stages, or in two replicas of two; policies take turns. Now and then a stage, a
-spare, two of them at once, or the supervisor is killed (SIGKILL), or a stage is stopped (SIGSTOP). A run whose
-supervisor died goes on with --resume. At the end each step must stand once in metrics.jsonl, OUT must load, and no
+spare, two of them at once, one and another while that is recovered from, or the supervisor is killed (SIGKILL), or a
+stage is stopped (SIGSTOP). A run whose supervisor died goes on with --resume. At the end each step must stand once in metrics.jsonl, OUT must load, and no
 process may be left. The exit code is 1 where anything was wrong.
 """
 
@@ -32,7 +32,8 @@ STEPS, LIMIT = 195, 600  # of a run, and the seconds that one may take
 FOUR, REPLICAS = ["--stages", "4"], ["--stages", "2", "--replicas", "2"]
 POLICIES = ("shadow", "checkfree", "checkfree+", "redundant", "copy", "random", "checkpoint")
 WAYS = [*((FOUR, policy) for policy in POLICIES), *((REPLICAS, policy) for policy in ("shadow", "redundant", "random"))]
-KINDS = {"stage": 12, "two stages": 3, "spare": 3, "supervisor": 1, "stopped": 1}  # how often, of twenty
+KINDS = {"stage": 9, "in recovery": 5, "two stages": 2, "spare": 2, "supervisor": 1, "stopped": 1}  # of twenty
+SOON = 0.3  # seconds that a recovery takes
 
 
 def rekindle(*words: str) -> list[str]:
@@ -48,8 +49,13 @@ def workers(folder: Path) -> list[dict]:
         return []
 
 
-def kill(kind: str, listed: list[dict], rng: random.Random) -> int:
+def kill(kind: str, folder: Path, rng: random.Random) -> int:
     """How many were."""
+    if kind == "in recovery":
+        first = kill("stage", folder, rng)
+        time.sleep(rng.uniform(0, SOON))
+        return first + kill("stage", folder, rng)
+    listed = workers(folder)
     roles = {"supervisor": "supervisor", "spare": "spare"}
     there = [row["pid"] for row in listed if row["role"] == roles.get(kind, "stage")]
     chosen = rng.sample(there, min(len(there), 2 if kind == "two stages" else 1))
@@ -72,9 +78,9 @@ def soak(folder: Path, rng: random.Random, most: int, how: list[str]) -> tuple[C
         process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         while process.poll() is None and time.monotonic() - began < LIMIT:
             time.sleep(rng.uniform(0.2, 2.0))
-            if sum(killed.values()) < most and (listed := workers(folder)):
+            if sum(killed.values()) < most and workers(folder):
                 kind = rng.choices([*KINDS], [*KINDS.values()])[0]
-                killed[kind] += kill(kind, listed, rng)
+                killed[kind] += kill(kind, folder, rng)
         if process.poll() is None:
             process.kill()
             return killed, [f"not at its end after {LIMIT} s"]

@@ -4,8 +4,8 @@
 
 A run trains a small model in four stages, or in two replicas of two; policies take turns. Now and then a stage, a
 spare, two of them at once, one and another while that is recovered from, or the supervisor is killed (SIGKILL), or a
-stage is stopped (SIGSTOP). A run whose supervisor died goes on with --resume. At the end each step must stand once in metrics.jsonl, OUT must load, and no
-process may be left. The exit code is 1 where anything was wrong.
+stage is stopped (SIGSTOP). A run whose supervisor died goes on with --resume. At the end each step must stand once in
+metrics.jsonl, OUT must load, and no process may be left. The exit code is 1 where anything was wrong.
 """
 
 from __future__ import annotations

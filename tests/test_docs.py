@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -113,6 +114,11 @@ def desk(tmp_path_factory):
         for seed, name in enumerate(("SRC2", "SRC3", "run/checkpoint-500", "run/checkpoint-1000"), 1):
             api.init(name, **size, seed=seed)
         save_tiny(desk / "T5", "t5", "float32", False, {})
+        size |= {"layers": 1}
+        api.init("BERT", family="bert", set={"architectures": ["BertModel"]}, **size)
+        api.init("GPT2", family="gpt2", **size)
+        texts = [{"source": f"Line {n} says {n * n}.", "target": f"{n * n} is line {n}."} for n in range(400)]
+        (desk / "pairs.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in texts))
         (desk / "score.py").write_text(
             "def score(tensors):\n    return sum(x.abs().mean() for x in tensors.values())\n"
         )

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         upcycle,
         utility,
         verify,
+        warm_start,
     )
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "upcycle",
     "utility",
     "verify",
+    "warm_start",
 ]
 
 

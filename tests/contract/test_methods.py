@@ -77,6 +77,7 @@ ROWS = [
     ("rewrite", {}, ("llama", "qwen2_moe"), {"tie_word_embeddings": True}),
 ]
 PARENT = {"grow-experts": "mixtral"}  # what the tests of every method give it, where that is not a llama
+NAMED = {"encoder": "bert", "decoder": "gpt2"}
 CASES = [(verb, options, family, changes) for verb, options, families, changes in ROWS for family in families]
 
 
@@ -85,14 +86,16 @@ def label(value):
 
 
 def parent_of(verb, tiny, **changes):
-    """What a method is given: a folder, or two of a method that takes several."""
+    """What a method is given: a folder, two of a method that takes several, or those that its options name."""
+    if METHODS[verb].named_by:
+        return {name: tiny(family, **changes) for name, family in NAMED.items()}
     family = PARENT.get(verb, "llama")
     first = tiny(family, **changes)
     return [first, tiny(family, seed=1, **changes)] if METHODS[verb].takes == "models" else first
 
 
 def folders(parent):
-    return parent if isinstance(parent, list) else [parent]
+    return [*parent.values()] if isinstance(parent, dict) else parent if isinstance(parent, list) else [parent]
 
 
 def tensors(folder):
@@ -165,7 +168,10 @@ def test_config_survives_yaml_both_ways(verb):
 def test_command_line_is_the_api(tiny, tmp_path, verb):
     options = {name.replace("_", "-"): value for name, value in METHODS[verb].trial.items()}
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    sources = map(str, folders(parent_of(verb, tiny)))
+    parent = parent_of(verb, tiny)
+    sources = [] if isinstance(parent, dict) else map(str, folders(parent))
+    named = parent.items() if isinstance(parent, dict) else ()
+    flags += [word for name, source in named for word in (f"--{name}", str(source))]
     command = [sys.executable, "-m", "rekindle", verb, *sources, str(tmp_path / "cli"), *flags]
     subprocess.run(command, check=True, capture_output=True)
     api.apply(verb, parent_of(verb, tiny), **METHODS[verb].trial).save(tmp_path / "api")

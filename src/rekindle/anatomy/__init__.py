@@ -17,7 +17,7 @@ from rekindle.anatomy.families import FAMILIES
 from rekindle.anatomy.family import Family
 from rekindle.anatomy.nameless import Adapter, Nameless, adapter, nameless
 from rekindle.anatomy.packing import Packed, on_disk, packs, stacks
-from rekindle.anatomy.pairs import MODEL_TYPE, PAIRS, READERS, WRITERS
+from rekindle.anatomy.pairs import PAIR, PAIRS, READERS, WRITERS
 from rekindle.anatomy.settings import Role, Settings
 from rekindle.anatomy.tensor import OPAQUE, Placed, Tensor, opaque_name
 from rekindle.errors import RekindleError
@@ -25,6 +25,10 @@ from rekindle.errors import RekindleError
 __all__ = [
     "FAMILIES",
     "OPAQUE",
+    "PAIR",
+    "PAIRS",
+    "READERS",
+    "WRITERS",
     "Adapter",
     "Family",
     "Nameless",
@@ -79,7 +83,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
             where="config.json: layer_types",
             hint="without that line it is a mistral, whose layers all have the window",
         )
-    family = _pair_of(config) if name == MODEL_TYPE else family_named(name)
+    family = _pair_of(config) if name == PAIR else family_named(name)
     refuse_class(family, config.get("architectures"))
     return family
 

@@ -23,7 +23,7 @@ from rekindle.anatomy.spelling import Config, Reading, Spelling
 from rekindle.anatomy.tensor import Tensor
 from rekindle.anatomy.towers import Towers
 
-MODEL_TYPE = "encoder-decoder"
+PAIR = "encoder-decoder"
 READS = "cross_attention_hidden_size"
 MASKED, HEADLESS = "output=masked", "output=none"  # the conditions of rows with a head, and without
 
@@ -131,7 +131,7 @@ def _pair(encoder: str, decoder: str) -> Towers:
         *with_bias(Tensor("cross.project", "enc_to_dec_proj.weight", "D Y", when="cross_projected"), "cross_projected"),
     )
     return Towers(
-        MODEL_TYPE, {"seq2seq": "EncoderDecoderModel"}, above, (), (), (), keys={}, fixed={},
+        PAIR, {"seq2seq": "EncoderDecoderModel"}, above, (), (), (), keys={}, fixed={},
         defaults={
             "encoder": None, "decoder": None, "is_encoder_decoder": True, "pad_token_id": None,
             "decoder_start_token_id": None,

@@ -22,6 +22,7 @@ from rekindle.api.recipe import is_training, load_recipe, run, run_cost
 from rekindle.api.repairing import repair
 from rekindle.api.saving import command
 from rekindle.api.training import evaluate, init, init_cost, report, train, train_cost, utility
+from rekindle.api.warming import warm_start
 from rekindle.codec.archive import Archive
 
 __all__ = [
@@ -69,4 +70,5 @@ __all__ = [
     "upcycle",
     "utility",
     "verify",
+    "warm_start",
 ]

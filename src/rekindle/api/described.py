@@ -9,7 +9,7 @@ from rekindle.anatomy import Settings
 from rekindle.api.decided import Decided
 from rekindle.config import resolve
 from rekindle.errors import RekindleError
-from rekindle.methods import METHODS, method_named
+from rekindle.methods import METHODS, Method, method_named
 from rekindle.store.manifest import read_manifest
 
 
@@ -20,7 +20,7 @@ def described(model: Decided) -> dict[str, Any]:
     tensors, promise = checkpoint.folder.tensors.values(), manifest.promise if manifest else None
     if model.steps:  # decided, and not there yet
         tensors = checkpoint.tensors.values()
-        promise = {"kind": checkpoint.promise.kind, "text": checkpoint.promise.text}
+        promise = checkpoint.promise.to_dict()
     return {
         "source": model.source,
         "family": checkpoint.family.model_type,
@@ -43,6 +43,19 @@ def described(model: Decided) -> dict[str, Any]:
     }
 
 
+def _as_one_of(model: Decided, method: Method) -> str:
+    """As which of the models that its options name this one would do."""
+    found, refused = [], None
+    for name in method.named_by:
+        try:
+            config = resolve(method.config, {name: name}).config
+            method.combine({name: model.as_parent.keyed(name)}, config)
+            found.append(name)
+        except RekindleError as error:
+            refused = refused or error
+    return f"yes: as its {' or '.join(found)}" if found else f"no: {refused.what}" if refused else "no"
+
+
 def _layers(s: Settings) -> dict[str, Any]:
     return {
         "layers": s.num_layers,
@@ -55,9 +68,11 @@ def _layers(s: Settings) -> dict[str, Any]:
 
 def _applies(model: Decided, verb: str) -> str:
     """ "yes: what it would become", or "no: why not", with the flags that would do."""
-    if METHODS[verb].takes == "models":
-        return "yes: with others of its kind"
     method, towers = method_named(verb), [*model.checkpoint.family.towers]
+    if method.named_by:
+        return _as_one_of(model, method)
+    if method.takes == "models":
+        return "yes: with others of its kind"
     found: dict[str | None, str] = {}
     reason = ""
     for tower in towers if towers and method.takes == "tower" else [None]:

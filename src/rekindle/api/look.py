@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rekindle.anatomy import Nameless
+from rekindle.anatomy import PAIR, Nameless
 from rekindle.api.described import described
 from rekindle.api.model import Model, open
 from rekindle.api.saving import papers
@@ -49,6 +49,7 @@ def verify(
     for a model of relative positions are longer than all that it tells apart.
     `text_column`: that of the rows of `data`, where it is not `text`. `blockwise`: one module in memory at a time;
     None: where both models do not fit. The verdict is kept beside the child as verify.json and goes into its card.
+    Where the child was joined of several, the half that `against` has become is compared with it.
     """
     from rekindle.apply.load import fit, reads_text
     from rekindle.apply.scan import not_finite
@@ -61,7 +62,9 @@ def verify(
         if isinstance(side.family, Nameless) and not reads_text(side.folder):
             raise side.family.refusing("verify", "what the model is shown")
     manifest = read_manifest(made.folder.path)
-    promise = (manifest.promise or {}).get("kind", "none") if manifest else "none"
+    half = _half(made, parent, manifest)
+    promised = (manifest.promise or {}) if manifest else {}
+    promise = promised.get(half, promised.get("kind", "none"))
     if promise != "none" and made.folder.path.samefile(parent.folder.path):
         what = f"{child} would be compared with itself, and agree whatever it is."
         raise RekindleError(what, hint="--against the source that it was made of")
@@ -72,7 +75,7 @@ def verify(
     if blockwise is None:
         blockwise = not (by_class or fit(made, parent))
     bad = not_finite(made.folder)
-    verdict = measure(made, parent, ids, text=text, promise=promise, bad=bad, blockwise=blockwise)
+    verdict = measure(made, parent, ids, text=text, promise=promise, bad=bad, blockwise=blockwise, half=half)
     _keep(made.folder.path, verdict.to_dict(), manifest, made.config)
     return verdict
 
@@ -88,6 +91,18 @@ def _parent(against: str | Path, child: Path) -> Checkpoint:
         if not lost:
             raise
         return open(against, without=lost).checkpoint
+
+
+def _half(child: Checkpoint, parent: Checkpoint, manifest: Manifest | None) -> str:
+    """The tower of the child that the parent has become, where it is a half of a child that was joined; else none."""
+    if parent.family.towers or child.family.model_type != PAIR:
+        return ""
+    lineage = manifest.lineage if manifest else []
+    sources = [one for record in reversed(lineage) for one in record.sources.items()]
+    found = (key.split("/")[0] for key, one in sources if one.fingerprint == parent.folder.fingerprint)
+    reads, writes = child.family.towers
+    guess = writes if parent.settings.output == "causal" else reads
+    return next((key for key in found if key in child.family.towers), guess)
 
 
 def _count(tokens: int | str) -> int:

@@ -13,6 +13,7 @@ from rekindle.api.merging import merge
 from rekindle.api.model import Model, open
 from rekindle.api.options import takes
 from rekindle.api.repairing import repair
+from rekindle.api.warming import warm_start
 from rekindle.config import resolve
 from rekindle.methods import gqa as gqa_
 from rekindle.methods import grow_depth as grow_depth_
@@ -26,8 +27,11 @@ P = ParamSpec("P")
 def apply(verb: str, source: Any, *, tower: str | None = None, **options: Any) -> Model:
     """Apply a method by its verb, see rekindle.methods.METHODS; each has a function of its own too.
 
-    `tower`: "encoder", "decoder" or "both", of a model of two. `source`: several, of a method that takes them.
+    `tower`: "encoder", "decoder" or "both", of a model of two. `source`: several, of a method that takes them, or what
+    its options name.
     """
+    if method_named(verb).named_by:
+        return warm_start(**{**dict(source or {}), **options})
     if method_named(verb).takes == "models":
         return merge(source, **options)
     if verb == "repair":

@@ -173,7 +173,7 @@ def _describe(
         version=__version__,
         lineage=_lineage(model, out, options),
         parameters=model.checkpoint.parameters(),
-        promise={"kind": model.checkpoint.promise.kind, "text": model.checkpoint.promise.text},
+        promise=model.checkpoint.promise.to_dict(),
         measured=model.checkpoint.told,
         shards={file: w.entry for file, w in written.items() if "/" not in file},
     )
@@ -210,12 +210,11 @@ def _lineage(model: Decided, out: Path, options: Resolved[SaveConfig]) -> list[R
 
 
 def _command(step: Step, given: Mapping[str, str], out: Path, options: Resolved[SaveConfig]) -> str:
-    """What to type to do a step again; a base is named as it was given, not by its key."""
-    own, beside = step.options, METHODS[step.verb].beside
-    base = getattr(own.config, beside, None)
-    if base in given:
-        own = replace(own, config=replace(own.config, **{beside: given[base]}))
-    sources = [source for name, source in given.items() if name != base]
+    """What to type to do a step again; models that options name are named as they were given, not by their keys."""
+    own, method = step.options, METHODS[step.verb]
+    named = [*given] if method.named_by else [getattr(own.config, method.beside, None)]
+    own = replace(own, config=method.renamed(own.config, given))
+    sources = [source for name, source in given.items() if name not in named]
     return command(step.verb, [*sources, str(out), *(["--tower", step.tower] if step.tower else [])], own, options)
 
 

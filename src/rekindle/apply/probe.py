@@ -134,6 +134,33 @@ class EncoderDecoder(Probe):
         return _cross_entropy(outputs, shown["labels"])
 
 
+class Reading(Probe):
+    """Of the half of an encoder-decoder that reads, and of what it was."""
+
+    compared = "hidden states of the encoder"
+
+    def inputs(self, model: Any, shown: Shown) -> dict[str, Any]:
+        return super().inputs(model, shown) | {"output_hidden_states": True}
+
+    def outputs(self, out: Any) -> torch.Tensor:
+        return out.hidden_states[-1].float()
+
+
+class Writing(Causal):
+    """Of the half that writes, and of what it was: it is shown something that was read, and the other nothing."""
+
+    compared = "logits of the decoder"
+
+    def inputs(self, model: Any, shown: Shown) -> dict[str, Any]:
+        import torch
+
+        own = super().inputs(model, shown)
+        if not getattr(model.config, "add_cross_attention", False):
+            return own
+        size, draw = model.config.hidden_size, torch.Generator().manual_seed(0)
+        return own | {"encoder_hidden_states": torch.randn(len(shown["input_ids"]), 8, size, generator=draw)}
+
+
 class ByClass(Probe):
     """Of a model that no table knows and that reads a text: the first of its outputs."""
 
@@ -155,6 +182,9 @@ PROBES: Mapping[str, Probe] = {
     "class": ByClass(),
 }
 """By Settings.output."""
+
+HALVES: Mapping[str, Probe] = {"encoder": Reading(), "decoder": Writing()}
+"""By tower, of models that were joined."""
 
 
 def _first(config: Any) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from rekindle.anatomy.settings import meaning
 from rekindle.apply.load import config_of, fit_experts, load_model, model_class, quietly, unloadable
-from rekindle.apply.probe import PROBES
+from rekindle.apply.probe import HALVES, PROBES, Probe
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.plan import plan
@@ -55,21 +55,23 @@ def verify(
     promise: str,
     bad: dict[str, int],
     blockwise: bool,
+    half: str = "",
 ) -> Verdict:
     """Compare outputs on `tokens` [N, T]. `promise`: what the child was made under; `bad`: see scan.not_finite.
+    `half`: the tower of a child that was joined which the parent has become.
 
     Where the parent has lost tensors, or computes NaN, a lossy child is looked at alone. Raises RekindleError where the
     two cannot be compared.
     """
-    _check(child, parent)
+    _check_half(child, parent, half) if half else _check(child, parent)
     dtype = TORCH[child.dtype] if child.dtype in COMPUTED else "float32"  # nothing computes in 8 bits
-    probe = PROBES[child.settings.output]
+    probe = HALVES[half] if half else PROBES[child.settings.output]
     about = {"promise": promise, "compared": probe.compared, "dtype": dtype, "tokens": int(tokens.size), "text": text,
              "not_finite": bad, "blockwise": blockwise}  # fmt: skip
     alone = f"{parent.folder.named} has lost tensors" if parent.folder.without else ""
     difference, loss_parent, loss_child = float("nan"), None, None
     if not alone:
-        difference, loss_parent, loss_child = compare(child, parent, tokens, "float32", blockwise)
+        difference, loss_parent, loss_child = compare(child, parent, tokens, "float32", blockwise, half)
         if np.isnan(difference) and promise == "lossy" and not bad:
             alone = f"{parent.folder.named} computes NaN"
     if alone:
@@ -77,7 +79,7 @@ def verify(
         unknown = {"relative_difference": None, "stored_difference": None, "loss_parent": None}
         held = None if promise == "none" else finite and not bad
         return Verdict(held=held, loss_child=loss_child, alone=alone, **unknown, **about)
-    stored = compare(child, parent, tokens, dtype, blockwise)[0] if dtype != "float32" else None
+    stored = compare(child, parent, tokens, dtype, blockwise, half)[0] if dtype != "float32" else None
     finite = bool(np.isfinite(difference)) and not bad
     held = None if promise == "none" else finite and (promise != "exact" or difference <= probe.exact)
     measured = {"relative_difference": difference, "stored_difference": stored}
@@ -109,22 +111,32 @@ def _check(child: Checkpoint, parent: Checkpoint) -> None:
     raise RekindleError(what, where=child.folder.path)
 
 
+def _check_half(child: Checkpoint, parent: Checkpoint, half: str) -> None:
+    ours, theirs = child.settings.towers[half], parent.settings
+    if half == "decoder" and theirs.output != "causal":
+        what = f"The decoder looks back only, as this {parent.family.name} never did: nothing can be compared."
+        raise RekindleError(what, where=parent.folder.path, hint="--against what became its encoder")
+    if ours.vocab_size != theirs.vocab_size:
+        what = f"The vocabularies differ: {ours.vocab_size} tokens of the {half} and {theirs.vocab_size}."
+        raise RekindleError(what, where=child.folder.path)
+
+
 def compare(
-    child: Checkpoint, parent: Checkpoint, tokens: np.ndarray, dtype: str, blockwise: bool
+    child: Checkpoint, parent: Checkpoint, tokens: np.ndarray, dtype: str, blockwise: bool, half: str = ""
 ) -> tuple[float, float | None, float | None]:
     """(max |difference| / max |output|, the parent's loss, the child's loss), computed in `dtype`."""
     import torch
 
-    probe = PROBES[parent.settings.output]
+    probe = HALVES[half] if half else PROBES[parent.settings.output]
     ids = torch.from_numpy(tokens.astype(np.int64))
     batches = [ids] if blockwise else list(ids.split(max(1, 512 // ids.shape[1])))
     shown = [probe.shown(batch) for batch in batches]
     with torch.no_grad():
-        before = [outputs.clone() for outputs in run(parent, batches, dtype, blockwise)]
+        before = [outputs.clone() for outputs in run(parent, batches, dtype, blockwise, probe=probe)]
         largest = max(float(outputs.abs().max()) for outputs in before)
         losses = [probe.loss(outputs, batch) for outputs, batch in zip(before, shown, strict=True)]
         worst, losses_child = 0.0, []
-        made = run(child, batches, dtype, blockwise, unaided=True)
+        made = run(child, batches, dtype, blockwise, unaided=True, half=half, probe=probe)
         for outputs, reference, batch in zip(made, before, shown, strict=True):
             difference = float((outputs - reference).abs().max())
             worst = max(worst, difference) if difference == difference else float("nan")
@@ -133,11 +145,19 @@ def compare(
 
 
 def run(
-    checkpoint: Checkpoint, batches: list[Any], dtype: str, blockwise: bool, *, unaided: bool = False
+    checkpoint: Checkpoint,
+    batches: list[Any],
+    dtype: str,
+    blockwise: bool,
+    *,
+    unaided: bool = False,
+    half: str = "",
+    probe: Probe | None = None,
 ) -> Iterator[Any]:
     """The outputs [N, T, ...] in float32 for each batch of text [N, T], from a model that is gone afterwards."""
-    probe = PROBES[checkpoint.settings.output]
-    with loaded(checkpoint, dtype, blockwise, unaided=unaided) as model:
+    probe = probe or PROBES[checkpoint.settings.output]
+    with loaded(checkpoint, dtype, blockwise, unaided=unaided) as whole:
+        model = getattr(whole, half) if half else whole
         for batch in batches:
             try:
                 out = model(**probe.inputs(model, probe.shown(batch)))

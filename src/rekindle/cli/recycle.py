@@ -18,6 +18,7 @@ from rekindle.api.repairing import repaired
 from rekindle.api.saving import check_apart, check_keeps_state, lost
 from rekindle.api.saving import recipe as recipe_of
 from rekindle.api.source import typed
+from rekindle.api.warming import warmed
 from rekindle.apply.parts import Part, missing_parts, parse_part, read_records
 from rekindle.apply.save import Job, SaveConfig, default_workers, nbytes_read
 from rekindle.apply.threads import check_workers
@@ -35,25 +36,28 @@ from rekindle.store.publish import check_free, check_spares
 
 
 def _verb(method: Method) -> click.Command:
-    """SRC OUT, or SRC... OUT of a method that takes several; --tower of one that sees a tower."""
+    """SRC OUT, SRC... OUT of a method that takes several, OUT where options name them; --tower of one that sees one."""
     text = f"{method.summary}\n\n" + (f"{method.paper}\n\n" if method.paper else "")
     text += "\b\n" + "\n".join(method.commands)
 
     several, sees_tower = method.takes == "models", method.takes == "tower"
 
     @click.command(method.verb, help=text)
-    @click.argument("sources", nargs=-1 if several else 1, metavar="SRC..." if several else "SRC", required=True)
+    @(_nothing if method.named_by else _sources(several))
     @click.argument("out")
     @options_of(method.config, SaveConfig)
     @(TOWER if sees_tower else _nothing)
     @_writing
     @click.option("--config", "config_file", metavar="FILE", help="YAML with values for the method's options")
     @click.option("--print-config", is_flag=True, help="print the resolved recipe as YAML and stop")
-    def verb(sources: Any, out: str, config_file: str | None, print_config: bool, **given: Any) -> None:
+    def verb(out: str, config_file: str | None, print_config: bool, sources: Any = (), **given: Any) -> None:
         gc.disable()  # a plan is hundreds of thousands of objects that live to the end: a third of its time saved
         options = resolved(method.config, given, config_file, out)
         save = resolved(SaveConfig, given)
-        if several:
+        if method.named_by:
+            model = warmed(options)
+            sources = tuple(dict.fromkeys(model.given.values()))
+        elif several:
             set_ = options.origins | save.origins
             by_order = [f"--{name.replace('_', '-')}" for name in BY_ORDER if set_.get(name, "default") != "default"]
             model = merged(named(typed(sources, by_order)), options.config.base, options)
@@ -76,6 +80,10 @@ def _verb(method: Method) -> click.Command:
 BY_ORDER = "weights", "by_role", "t", "optimizer_state"  # options that go by the order of several SRC
 
 TOWER = click.option("--tower", metavar="NAME", help="of an encoder-decoder: encoder, decoder or both")
+
+
+def _sources(several: bool) -> Any:
+    return click.argument("sources", nargs=-1 if several else 1, metavar="SRC..." if several else "SRC", required=True)
 
 
 def _nothing(function: Any) -> Any:

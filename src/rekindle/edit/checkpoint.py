@@ -25,6 +25,8 @@ from rekindle.edit.promise import Promise, exact
 from rekindle.errors import RekindleError, counted
 from rekindle.store.folder import Folder
 
+TIED = "tied_weights"  # the key of a config: name -> name of the tensor that is the same parameter, both written
+
 
 class Finding(NamedTuple):
     """A measurement that finds what the user should know, and where: of which source, in which tower."""
@@ -234,7 +236,9 @@ class Checkpoint:
         """Total parameters, and those active for one token: all but the experts it is not routed to."""
         counts = self.family.parameters(self.settings)
         others = sum(math.prod(self.tensors[role].shape) for role in self.opaque)
-        return {key: count + others for key, count in counts.items()}
+        tied = self.config.get(TIED, {})
+        twice = sum(math.prod(shape) for name, shape, _ in self.rows.values() if name in tied)
+        return {key: count + others - twice for key, count in counts.items()}
 
 
 def united(parents: Sequence[Checkpoint], like: Checkpoint) -> Checkpoint:

@@ -223,6 +223,13 @@ def _check_same(first: Checkpoint, other: Checkpoint, one: Vocabulary, two: Voca
     raise RekindleError(what, where=where, why="what is beyond the tokens is padding", hint="--vocab base")
 
 
+def unlike(first: Checkpoint, other: Checkpoint) -> str:
+    """How the tokens of two checkpoints differ; nothing where they do not, or where those of one are not known."""
+    one, two = (Vocabulary(model.folder.path, model.folder.named) for model in (first, other))
+    known = one.file is not None and two.file is not None and one.folder != two.folder
+    return _unlike(one, two) if known and one.digest != two.digest else ""
+
+
 def _unlike(one: Vocabulary, two: Vocabulary) -> str:
     """How two tables of tokens differ, with examples."""
     a, b = one.ids, two.ids

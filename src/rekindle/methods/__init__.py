@@ -31,6 +31,7 @@ class Method(NamedTuple):
     examples: tuple[str, ...] = ()  # what to type after the verb, for help and documentation; a test runs each
     takes: Literal["tower", "model", "models"] = "tower"  # one tower of a model, all of it, or several models by name
     beside: str = ""  # the option that may name one more model
+    named_by: tuple[str, ...] = ()  # options that name all of its models, each by a word of its own: no SRC does
 
     @property
     def commands(self) -> list[str]:
@@ -52,6 +53,16 @@ class Method(NamedTuple):
         """The papers behind it, and a link: of a method of several ways those of the one that these options name."""
         own = getattr(self.module, "cited", None)
         return own(options) if own else f"{self.paper} {self.url}".strip()
+
+    def renamed(self, config: Any, names: Mapping[str, str]) -> Any:
+        """The config with other names for the models that options name; `random:NAME` names one too."""
+        new = {}
+        for option in (*self.named_by, *([self.beside] if self.beside else [])):
+            text = getattr(config, option) or ""
+            word, _, name = text.partition(":")
+            if text in names or name in names:
+                new[option] = names[text] if text in names else f"{word}:{names[name]}"
+        return replace(config, **new)
 
     def combine(self, parents: Mapping[str, Checkpoint], config: Any) -> Checkpoint:
         """What it makes of several models by name; of a method that takes one it is the first."""
@@ -174,6 +185,21 @@ METHODS = {
             ),
             takes="model",
             beside="from_",
+        ),
+        Method(
+            "warm-start",
+            "rekindle.methods.warm_start:warm_start",
+            "Join checkpoints into an encoder-decoder: one reads, one writes.",
+            "Rothe, Narayan and Severyn 2020, Leveraging Pre-trained Checkpoints for Sequence Generation Tasks "
+            "(arXiv 1907.12461)",
+            "https://arxiv.org/abs/1907.12461",
+            examples=(
+                "OUT --encoder BERT --decoder same --share all",
+                "OUT --encoder BERT --decoder GPT2 --cross silent",
+                "OUT --variant bert2rnd --encoder BERT",
+            ),
+            takes="models",
+            named_by=("encoder", "decoder"),
         ),
     )
 }

@@ -32,7 +32,7 @@ NAME = "README.md"
 LCSC = "[LCSC](https://arxiv.org/abs/2404.02241)"
 _HUB_NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@[\w.-]+)?")
 _PIPELINES = {"ForCausalLM": "text-generation", "LMHeadModel": "text-generation", "ForMaskedLM": "fill-mask",
-              "Model": "feature-extraction"}  # fmt: skip
+              "EncoderDecoderModel": "", "Model": "feature-extraction"}  # fmt: skip
 # What does not show, or makes what stands beside it show as something else: control characters, marks that turn the
 # direction of text, halves of surrogates.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

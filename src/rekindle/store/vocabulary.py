@@ -14,7 +14,7 @@ from rekindle.store.index import read_json
 from rekindle.store.reading import opened, unreadable
 
 FAST, SLOW, LINES = "tokenizer.json", "vocab.json", "vocab.txt"
-CONFIG, ADDED = "tokenizer_config.json", "added_tokens.json"
+CONFIG, ADDED, SPECIAL = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 
@@ -87,6 +87,17 @@ class Vocabulary:
         ):
             raise RekindleError("The added tokens of this tokenizer cannot be read.", where=self.file)
         return {entry["content"]: FLAGS | entry for entry in entries}
+
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """cls_token, eos_token and their like, as far as the tokenizer names them -> number."""
+        if self.file is None:
+            return {}
+        named = self._beside(SPECIAL) | self._beside(CONFIG)
+        texts = {
+            key: x.get("content") if isinstance(x, dict) else x for key, x in named.items() if key.endswith("_token")
+        }
+        return {key: self.ids[text] for key, text in texts.items() if isinstance(text, str) and text in self.ids}
 
     def with_tokens(self, new: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         """{file: its text} with these tokens added, each a row of `added` with its new number.

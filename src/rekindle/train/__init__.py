@@ -9,6 +9,7 @@ split.py      which documents are held out
 order.py      the order of the batches
 tokenizer.py  byte-level BPE for models from scratch
 model.py      checkpoint folder <-> transformers model
+ties.py       parameters that are one, and are written twice
 schedule.py   learning rate as a function of tokens
 rate.py       its peak, where none is given
 budget.py     how many tokens a run trains on

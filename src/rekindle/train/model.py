@@ -20,6 +20,7 @@ from rekindle.apply.scan import not_finite
 from rekindle.edit import open_checkpoint, plan
 from rekindle.errors import RekindleError, counted, first_line
 from rekindle.store.folder import Folder
+from rekindle.train.ties import with_copies
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SHARD_SIZE = "5GB"
@@ -125,8 +126,9 @@ def save_model(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | N
     if model.can_generate():
         # A source's own generation settings travel as a file; transformers would refuse to write many of them.
         model.generation_config = type(model.generation_config).from_model_config(model.config)
+    held = None if weights is None else with_copies(model, weights)
     with quietly():
-        model.save_pretrained(folder, max_shard_size=_SHARD_SIZE, state_dict=None if weights is None else dict(weights))
+        model.save_pretrained(folder, max_shard_size=_SHARD_SIZE, state_dict=held)
     path = folder / "config.json"
     written = weights or dict(model.named_parameters())
     config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": _dtype_of_most(written.values())}

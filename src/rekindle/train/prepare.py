@@ -19,6 +19,7 @@ from rekindle.train.optimizer import load_optimizer, make_optimizer
 from rekindle.train.plan import make_plan
 from rekindle.train.state import TRACKERS, Saved, describe_run, find_start, load_state, resumed, work_folder
 from rekindle.train.step import Stepper
+from rekindle.train.ties import tie
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,6 +51,7 @@ def prepare(
             log.warning("%s: %s", out.name, "; ".join([f"goes on from step {saved.step} of {plan.steps}", *different]))
 
     model = load_model(source, output=kind.output)
+    tie(model)
     wrapped = _wrapped(model, config, accelerator)
     optimizer = make_optimizer(model, config.weight_decay, config.beta2)
     averages = Averages(model) if config.keep_averages and accelerator.is_main_process else None

@@ -136,7 +136,17 @@ def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[A
     found = _class(name)
     check_output(source, found.output, None if name == default else f"--objective {default}")
     check_shift(source)
+    _check_one_vocabulary(source)
     return found
+
+
+def _check_one_vocabulary(source: Folder) -> None:
+    """One tokenizer makes all the tokens that a model is shown."""
+    towers = family_of(source.config).settings(source.config).towers
+    if len({own.vocab_size for own in towers.values()}) > 1:
+        said = " and ".join(f"the {name} has {own.vocab_size} tokens" for name, own in towers.items())
+        what = f"The towers have vocabularies of their own: {said}, and one tokenizer reads the data."
+        raise RekindleError(what, where=source.path, hint="rekindle warm-start with halves of one vocabulary")
 
 
 def default_objective(source: Folder) -> str:

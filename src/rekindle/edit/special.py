@@ -1,0 +1,49 @@
+"""The tokens that a written text begins and ends with, and is padded with."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from rekindle.edit.checkpoint import Checkpoint
+from rekindle.errors import RekindleError
+from rekindle.store.passengers import GENERATION
+from rekindle.store.vocabulary import Vocabulary
+
+
+class Tokens(NamedTuple):
+    ids: dict[str, int]  # under the config's keys, which `generate` reads too
+    told: str
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What `generate` reads before the config."""
+        return {GENERATION: json.dumps(self.ids, indent=2) + "\n"}
+
+
+def special_tokens(model: Checkpoint) -> Tokens:
+    """Those of a text that this model is to write.
+
+    It begins with what its tokenizer, or else its config, calls cls or bos, else with what ends it, pads it, or 0; it
+    ends with sep or eos, else with what begins it; and it is padded with pad, else with what ends it. Raises
+    RekindleError where such a token is outside the vocabulary.
+    """
+    named = Vocabulary(model.folder.path, model.folder.named).special
+    own = {f"{name}_token": model.config.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    own = {name: i for name, i in own.items() if type(i) is int}
+
+    def first(*names: str) -> int | None:
+        keys = [f"{name}_token" for name in names]
+        return next((known[key] for known in (named, own) for key in keys if key in known), None)
+
+    start, end, pad = first("cls", "bos"), first("sep", "eos"), first("pad")
+    start = next(i for i in (start, end, pad, 0) if i is not None)
+    end = start if end is None else end
+    found = {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": end if pad is None else pad}
+    for key, i in found.items():
+        if not 0 <= i < model.settings.vocab_size:
+            what = f"{key} would be {i}, and the decoder's vocabulary has {model.settings.vocab_size} tokens."
+            raise RekindleError(what, where=model.folder.path, hint="a tokenizer of this model, or its config mended")
+    words = {i: word for word, i in Vocabulary(model.folder.path, model.folder.named).ids.items()}
+    start, end, pad = (f"{words[i]!r}" if i in words else f"token {i}" for i in found.values())
+    return Tokens(found, f"a text that it writes begins with {start}, ends with {end} and is padded with {pad}")

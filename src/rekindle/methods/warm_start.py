@@ -1,0 +1,141 @@
+"""Warm start: an encoder-decoder whose halves are filled from checkpoints that there are.
+
+encoder   A bert, bert-generation or roberta, without a head: its hidden states stay what they were. A bert becomes a
+          bert-generation, whose positions have the vector of token type 0, the only one that occurs, added to them.
+decoder   The same kinds, or a gpt2. Self-attention now looks back only, and each layer has cross-attention.
+share     embeddings: one matrix of both halves; all: one of whatever both have, which is all but cross-attention. It is
+          written twice, and the config says what is one (`tied_weights`), so that any library reads it and `train` ties
+          it again.
+cross     random, as published; copy: what self-attention is; silent: that with an output of 0, so that a gpt2 writes
+          what it wrote before, whatever it reads. A layer that normalises the sum with its branches cannot be silent.
+
+Preserves the encoder's function exactly (of a BERT in 16 bits but for the rounding of those sums), the decoder's where
+cross-attention is silent; of the two as one nothing.
+
+Departures from the paper: of a BERT's decoder no head is new but its bias, as `bert-generation` has none beside the
+embeddings; positions of a GPT-2 stay as many as they are.
+
+Source: Rothe, Narayan and Severyn 2020, "Leveraging Pre-trained Checkpoints for Sequence Generation Tasks", arXiv
+1907.12461, section 3 and table 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from rekindle.anatomy import PAIRS, Role
+from rekindle.config import option
+from rekindle.edit import TIED, Checkpoint, Expr, Fill, Normal, lossy, united
+from rekindle.edit.arithmetic import Fresh
+from rekindle.edit.special import special_tokens
+from rekindle.edit.vocabulary import unlike
+from rekindle.errors import together
+from rekindle.methods.warming.alike import check_one_dtype, check_sharing, check_silent, shared_by_default
+from rekindle.methods.warming.halves import RANDOM, Half, halves_of
+from rekindle.methods.warming.variants import as_published
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    encoder: str = option(RANDOM, help="SRC of what reads; random, in the decoder's size; or random:SRC, in its size")
+    decoder: str = option(RANDOM, help="SRC of what writes; same: that of the encoder; random, or random:SRC")
+    variant: str = option("", help="one of the paper's by name, as bert2bert or bertshare: it sets share and random")
+    share: Literal["auto", "none", "embeddings", "all"] = option(
+        "auto", help="what both halves have as one; auto: embeddings, where both have one SRC or one half is drawn"
+    )
+    cross: Literal["random", "copy", "silent"] = option("random", help="how cross-attention begins")
+    encoder_layers: str = option("all", help="which layers of its SRC the encoder has: all, every:2, first:6 or 0,3,5")
+    decoder_layers: str = option("all", help="the same of the decoder")
+    seed: int = option(0, help="seed of what is drawn")
+
+
+def warm_start(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
+    config = as_published(parents, config)
+    layers = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
+    reads, writes = halves_of(parents, config.encoder, config.decoder, layers)
+    share = shared_by_default(reads, writes) if config.share == "auto" else config.share
+    _check(reads, writes, share, config.cross)
+    child = _empty(reads, writes)
+    one: dict[str, str] = {}
+    for role, (name, shape, _) in child.rows.items():
+        half, first = (reads if role.tower == reads.name else writes), role._replace(tower=reads.name)
+        both = first in child.rows and _is_one(role.part, share)
+        if both and half is writes:
+            child.tensors[role], one[name] = child.tensors[first], child.rows[first][0]
+            continue
+        x = _cross(writes, role, config.cross) if role.part.startswith("cross.") else half.tensor(role)
+        if x is None and both:
+            x = writes.tensor(role)
+        child.tensors[role] = _new(child, role, shape, config.seed) if x is None else x
+    if one:
+        child.config[TIED] = one
+    return child.promising(_promise(reads, writes, config.cross))
+
+
+def _promise(reads: Half, writes: Half, cross: str) -> Any:
+    """Of the whole, and of each half beside its own source."""
+    kept = {reads.name: reads.kept, writes.name: writes.kept and cross == "silent"}
+    halves = {name: "exact" if exact else "lossy" for name, exact in kept.items()}
+    return lossy("its decoder looks at what the encoder has read, which it never did", halves)
+
+
+def _check(reads: Half, writes: Half, share: str, cross: str) -> None:
+    problems = [*check_one_dtype(reads, writes), *check_sharing(reads, writes, share), *check_silent(writes, cross)]
+    if problems:
+        raise together(problems)
+
+
+# -- what they are as one ----------------------------------------------------------------------------------------
+
+
+def _empty(reads: Half, writes: Half) -> Checkpoint:
+    """The child, to be filled."""
+    pair = PAIRS[reads.table.model_type, writes.table.model_type]
+    read, written = reads.like.settings.hidden_size, writes.like.settings.hidden_size
+    decides = {"cross_size": read, "cross_projected": read != written, "tie_word_embeddings": True}
+    own = {reads.name: reads.settings(), writes.name: writes.settings(**decides)}
+    halves, tokens = (reads, writes), special_tokens(writes.like)
+    config = {
+        "architectures": [*pair.classes.values()],
+        "model_type": pair.model_type,
+        "is_encoder_decoder": True,
+        **{half.name: half.table.config(own[half.name], half.like.config, half.like.family) for half in halves},
+        **tokens.ids,
+    }
+    said = [half.parent for half in halves if half.parent is not None] + [half.like for half in halves]
+    used = list({id(one): one for one in said}.values())
+    child = united(used, used[0])
+    files = {**child.files, **tokens.files}
+    child = replace(child, family=pair, settings=pair.settings(config), config=config, tensors={}, files=files)
+    if differ := unlike(reads.like, writes.like):
+        child.noting(f"its tokenizer is the encoder's, and the decoder's is another one: {differ}")
+    return child.noting(tokens.told)
+
+
+def _is_one(part: str, share: str) -> bool:
+    """Whether both halves have it as one, where both have it."""
+    return share == "all" or (share == "embeddings" and part == "embed")
+
+
+def _cross(writes: Half, role: Role, how: str) -> Expr | None:
+    """What cross-attention begins as; None where it is drawn."""
+    if how == "random" or role.layer < 0:
+        return None
+    x = writes.tensor(role._replace(part=role.part.replace("cross.", "attn.", 1)))
+    if x is None:
+        return None
+    silent = how == "silent" and role.part in ("cross.o", "cross.o.bias")
+    return Fill(x.dtype, x.shape, 0.0) if silent else Fresh(x)
+
+
+def _new(child: Checkpoint, role: Role, shape: tuple[int, ...], seed: int) -> Expr:
+    """As the classes draw it: N(0, initializer_range), biases 0, gains of norms 1."""
+    dtype = child.origin.dtype
+    if role.part.endswith(".bias"):
+        return Fill(dtype, shape, 0.0)
+    if role.part.endswith("norm"):
+        return Fill(dtype, shape, 1.0)
+    std = child.config[role.tower or "decoder"].get("initializer_range", 0.02)
+    return Normal(dtype, shape, std, seed, str(role))

@@ -1,0 +1,336 @@
+"""Warm starts: each half is what its source was, what is shared is one, and the paper's table of parameters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from train.train_helpers import rows
+
+import rekindle
+from rekindle import api
+from rekindle.apply.load import quietly
+from rekindle.errors import RekindleError
+
+READS, WRITES = ("bert", "roberta", "bert-generation"), ("bert", "roberta", "bert-generation", "gpt2")
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def loaded(folder: Path):
+    from transformers import EncoderDecoderModel
+
+    with quietly():
+        return EncoderDecoderModel.from_pretrained(folder).eval()
+
+
+def shown(vocab_size: int = 64) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    source, target = (torch.randint(4, vocab_size, (2, n), generator=draw) for n in (9, 7))
+    return {"input_ids": source, "attention_mask": torch.ones_like(source), "decoder_input_ids": target}
+
+
+@pytest.mark.parametrize("writes", WRITES)
+@pytest.mark.parametrize("reads", READS)
+def test_the_encoder_reads_as_before_and_plain_transformers_loads_the_pair(tiny, tmp_path, reads, writes):
+    source = tiny(reads)
+    out = rekindle.warm_start(source, tiny(writes, seed=1)).save(tmp_path / "out")
+    verdict = api.verify(out, against=source, tokens=128)
+    assert verdict.promise == "exact"
+    assert verdict.compared == "hidden states of the encoder"
+    assert verdict.held, verdict
+    model, inputs = loaded(out), shown()
+    with torch.no_grad():
+        one = model(**inputs).logits
+        later = inputs["decoder_input_ids"].clone()
+        later[:, 4:] = 5
+        assert torch.equal(model(**{**inputs, "decoder_input_ids": later}).logits[:, :4], one[:, :4])  # causal
+        other = model(**{**inputs, "input_ids": inputs["input_ids"].flip(1)}).logits
+        assert (other - one).abs().max() > 1e-4  # it looks at the source
+        made = [
+            model.generate(inputs["input_ids"], max_new_tokens=12, do_sample=False, use_cache=x) for x in (True, False)
+        ]
+    assert torch.equal(*made)
+    model(**inputs).logits.square().sum().backward()
+    crossed = [p for name, p in model.named_parameters() if "crossattention" in name and p.ndim == 2]
+    assert crossed
+    assert all(p.grad is not None and p.grad.any() for p in crossed)
+
+
+@pytest.mark.parametrize(("family", "name"), [("bert", "BertForMaskedLM"), ("roberta", "RobertaForMaskedLM")])
+def test_what_had_a_head_for_masked_tokens_reads_as_before_too(tiny, tmp_path, family, name):
+    source = tiny(family, architectures=[name])
+    out = rekindle.warm_start(source, "same").save(tmp_path / "out")
+    assert api.verify(out, against=source, tokens=128).held
+
+
+def test_a_silent_decoder_writes_what_it_wrote(tiny, tmp_path):
+    source = tiny("gpt2")
+    out = rekindle.warm_start(tiny("bert"), source, cross="silent").save(tmp_path / "out")
+    verdict = api.verify(out, against=source, tokens=128)
+    assert (verdict.promise, verdict.compared) == ("exact", "logits of the decoder")
+    assert verdict.relative_difference == 0.0
+    assert verdict.loss_child == verdict.loss_parent
+    model, inputs = loaded(out), shown()
+    model(**inputs).logits.square().sum().backward()
+    silent = [p for name, p in model.named_parameters() if "crossattention.c_proj.weight" in name]
+    assert all(not p.any() and p.grad.any() for p in silent)  # and learns to speak
+    loud = rekindle.warm_start(tiny("bert"), source).save(tmp_path / "loud")
+    assert api.verify(loud, against=source, tokens=128).promise == "lossy"
+
+
+def test_copied_cross_attention_is_self_attention(tiny, tmp_path):
+    held = tensors(rekindle.warm_start(tiny("bert"), "same", cross="copy", share="none").save(tmp_path / "out"))
+    at = "decoder.bert.encoder.layer.1."
+    for part in ("self.query.weight", "self.value.bias", "output.dense.weight", "output.LayerNorm.bias"):
+        assert torch.equal(held[f"{at}crossattention.{part}"], held[f"{at}attention.{part}"])
+
+
+@pytest.mark.parametrize(("share", "fewer"), [("none", 0), ("embeddings", 1), ("all", None)])
+def test_what_is_shared_is_written_twice_and_counted_once(tiny, tmp_path, share, fewer):
+    model = rekindle.warm_start(tiny("bert"), "same", share=share)
+    out = model.save(tmp_path / "out")
+    tied = json.loads((out / "config.json").read_text()).get("tied_weights", {})
+    held = tensors(out)
+    assert all(torch.equal(held[name], held[of]) for name, of in tied.items())
+    total = sum(x.numel() for x in held.values())
+    assert model.checkpoint.parameters()["total"] == total - sum(held[name].numel() for name in tied)
+    if fewer is None:  # all that both have
+        both = {name for name in held if name.startswith("decoder.bert.") and "crossattention" not in name}
+        assert set(tied) == both
+    else:
+        assert len(tied) == fewer
+
+
+@pytest.mark.parametrize("share", ["embeddings", "all"])
+def test_training_ties_them_again_and_writes_both(tiny, tmp_path, share):
+    base = rekindle.init(
+        tmp_path / "bert",
+        family="bert",
+        hidden=32,
+        layers=2,
+        heads=4,
+        tokenizer="bpe:300",
+        set={"architectures": ["BertModel"]},
+    )
+    pairs = [json.dumps({"source": f"words {i} and {i * i}", "target": f"{i * i} and {i}"}) for i in range(400)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
+    source = rekindle.warm_start(base, "same", share=share).save(tmp_path / "start")
+    how = {
+        "objective": "seq2seq",
+        "data": str(tmp_path / "pairs.jsonl"),
+        "seq_len": 32,
+        "batch_tokens": 512,
+        "lr": 1e-3,
+    }
+    rekindle.train(source, tmp_path / "out", tokens=4096, **how)
+    tied = json.loads((tmp_path / "out" / "config.json").read_text())["tied_weights"]
+    before, after = tensors(source), tensors(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], after[of]) for name, of in tied.items())
+    assert not any(torch.equal(before[name], after[name]) for name in tied if name.endswith("query.weight"))
+    rekindle.train(tmp_path / "out", tmp_path / "more", tokens=2048, **how)  # with the moments that it left
+    more = tensors(tmp_path / "more")
+    assert all(torch.equal(more[name], more[of]) for name, of in tied.items())
+    assert rows(tmp_path / "more", "step")[0]["loss"] < rows(tmp_path / "out", "step")[0]["loss"]
+
+
+def test_copies_that_were_trained_apart_stay_two(tiny, tmp_path, caplog):
+    from rekindle.train.ties import tie
+
+    out = rekindle.warm_start(tiny("bert"), "same", share="embeddings").save(tmp_path / "out")
+    model = loaded(out)
+    with torch.no_grad():
+        model.decoder.get_input_embeddings().weight[0] += 1
+    tie(model)
+    assert model.decoder.get_input_embeddings().weight is not model.encoder.get_input_embeddings().weight
+    assert "are said to be copies and are none" in caplog.text
+
+
+def test_two_vocabularies_are_told_and_not_trained(tmp_path):
+    bert = {"family": "bert", "set": {"architectures": ["BertModel"]}}
+    halves = [
+        rekindle.init(tmp_path / f"bpe-{n}", hidden=32, layers=1, heads=2, tokenizer=f"bpe:{n}", **own)
+        for n, own in ((300, bert), (320, {"family": "gpt2"}))
+    ]
+    model = rekindle.warm_start(*halves)
+    assert any("the decoder's is another one: 20 tokens only in" in note for note in model.checkpoint.notes)
+    (tmp_path / "pairs.jsonl").write_text('{"source": "a", "target": "b"}\n' * 40)
+    out = model.save(tmp_path / "out")
+    how = {"objective": "seq2seq", "data": str(tmp_path / "pairs.jsonl"), "seq_len": 8, "batch_tokens": 64}
+    with pytest.raises(RekindleError, match="the encoder has 300 tokens and the decoder has 320 tokens"):
+        rekindle.train(out, tmp_path / "trained", tokens=512, **how)
+
+
+# -- published ---------------------------------------------------------------------------------------------------
+
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+CONFIGS = {
+    "BERT": {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 30522, "type_vocab_size": 2, **BASE},
+    "ROBERTA": {"model_type": "roberta", "architectures": ["RobertaModel"], "vocab_size": 50265, "type_vocab_size": 1,
+                "max_position_embeddings": 514, **BASE},
+    "GPT": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 50257, "n_positions": 512,
+            "n_embd": 768, "n_layer": 12, "n_head": 12},
+}  # fmt: skip
+TABLE = [  # millions of all parameters: table 1 of arXiv 1907.12461
+    ("rnd2rnd", {"encoder": "random:BERT"}, 221),
+    ("bert2rnd", {"encoder": "BERT"}, 221),
+    ("rnd2bert", {"decoder": "BERT"}, 221),
+    ("bert2bert", {"encoder": "BERT"}, 221),
+    ("bertshare", {"encoder": "BERT"}, 136),
+    ("robertashare", {"encoder": "ROBERTA"}, 152),
+    ("rnd2gpt", {"decoder": "GPT"}, 238),
+    ("bert2gpt", {"encoder": "BERT", "decoder": "GPT"}, 260),
+    ("roberta2gpt", {"encoder": "ROBERTA", "decoder": "GPT"}, 276),
+]
+
+
+@pytest.mark.parametrize(
+    ("variant", "halves", "millions"), TABLE, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_the_papers_variants_have_its_parameters(tmp_path, monkeypatch, variant, halves, millions):
+    monkeypatch.chdir(tmp_path)
+    for name, config in CONFIGS.items():
+        Path(name).mkdir()
+        (Path(name) / "config.json").write_text(json.dumps(config))
+    found = rekindle.warm_start(**halves, variant=variant).checkpoint.parameters()["total"] / 1e6
+    assert found == pytest.approx(millions, rel=0.011)
+
+
+# -- refused, and told -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("halves", "options", "words"),
+    [
+        (("random", "random"), {}, "nothing says their sizes"),
+        (("random:bert", "same"), {}, "same as the encoder, which has no SRC"),
+        (("llama", "bert"), {}, "A llama cannot be the encoder: no class of transformers holds it there"),
+        (("gpt2", "same"), {}, "A gpt2 cannot be the encoder"),
+        (("bert", "llama"), {}, "A llama cannot be the decoder"),
+        (("random", "llama"), {}, "^A llama cannot be the decoder"),
+        (("bert", "same"), {"cross": "silent"}, "Cross-attention of a bert-generation cannot be silent"),
+        (("bert", "random"), {"cross": "copy"}, "has no self-attention"),
+        (("bert", "gpt2"), {"share": "all"}, "A bert-generation and a gpt2 cannot be one"),
+        (("bert", "bert 1"), {"share": "all"}, "come from two checkpoints, and --share all has room for one"),
+        (("bert", "same"), {"share": "all", "decoder_layers": "first:1"}, "have other layers of their SRC"),
+        (("bert", "same"), {"encoder_layers": "0,9"}, "There is no layer 9"),
+        (("bert", "same"), {"encoder_layers": "some"}, "--encoder-layers 'some' names no layers"),
+        (("bert", "roberta"), {"variant": "bert2bert"}, "The decoder of bert2bert is a bert, and this is a roberta"),
+        (("bert", "random"), {"variant": "roberta2gpt"}, "this is a bert"),
+        (("bert", "bert"), {"variant": "bert2rnd"}, "The decoder of bert2rnd is drawn"),
+        (("bert", "same"), {"variant": "bert2bret"}, "The paper has no variant 'bert2bret'"),
+        (("bert", "same"), {"variant": "bertshare", "share": "none"}, "bertshare has --share all"),
+    ],
+)
+def test_what_cannot_be_joined_is_a_sentence(tiny, halves, options, words):
+    def source(name: str) -> Path | str:
+        if name in ("random", "same"):
+            return name
+        word, _, family = name.rpartition(":")
+        folder = tiny(family.split()[0], seed=int(family[-1]) if " " in family else 0)
+        return f"{word}:{folder}" if word else folder
+
+    own = [source(name) for name in halves]
+    with pytest.raises(RekindleError, match=words):
+        rekindle.warm_start(*own, **options)
+
+
+def test_one_model_has_one_dtype_and_one_size_where_it_is_one(tiny):
+    with pytest.raises(RekindleError, match="The encoder's weights are F32, the decoder's BF16"):
+        rekindle.warm_start(tiny("bert"), tiny("gpt2", dtype="bfloat16"))
+    with pytest.raises(RekindleError, match="vocab_size is 64, the decoder's 80"):
+        rekindle.warm_start(tiny("bert"), tiny("gpt2", vocab_size=80), share="embeddings")
+
+
+def test_widths_that_differ_get_a_projection(tiny, tmp_path):
+    out = rekindle.warm_start(tiny("bert"), tiny("gpt2", hidden_size=48)).save(tmp_path / "out")
+    held = tensors(out)
+    assert held["enc_to_dec_proj.weight"].shape == (48, 32)
+    assert not held["enc_to_dec_proj.bias"].any()
+    with torch.no_grad():
+        assert loaded(out)(**shown()).logits.isfinite().all()
+
+
+def test_layers_are_chosen_and_the_rest_is_said_to_be_left_out(tiny, tmp_path):
+    source = tiny("bert", num_hidden_layers=4)
+    model = rekindle.warm_start(source, "same", encoder_layers="every:2", decoder_layers="first:1")
+    assert [own.num_layers for own in model.checkpoint.settings.towers.values()] == [2, 1]
+    held, before = tensors(model.save(tmp_path / "out")), tensors(source)
+    assert torch.equal(
+        held["encoder.encoder.layer.1.output.dense.weight"], before["encoder.layer.3.output.dense.weight"]
+    )
+    assert model.checkpoint.promise.halves == {"encoder": "lossy", "decoder": "lossy"}
+
+
+@pytest.mark.parametrize(
+    ("special", "ids"),
+    [
+        ({"cls_token": "c", "sep_token": "s", "pad_token": "p", "eos_token": "e"}, (0, 1, 2)),
+        ({"bos_token": "c", "eos_token": "e"}, (0, 3, 3)),
+        ({"eos_token": {"content": "e", "lstrip": False}}, (3, 3, 3)),
+        ({"pad_token": "p"}, (2, 2, 2)),
+        ({}, (0, 0, 0)),
+    ],
+)
+def test_tokens_that_bound_a_text_are_the_tokenizers(tiny, tmp_path, special, ids):
+    source = tmp_path / "bert"
+    shutil.copytree(tiny("bert"), source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(
+        json.dumps(config | {f"{name}_token_id": None for name in ("bos", "eos", "pad")})
+    )
+    (source / "vocab.txt").write_text("\n".join("cspe" + "".join(map(chr, range(0x4E00, 0x4E00 + 60)))))
+    (source / "tokenizer_config.json").write_text(json.dumps(special))
+    out = rekindle.warm_start(source, "same").save(tmp_path / "out")
+    for name in ("config.json", "generation_config.json"):
+        said = json.loads((out / name).read_text())
+        assert tuple(said[key] for key in ("decoder_start_token_id", "eos_token_id", "pad_token_id")) == ids
+
+
+def test_a_token_that_has_no_row_bounds_no_text(tiny, tmp_path):
+    source = tmp_path / "bert"
+    shutil.copytree(tiny("bert"), source)
+    (source / "vocab.txt").write_text("\n".join(map(chr, range(0x4E00, 0x4E00 + 80))))
+    (source / "tokenizer_config.json").write_text(json.dumps({"cls_token": chr(0x4E00 + 70)}))
+    with pytest.raises(RekindleError, match="decoder_start_token_id would be 70, and the decoder's vocabulary has 64"):
+        rekindle.warm_start(source, "same")
+
+
+def test_a_recipe_names_its_halves_and_random_ones_sizes(tiny, tmp_path):
+    model = rekindle.warm_start(f"random:{tiny('roberta')}", tiny("gpt2"), seed=3)
+    out = model.save(tmp_path / "out")
+    again = api.load_recipe(out / "rekindle.yaml")[0].save(tmp_path / "again")
+    assert (out / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert f"rekindle warm-start {out} --encoder random:{tiny('roberta')}" in (out / "README.md").read_text()
+    embed = tensors(out)["encoder.embeddings.word_embeddings.weight"]
+    assert float(embed.std()) == pytest.approx(0.3, rel=0.1)  # initializer_range of the tiny ones
+    assert not np.allclose(embed, tensors(tiny("roberta"))["embeddings.word_embeddings.weight"])
+
+
+def test_a_model_says_as_which_half_it_would_do(tiny):
+    assert api.inspect(tiny("bert"))["can"]["warm-start"] == "yes: as its encoder or decoder"
+    assert api.inspect(tiny("gpt2"))["can"]["warm-start"] == "yes: as its decoder"
+    assert api.inspect(tiny("llama"))["can"]["warm-start"].startswith("no: A llama cannot be the")
+
+
+@pytest.mark.slow
+def test_a_real_bert_twice(minilm, tmp_path):
+    """Parameters of MiniLM as two models, and as one."""
+    counts = {}
+    for share in ("none", "embeddings", "all"):
+        model = rekindle.warm_start(minilm, "same", share=share)
+        counts[share] = model.checkpoint.parameters()["total"]
+        out = model.save(tmp_path / share)
+        verdict = api.verify(out, against=minilm, tokens=512)
+        assert verdict.held, verdict
+    assert counts["none"] == 48_712_506
+    assert counts["all"] / counts["embeddings"] == pytest.approx(0.70, abs=0.02)
+    assert counts["all"] / counts["none"] == pytest.approx(0.54, abs=0.01)

@@ -16,6 +16,9 @@ import rekindle
 from rekindle import api
 from rekindle.apply.load import quietly
 from rekindle.errors import RekindleError
+from rekindle.train.encoder import Encoder
+from rekindle.train.model import load_tokenizer
+from rekindle.train.text import Pair
 
 READS, WRITES = ("bert", "roberta", "bert-generation"), ("bert", "roberta", "bert-generation", "gpt2")
 
@@ -154,19 +157,52 @@ def test_copies_that_were_trained_apart_stay_two(tiny, tmp_path, caplog):
     assert "are said to be copies and are none" in caplog.text
 
 
-def test_two_vocabularies_are_told_and_not_trained(tmp_path):
-    bert = {"family": "bert", "set": {"architectures": ["BertModel"]}}
-    halves = [
-        rekindle.init(tmp_path / f"bpe-{n}", hidden=32, layers=1, heads=2, tokenizer=f"bpe:{n}", **own)
-        for n, own in ((300, bert), (320, {"family": "gpt2"}))
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """A BERT and a GPT-2 of other tokens."""
+    work, bert = tmp_path_factory.mktemp("halves"), {"family": "bert", "set": {"architectures": ["BertModel"]}}
+    return [
+        rekindle.init(work / f"bpe-{n}", hidden=32, layers=1, heads=2, tokenizer=f"bpe:{n}", **own)
+        for n, own in ((340, bert), (300, {"family": "gpt2"}))
     ]
-    model = rekindle.warm_start(*halves)
-    assert any("the decoder's is another one: 20 tokens only in" in note for note in model.checkpoint.notes)
-    (tmp_path / "pairs.jsonl").write_text('{"source": "a", "target": "b"}\n' * 40)
+
+
+def test_each_half_has_its_own_tokens(halves, tmp_path):
+    """Both tokenizers travel, and train."""
+    model = rekindle.warm_start(*halves, cross="silent")
+    assert any("the decoder's, which is another one, lies in decoder_tokenizer" in x for x in model.checkpoint.notes)
     out = model.save(tmp_path / "out")
-    how = {"objective": "seq2seq", "data": str(tmp_path / "pairs.jsonl"), "seq_len": 8, "batch_tokens": 64}
-    with pytest.raises(RekindleError, match="the encoder has 300 tokens and the decoder has 320 tokens"):
-        rekindle.train(out, tmp_path / "trained", tokens=512, **how)
+    assert api.verify(out, against=halves[0], tokens=128).held
+    assert api.verify(out, against=halves[1], tokens=128).held
+    texts = [(f"words {i} and {i * i}", f"squares of {i}") for i in range(200)]
+    rows_ = [json.dumps({"source": source, "target": target}) for source, target in texts]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows_))
+    how = {"data": str(tmp_path / "pairs.jsonl"), "seq_len": 16, "batch_tokens": 512}
+    trained = tmp_path / "trained"
+    rekindle.train(out, trained, objective="seq2seq", tokens=4096, lr=1e-3, **how)
+    losses = [row["loss"] for row in rows(trained, "step")]
+    assert losses[-1] < losses[0]
+    told = rekindle.evaluate(trained, objective="seq2seq", tokens=2048, seq_len=16, data=how["data"])["loss"]
+    assert told == pytest.approx(rows(trained, "eval")[-1]["val_loss"], abs=0.05)
+    again = api.grow_depth(trained, factor=2, order="llama-pro", tower="decoder").save(tmp_path / "again")
+    for folder in (out, trained, again):
+        reads, writes = load_tokenizer(folder), load_tokenizer(folder / "decoder_tokenizer")
+        assert (len(reads), len(writes)) == (340, 300)
+    with pytest.raises(RekindleError, match="span-corruption takes both from one text"):
+        rekindle.train(out, tmp_path / "x", objective="span-corruption", tokens=4096, **how)
+
+
+def test_pairs_are_in_the_tokens_of_both(halves):
+    """Sources in those of one tokenizer, targets in those of the other."""
+    made = [*map(load_tokenizer, halves)]
+    encoder = Encoder(made[0], pairs=True, writer=made[1])
+    (ids, loss), *_ = encoder.documents([Pair("def a return", "import self", "")])
+    texts = zip(made, ("def a return", "import self"), strict=True)
+    parts = [one(text)["input_ids"] + [one.eos_token_id] for one, text in texts]
+    assert ids.tolist() == sum(parts, [])
+    assert loss.tolist() == [False] * len(parts[0]) + [True] * len(parts[1])
+    assert encoder.fingerprint != Encoder(made[0], pairs=True).fingerprint
+    assert encoder.largest == 339
 
 
 # -- published ---------------------------------------------------------------------------------------------------

@@ -200,6 +200,7 @@ def write(
         job.checkpoint.folder.carry(folder)
         have_say(folder, job.checkpoint.family.generating(job.checkpoint.settings))
         for name, text in job.checkpoint.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
         known = _known(job, folder) | (measured_by_others(out, part) if part else {})
         try:

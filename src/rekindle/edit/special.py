@@ -10,6 +10,8 @@ from rekindle.errors import RekindleError
 from rekindle.store.passengers import GENERATION
 from rekindle.store.vocabulary import Vocabulary
 
+WRITER = "decoder_tokenizer"  # the config key of the files of what writes, and the folder that they lie in
+
 
 class Tokens(NamedTuple):
     ids: dict[str, int]  # under the config's keys, which `generate` reads too
@@ -19,6 +21,13 @@ class Tokens(NamedTuple):
     def files(self) -> dict[str, str]:
         """What `generate` reads before the config."""
         return {GENERATION: json.dumps(self.ids, indent=2) + "\n"}
+
+
+def tokenizer_of(model: Checkpoint) -> dict[str, str]:
+    """The files of a tokenizer under WRITER, name -> text, and what transformers must know of its model."""
+    found = Vocabulary(model.folder.path, model.folder.named).texts()
+    config = json.dumps({"model_type": model.family.model_type}) + "\n"
+    return {f"{WRITER}/{name}": text for name, text in (found | {"config.json": config}).items()} if found else {}
 
 
 def special_tokens(model: Checkpoint) -> Tokens:

@@ -171,9 +171,7 @@ def _line(step: Step, by_name: Mapping[str, Step]) -> list[Step]:
 def _opened(model: Path, config: TrainConfig) -> Objective:
     """What a training from `model` learns, its data opened."""
     from rekindle.edit import checkpoint_at
-    from rekindle.train.model import load_tokenizer, model_sizes
-    from rekindle.train.objectives import objective_of
+    from rekindle.train.objectives import objective_of, open_objective
 
     source = checkpoint_at(model).folder
-    vocab_size, _ = model_sizes(source.config)
-    return objective_of(config, source).open(config, config.seq_len, load_tokenizer(model), vocab_size)
+    return open_objective(objective_of(config, source), config, config.seq_len, source)

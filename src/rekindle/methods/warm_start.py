@@ -29,7 +29,7 @@ from rekindle.anatomy import PAIRS, Role
 from rekindle.config import option
 from rekindle.edit import TIED, Checkpoint, Expr, Fill, Normal, lossy, united
 from rekindle.edit.arithmetic import Fresh
-from rekindle.edit.special import special_tokens
+from rekindle.edit.special import WRITER, special_tokens, tokenizer_of
 from rekindle.edit.vocabulary import unlike
 from rekindle.errors import together
 from rekindle.methods.warming.alike import check_one_dtype, check_sharing, check_silent, shared_by_default
@@ -109,8 +109,10 @@ def _empty(reads: Half, writes: Half) -> Checkpoint:
     child = united(used, used[0])
     files = {**child.files, **tokens.files}
     child = replace(child, family=pair, settings=pair.settings(config), config=config, tensors={}, files=files)
-    if differ := unlike(reads.like, writes.like):
-        child.noting(f"its tokenizer is the encoder's, and the decoder's is another one: {differ}")
+    if unlike(reads.like, writes.like):
+        own = tokenizer_of(writes.like)
+        child = replace(child, files=child.files | own, config=child.config | {WRITER: sorted(own)})
+        child.noting(f"its tokenizer is the encoder's; the decoder's, which is another one, lies in {WRITER}")
     return child.noting(tokens.told)
 
 

@@ -27,8 +27,8 @@ from rekindle.store.folder import Folder
 from rekindle.train.config import TrainConfig
 from rekindle.train.device import make_accelerator, out_of_memory_explained
 from rekindle.train.losses import forward
-from rekindle.train.model import check_lengths, check_vocabulary, load_tokenizer, model_sizes
-from rekindle.train.objectives import Batch, objective_of, on, rows_of
+from rekindle.train.model import check_lengths, model_sizes
+from rekindle.train.objectives import Batch, objective_of, on, open_objective, rows_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -83,9 +83,7 @@ def loss_of(source: Folder, config: CombineConfig) -> Objective:
     reading = reading_of(source, config, kind.name, context)
     seq_len = reading.seq_len
     check_lengths(seq_len, source.config, None)
-    tokenizer = load_tokenizer(source.path)
-    check_vocabulary(tokenizer, vocab_size, source.path)
-    objective = kind.open(replace(options, seed=reading.seed), seq_len, tokenizer, vocab_size)
+    objective = open_objective(kind, replace(options, seed=reading.seed), seq_len, source)
     there = objective.rows  # or a sentence, where there are none
     batches, notes = reading.batches(there, max(1, config.batch_tokens // seq_len))
     held_out = objective.sample("validation", config.held_out_tokens)

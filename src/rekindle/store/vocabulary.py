@@ -15,6 +15,7 @@ from rekindle.store.reading import opened, unreadable
 
 FAST, SLOW, LINES = "tokenizer.json", "vocab.json", "vocab.txt"
 CONFIG, ADDED, SPECIAL = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
+ALL = (FAST, SLOW, LINES, CONFIG, ADDED, SPECIAL, "merges.txt", "chat_template.jinja")
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 
@@ -98,6 +99,20 @@ class Vocabulary:
             key: x.get("content") if isinstance(x, dict) else x for key, x in named.items() if key.endswith("_token")
         }
         return {key: self.ids[text] for key, text in texts.items() if isinstance(text, str) and text in self.ids}
+
+    def texts(self) -> dict[str, str]:
+        """Its files as they are, by name; raises RekindleError where one is no text."""
+        found = {}
+        for path in (self.folder / name for name in ALL):
+            if path.is_file():
+                try:
+                    with opened(path) as file:
+                        found[path.name] = file.read().decode("utf-8")
+                except OSError as error:
+                    raise unreadable(path, error) from None
+                except UnicodeDecodeError:
+                    raise RekindleError("This file is not UTF-8.", where=path) from None
+        return found
 
     def with_tokens(self, new: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         """{file: its text} with these tokens added, each a row of `added` with its new number.

@@ -30,9 +30,13 @@ class Encoder:
     end-of-text token where the template does not write that.
     """
 
-    def __init__(self, tokenizer: Any, *, mask_prompt: bool = False, pairs: bool = False):
+    def __init__(self, tokenizer: Any, *, mask_prompt: bool = False, pairs: bool = False, writer: Any = None):
+        """`writer`: the tokenizer of targets, where that is another one."""
         self.mask_prompt, self.pairs = mask_prompt, pairs
+        self._writer = self if writer is None else Encoder(writer, pairs=True)
         self.largest: int = max(tokenizer.get_vocab().values())
+        if writer is not None:
+            self.largest = max(self.largest, self._writer.largest)
         self.template = Template(tokenizer)
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._slow = tokenizer
@@ -69,6 +73,7 @@ class Encoder:
     def fingerprint(self) -> str:
         description = self._backend.to_str() if self._backend else [repr(self._slow), self._slow.get_vocab()]
         how = ["pairs", self._ends] if self.pairs else [self.mask_prompt]
+        how += [] if self._writer is self else [self._writer.fingerprint]
         return short_hash([description, self.end, self.template.source, *how])
 
     def __call__(self, texts: list[str]) -> Iterator[np.ndarray]:
@@ -90,14 +95,17 @@ class Encoder:
                 yield np.array(ids, dtype=np.int64)
 
     def _of_pairs(self, pairs: Sequence[Document]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Source and target of each, one after the other, both as the tokenizer begins and ends a text by itself.
+        """Source and target of each, one after the other, both as their tokenizer begins and ends a text by itself.
 
         And with the end-of-text token, where it writes none. Only the target has a loss.
         """
-        both = [text for pair in pairs for text in _source_and_target(pair)]
-        encoded = map(self._ended, self._encoded(both, special=True))
-        for source, target in zip(encoded, encoded, strict=True):
+        texts = zip(*map(_source_and_target, pairs), strict=True)
+        sources, targets = (one._whole(list(of)) for one, of in zip((self, self._writer), texts, strict=True))
+        for source, target in zip(sources, targets, strict=True):
             yield np.concatenate([source, target]), np.repeat([False, True], [len(source), len(target)])
+
+    def _whole(self, texts: list[str]) -> Iterator[np.ndarray]:
+        return map(self._ended, self._encoded(texts, special=True))
 
     def _ended(self, ids: np.ndarray) -> np.ndarray:
         return ids if len(ids) and ids[-1] in self._ends else np.append(ids, self._ends[:1]).astype(np.int64)

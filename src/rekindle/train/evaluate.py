@@ -28,12 +28,10 @@ from rekindle.train.losses import (
 from rekindle.train.model import (
     cast_experts,
     check_lengths,
-    check_vocabulary,
-    load_tokenizer,
     model_sizes,
     not_finite_weights,
 )
-from rekindle.train.objectives import Batch, Objective, objective_of, on, rows_of
+from rekindle.train.objectives import Batch, Objective, objective_of, on, open_objective, rows_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -126,9 +124,7 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     vocab_size, context = model_sizes(source.config)
     seq_len = config.seq_len or min(context, _DEFAULT_SEQ_LEN)
     check_lengths(seq_len, source.config, config.micro_batch)
-    tokenizer = load_tokenizer(folder)
-    check_vocabulary(tokenizer, vocab_size, folder)
-    objective: Objective = kind.open(config, seq_len, tokenizer, vocab_size)
+    objective = open_objective(kind, config, seq_len, source)
     held_out = objective.sample(config.split, config.tokens)
     accelerator = make_accelerator(config.precision)
     model = load_model(source, output=kind.output)

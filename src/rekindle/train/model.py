@@ -18,6 +18,7 @@ from rekindle.anatomy import family_of, runtime_names, serving_spelling
 from rekindle.apply.load import fit_experts, quietly
 from rekindle.apply.scan import not_finite
 from rekindle.edit import open_checkpoint, plan
+from rekindle.edit.special import WRITER
 from rekindle.errors import RekindleError, counted, first_line
 from rekindle.store.folder import Folder
 from rekindle.train.ties import with_copies
@@ -186,6 +187,17 @@ def check_lengths(seq_len: int, config: Mapping[str, Any], micro_batch: int | No
         )
     if micro_batch is not None and micro_batch < 1:
         raise RekindleError(f"micro_batch is {micro_batch}, but it must be at least 1.", where="option micro_batch")
+
+
+def vocabularies(config: Mapping[str, Any]) -> list[int]:
+    """The number of tokens of each tower, that of a model of one alone."""
+    settings = family_of(config).settings(config)
+    return [own.vocab_size for own in settings.towers.values()] or [settings.vocab_size]
+
+
+def writer_folder(source: Folder) -> Path | None:
+    """Where the tokenizer of what an encoder-decoder writes lies, if that is another than that of what it reads."""
+    return source.path / WRITER if source.config.get(WRITER) and (source.path / WRITER).is_dir() else None
 
 
 def model_sizes(config: Mapping[str, Any]) -> tuple[int, int]:

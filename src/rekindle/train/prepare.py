@@ -13,8 +13,8 @@ from rekindle.train.averages import Averages
 from rekindle.train.config import TrainConfig
 from rekindle.train.device import make_accelerator, micro_batch_size
 from rekindle.train.losses import expert_grid
-from rekindle.train.model import cast_experts, check_lengths, check_vocabulary, load_tokenizer, model_sizes
-from rekindle.train.objectives import Objective, objective_of
+from rekindle.train.model import cast_experts, check_lengths, model_sizes
+from rekindle.train.objectives import objective_of, open_objective
 from rekindle.train.optimizer import load_optimizer, make_optimizer
 from rekindle.train.plan import make_plan
 from rekindle.train.state import TRACKERS, Saved, describe_run, find_start, load_state, resumed, work_folder
@@ -38,10 +38,8 @@ def prepare(
     vocab_size, _ = model_sizes(source.config)
     plan = make_plan(config, accelerator.num_processes, source.path)
     check_lengths(config.seq_len, source.config, config.micro_batch)
-    tokenizer = load_tokenizer(source.path)
-    check_vocabulary(tokenizer, vocab_size, source.path)
     with accelerator.main_process_first():
-        objective: Objective = kind.open(config, plan.seq_len, tokenizer, vocab_size)
+        objective = open_objective(kind, config, plan.seq_len, source)
     rows = objective.rows
     run = describe_run(config, source.fingerprint, objective)
     saved = find_start(out, run, resume=resume, overwrite=overwrite)

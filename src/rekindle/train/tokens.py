@@ -139,15 +139,16 @@ def open_corpus(
     *,
     mask_prompt: bool = False,
     pairs: PairReading | None = None,
+    writer: Any = None,
 ) -> Corpus:
     """The tokens of `data`, from the cache or made now; of rows, the text or chat in `column` (see text.Reading).
 
     `tokenizer` is a transformers tokenizer. With `mask_prompt` only the answers of chats have a loss; with `pairs` only
-    targets, each after its source. Raises RekindleError for data that is unreadable, holds no text, cannot be split, or
-    changes while it is read.
+    targets, each after its source, in the tokens of `writer` where that is given. Raises RekindleError for data that is
+    unreadable, holds no text, cannot be split, or changes while it is read.
     """
     source = open_source(data, column, chat=mask_prompt, reading=pairs)
-    encoder = Encoder(tokenizer, mask_prompt=mask_prompt, pairs=pairs is not None)
+    encoder = Encoder(tokenizer, mask_prompt=mask_prompt, pairs=pairs is not None, writer=writer)
     key = short_hash([FORMAT, source.listing(), asdict(source.reading), encoder.fingerprint])
     folder = cache_folder() / "tokens" / key
     corpus = _open(folder, encoder.masks)

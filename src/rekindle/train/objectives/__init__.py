@@ -21,6 +21,7 @@ from rekindle.apply.probe import check_shift
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 from rekindle.train.config import EvaluateConfig, TrainConfig
+from rekindle.train.model import check_vocabulary, load_tokenizer, vocabularies, writer_folder
 
 Batch = dict[str, torch.Tensor]  # named tensors, a row of each along the first axis
 Split = Literal["train", "validation", "all"]
@@ -100,7 +101,7 @@ class Objective(Protocol):
         ...
 
 
-# module:class, with `open(config, seq_len, tokenizer, vocab_size)`
+# module:class, with `open(config, seq_len, tokenizer, vocab_size)`, and of seq2seq `writer`
 TABLE = {
     "next-token": "rekindle.train.objectives.next_token:NextToken",
     "seq2seq": "rekindle.train.objectives.seq2seq:Seq2Seq",
@@ -136,17 +137,25 @@ def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[A
     found = _class(name)
     check_output(source, found.output, None if name == default else f"--objective {default}")
     check_shift(source)
-    _check_one_vocabulary(source)
+    if writer_folder(source) and name != "seq2seq":
+        what = (
+            f"What this model reads and what it writes have tokens of their own, and {name} takes both from one text."
+        )
+        raise RekindleError(what, where=source.path, hint="--objective seq2seq, of pairs")
     return found
 
 
-def _check_one_vocabulary(source: Folder) -> None:
-    """One tokenizer makes all the tokens that a model is shown."""
-    towers = family_of(source.config).settings(source.config).towers
-    if len({own.vocab_size for own in towers.values()}) > 1:
-        said = " and ".join(f"the {name} has {own.vocab_size} tokens" for name, own in towers.items())
-        what = f"The towers have vocabularies of their own: {said}, and one tokenizer reads the data."
-        raise RekindleError(what, where=source.path, hint="rekindle warm-start with halves of one vocabulary")
+def open_objective(kind: type[Any], config: TrainConfig | EvaluateConfig, seq_len: int, source: Folder) -> Objective:
+    """With its data, in the tokens of the folder's tokenizers; raises RekindleError where they do not fit."""
+    tokenizer, sizes = load_tokenizer(source.path), vocabularies(source.config)
+    check_vocabulary(tokenizer, sizes[0], source.path)
+    folder = writer_folder(source)
+    if folder is None:
+        check_vocabulary(tokenizer, sizes[-1], source.path)
+        return kind.open(config, seq_len, tokenizer, sizes[-1])
+    writer = load_tokenizer(folder)
+    check_vocabulary(writer, sizes[-1], folder)
+    return kind.open(config, seq_len, tokenizer, max(sizes), writer)
 
 
 def default_objective(source: Folder) -> str:

@@ -56,9 +56,12 @@ class Seq2Seq(TeacherForced):
     name = "seq2seq"
 
     @classmethod
-    def open(cls, config: TrainConfig | EvaluateConfig, seq_len: int, tokenizer: Any, vocab_size: int) -> Seq2Seq:
+    def open(
+        cls, config: TrainConfig | EvaluateConfig, seq_len: int, tokenizer: Any, vocab_size: int, writer: Any = None
+    ) -> Seq2Seq:
+        """`writer`: the tokenizer of targets, where that is another one."""
         reading = PairReading(config.source_column, target=config.target_column)
-        corpus = open_corpus(config.data, tokenizer, pairs=reading)
+        corpus = open_corpus(config.data, tokenizer, pairs=reading, writer=writer)
         check_ids(corpus.meta.largest_id, vocab_size)
         target_len, pad = config.target_len or seq_len, tokenizer.pad_token_id or 0
         made = cls(corpus, seq_len, target_len, pad, seed_of(config))

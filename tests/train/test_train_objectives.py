@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -291,6 +292,35 @@ def test_losses_are_those_of_transformers(objective: Objective):
     weighted = each.sum() / objective.targets(batch).sum()
     assert weighted.item() == pytest.approx(theirs.loss.item(), rel=1e-6)
     assert objective.total(0, 6) == objective.targets(batch).sum()
+
+
+def test_smoothed_labels_are_torch_s_and_losses_are_told_without(pairs: Path, tokenizer: Any):
+    plain = seq2seq(pairs, tokenizer)
+    smoothed, model = replace(plain, smoothing=0.1), made().eval()
+    batch = smoothed.batch(0, 6)
+    with torch.no_grad():
+        out = model(**smoothed.inputs(model, batch))
+    found = smoothed.losses(out, batch)
+    assert found["loss"] == plain.losses(out, batch)["loss"]
+    logits, labels = out.logits.flatten(0, 1), batch["labels"].flatten()
+    theirs = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    assert sum(found.values()).item() == pytest.approx(theirs.item(), rel=1e-6)
+    assert torch.equal(smoothed.each(out, batch)["loss"], plain.each(out, batch)["loss"])
+
+
+def test_smoothing_is_trained_with_and_stands_in_its_rows(folder: Callable, run: Callable, pairs: Path, tmp_path: Path):
+    how = {"objective": "seq2seq", "data": str(pairs), "seq_len": 16, "batch_tokens": 128, "tokens": 1024, "lr": 1e-3}
+    for out, more in (("plain", {}), ("smoothed", {"label_smoothing": 0.2})):
+        api.train(folder("t5"), tmp_path / out, **how, **more)
+    plain, smoothed = (rows(tmp_path / out, "step") for out in ("plain", "smoothed"))
+    assert plain[0]["loss"] == smoothed[0]["loss"]
+    assert "smoothing" not in plain[0]
+    assert smoothed[0]["smoothing"] > 0
+    assert plain[-1]["loss"] != smoothed[-1]["loss"]
+    with pytest.raises(RekindleError, match="label_smoothing is 1.0"):
+        api.train(folder("t5"), tmp_path / "x", **how, label_smoothing=1.0)
+    with pytest.raises(RekindleError, match="label_smoothing is an option of seq2seq"):
+        api.train(folder("t5"), tmp_path / "x", **how | {"objective": "span-corruption"}, label_smoothing=0.1)
 
 
 def test_padding_is_seen_by_nobody(pairs: Path, tokenizer: Any):

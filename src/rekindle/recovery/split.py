@@ -62,7 +62,7 @@ def _check(parent: Checkpoint, config: TrainConfig) -> None:
     if config.recover == "checkfree+" and 2 <= config.stages < 4:
         what = f"checkfree+ swaps stages at both ends, and {config.stages} stages are no two pairs."
         problems.append(RekindleError(what, hint="--stages 4 or more; or --recover checkfree"))
-    for name in ("compile", "keep_averages"):
+    for name in ("compile", "keep_averages", "freeze"):
         if getattr(config, name):
             flag = f"--{name.replace('_', '-')}"
             problems.append(RekindleError(f"{flag} is not possible in a pipeline.", hint=f"no {flag}, or no --stages"))

@@ -13,6 +13,7 @@ ties.py       parameters that are one, and are written twice
 schedule.py   learning rate as a function of tokens
 rate.py       its peak, where none is given
 budget.py     how many tokens a run trains on
+freezing.py   what stays as it is for a while
 losses.py     cross entropy, load-balance and z loss; expert load
 objectives/   what a run learns: batches, what the model is called with, losses, evaluation
 held.py       whole weights and moments, gathered by all ranks

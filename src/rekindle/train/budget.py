@@ -48,6 +48,9 @@ def number_problems(config: TrainConfig) -> list[RekindleError]:
             problems.append(RekindleError(f"{name} is {value}, but it must be {what}.", where=f"option {name}"))
     if not 0 <= config.beta2 < 1:
         problems.append(RekindleError(f"beta2 is {config.beta2}, but it must be in [0, 1).", where="option beta2"))
+    if not 0 <= config.label_smoothing < 1:
+        what = f"label_smoothing is {config.label_smoothing}, but it must be in [0, 1)."
+        problems.append(RekindleError(what, where="option label_smoothing"))
     return problems
 
 

@@ -57,6 +57,9 @@ class TrainConfig:
     source_column: str | None = option(None, help=SOURCE_COLUMN)
     target_column: str | None = option(None, help=TARGET_COLUMN)
     target_len: int | None = option(None, help="seq2seq: tokens per target (default: as per source, --seq-len)")
+    label_smoothing: float = option(
+        0.0, help="seq2seq: part of each target's weight that goes to all tokens alike; losses are told without"
+    )
     mask_prompt: bool = option(False, help="of chats only the assistant's answers have a loss")
     tokens: Count | None = option(None, help="tokens to train on, rounded down to whole steps")
     fraction_of_parent: float | None = option(None, help="instead: of the tokens the parent was trained on, e.g. 0.05")
@@ -74,6 +77,9 @@ class TrainConfig:
     weight_decay: float = option(0.1, help="decoupled weight decay of the matrices")
     beta2: float = option(0.95, help="decay of Adam's second moment (the first: 0.9)")
     clip: float = option(1.0, help="largest norm of the gradient; 0: no clipping")
+    freeze: tuple[str, ...] = option(
+        (), help="what stays as it is: encoder, embed, decoder.cross, ...; encoder:1000 for so many steps"
+    )
     aux_loss: float = option(0.01, help="coefficient of the load-balance loss of a MoE")
     z_loss: float = option(0.001, help="coefficient of the router z loss of a MoE")
     precision: Precision = option("auto", help="arithmetic; weights stay fp32; auto: bf16 where a GPU has it")

@@ -24,9 +24,9 @@ def inputs_and_targets(windows_BT1: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return torch.where(tokens < 0, ~tokens, tokens), targets.masked_fill(targets < 0, IGNORED)
 
 
-def cross_entropy(logits_BTV: torch.Tensor, target_BT: torch.Tensor) -> torch.Tensor:
+def cross_entropy(logits_BTV: torch.Tensor, target_BT: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """Mean over all tokens that have a loss, nats per token."""
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), target_BT.flatten())
+    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), target_BT.flatten(), label_smoothing=smoothing)
 
 
 def expert_grid(model: Any) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from rekindle.store.folder import Folder
 from rekindle.train.averages import Averages
 from rekindle.train.config import TrainConfig
 from rekindle.train.device import make_accelerator, micro_batch_size
+from rekindle.train.freezing import frozen_of
 from rekindle.train.losses import expert_grid
 from rekindle.train.model import cast_experts, check_lengths, model_sizes
 from rekindle.train.objectives import objective_of, open_objective
@@ -50,6 +51,7 @@ def prepare(
 
     model = load_model(source, output=kind.output)
     tie(model)
+    frozen = frozen_of(model, config.freeze)
     wrapped = _wrapped(model, config, accelerator)
     optimizer = make_optimizer(model, config.weight_decay, config.beta2)
     averages = Averages(model) if config.keep_averages and accelerator.is_main_process else None
@@ -64,7 +66,8 @@ def prepare(
     if epochs > 1:
         log.info("%s tokens are %.1f passes over the training text, each in another order", plan.tokens, epochs)
     micro_batch = micro_batch_size(config.micro_batch, max(plan.seq_len, objective.length), vocab_size)
-    stepper = Stepper(model, wrapped, optimizer, accelerator, objective, plan, config, micro_batch, averages=averages)
+    stepper = Stepper(model, wrapped, optimizer, accelerator, objective, plan, config, micro_batch, averages=averages,
+                      frozen=frozen)  # fmt: skip
     return stepper, run, saved
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,7 @@ from rekindle.train.averages import Averages
 from rekindle.train.config import TrainConfig
 from rekindle.train.device import peak_memory
 from rekindle.train.evaluate import Result, validation_loss
+from rekindle.train.freezing import Frozen, frozen_at
 from rekindle.train.held import Holder, Whole, replicated
 from rekindle.train.losses import expert_grid, experts_per_token, forward, router_logits, router_losses
 from rekindle.train.objectives import Batch, Objective, on, rows_of, split_batch
@@ -49,6 +50,7 @@ class Stepper:
     micro_batch: int
     hold: Holder = replicated
     averages: Averages | None = None  # on the main rank, where the run keeps some
+    frozen: Sequence[Frozen] = ()
 
     def __post_init__(self) -> None:
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -69,6 +71,8 @@ class Stepper:
                 losses = self._losses(part, share, rows_of(part) / rows_of(batch))
                 self.accelerator.backward(self._sum(losses))
             totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
+        for p in frozen_at(self.frozen, step):
+            p.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip or math.inf)
         flags = torch.stack([norm, torch.tensor(float(wanted_to_stop()), device=norm.device)])
         # One transfer from the device per step; before the update, so that a NaN never reaches the weights.
@@ -105,10 +109,10 @@ class Stepper:
         return losses | {name: loss * rows for name, loss in routers.items()}
 
     def _sum(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What is lowered."""
+        """What is lowered: the objective's own losses as they are, and the routers'."""
         coefficients = {"aux_loss": self.config.aux_loss, "z_loss": self.config.z_loss}
-        routers = (coefficients[name] * losses[name] for name in coefficients if name in losses)
-        return sum(routers, losses["loss"])
+        others = (coefficients.get(name, 1.0) * loss for name, loss in losses.items() if name != "loss")
+        return sum(others, losses["loss"])
 
     def evaluate(self, held_out: Batch) -> Result:
         """The validation loss; every rank has to ask."""

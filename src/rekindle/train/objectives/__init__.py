@@ -114,6 +114,7 @@ _OPTIONS = {  # which objective an option is for
     "source_column": ("seq2seq",),
     "target_column": ("seq2seq",),
     "target_len": ("seq2seq",),
+    "label_smoothing": ("seq2seq",),
 }
 
 

@@ -19,7 +19,7 @@ import torch
 from rekindle.apply.probe import two_towers
 from rekindle.store.folder import Folder
 from rekindle.train.config import EvaluateConfig, TrainConfig
-from rekindle.train.losses import IGNORED
+from rekindle.train.losses import IGNORED, cross_entropy
 from rekindle.train.model import check_ids
 from rekindle.train.objectives import Batch, Split
 from rekindle.train.objectives.labelled import Labelled, seed_of
@@ -53,6 +53,7 @@ class Seq2Seq(TeacherForced):
     target_len: int
     pad: int = 0
     seed: int = 0
+    smoothing: float = 0.0
     name = "seq2seq"
 
     @classmethod
@@ -64,13 +65,22 @@ class Seq2Seq(TeacherForced):
         corpus = open_corpus(config.data, tokenizer, pairs=reading, writer=writer)
         check_ids(corpus.meta.largest_id, vocab_size)
         target_len, pad = config.target_len or seq_len, tokenizer.pad_token_id or 0
-        made = cls(corpus, seq_len, target_len, pad, seed_of(config))
+        smoothing = config.label_smoothing if isinstance(config, TrainConfig) else 0.0
+        made = cls(corpus, seq_len, target_len, pad, seed_of(config), smoothing)
         made._say_what_is_cut()
         return made
 
     @classmethod
     def foreseen(cls, config: TrainConfig, source: Folder) -> int:
         return config.target_len or config.seq_len
+
+    def losses(self, out: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """With `smoothing`, what the smoothed loss is more (Vaswani et al. 2017, arXiv 1706.03762, section 5.4)."""
+        found = super().losses(out, batch)
+        if self.smoothing:
+            smoothed = cross_entropy(out.logits, self.labels(batch), self.smoothing)
+            found["smoothing"] = smoothed - found["loss"]
+        return found
 
     @property
     def length(self) -> int:
@@ -98,7 +108,8 @@ class Seq2Seq(TeacherForced):
         return int(self._lengths("train", numbers)[:, 1].sum())
 
     def text(self) -> dict[str, Any]:
-        return {"objective": self.name, "target length": self.target_len} | super().text()
+        smoothed = {"label smoothing": self.smoothing} if self.smoothing else {}
+        return {"objective": self.name, "target length": self.target_len, **smoothed} | super().text()
 
     def described(self) -> dict[str, Any]:
         sources, targets = self._lengths("train").sum(0).tolist()

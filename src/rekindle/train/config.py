@@ -141,6 +141,8 @@ class EvaluateConfig:
     seq_len: int | None = option(None, help="tokens per sequence (default: the context, 1024 at most)")
     precision: Precision = option("auto", help="arithmetic; auto: bf16 where a GPU has it")
     micro_batch: int | None = option(None, help="sequences per forward pass (default: what fits)")
+    beams: int | None = option(None, help="seq2seq: write a text for each source too, by a search of so many beams")
+    predictions: str | None = option(None, help="beams: file for sources, targets and texts, a JSON object a line")
     tasks: tuple[str, ...] = option((), help="lm-eval tasks to run as well")
 
 

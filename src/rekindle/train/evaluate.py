@@ -25,13 +25,9 @@ from rekindle.train.losses import (
     forward,
     router_logits,
 )
-from rekindle.train.model import (
-    cast_experts,
-    check_lengths,
-    model_sizes,
-    not_finite_weights,
-)
+from rekindle.train.model import cast_experts, check_lengths, model_sizes, not_finite_weights, tokenizers_of
 from rekindle.train.objectives import Batch, Objective, objective_of, on, open_objective, rows_of
+from rekindle.train.writing import check_writing, save, scores, written_by
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -113,6 +109,8 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     """
     if config.tasks:
         _harness()  # before the loss takes its time
+    if config.beams is not None:
+        check_writing(config.beams, config.predictions)
     source = checkpoint_at(folder).folder
     if config.tasks and not source.native:
         raise RekindleError(
@@ -142,6 +140,13 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
             why=sick and f"the checkpoint holds {sick}",
             hint="rekindle inspect CKPT --nan lists them" if sick else "--precision fp32",
         )
+    written = None
+    if config.beams is not None:
+        how = {"beams": config.beams, "length": objective.length, "at_once": max(1, size // config.beams)}
+        with out_of_memory_explained("a smaller --micro-batch or --beams"):
+            written = written_by(model, held_out, *tokenizers_of(source), device=accelerator.device, **how)
+        if config.predictions:
+            save(written, Path(config.predictions))
     perplexity = math.exp(min(result.loss, 700.0))
     stderr = result.stderr if rows_of(held_out) > 1 else None  # one sequence tells nothing of others
     return {
@@ -156,6 +161,7 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
         "data": config.data,
         "split": config.split,
         "tasks": run_tasks(folder, config.tasks) if config.tasks else None,
+        **(scores(written) if written else {}),
     }
 
 

@@ -200,6 +200,12 @@ def writer_folder(source: Folder) -> Path | None:
     return source.path / WRITER if source.config.get(WRITER) and (source.path / WRITER).is_dir() else None
 
 
+def tokenizers_of(source: Folder) -> tuple[Any, Any]:
+    """Of what a model reads and of what it writes: one tokenizer, but for encoder-decoders with two vocabularies."""
+    reads, folder = load_tokenizer(source.path), writer_folder(source)
+    return reads, load_tokenizer(folder) if folder else reads
+
+
 def model_sizes(config: Mapping[str, Any]) -> tuple[int, int]:
     """(vocabulary, context) of a config.json; raises RekindleError for an unknown architecture."""
     settings = family_of(config).settings(config)

@@ -21,7 +21,7 @@ from rekindle.apply.probe import check_shift
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 from rekindle.train.config import EvaluateConfig, TrainConfig
-from rekindle.train.model import check_vocabulary, load_tokenizer, vocabularies, writer_folder
+from rekindle.train.model import check_vocabulary, tokenizers_of, vocabularies, writer_folder
 
 Batch = dict[str, torch.Tensor]  # named tensors, a row of each along the first axis
 Split = Literal["train", "validation", "all"]
@@ -115,6 +115,7 @@ _OPTIONS = {  # which objective an option is for
     "target_column": ("seq2seq",),
     "target_len": ("seq2seq",),
     "label_smoothing": ("seq2seq",),
+    "beams": ("seq2seq",),
 }
 
 
@@ -148,15 +149,12 @@ def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[A
 
 def open_objective(kind: type[Any], config: TrainConfig | EvaluateConfig, seq_len: int, source: Folder) -> Objective:
     """With its data, in the tokens of the folder's tokenizers; raises RekindleError where they do not fit."""
-    tokenizer, sizes = load_tokenizer(source.path), vocabularies(source.config)
-    check_vocabulary(tokenizer, sizes[0], source.path)
-    folder = writer_folder(source)
-    if folder is None:
-        check_vocabulary(tokenizer, sizes[-1], source.path)
-        return kind.open(config, seq_len, tokenizer, sizes[-1])
-    writer = load_tokenizer(folder)
-    check_vocabulary(writer, sizes[-1], folder)
-    return kind.open(config, seq_len, tokenizer, max(sizes), writer)
+    (reads, writes), sizes = tokenizers_of(source), vocabularies(source.config)
+    check_vocabulary(reads, sizes[0], source.path)
+    check_vocabulary(writes, sizes[-1], writer_folder(source) or source.path)
+    if writes is reads:
+        return kind.open(config, seq_len, reads, sizes[-1])
+    return kind.open(config, seq_len, reads, max(sizes), writes)
 
 
 def default_objective(source: Folder) -> str:

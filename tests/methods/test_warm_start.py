@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import string
 from pathlib import Path
 
 import numpy as np
@@ -112,17 +113,22 @@ def test_what_is_shared_is_written_twice_and_counted_once(tiny, tmp_path, share,
         assert len(tied) == fewer
 
 
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """A BERT and a GPT-2 of other tokens."""
+    work, bert = tmp_path_factory.mktemp("halves"), {"family": "bert", "set": {"architectures": ["BertModel"]}}
+    texts = [json.dumps({"text": f"{string.printable} words {i} and squares of {i * i}; " * 9}) for i in range(300)]
+    (work / "texts.jsonl").write_text("\n".join(texts))
+    size = {"hidden": 32, "layers": 1, "heads": 2, "data": str(work / "texts.jsonl")}
+    return [
+        rekindle.init(work / f"bpe-{n}", tokenizer=f"bpe:{n}", **size, **own)
+        for n, own in ((340, bert), (300, {"family": "gpt2"}))
+    ]
+
+
 @pytest.mark.parametrize("share", ["embeddings", "all"])
-def test_training_ties_them_again_and_writes_both(tiny, tmp_path, share):
-    base = rekindle.init(
-        tmp_path / "bert",
-        family="bert",
-        hidden=32,
-        layers=2,
-        heads=4,
-        tokenizer="bpe:300",
-        set={"architectures": ["BertModel"]},
-    )
+def test_training_ties_them_again_and_writes_both(halves, tmp_path, share):
+    base = halves[0]
     pairs = [json.dumps({"source": f"words {i} and {i * i}", "target": f"{i * i} and {i}"}) for i in range(400)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
     source = rekindle.warm_start(base, "same", share=share).save(tmp_path / "start")
@@ -157,23 +163,14 @@ def test_copies_that_were_trained_apart_stay_two(tiny, tmp_path, caplog):
     assert "are said to be copies and are none" in caplog.text
 
 
-@pytest.fixture(scope="module")
-def halves(tmp_path_factory):
-    """A BERT and a GPT-2 of other tokens."""
-    work, bert = tmp_path_factory.mktemp("halves"), {"family": "bert", "set": {"architectures": ["BertModel"]}}
-    return [
-        rekindle.init(work / f"bpe-{n}", hidden=32, layers=1, heads=2, tokenizer=f"bpe:{n}", **own)
-        for n, own in ((340, bert), (300, {"family": "gpt2"}))
-    ]
-
-
 def test_each_half_has_its_own_tokens(halves, tmp_path):
     """Both tokenizers travel, and train."""
     model = rekindle.warm_start(*halves, cross="silent")
     assert any("the decoder's, which is another one, lies in decoder_tokenizer" in x for x in model.checkpoint.notes)
     out = model.save(tmp_path / "out")
-    assert api.verify(out, against=halves[0], tokens=128).held
-    assert api.verify(out, against=halves[1], tokens=128).held
+    text = str(halves[0].parent / "texts.jsonl")
+    assert api.verify(out, against=halves[0], tokens=128, data=text).held
+    assert api.verify(out, against=halves[1], tokens=128, data=text).held
     texts = [(f"words {i} and {i * i}", f"squares of {i}") for i in range(200)]
     rows_ = [json.dumps({"source": source, "target": target}) for source, target in texts]
     (tmp_path / "pairs.jsonl").write_text("\n".join(rows_))

@@ -22,12 +22,17 @@ def changed(before, after) -> set[str]:
     return {name for name in ours if not torch.equal(ours[name], theirs[name])}
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    return rekindle.init(tmp_path_factory.mktemp("start") / "llama", hidden=32, layers=2, heads=2, tokenizer="bpe:300")
-
-
 HOW = {"seq_len": 32, "batch_tokens": 256, "tokens": 2048, "eval_tokens": 256, "lr": 1e-2}  # eight steps
+
+
+@pytest.fixture(scope="module")
+def start(small):
+    return small("llama", layers=2)
+
+
+@pytest.fixture(scope="module")
+def how(corpus):
+    return {**HOW, "data": str(corpus)}
 
 
 @pytest.mark.parametrize(
@@ -39,26 +44,26 @@ HOW = {"seq_len": 32, "batch_tokens": 256, "tokens": 2048, "eval_tokens": 256, "
         (("norm",), "model.norm"),
     ],
 )
-def test_what_is_frozen_stays_to_the_bit(start, tmp_path, freeze, kept):
-    rekindle.train(start, tmp_path / "out", freeze=freeze, **HOW)
+def test_what_is_frozen_stays_to_the_bit(start, how, tmp_path, freeze, kept):
+    rekindle.train(start, tmp_path / "out", freeze=freeze, **how)
     moved = changed(start, tmp_path / "out")
     assert moved
     assert not any(kept in name for name in moved)
     assert any(kept in name for name in tensors(start))
 
 
-def test_it_is_trained_once_its_steps_are_over(start, tmp_path):
+def test_it_is_trained_once_its_steps_are_over(start, how, tmp_path):
     """Until then as if it were frozen for good; nothing of a schedule is seen by a run that ends before."""
-    rekindle.train(start, tmp_path / "for-good", freeze=("attn",), schedule="constant", **HOW)
-    rekindle.train(start, tmp_path / "later", freeze=("attn:4",), schedule="constant", **HOW)
+    rekindle.train(start, tmp_path / "for-good", freeze=("attn",), schedule="constant", **how)
+    rekindle.train(start, tmp_path / "later", freeze=("attn:4",), schedule="constant", **how)
     good, later = ([row["loss"] for row in rows(tmp_path / out, "step")] for out in ("for-good", "later"))
     assert good[:5] == later[:5]
     assert good[5:] != later[5:]
     assert any("self_attn" in name for name in changed(start, tmp_path / "later"))
 
 
-def test_a_run_that_is_resumed_is_frozen_as_before(start, tmp_path):
-    how = {**HOW, "freeze": ("attn:6",), "save_every": 512}
+def test_a_run_that_is_resumed_is_frozen_as_before(start, how, tmp_path):
+    how = {**how, "freeze": ("attn:6",), "save_every": 512}
     rekindle.train(start, tmp_path / "whole", **how)
     with pytest.raises(KeyboardInterrupt):
         interrupted(start, tmp_path / "out", how)
@@ -105,8 +110,8 @@ def test_towers_and_their_parts(tiny, tmp_path):
     [("encoder", "--freeze encoder names nothing of this model", "attn, embed"), ("atn", "names nothing", "attn"),
      ("attn:x", "--freeze attn:x", "of steps")],
 )  # fmt: skip
-def test_what_is_not_there_is_a_sentence(start, tmp_path, freeze, words, hint):
+def test_what_is_not_there_is_a_sentence(start, how, tmp_path, freeze, words, hint):
     with pytest.raises(RekindleError, match=words) as error:
-        rekindle.train(start, tmp_path / "out", freeze=(freeze,), **HOW)
+        rekindle.train(start, tmp_path / "out", freeze=(freeze,), **how)
     assert hint in error.value.hint
     assert not (tmp_path / "out").exists()

@@ -29,7 +29,7 @@ from rekindle.train.device import make_accelerator, reproducible
 from rekindle.train.evaluate import validation_loss
 from rekindle.train.held import whole_of
 from rekindle.train.losses import router_logits, router_losses
-from rekindle.train.objectives import TABLE, Objective
+from rekindle.train.objectives import TABLE, Objective, split_batch
 from rekindle.train.objectives.next_token import NextToken
 from rekindle.train.objectives.seq2seq import Seq2Seq
 from rekindle.train.objectives.span_corruption import Denoiser, SpanCorruption, sentinels_of, spans_of
@@ -339,6 +339,23 @@ def test_padding_is_seen_by_nobody(pairs: Path, tokenizer: Any):
         wrong = objective.each(model(**forgotten), batch)["loss"][shortest]
     assert beside.item() == pytest.approx(by_itself.item(), rel=1e-5)
     assert abs(wrong - by_itself) > 1e-3 * by_itself
+
+
+def test_parts_are_as_wide_as_their_longest_rows(pairs: Path, tokenizer: Any):
+    """And a batch begins with its shortest rows; all of them are there."""
+    objective = seq2seq(pairs, tokenizer)
+    batch = objective.batch(0, 8)
+    lengths = batch["attention_mask"].sum(1) + objective.targets(batch)
+    assert lengths.tolist() == sorted(lengths.tolist())
+    assert lengths[0] < lengths[-1]
+    parts, widths = split_batch(batch, 2), []
+    for i, part in enumerate(parts):
+        sources, targets = part["attention_mask"].sum(1).max(), objective.targets(part).max()
+        assert part["input_ids"].shape == part["attention_mask"].shape == (2, sources)
+        assert part["labels"].shape == (2, targets)
+        assert torch.equal(part["input_ids"], batch["input_ids"][2 * i : 2 * i + 2, :sources])
+        widths.append(int(sources + targets))
+    assert widths[0] < batch["input_ids"].shape[1] + batch["labels"].shape[1]
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])

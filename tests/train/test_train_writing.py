@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ import rekindle
 from rekindle.apply.load import quietly
 from rekindle.errors import RekindleError
 from rekindle.train.model import load_tokenizer
+from rekindle.train.rouge import rouge
 from rekindle.train.writing import Written, scores
 
 HOW = {"objective": "seq2seq", "seq_len": 16}
@@ -21,15 +23,17 @@ HOW = {"objective": "seq2seq", "seq_len": 16}
 def made(tmp_path_factory):
     """A BERT that reads and a GPT-2 of other tokens that writes, trained a little: the folder, and pairs."""
     work = tmp_path_factory.mktemp("made")
-    size = {"hidden": 32, "layers": 1, "heads": 2}
+    texts = [{"source": f"say {i % 9}, not {i}", "target": f"it is {i % 9}"} for i in range(400)]
+    (work / "pairs.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    words = [json.dumps({"text": f"{string.printable} {i} " * 8}) for i in range(400)]
+    (work / "words.jsonl").write_text("\n".join(words))
+    size = {"hidden": 32, "layers": 1, "heads": 2, "data": str(work / "words.jsonl")}
     bert = rekindle.init(
         work / "bert", family="bert", set={"architectures": ["BertModel"]}, tokenizer="bpe:340", **size
     )
     gpt2 = rekindle.init(work / "gpt2", family="gpt2", tokenizer="bpe:300", **size)
-    texts = [{"source": f"say {i % 9}, not {i}", "target": f"it is {i % 9}"} for i in range(400)]
-    (work / "pairs.jsonl").write_text("\n".join(map(json.dumps, texts)))
     start = rekindle.warm_start(bert, gpt2).save(work / "start")
-    how = {**HOW, "data": str(work / "pairs.jsonl"), "batch_tokens": 1024, "tokens": 98304, "lr": 1e-2}
+    how = {**HOW, "data": str(work / "pairs.jsonl"), "batch_tokens": 1024, "tokens": 131072, "lr": 1e-2}
     rekindle.train(start, work / "out", **how)
     return work / "out", str(work / "pairs.jsonl")
 
@@ -67,6 +71,25 @@ def test_scores_are_sacrebleus(made):
     assert found["exact"] == pytest.approx(1 / 3)
     assert found["exact_stderr"] == pytest.approx((1 / 3 * 2 / 3 / 3) ** 0.5)
     assert scores(texts[:1])["bleu"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "found"),
+    [
+        ("the cat sat on the mat", "The cat was on the mat.", (500 / 6, 60, 500 / 6)),
+        ("a b c", "c b a", (100, 0, 100 / 3)),
+        ("a a a", "a", (50, 0, 50)),
+        ("x_train = f(y)", "x train f y", (100, 100, 100)),  # neither signs nor _ are of a word
+        ("größer 2", "GRÖSSER 2", (50, 0, 50)),
+        ("", "a", (0, 0, 0)),
+        ("a", "", (0, 0, 0)),
+        ("b c d e x", "a b c d e", (80, 75, 80)),
+    ],
+)
+def test_rouge_by_hand(text, target, found):
+    assert tuple(rouge([text], [target]).values()) == pytest.approx(found)
+    both = rouge([text, "same here"], [target, "same here"])
+    assert tuple(both.values()) == pytest.approx([(x + 100) / 2 for x in found])
 
 
 def test_nothing_is_written_where_it_would_be_in_vain(made, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ A line here is what a type checker sees of a method: its options by name and typ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, cast
 
@@ -28,10 +28,10 @@ def apply(verb: str, source: Any, *, tower: str | None = None, **options: Any) -
     """Apply a method by its verb, see rekindle.methods.METHODS; each has a function of its own too.
 
     `tower`: "encoder", "decoder" or "both", of a model of two. `source`: several, of a method that takes them, or what
-    its options name.
+    its options name, the first of these where it is no mapping.
     """
-    if method_named(verb).named_by:
-        return warm_start(**{**dict(source or {}), **options})
+    if names := method_named(verb).named_by:
+        return warm_start(**{**(source if isinstance(source, Mapping) else {names[0]: source}), **options})
     if method_named(verb).takes == "models":
         return merge(source, **options)
     if verb == "repair":

@@ -32,6 +32,7 @@ prepare.py    from folder and options to the first step
 finish.py     the folder a run leaves
 loop.py       train
 evaluate.py   evaluate
+rouge.py      ROUGE
 writing.py    texts that are written, and how near they come to those they should be
 blank.py      a model of any family that has no weights yet
 init.py       init_model

@@ -26,7 +26,7 @@ from rekindle.train.losses import (
     router_logits,
 )
 from rekindle.train.model import cast_experts, check_lengths, model_sizes, not_finite_weights, tokenizers_of
-from rekindle.train.objectives import Batch, Objective, objective_of, on, open_objective, rows_of
+from rekindle.train.objectives import Batch, Objective, narrowed, objective_of, on, open_objective, rows_of
 from rekindle.train.writing import check_writing, save, scores, written_by
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def validation_loss(
     counts = torch.zeros(grid, device=accelerator.device) if grid else None
     mine = torch.arange(accelerator.process_index, n, accelerator.num_processes)
     for rows in mine.split(micro_batch) if len(mine) else ():
-        batch = on({name: tensor[rows] for name, tensor in held_out.items()}, accelerator.device)
+        batch = on(narrowed({name: tensor[rows] for name, tensor in held_out.items()}), accelerator.device)
         out = forward(model, objective.inputs(model, batch), routers=grid is not None)
         for name, values in objective.each(out, batch).items():
             each[name][rows] = values.float()

@@ -63,12 +63,12 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate(step)
         batch, shares = self._batch(step)
-        parts = split_batch(batch, self.micro_batch)
+        parts = split_batch(batch, self.micro_batch)  # where it is: to look at a width costs a wait on a device
         totals: dict[str, torch.Tensor] = {}
         for number, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
             last = number == len(parts)
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                losses = self._losses(part, share, rows_of(part) / rows_of(batch))
+                losses = self._losses(on(part, self.accelerator.device), share, rows_of(part) / rows_of(batch))
                 self.accelerator.backward(self._sum(losses))
             totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
         for p in frozen_at(self.frozen, step):
@@ -97,7 +97,7 @@ class Stepper:
         batch = objective.batch(first + self.accelerator.process_index * share, share)
         total = objective.total(first, self.plan.batch)
         counts = [int(part.sum()) for part in objective.targets(batch).split(self.micro_batch)]
-        return on(batch, self.accelerator.device), [ranks * count / total for count in counts]
+        return batch, [ranks * count / total for count in counts]
 
     def _losses(self, part: Batch, share: float, rows: float) -> dict[str, torch.Tensor]:
         """The objective's losses, weighing their `share` of the targets, and the routers', of the `rows`."""

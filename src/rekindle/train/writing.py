@@ -19,6 +19,7 @@ from rekindle.errors import RekindleError
 from rekindle.store.system import explained
 from rekindle.train.losses import IGNORED
 from rekindle.train.objectives import Batch, on, rows_of, split_batch
+from rekindle.train.rouge import rouge
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def _without_padding(part: Batch) -> list[torch.Tensor]:
 
 
 def scores(texts: Sequence[Written]) -> dict[str, Any]:
-    """BLEU (Papineni et al. 2002) and chrF (Popović 2015) of all texts as one, as sacrebleu defines them, and the share
-    that is the target to the letter, with its standard error.
+    """BLEU (Papineni et al. 2002) and chrF (Popović 2015) of all texts as one, as sacrebleu defines them, ROUGE's
+    means, and the share that is the target to the letter, with its standard error.
     """
     sacrebleu = _sacrebleu()
     ours, theirs = [text.written for text in texts], [[text.target for text in texts]]
@@ -73,6 +74,7 @@ def scores(texts: Sequence[Written]) -> dict[str, Any]:
     return {
         "bleu": bleu.corpus_score(ours, theirs).score,
         "chrf": sacrebleu.CHRF().corpus_score(ours, theirs).score,
+        **rouge(ours, theirs[0]),
         "exact": exact,
         "exact_stderr": math.sqrt(exact * (1 - exact) / len(texts)),
         "bleu_signature": str(bleu.get_signature()),

@@ -21,6 +21,7 @@ from rekindle.apply.probe import check_shift
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 from rekindle.train.config import EvaluateConfig, TrainConfig
+from rekindle.train.losses import IGNORED
 from rekindle.train.model import check_vocabulary, tokenizers_of, vocabularies, writer_folder
 
 Batch = dict[str, torch.Tensor]  # named tensors, a row of each along the first axis
@@ -168,9 +169,23 @@ def _class(name: str) -> type[Any]:
 
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:
-    """Parts of at most `size` rows."""
+    """Parts of at most `size` rows, each as wide as its longest row."""
     parts = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
-    return [dict(zip(batch, part, strict=True)) for part in parts]
+    return [narrowed(dict(zip(batch, part, strict=True))) for part in parts]
+
+
+def narrowed(part: Batch) -> Batch:
+    """Without the columns at the end that are padding in all of its rows."""
+    widths = {}
+    if "attention_mask" in part:
+        widths |= dict.fromkeys(("input_ids", "attention_mask"), _width(part["attention_mask"].bool()))
+    if "labels" in part:
+        widths["labels"] = _width(part["labels"] != IGNORED)
+    return {name: tensor[:, : widths[name]] if name in widths else tensor for name, tensor in part.items()}
+
+
+def _width(seen: torch.Tensor) -> int:
+    return int(seen.any(0).nonzero().max()) + 1 if seen.any() else 1
 
 
 def rows_of(batch: Batch) -> int:

@@ -78,7 +78,8 @@ def _promise(reads: Half, writes: Half, cross: str) -> Any:
     """Of the whole, and of each half beside its own source."""
     kept = {reads.name: reads.kept, writes.name: writes.kept and cross == "silent"}
     halves = {name: "exact" if exact else "lossy" for name, exact in kept.items()}
-    return lossy("its decoder looks at what the encoder has read, which it never did", halves)
+    each = " and ".join(f"the {name} by itself is {kind}" for name, kind in halves.items())
+    return lossy(f"its decoder looks at what the encoder has read, which it never did; {each}", halves)
 
 
 def _check(reads: Half, writes: Half, share: str, cross: str) -> None:

@@ -104,7 +104,7 @@ def _half(
     family = like.family.model_type
     kind = kinds.get(family, NEW if parent is None else None)
     if kind is None:
-        what = f"A {family} cannot be the {name}: no class of transformers holds it there."
+        what = f"No class of transformers holds this {family} as the {name} of a pair."
         problems.append(RekindleError(what, where=like.folder.path, hint=f"one of {', '.join(kinds)}"))
         return None
     try:

@@ -202,6 +202,21 @@ def test_pairs_are_in_the_tokens_of_both(halves):
     assert encoder.largest == 339
 
 
+@pytest.mark.parametrize("tower", ["decoder", "both"])
+def test_what_a_method_changes_is_one_no_more(tiny, tmp_path, tower):
+    """Layers that a tower gets, or that get another number; what was not touched stays one."""
+    pair = rekindle.warm_start(tiny("bert"), "same", share="all").save(tmp_path / "pair")
+    model = rekindle.grow_depth(pair, factor=2, order="interpose", tower=tower)
+    tied, held = model.checkpoint.config["tied_weights"], tensors(model.save(tmp_path / "out"))
+    assert "decoder.bert.embeddings.word_embeddings.weight" in tied
+    assert {int(name.split(".")[4]) for name in tied if ".layer." in name} == {0}
+    assert all(torch.equal(held[name], held[of]) for name, of in tied.items())
+    total = sum(x.numel() for x in held.values())
+    assert model.checkpoint.parameters()["total"] == total - sum(held[name].numel() for name in tied)
+    untouched = rekindle.rewrite(pair).checkpoint
+    assert len(untouched.config["tied_weights"]) > len(tied)
+
+
 # -- published ---------------------------------------------------------------------------------------------------
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}

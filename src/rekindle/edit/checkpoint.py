@@ -148,6 +148,7 @@ class Checkpoint:
             refused.hint = refused.hint or ("--tower both" if len(children) < len(family.towers) else None)
             raise
         made = self.derive(settings=family.settings(config), config=config, tensors=tensors)
+        made._untie(self)
         said: dict[str, list[str]] = {}
         for name, child in children.items():
             made.promising(child.promise).findings += [finding._replace(tower=name) for finding in child.findings]
@@ -157,6 +158,16 @@ class Checkpoint:
         made.notes = [note for note in made.notes if note not in before]
         made.noting(*(f"{' and '.join(names)}: {note}" for note, names in said.items()))
         return made.noting(*family.remarks(made.settings))
+
+    def _untie(self, before: Checkpoint) -> None:
+        """Parameters of towers that were one are two where one of them has been changed."""
+        if tied := self.config.get(TIED):
+            roles = {name: role for role, (name, _, _) in self.rows.items()}
+            kept = {name for name, role in roles.items() if self.tensors.get(role) is before.tensors.get(role)}
+            left = {name: of for name, of in tied.items() if {name, of} <= kept}
+            self.config = {key: value for key, value in self.config.items() if key != TIED} | (
+                {TIED: left} if left else {}
+            )
 
     # -- making a child --------------------------------------------------------------------------------------
 

@@ -145,7 +145,7 @@ def test_training_ties_them_again_and_writes_both(halves, tmp_path, share):
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], after[of]) for name, of in tied.items())
     assert not any(torch.equal(before[name], after[name]) for name in tied if name.endswith("query.weight"))
-    rekindle.train(tmp_path / "out", tmp_path / "more", tokens=2048, **how)  # with the moments that it left
+    rekindle.train(tmp_path / "out", tmp_path / "more", tokens=2048, **how)
     more = tensors(tmp_path / "more")
     assert all(torch.equal(more[name], more[of]) for name, of in tied.items())
     assert rows(tmp_path / "more", "step")[0]["loss"] < rows(tmp_path / "out", "step")[0]["loss"]

@@ -49,7 +49,7 @@ def _as_one_of(model: Decided, method: Method) -> str:
     for name in method.named_by:
         try:
             config = resolve(method.config, {name: name}).config
-            method.combine({name: model.as_parent.keyed(name)}, config)
+            method.combine({name: model.as_parent}, config)  # of one model, which needs no key
             found.append(name)
         except RekindleError as error:
             refused = refused or error

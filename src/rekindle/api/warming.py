@@ -14,7 +14,7 @@ from rekindle.methods import method_named
 from rekindle.methods import warm_start as warm_start_
 from rekindle.methods.warming.halves import RANDOM, SAME
 
-VERB, HALVES = "warm-start", ("encoder", "decoder")
+VERB = "warm-start"
 
 Source = Model | str | Path
 
@@ -37,8 +37,8 @@ def warm_start(encoder: Source = RANDOM, decoder: Source = RANDOM, **options: An
 
 def warmed(options: Resolved[warm_start_.Config], models: dict[str, Model] | None = None) -> Model:
     """`warm_start` with options that are resolved; each SRC that they name is opened, one of both halves once."""
-    found, keys = dict(models or {}), {name: name for name in models or {}}
-    for half in HALVES:
+    found, keys, method = dict(models or {}), {name: name for name in models or {}}, method_named(VERB)
+    for half in method.named_by:
         text = getattr(options.config, half)
         source = text.removeprefix(f"{RANDOM}:")
         if source in keys or text in (RANDOM, SAME):
@@ -49,7 +49,7 @@ def warmed(options: Resolved[warm_start_.Config], models: dict[str, Model] | Non
         found.setdefault(keys[source], model)
     if not found:
         raise RekindleError("Both halves are drawn anew, and nothing says their sizes.", hint="--encoder SRC")
-    config = method_named(VERB).renamed(options.config, keys)
+    config = method.renamed(options.config, keys)
     return combined(VERB, found, replace(options, config=config))
 
 

@@ -165,9 +165,8 @@ class Checkpoint:
             roles = {name: role for role, (name, _, _) in self.rows.items()}
             kept = {name for name, role in roles.items() if self.tensors.get(role) is before.tensors.get(role)}
             left = {name: of for name, of in tied.items() if {name, of} <= kept}
-            self.config = {key: value for key, value in self.config.items() if key != TIED} | (
-                {TIED: left} if left else {}
-            )
+            others = {key: value for key, value in self.config.items() if key != TIED}
+            self.config = others | ({TIED: left} if left else {})
 
     # -- making a child --------------------------------------------------------------------------------------
 
@@ -247,8 +246,8 @@ class Checkpoint:
         """Total parameters, and those active for one token: all but the experts it is not routed to."""
         counts = self.family.parameters(self.settings)
         others = sum(math.prod(self.tensors[role].shape) for role in self.opaque)
-        tied = self.config.get(TIED, {})
-        twice = sum(math.prod(shape) for name, shape, _ in self.rows.values() if name in tied)
+        tied = self.config.get(TIED)
+        twice = sum(math.prod(shape) for name, shape, _ in self.rows.values() if name in tied) if tied else 0
         return {key: count + others - twice for key, count in counts.items()}
 
 

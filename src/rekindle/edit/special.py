@@ -37,7 +37,8 @@ def special_tokens(model: Checkpoint) -> Tokens:
     ends with sep or eos, else with what begins it; and it is padded with pad, else with what ends it. Raises
     RekindleError where such a token is outside the vocabulary.
     """
-    named = Vocabulary(model.folder.path, model.folder.named).special
+    vocabulary = Vocabulary(model.folder.path, model.folder.named)
+    named = vocabulary.special
     own = {f"{name}_token": model.config.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
     own = {name: i for name, i in own.items() if type(i) is int}
 
@@ -53,6 +54,6 @@ def special_tokens(model: Checkpoint) -> Tokens:
         if not 0 <= i < model.settings.vocab_size:
             what = f"{key} would be {i}, and the decoder's vocabulary has {model.settings.vocab_size} tokens."
             raise RekindleError(what, where=model.folder.path, hint="a tokenizer of this model, or its config mended")
-    words = {i: word for word, i in Vocabulary(model.folder.path, model.folder.named).ids.items()}
+    words = {i: word for word, i in vocabulary.ids.items()}
     start, end, pad = (f"{words[i]!r}" if i in words else f"token {i}" for i in found.values())
     return Tokens(found, f"a text that it writes begins with {start}, ends with {end} and is padded with {pad}")

@@ -102,17 +102,7 @@ class Vocabulary:
 
     def texts(self) -> dict[str, str]:
         """Its files as they are, by name; raises RekindleError where one is no text."""
-        found = {}
-        for path in (self.folder / name for name in ALL):
-            if path.is_file():
-                try:
-                    with opened(path) as file:
-                        found[path.name] = file.read().decode("utf-8")
-                except OSError as error:
-                    raise unreadable(path, error) from None
-                except UnicodeDecodeError:
-                    raise RekindleError("This file is not UTF-8.", where=path) from None
-        return found
+        return {name: _text(self.folder / name) for name in ALL if (self.folder / name).is_file()}
 
     def with_tokens(self, new: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         """{file: its text} with these tokens added, each a row of `added` with its new number.
@@ -155,10 +145,14 @@ class Vocabulary:
 
     def _lines(self) -> list[str]:
         assert self.file is not None
-        try:
-            with opened(self.file) as file:
-                return file.read().decode("utf-8").splitlines()
-        except OSError as error:
-            raise unreadable(self.file, error) from None
-        except UnicodeDecodeError:
-            raise RekindleError("This file is not UTF-8.", where=self.file) from None
+        return _text(self.file).splitlines()
+
+
+def _text(path: Path) -> str:
+    try:
+        with opened(path) as file:
+            return file.read().decode("utf-8")
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except UnicodeDecodeError:
+        raise RekindleError("This file is not UTF-8.", where=path) from None

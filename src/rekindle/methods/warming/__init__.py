@@ -1,1 +1,1 @@
-"""A warm start's halves, what they may have as one, the tokens that bound a text, and the paper's variants."""
+"""A warm start's halves, what they may have as one, and the paper's variants."""

@@ -33,9 +33,12 @@ _COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**
 _SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
-def option(default: Any = MISSING, *, help: str) -> Any:
-    """A field of a Config: its default (none: required) and one line of help with the unit."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any = MISSING, *, help: str, never: Mapping[str, str] | None = None) -> Any:
+    """A field of a Config: its default (none: required) and one line of help with the unit.
+
+    `never`: values that might be expected, each with the reason why it cannot be.
+    """
+    return field(default=default, metadata={"help": help, "never": never or {}})
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ def resolve(cls: type[C], flags: Mapping[str, Any], file: Mapping[str, Any] | No
                 values[own] = parse(value, types_[own])
                 origins[name] = origin
             except ValueError as error:
-                problems.append(RekindleError(f"{name} is {_shown(value)}, but {error}.", where=f"option {name}"))
+                why = known[name].metadata.get("never", {}).get(str(value))
+                what = f"{name} is {_shown(value)}, but {error}."
+                problems.append(RekindleError(what, where=f"option {name}", why=why))
     for name, f in known.items():
         given = f.name in values or name in flags or name in (file or {})
         if not given and _default(f) is MISSING:

@@ -52,6 +52,7 @@ ROWS = [
     ("upcycle", {"experts": 4, "shared_experts": 1}, ("llama", "mistral", "qwen2"), {}),
     ("upcycle", {"experts": 4, "init": "drop", "shared_experts": 1}, ("llama", "mistral", "qwen2"), {}),
     ("upcycle", {"experts": 6, "top_k": 3, "shared_experts": 1} | GROUPS, ("llama", "mistral", "qwen2"), {}),
+    ("upcycle", {"experts": 1, "layers": "all", "tower": "both"}, ("t5",), {}),
     ("grow-depth", {"factor": 2, "order": "llama-pro"}, DECODERS, {}),
     ("grow-depth", {"layers": 4, "order": "llama-pro"}, ("llama", "olmo2", "flex_olmo"), {"attention_bias": True}),
     ("grow-depth", {"factor": 3, "order": "llama-pro"}, ("llama",), {"mlp_bias": True}),

@@ -127,6 +127,24 @@ def test_pairs_are_read_cut_and_padded(pairs: Path, tokenizer: Any):
     assert objective.targets(batch).tolist() == (batch["labels"] != -100).sum(1).tolist()
 
 
+def test_python_sources_are_pairs_of_what_a_docstring_says_and_a_name(tmp_path: Path):
+    from rekindle.train.text import PairReading, open_source
+
+    (tmp_path / "a.py").write_text(
+        'class HTTPServer2:\n    """Serve files over HTTP. For tests only."""\n'
+        '    def get_fileName(self):\n        """Return the name\n        of a file.\n\n        More.\n        """\n'
+        '    def __repr__(self):\n        """Return a short text."""\n'
+        '    def run(self):\n        """run(self) -> None, at once."""\n'
+        '    def stop(self):\n        """Stop it."""\n'
+    )
+    (tmp_path / "broken.py").write_text('def f(:\n    """A sentence of many words."""\n')
+    documents = open_source(str(tmp_path), reading=PairReading()).documents()
+    assert [(pair.source, pair.target) for pair in documents] == [
+        ("Serve files over HTTP.", "http server 2"),
+        ("Return the name of a file.", "get file name"),
+    ]
+
+
 def test_rows_of_other_names_and_formats(tmp_path: Path, tokenizer: Any, pairs: Path):
     import pyarrow
     from pyarrow import parquet

@@ -105,6 +105,7 @@ SHARED = (
     Tensor("embed", "shared.weight", "V D"),
     Tensor("head", "lm_head.weight", "V D", when="not tie_word_embeddings"),
 )
+TWINS = ("switch_transformers",)
 T5_KEYS = {
     "vocab_size": "vocab_size", "hidden_size": "d_model", "num_heads": "num_heads", "head_dim": "d_kv",
     "intermediate_size": "d_ff", "norm_eps": "layer_norm_epsilon", "tie_word_embeddings": "tie_word_embeddings",
@@ -161,7 +162,8 @@ def _t5(model_type: str, cls: str, defaults: Mapping[str, Any], **own: Any) -> T
 
 
 T5 = replace(
-    _t5("t5", "T5ForConditionalGeneration", T5_DEFAULTS, spelt=(SCALE,)), renamed=("T5WithLMHeadModel",)
+    _t5("t5", "T5ForConditionalGeneration", T5_DEFAULTS, spelt=(SCALE,), twins=TWINS), renamed=("T5WithLMHeadModel",),
+    twins=TWINS,
 )  # fmt: skip
 MT5 = _t5("mt5", "MT5ForConditionalGeneration", MT5_DEFAULTS)  # whatever its config says of tying
 _UMT5 = _t5("umt5", "UMT5ForConditionalGeneration", UMT5_DEFAULTS, fixed={"scaled_output": True})
@@ -185,6 +187,7 @@ def _experts(branch: str) -> tuple[Tensor, ...]:
 SWITCH_KEYS = T5_KEYS | {
     "hidden_act": "dense_act_fn", "num_experts": "num_experts", "expert_size": "d_ff",
     "router_jitter": "router_jitter_noise", "aux_loss_coef": "router_aux_loss_coef",
+    "expert_capacity": "expert_capacity",
 }  # fmt: skip
 SWITCH_DEFAULTS: dict[str, Any] = {
     **{key: value for key, value in T5_DEFAULTS.items() if key not in ("feed_forward_proj", "classifier_dropout")},

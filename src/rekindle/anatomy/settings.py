@@ -98,6 +98,7 @@ class Settings:
     top_k_groups: int = 1  # those of the best so many groups can be chosen
     routed_scaling: float = 1.0  # factor on the routing weights
     router_jitter: float = 0.0
+    expert_capacity: int = 0  # tokens of a text that an expert takes, the first ones; 0: all
     aux_loss_coef: float | None = None  # of the load-balance loss in training; None: the family has none
     sparse_layers: tuple[int, ...] = ()
     # of a model of several towers, each one's own, by name; all above is then the last one's, which writes

@@ -57,6 +57,7 @@ class Checkpoint:
     findings: list[Finding] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)  # name -> text, of files that travel along otherwise
     beside: Mapping[str, Checkpoint] = field(default_factory=dict)  # others that a method's option may name
+    which: str = ""  # the tower that it is, as methods see one
 
     def __getitem__(self, layer: int) -> Block:
         return Block(self, layer)
@@ -127,27 +128,28 @@ class Checkpoint:
         tensors = {role._replace(tower=""): x for role, x in self.tensors.items() if role.tower == name}
         own = {"notes": [], "findings": [], "unused": [], "promise": exact()}
         config = dict(family.own(self.config))
-        return replace(self, family=family, settings=self.settings.towers[name], config=config, tensors=tensors, **own)
+        settings = self.settings.towers[name]
+        return replace(self, family=family, settings=settings, config=config, tensors=tensors, which=name, **own)
 
     def with_towers(self, children: Mapping[str, Checkpoint]) -> Checkpoint:
         """This checkpoint with towers replaced by what a method made of each; their config is written once, for all.
 
         Raises RekindleError where towers would differ in what the config has one key for.
         """
-        family, config = self.family, self.config
+        family, config = self._family_of(children), self.config
         towers = {**self.settings.towers, **{name: child.settings for name, child in children.items()}}
         tensors = {role: x for role, x in self.tensors.items() if role.tower not in children}
         for name, child in children.items():
             here, before = child.family.own(config), child.family.own(self.config)
             changed = {key: x for key, x in here.items() if key not in before or before[key] != x}  # by other towers
-            config = child.family.put(config, child.config | changed)
+            config = child.family.put(config, child.config | changed) if family is self.family else config
             tensors |= {role._replace(tower=name): x for role, x in child.tensors.items()}
         try:
-            config = family.config(replace(self.settings, towers=towers), config, family)
+            config = family.config(replace(self.settings, towers=towers), config, self.family)
         except RekindleError as refused:
             refused.hint = refused.hint or ("--tower both" if len(children) < len(family.towers) else None)
             raise
-        made = self.derive(settings=family.settings(config), config=config, tensors=tensors)
+        made = self.derive(family=family, settings=family.settings(config), config=config, tensors=tensors)
         made._untie(self)
         said: dict[str, list[str]] = {}
         for name, child in children.items():
@@ -158,6 +160,17 @@ class Checkpoint:
         made.notes = [note for note in made.notes if note not in before]
         made.noting(*(f"{' and '.join(names)}: {note}" for note, names in said.items()))
         return made.noting(*family.remarks(made.settings))
+
+    def _family_of(self, children: Mapping[str, Checkpoint]) -> Family:
+        """This one's, or another that all of its towers go into; raises RekindleError where only some do."""
+        names = {child.family.model_type for child in children.values()}
+        if names <= {tower.model_type for tower in self.family.towers.values()}:
+            return self.family
+        (name,) = names
+        if len(children) < len(self.family.towers):
+            what = f"{name} is another family, which both towers of this {self.family.model_type} go into."
+            raise RekindleError(what, hint="--tower both")
+        return family_named(name)
 
     def _untie(self, before: Checkpoint) -> None:
         """Parameters of towers that were one are two where one of them has been changed."""
@@ -183,9 +196,16 @@ class Checkpoint:
         findings = [Finding(under(of), tower, joint(key, source)) for of, tower, source in self.findings]
         return replace(self, made_of=made_of, tensors=tensors, findings=findings)
 
+    def table_of(self, name: str) -> Family:
+        """The table of another family; of a tower that of the same one in a model of that family."""
+        if name == self.family.model_type:
+            return self.family
+        family = family_named(name)
+        return family.towers.get(self.which, family)
+
     def as_family(self, name: str, **changes: Any) -> Checkpoint:
         """An empty child of another family with these settings changed; refused with every reason it cannot be."""
-        family = self.family if name == self.family.model_type else family_named(name)
+        family = self.table_of(name)
         settings = replace(self.settings, **changes)
         config = family.config(settings, self.config, self.family, changes)
         return self.derive(family=family, settings=family.settings(config), config=config, tensors={})

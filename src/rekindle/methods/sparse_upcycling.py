@@ -8,8 +8,11 @@ smaller experts and keeps it (see virtual_groups).
 Shared experts take the first N of the G shards (the whole feed-forward where N = G; then the routed experts start
 with a zero down-projection, and any of the inits is exact).
 
+A T5 becomes a Switch Transformer, in every second layer of both towers as in the paper, which is not exact: its one
+expert a token is multiplied by its probability (see raw_weights).
+
 Departures from the paper, with reasons:
-- every layer by default, not every second: the sparse twins the serving engines know have experts in all layers;
+- decoders: every layer by default, not every second: the sparse twins the serving engines know have experts in all;
 - routing weights renormalised (the paper does so for vision only): without it the child starts far from the parent;
 - token choice everywhere (the paper's encoders use expert choice, which leaks the future in a decoder);
 - noise is a share of each tensor's standard deviation, as in later work: one number for tensors of any scale.
@@ -22,21 +25,24 @@ E experts   K experts per token   D hidden size   F hidden units   G shards of t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from rekindle.anatomy import FAMILIES
+from rekindle.anatomy import FAMILIES, Family
 from rekindle.anatomy.engines import Engine, where_not
 from rekindle.config import option
 from rekindle.edit import Checkpoint, Fill, Normal, Promise, exact, lossy
 from rekindle.edit.feedforward import FeedForward
 from rekindle.errors import RekindleError, together
+from rekindle.methods import raw_weights
 from rekindle.methods.drop_upcycling import partly_new
 from rekindle.methods.serving import check_engine, fill_for_engine, reading_of
 from rekindle.methods.virtual_groups import indivisible, prototypes, rounds, virtual_groups
 
-Target = Literal["auto", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo"]
+Target = Literal["auto", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "switch_transformers"]
 
+NEVER = {"nllb_moe": "transformers' class (5.23) sends tokens to its experts 0 and 1 alone, whatever the router says"}
+OPEN = ("top_k", "layers", "router_std")  # options whose default follows from the target
 SHARED_FRACTION = 8  # where the target insists on a shared expert: an eighth of the feed-forward's width
 SWITCH = 2.0  # a switch of zeros lets half of the shared expert's output through: sigmoid(0)
 
@@ -44,18 +50,24 @@ SWITCH = 2.0  # a switch of zeros lets half of the shared expert's output throug
 @dataclass(frozen=True, kw_only=True)
 class Config:
     experts: int = option(help="experts per layer (E), shared ones not counted")
-    top_k: int = option(2, help="experts each token is routed to (K)")
+    top_k: int | None = option(None, help="experts each token is routed to (K; default: 2; of switch_transformers 1)")
     init: Literal["copy", "noise", "drop", "virtual-group"] = option("copy", help="how the experts begin")
-    target: Target = option("auto", help="sparse family to become; auto: the first that can hold the request")
+    target: Target = option(
+        "auto", help="sparse family to become; auto: the first that can hold the request", never=NEVER
+    )
     engine: Engine = option("transformers", help="what will serve it: target and init are chosen to be exact there")
-    layers: str = option("all", help="which layers get experts: all, every:2, last:6 or 0,3,5")
+    layers: str | None = option(
+        None, help="which get experts: all, every:2, last:6 or 0,3,5 (default: all; of switch_transformers every:2)"
+    )
     noise: float = option(0.01, help="noise: its standard deviation, as a share of each tensor's own")
     drop_ratio: float = option(0.5, help="drop: share of each expert's hidden units that are drawn anew (r)")
     drop_indices: Literal["shared", "independent"] = option("shared", help="drop: same units of gate, up, down, or not")
     granularity: int = option(1, help="virtual-group: shards of the feed-forward, one to an expert (G)")
     scale: Literal["down", "spread"] = option("down", help="virtual-group: weights that bear the factor (down: exact)")
     shared_experts: int = option(0, help="experts' widths that every token uses; all G: routed ones start silent (N)")
-    router_std: float = option(0.02, help="standard deviation of the new router's weights")
+    router_std: float | None = option(
+        None, help="standard deviation of the new router's weights (default: 0.02; of switch_transformers 1e-4)"
+    )
     seed: int = option(0, help="seed of the router, the noise and the choice of units")
 
     @property
@@ -69,7 +81,17 @@ class Config:
         return self.granularity if self.silent else self.granularity - self.shared_experts
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request(Config):
+    """A Config with what it left open."""
+
+    top_k: int
+    layers: str
+    router_std: float
+
+
 def sparse_upcycling(parent: Checkpoint, config: Config) -> Checkpoint:
+    config = _settled(parent, config)
     _check(parent, config)
     layers = parent.layers(config.layers)
     child, config = _sparse_twin(parent, config, layers)
@@ -77,17 +99,32 @@ def sparse_upcycling(parent: Checkpoint, config: Config) -> Checkpoint:
     for layer in layers:
         ffn = parent[layer].ffn
         for expert, weights in enumerate(_routed(ffn, config, layer)):
-            child[layer].expert[expert] = weights
+            raw = raw_weights.keeps_raw(child.family)
+            child[layer].expert[expert] = raw_weights.evened(weights, config.experts, config.top_k) if raw else weights
         for part, weight in _shared(ffn, config, child.settings.shared_switch).items():
             child[layer][f"shared.{part}"] = weight
         rows_CD = Normal(parent.dtype, shape_CD, config.router_std, config.seed, f"{layer}/router")
         child[layer]["router"] = prototypes(rows_CD, config.set_size)
     fill_for_engine(parent, child, config.engine, layers)
     child.noting(*_notes(parent, child, config))
-    return child.with_rest_of(parent).promising(_promise(parent, config, layers))
+    return child.with_rest_of(parent).promising(_promise(parent, child, config, layers))
 
 
-def _routed(ffn: FeedForward, config: Config, layer: int) -> list[FeedForward]:
+def _settled(parent: Checkpoint, config: Config) -> Request:
+    """With the defaults of what it will become."""
+    target = next(iter(_targets(parent, config)), "")
+    raw = target in FAMILIES and raw_weights.keeps_raw(parent.table_of(target))
+    usual = (1, raw_weights.LAYERS, raw_weights.ROUTER_STD) if raw else (2, "all", 0.02)
+    settled: dict[str, Any] = asdict(config)
+    settled |= {name: value for name, value in zip(OPEN, usual, strict=True) if settled[name] is None}
+    return Request(**settled)
+
+
+def _targets(parent: Checkpoint, config: Config) -> tuple[str, ...]:
+    return parent.family.twins if config.target == "auto" else (config.target,)
+
+
+def _routed(ffn: FeedForward, config: Request, layer: int) -> list[FeedForward]:
     """The E routed experts of a layer."""
     if not config.silent:
         return _experts(ffn, config, layer)
@@ -95,7 +132,7 @@ def _routed(ffn: FeedForward, config: Config, layer: int) -> list[FeedForward]:
     return [FeedForward(expert | silence) for expert in _experts(ffn.fresh(), config, layer)]
 
 
-def _experts(ffn: FeedForward, config: Config, layer: int) -> list[FeedForward]:
+def _experts(ffn: FeedForward, config: Request, layer: int) -> list[FeedForward]:
     keys = [f"{layer}/{expert}" for expert in range(config.experts)]
     if config.init == "virtual-group":
         shared = config.granularity - config.set_size
@@ -106,7 +143,7 @@ def _experts(ffn: FeedForward, config: Config, layer: int) -> list[FeedForward]:
     return [copy.noisy(config.noise if config.init == "noise" else 0.0, config.seed, key) for key in keys]
 
 
-def _shared(ffn: FeedForward, config: Config, switched: bool) -> FeedForward:
+def _shared(ffn: FeedForward, config: Request, switched: bool) -> FeedForward:
     """The first N shards, for every token; none where the family's own neutral one will do."""
     if not config.shared_experts:
         return FeedForward()
@@ -114,17 +151,18 @@ def _shared(ffn: FeedForward, config: Config, switched: bool) -> FeedForward:
     return shards.scaled({"down": SWITCH if switched else 1.0})
 
 
-def _sparse_twin(parent: Checkpoint, config: Config, layers: tuple[int, ...]) -> tuple[Checkpoint, Config]:
+def _sparse_twin(parent: Checkpoint, config: Request, layers: tuple[int, ...]) -> tuple[Checkpoint, Request]:
     """The empty child in the asked-for family, or in the first twin of the parent's that can hold the request.
 
     And the request as the engine computes it exactly.
     """
-    targets = parent.family.twins if config.target == "auto" else (config.target,)
+    targets = _targets(parent, config)
     problems: list[RekindleError] = []
     for target in targets:
         try:
-            fitted = _fitted(config, target)
-            child = parent.as_family(target, **_settings(parent, fitted, target, layers))
+            family = parent.table_of(target)
+            fitted = _fitted(config, family)
+            child = parent.as_family(target, **_settings(parent, fitted, family, layers))
             check_engine(child, config.engine, "" if config.layers == "all" else "--layers all, or ")
             return child, fitted
         except RekindleError as refused:
@@ -139,13 +177,13 @@ def _sparse_twin(parent: Checkpoint, config: Config, layers: tuple[int, ...]) ->
     raise together(problems)
 
 
-def _fitted(config: Config, target: str) -> Config:
+def _fitted(config: Request, family: Family) -> Request:
     """The request as the engine computes it exactly.
 
     Where it keeps the top-k weights as they are, their sum is not 1: then no routed expert may matter, so all of the
     feed-forward is shared; or each token visits all experts, whose weights do sum to 1.
     """
-    reading, able = reading_of(config.engine, target), "shared_size" in FAMILIES[target].keys
+    reading, able = reading_of(config.engine, family.model_type), "shared_size" in family.keys
     if reading is None or reading.weights != "kept" or config.silent or config.top_k == config.experts:
         return config
     if able and not config.shared_experts:
@@ -155,13 +193,13 @@ def _fitted(config: Config, target: str) -> Config:
     raise RekindleError(what, hint=f"{all_}, or --engine transformers")
 
 
-def _settings(parent: Checkpoint, config: Config, target: str, layers: tuple[int, ...]) -> dict[str, Any]:
+def _settings(parent: Checkpoint, config: Request, family: Family, layers: tuple[int, ...]) -> dict[str, Any]:
     """What changes in the config."""
-    keys, fixed, width = FAMILIES[target].keys, FAMILIES[target].fixed, parent.settings.intermediate_size
+    keys, fixed, width = family.keys, family.fixed, parent.settings.intermediate_size
     if config.shared_experts and "shared_size" not in keys:
-        raise RekindleError(f"{target} has no shared expert.")
+        raise RekindleError(f"{family.name} has no shared expert.")
     shared = config.shared_experts * width // config.granularity or max(1, width // SHARED_FRACTION)
-    reading = reading_of(config.engine, target)
+    reading, raw = reading_of(config.engine, family.model_type), raw_weights.keeps_raw(family)
     changed = {
         "num_experts": config.experts,
         "top_k": config.top_k,
@@ -169,7 +207,8 @@ def _settings(parent: Checkpoint, config: Config, target: str, layers: tuple[int
         "intermediate_size": width if "intermediate_size" in keys else 0,
         "shared_size": shared if "shared_size" in keys else 0,
         "shared_switch": fixed.get("shared_switch", False),
-        "norm_topk_prob": reading is None or reading.weights != "kept",
+        "norm_topk_prob": not raw and (reading is None or reading.weights != "kept"),
+        "expert_capacity": raw_weights.NEVER_FULL if "expert_capacity" in keys else 0,
         "sparse_layers": layers,
     }
     return changed | ({"tie_word_embeddings": False} if reading and "own head" in reading.wants else {})
@@ -178,14 +217,17 @@ def _settings(parent: Checkpoint, config: Config, target: str, layers: tuple[int
 # -- promise --------------------------------------------------------------------------------------------------
 
 
-def _promise(parent: Checkpoint, config: Config, layers: tuple[int, ...]) -> Promise:
+def _promise(parent: Checkpoint, child: Checkpoint, config: Request, layers: tuple[int, ...]) -> Promise:
     promise = _promised(parent, config, layers)
+    if raw_weights.keeps_raw(child.family) and config.top_k < config.experts:
+        raw = raw_weights.promised(config.experts, config.top_k)
+        return lossy(raw if promise.exact else f"{promise.text}; {raw}")
     if promise.exact and config.engine != "transformers":
         return exact(f"{promise.text}; {config.engine} weighs experts so too, by its source")
     return promise
 
 
-def _promised(parent: Checkpoint, config: Config, layers: tuple[int, ...]) -> Promise:
+def _promised(parent: Checkpoint, config: Request, layers: tuple[int, ...]) -> Promise:
     size = config.set_size
     if config.silent:
         return exact("the shared expert is the parent's feed-forward, and the routed ones start silent")
@@ -213,7 +255,7 @@ ONLY_FOR = {
 }
 
 
-def _check(parent: Checkpoint, config: Config) -> None:
+def _check(parent: Checkpoint, config: Request) -> None:
     problems = [*_misplaced(config), *_out_of_range(config)]
     if parent.settings.sparse_layers:
         what = "This checkpoint has experts already; upcycling starts from a dense one."
@@ -228,7 +270,7 @@ def _check(parent: Checkpoint, config: Config) -> None:
         raise together(problems)
 
 
-def _misplaced(config: Config) -> Iterator[RekindleError]:
+def _misplaced(config: Request) -> Iterator[RekindleError]:
     """Options of another init: they would be ignored."""
     for f in fields(config):
         value, init = getattr(config, f.name), ONLY_FOR.get(f.name, config.init)
@@ -237,7 +279,7 @@ def _misplaced(config: Config) -> Iterator[RekindleError]:
             yield RekindleError(f"{flag} is for --init {init}, not for --init {config.init}.", hint=f"--init {init}")
 
 
-def _out_of_range(config: Config) -> Iterator[RekindleError]:
+def _out_of_range(config: Request) -> Iterator[RekindleError]:
     experts, shards = config.experts, config.granularity
     if experts < 1:
         yield RekindleError(f"{experts} experts are too few.", hint="--experts 8")
@@ -257,7 +299,7 @@ def _out_of_range(config: Config) -> Iterator[RekindleError]:
         yield RekindleError(what, hint=f"--shared-experts 0 to {shards}{more}")
 
 
-def _notes(parent: Checkpoint, child: Checkpoint, config: Config) -> list[str]:
+def _notes(parent: Checkpoint, child: Checkpoint, config: Request) -> list[str]:
     notes, s = where_not(child.family.model_type, child.settings), child.settings
     if parent.settings.tie_word_embeddings and not s.tie_word_embeddings:
         notes.append(f"{config.engine} reads no head that is tied to the embeddings: the child has a copy of them")

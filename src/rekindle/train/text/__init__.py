@@ -7,6 +7,7 @@ stream.py  lines, blocks and JSON values, as they come
 read.py    rows and texts out of a file, streamed
 row.py     the document of a row: its text, or its chat messages
 pair.py    rows with two texts, a source and a target
+docstrings.py  such pairs out of Python sources: what a docstring says, and the name of what it is about
 
 Everything streams: no file is ever in memory whole.
 """

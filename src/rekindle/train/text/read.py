@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from rekindle.errors import RekindleError, counted, first_line
+from rekindle.train.text.docstrings import described
 from rekindle.train.text.format import Format, delimiter, identify, opened, suffix_of
+from rekindle.train.text.pair import PairReading
 from rekindle.train.text.row import FIELD, Document, Reading
 from rekindle.train.text.stream import LONGEST, blocks, json_values, lines
 
@@ -29,7 +31,9 @@ def documents_of(path: Path, reading: Reading) -> Iterator[Document]:
         yield from _arrow(path, None, reading)
     else:
         with opened(path) as stream:
-            if form.kind == "text":
+            if form.kind == "text" and suffix_of(path) == ".py" and isinstance(reading, PairReading):
+                yield from described(stream, path)
+            elif form.kind == "text":
                 yield from _texts(stream, path)
             elif form.kind == "arrow stream":
                 yield from _arrow(path, stream, reading)

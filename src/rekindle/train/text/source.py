@@ -93,9 +93,9 @@ def open_source(data: str, column: str | None = None, *, chat: bool = False, rea
     if not data.strip():
         raise RekindleError("The data has an empty name.", where="option data", hint="--data FILE")
     if data == "stdlib":
-        return Source(data, _stdlib())
+        return Source(data, _stdlib(), reading=reading)
     if data == "python":
-        return Source(data, [*_stdlib(), *_packages()])
+        return Source(data, [*_stdlib(), *_packages()], reading=reading)
     path = Path(data).expanduser()
     try:
         mode = path.stat().st_mode

@@ -24,6 +24,7 @@ from rekindle.lab.study import Size, perform
 from rekindle.lab.text import carried_on, reads_of
 from rekindle.laws.law import law_named
 from rekindle.methods import METHODS, method_named
+from rekindle.report.metrics import read_metrics
 from rekindle.sweep.grid import Grid, steps_of
 from rekindle.sweep.steps import Step
 from rekindle.train.config import InitConfig, TrainConfig
@@ -124,7 +125,7 @@ def test_no_training_reads_what_its_line_has_read(name):
         assert all(before.stop <= after.start for before, after in zip(spans, spans[1:], strict=False))
         assert all(int(s.options["skip"]) == reads[s.name].start for s in line if s.verb == "train")
         behind += len(spans) > 1
-    own = ("checkpoint-compression", "lcsc")  # whose own steps train, and say where they begin
+    own = ("checkpoint-compression", "lcsc", "warm-start")  # whose own steps train, and say where they begin
     assert behind or name in (*own, "checkfree")  # whose trainings are all from scratch
     assert max((span.stop for span in reads.values()), default=0) < 20_000_000
 
@@ -171,7 +172,7 @@ def test_a_tiny_study_of_combinations_ends_in_a_page(tmp_path, monkeypatch, few_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("lcsc", "checkfree")])
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("lcsc", "checkfree", "warm-start")])
 def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, monkeypatch, few_sources, one_process):
     monkeypatch.setattr(study, "QUICK", 1e-9)  # one step each
     module = MODULES[name]
@@ -200,6 +201,30 @@ def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, mo
     assert (again, same) == (page, verdict)
     assert len(said) == before + 1
     assert "are there already" in said[-1]
+
+
+@pytest.mark.slow
+def test_the_page_of_warm_starts(tmp_path, monkeypatch, few_sources, one_process):
+    """Of a tiny BERT in the place of the real one."""
+    module, bert = MODULES["warm-start"], tmp_path / "bert"
+    api.init(bert, family="bert", hidden=32, layers=2, heads=4, ffn=64, context=64, tokenizer="bpe:600", data="stdlib")
+    monkeypatch.setattr(module, "minilm", lambda: bert)
+    monkeypatch.setattr(module, "GPT", module.GPT | {"hidden": 32, "heads": 4, "layers": 1, "tokenizer": "bpe:700"})
+    monkeypatch.setitem(module.TRAIN, "eval_tokens", 1024)
+    monkeypatch.setattr(study, "QUICK", 1e-9)
+    page, verdict = lab.run_study("warm-start", tmp_path / "lab", lambda said: None, seeds=1, quick=True)
+    text = unescape(page.read_text())
+    assert verdict.split(".")[0] in text
+    assert all(claim.text in text for claim in module.CLAIMS)
+    with (page.parent / "findings.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["judgement"] for row in rows} == {"direction only"}
+    assert [float(row["epochs_arm"]) < 1 for row in rows if row["epochs_arm"]] == [True] * 4
+    assert len({row["text"] for row in rows if row["text"]}) == 1
+    runs = tmp_path / "lab" / "runs"
+    whole, few = read_metrics(runs / "bert2bert-0"), read_metrics(runs / "bert2bert-10-0" / "end")
+    assert few.header["val_set"] == whole.header["val_set"]  # the same pairs are held out
+    assert few.header["epochs"] == pytest.approx(128 / 12)  # 4,096 tokens are 128 rows, of which a tenth is 12
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ STUDIES = {
     "upcycling-laws": "Liew et al. 2025: a law of our own grid. Is the interaction there, does scratch overtake?",
     "checkpoint-compression": "Kim and Belyaev 2025: archives of a series, and how training goes on from them.",
     "lcsc": "Liu et al. 2024: better models along a run, by searched combinations of its checkpoints.",
+    "warm-start": "Rothe et al. 2020: encoder-decoders out of a BERT against ones from scratch.",
     "checkfree": "arXiv 2506.15461: what a lost stage is made of again, and what that costs a run.",
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 from rekindle.anatomy import family_of
 from rekindle.anatomy.flops import training_flops
 from rekindle.config import to_dict
+from rekindle.edit import open_checkpoint
 from rekindle.errors import CheckFailed, Ended
 from rekindle.progress import Progress
 from rekindle.store.folder import Folder
@@ -54,7 +55,7 @@ class Session:
         self.main = stepper.accelerator.is_main_process
         family = family_of(source.config)
         settings = family.settings(source.config)
-        self.parameters = family.parameters(settings)
+        self.parameters = open_checkpoint(source).parameters()
         read, written = self.plan.seq_len, stepper.objective.length  # tokens of a row, and targets
         self.flops_per_token = training_flops(family, settings, written / read, written, source=read)
         self.last = "not yet evaluated"  # here, where a run was resumed

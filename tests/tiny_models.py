@@ -14,7 +14,7 @@ TINY = {
 TINY_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "olmo2")  # with sparse kin
-PLAIN = ("phi3", "gemma3_text", "gpt_neox", "gpt2")  # dense, without
+PLAIN = ("phi3", "gemma2", "gemma3_text", "gpt_neox", "gpt2")  # dense, without
 SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "deepseek_v3")
 PACKED = ("phi3", "gpt_neox", "gpt2")  # several roles in a tensor, or transposed ones
 DECODERS = DENSE + PLAIN + SPARSE
@@ -69,6 +69,7 @@ OWN = {  # what a family needs besides, or cannot be told: None
     "bert-generation": {"num_key_value_heads": None, "architectures": ["BertGenerationEncoder"]},
     "gpt_neox": {"num_key_value_heads": None},
     "gpt2": {"num_key_value_heads": None, "intermediate_size": None, "n_inner": 48},
+    "gemma2": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 8},
     "gemma3_text": {"head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8},
 }
 

@@ -187,31 +187,39 @@ GPT2 = Family(
     ignorable=(".attn.bias", ".attn.masked_bias"),
 )  # fmt: skip
 
-GEMMA3 = Family(
-    "gemma3_text", {"causal": "Gemma3ForCausalLM"}, TOP,
-    (
-        *ATTENTION, *HEAD_QK_NORMS, *POST_NORMS,
-        Tensor("attn.pre_norm", L + "input_layernorm.weight", "D"),
-        Tensor("ffn.pre_norm", L + "pre_feedforward_layernorm.weight", "D"),
-    ),
-    FFN, (),
+SANDWICH = (
+    *POST_NORMS,
+    Tensor("attn.pre_norm", L + "input_layernorm.weight", "D"),
+    Tensor("ffn.pre_norm", L + "pre_feedforward_layernorm.weight", "D"),
+)
+GEMMA2 = Family(
+    "gemma2", {"causal": "Gemma2ForCausalLM"}, TOP, (*ATTENTION, *SANDWICH), FFN, (),
     keys=DENSE_KEYS | BIASES | {
         "head_dim": "head_dim", "hidden_act": "hidden_activation", "query_scalar": "query_pre_attn_scalar",
         "attn_softcap": "attn_logit_softcapping", "logit_softcap": "final_logit_softcapping",
     },
-    fixed={
-        "norm_order": "sandwich", "norm_offset": 1.0, "qk_norm": "head", "scaled_embeddings": True, "mlp_bias": False,
-    },
+    fixed={"norm_order": "sandwich", "norm_offset": 1.0, "scaled_embeddings": True, "mlp_bias": False},
     defaults={
-        "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
-        "max_position_embeddings": 131072, "initializer_range": 0.02, "rms_norm_eps": 1e-6, "use_cache": True,
+        "max_position_embeddings": 8192, "initializer_range": 0.02, "rms_norm_eps": 1e-6, "use_cache": True,
         "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "tie_word_embeddings": True, "attention_bias": False,
         "attention_dropout": 0.0, "query_pre_attn_scalar": 256, "sliding_window": 4096,
-        "final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": False,
+        "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "use_bidirectional_attention": None,
+    },
+    windows="alternating", whole_heads=True, only={"use_bidirectional_attention": None},
+)  # fmt: skip
+GEMMA3 = Family(
+    "gemma3_text", {"causal": "Gemma3ForCausalLM"}, TOP,
+    (*ATTENTION, *HEAD_QK_NORMS, *SANDWICH), FFN, (),
+    keys=GEMMA2.keys,
+    fixed={**GEMMA2.fixed, "qk_norm": "head"},
+    defaults={
+        **GEMMA2.defaults, "vocab_size": 262208, "max_position_embeddings": 131072, "final_logit_softcapping": None,
+        "attn_logit_softcapping": None, "use_bidirectional_attention": False,
     },
     rope="local", rope_theta=1_000_000.0, windows="patterned", whole_heads=True,
     only={"use_bidirectional_attention": False},
 )  # fmt: skip
 
-DENSE = (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO_2, PHI3, GEMMA3, GPT_NEOX, GPT2)
+DENSE = (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO_2, PHI3, GEMMA2, GEMMA3, GPT_NEOX, GPT2)

@@ -64,6 +64,7 @@ _OF_FAMILY = {
     "qwen3": {"head_dim": "int"},
     "qwen3_moe": {"num_key_value_heads": "int"},
     "flex_olmo": {"attention_dropout": "float?"},
+    "gemma2": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
     "gemma3_text": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
     "gpt_neox": {"classifier_dropout": "number"},
     "t5gemma": {"initializer_range": "float?"},

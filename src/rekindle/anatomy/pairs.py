@@ -1,8 +1,9 @@
-"""Encoder-decoders of two models that have classes of their own: transformers' EncoderDecoderModel.
+"""Encoder-decoders of two models: classes that are made for them, and transformers' EncoderDecoderModel for others.
 
-Any of `READERS` stands beside any of `WRITERS`, each with tensors of its own, under `encoder.` and `decoder.`, and
-its config. The decoder is the class that writes, with cross-attention in each layer. Where the hidden sizes differ, a
-matrix above both brings what was read to the decoder's.
+Decoders that only ever wrote become a T5Gemma, which has their layers twice. Of the others any of `READERS` stands
+beside any of `WRITERS`, each with tensors of its own, under `encoder.` and `decoder.`, and its config. The decoder is
+the class that writes, with cross-attention in each layer. Where the hidden sizes differ, a matrix above both brings
+what was read to the decoder's.
 
 Source: Rothe, Narayan and Severyn 2020, "Leveraging Pre-trained Checkpoints for Sequence Generation Tasks", arXiv
 1907.12461, section 3.
@@ -20,6 +21,7 @@ from rekindle.anatomy.family import Family
 from rekindle.anatomy.rows import layer_norm, with_bias
 from rekindle.anatomy.settings import Settings
 from rekindle.anatomy.spelling import Config, Reading, Spelling
+from rekindle.anatomy.t5gemma import T5GEMMA
 from rekindle.anatomy.tensor import Tensor
 from rekindle.anatomy.towers import Towers
 
@@ -111,9 +113,11 @@ def _tower(family: Family, name: str, top: tuple[Tensor, ...], block: tuple[Tens
     )  # fmt: skip
 
 
-READERS = {family.model_type: _reader(family) for family in (BERT, ROBERTA, BERT_GENERATION)}
+ADAPTED = {family.name: family for family in (T5GEMMA,)}  # classes of their own, which have both towers
+_READERS = {family.model_type: _reader(family) for family in (BERT, ROBERTA, BERT_GENERATION)}
+READERS = _READERS | {name: family.towers["encoder"] for name, family in ADAPTED.items()}
 LM_BIAS = Tensor("head.bias", "lm_head.bias", "V")
-WRITERS = {
+_WRITERS = {
     "bert": _writer(BERT, MLM + "decoder.weight", _bert_cross("bert")),
     "roberta": _writer(ROBERTA, "lm_head.decoder.weight", _bert_cross("roberta")),
     "bert-generation": replace(
@@ -122,10 +126,14 @@ WRITERS = {
     ),
     "gpt2": _writer(GPT2, "lm_head.weight", GPT2_CROSS),
 }  # fmt: skip
+WRITERS = {
+    **{kind: writer.tower for kind, writer in _WRITERS.items()},
+    **{name: family.towers["decoder"] for name, family in ADAPTED.items()},
+}
 
 
 def _pair(encoder: str, decoder: str) -> Towers:
-    writer = WRITERS[decoder]
+    writer = _WRITERS[decoder]
     above = (
         Tensor("head", writer.head, "V D", when="not tie_word_embeddings"),
         *with_bias(Tensor("cross.project", "enc_to_dec_proj.weight", "D Y", when="cross_projected"), "cross_projected"),
@@ -143,4 +151,7 @@ def _pair(encoder: str, decoder: str) -> Towers:
     )  # fmt: skip
 
 
-PAIRS = {(encoder, decoder): _pair(encoder, decoder) for encoder in READERS for decoder in WRITERS}
+PAIRS = {
+    **{(encoder, decoder): _pair(encoder, decoder) for encoder in _READERS for decoder in _WRITERS},
+    **{(name, name): family for name, family in ADAPTED.items()},
+}

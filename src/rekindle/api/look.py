@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,14 +96,23 @@ def _parent(against: str | Path, child: Path) -> Checkpoint:
 
 def _half(child: Checkpoint, parent: Checkpoint, manifest: Manifest | None) -> str:
     """The tower of the child that the parent has become, where it is a half of a child that was joined; else none."""
-    if parent.family.towers or child.family.model_type != PAIR:
+    promised = (manifest.promise or {}) if manifest else {}
+    joined = child.family.model_type == PAIR or any(tower in promised for tower in child.family.towers)
+    if parent.family.towers or not joined:
         return ""
     lineage = manifest.lineage if manifest else []
     sources = [one for record in reversed(lineage) for one in record.sources.items()]
-    found = (key.split("/")[0] for key, one in sources if one.fingerprint == parent.folder.fingerprint)
+    alike = [(key.split("/")[0], one) for key, one in sources if one.fingerprint == parent.folder.fingerprint]
+    found = {_as_given(one.source, parent.folder.path): key for key, one in reversed(alike) if key in promised}
     reads, writes = child.family.towers
     guess = writes if parent.settings.output == "causal" else reads
-    return next((key for key in found if key in child.family.towers), guess)
+    return found[max(found)] if found else guess
+
+
+def _as_given(given: str, folder: Path) -> int:
+    """How many names, from the last on, a path has in common with the folder: two models may be of one layout."""
+    names = zip(reversed(Path(given).parts), reversed(folder.resolve().parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], names))
 
 
 def _count(tokens: int | str) -> int:

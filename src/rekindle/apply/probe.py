@@ -140,10 +140,16 @@ class Reading(Probe):
     compared = "hidden states of the encoder"
 
     def inputs(self, model: Any, shown: Shown) -> dict[str, Any]:
+        import torch
+
+        ids = shown["input_ids"]
+        if getattr(model.config, "is_encoder_decoder", False):
+            return _both(ids, torch.ones_like(ids), ids[:, :1])
         return super().inputs(model, shown) | {"output_hidden_states": True}
 
     def outputs(self, out: Any) -> torch.Tensor:
-        return out.hidden_states[-1].float()
+        read = getattr(out, "encoder_last_hidden_state", None)  # of a class of both towers
+        return (out.hidden_states[-1] if read is None else read).float()
 
 
 class Writing(Causal):
@@ -155,6 +161,10 @@ class Writing(Causal):
         import torch
 
         own = super().inputs(model, shown)
+        if getattr(model.config, "is_encoder_decoder", False):
+            source = shown["input_ids"].flip(1)
+            all_ = torch.ones_like(source)  # of what is written too: by itself the class hides what looks like padding
+            return _both(source, all_, shown["input_ids"]) | {"decoder_attention_mask": all_}
         if not getattr(model.config, "add_cross_attention", False):
             return own
         size, draw = model.config.hidden_size, torch.Generator().manual_seed(0)

@@ -157,7 +157,9 @@ def run(
     """The outputs [N, T, ...] in float32 for each batch of text [N, T], from a model that is gone afterwards."""
     probe = probe or PROBES[checkpoint.settings.output]
     with loaded(checkpoint, dtype, blockwise, unaided=unaided) as whole:
-        model = getattr(whole, half) if half else whole
+        model = (
+            getattr(whole, half, whole) if half else whole
+        )  # of a class of both towers it is the whole, see `Writing`
         for batch in batches:
             try:
                 out = model(**probe.inputs(model, probe.shown(batch)))

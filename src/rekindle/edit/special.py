@@ -18,6 +18,11 @@ class Tokens(NamedTuple):
     told: str
 
     @property
+    def of_a_half(self) -> dict[str, int]:
+        """As decoders call them."""
+        return {key.replace("decoder_start", "bos"): token for key, token in self.ids.items()}
+
+    @property
     def files(self) -> dict[str, str]:
         """What `generate` reads before the config."""
         return {GENERATION: json.dumps(self.ids, indent=2) + "\n"}

@@ -3,20 +3,22 @@
 encoder   A bert, bert-generation or roberta, without a head: its hidden states stay what they were. A bert becomes a
           bert-generation, whose positions have the vector of token type 0, the only one that occurs, added to them.
 decoder   The same kinds, or a gpt2. Self-attention now looks back only, and each layer has cross-attention.
+both      Or a gemma2 each, of one size or of two, which become a T5Gemma: the encoder's layers now look both ways.
 share     embeddings: one matrix of both halves; all: one of whatever both have, which is all but cross-attention. It is
           written twice, and the config says what is one (`tied_weights`), so that any library reads it and `train` ties
           it again.
 cross     random, as published; copy: what self-attention is; silent: that with an output of 0, so that a gpt2 writes
-          what it wrote before, whatever it reads. A layer that normalises the sum with its branches cannot be silent.
+          what it wrote before, whatever it reads. Where a norm follows (gemma2's), its gain is 0: a norm of zeros has a
+          slope of 1 / sqrt(eps). A layer that normalises the sum with its branches cannot be silent.
 
-Preserves the encoder's function exactly (of a BERT in 16 bits but for the rounding of those sums), the decoder's where
-cross-attention is silent; of the two as one nothing.
+Preserves the encoder's function exactly (of a BERT in 16 bits but for the rounding of those sums; of a gemma2 not), the
+decoder's where cross-attention is silent; of the two as one nothing.
 
 Departures from the paper: of a BERT's decoder no head is new but its bias, as `bert-generation` has none beside the
 embeddings; positions of a GPT-2 stay as many as they are.
 
 Source: Rothe, Narayan and Severyn 2020, "Leveraging Pre-trained Checkpoints for Sequence Generation Tasks", arXiv
-1907.12461, section 3 and table 1.
+1907.12461, section 3 and table 1; of decoders Zhang et al. 2025, "Encoder-Decoder Gemma", arXiv 2504.06225, section 3.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rekindle.anatomy import PAIRS, Role
+from rekindle.anatomy import ADAPTED, PAIRS, Role
 from rekindle.config import option
 from rekindle.edit import TIED, Checkpoint, Expr, Fill, Normal, lossy, united
 from rekindle.edit.arithmetic import Fresh
 from rekindle.edit.special import WRITER, special_tokens, tokenizer_of
 from rekindle.edit.vocabulary import unlike
 from rekindle.errors import together
-from rekindle.methods.warming.alike import check_one_dtype, check_sharing, check_silent, shared_by_default
+from rekindle.methods.warming.alike import check_cross, check_one_dtype, check_sharing, shared_by_default
 from rekindle.methods.warming.halves import RANDOM, Half, halves_of
 from rekindle.methods.warming.variants import as_published
 
@@ -83,7 +85,11 @@ def _promise(reads: Half, writes: Half, cross: str) -> Any:
 
 
 def _check(reads: Half, writes: Half, share: str, cross: str) -> None:
-    problems = [*check_one_dtype(reads, writes), *check_sharing(reads, writes, share), *check_silent(writes, cross)]
+    problems = [
+        *check_one_dtype(reads, writes),
+        *check_sharing(reads, writes, share),
+        *check_cross(reads, writes, cross),
+    ]
     if problems:
         raise together(problems)
 
@@ -93,26 +99,31 @@ def _check(reads: Half, writes: Half, share: str, cross: str) -> None:
 
 def _empty(reads: Half, writes: Half) -> Checkpoint:
     """The child, to be filled."""
-    pair = PAIRS[reads.table.model_type, writes.table.model_type]
+    pair, halves, tokens = PAIRS[reads.table.name, writes.table.name], (reads, writes), special_tokens(writes.like)
+    adapted = pair.name in ADAPTED
     read, written = reads.like.settings.hidden_size, writes.like.settings.hidden_size
-    decides = {"cross_size": read, "cross_projected": read != written, "tie_word_embeddings": True}
+    tied = not adapted or writes.like.settings.tie_word_embeddings
+    decides = {"cross_size": read, "cross_projected": read != written and not adapted, "tie_word_embeddings": tied}
     own = {reads.name: reads.settings(), writes.name: writes.settings(**decides)}
-    halves, tokens = (reads, writes), special_tokens(writes.like)
     config = {
         "architectures": [*pair.classes.values()],
         "model_type": pair.model_type,
         "is_encoder_decoder": True,
-        **{half.name: half.table.config(own[half.name], half.like.config, half.like.family) for half in halves},
         **tokens.ids,
     }
+    if adapted:  # whose class looks for these in the config of each half
+        config |= {"vocab_size": own[writes.name].vocab_size, "tie_word_embeddings": tied, **tokens.of_a_half}
+    for half in halves:
+        made = half.table.config(own[half.name], half.like.config, half.like.family)
+        config = half.table.put(config, made | (tokens.of_a_half if adapted else {}))
     said = [half.parent for half in halves if half.parent is not None] + [half.like for half in halves]
     used = list({id(one): one for one in said}.values())
     child = united(used, used[0])
     files = {**child.files, **tokens.files}
     child = replace(child, family=pair, settings=pair.settings(config), config=config, tensors={}, files=files)
     if unlike(reads.like, writes.like):
-        own = tokenizer_of(writes.like)
-        child = replace(child, files=child.files | own, config=child.config | {WRITER: sorted(own)})
+        theirs = tokenizer_of(writes.like)
+        child = replace(child, files=child.files | theirs, config=child.config | {WRITER: sorted(theirs)})
         child.noting(f"its tokenizer is the encoder's; the decoder's, which is another one, lies in {WRITER}")
     return child.noting(tokens.told)
 
@@ -129,16 +140,17 @@ def _cross(writes: Half, role: Role, how: str) -> Expr | None:
     x = writes.tensor(role._replace(part=role.part.replace("cross.", "attn.", 1)))
     if x is None:
         return None
-    silent = how == "silent" and role.part in ("cross.o", "cross.o.bias")
-    return Fill(x.dtype, x.shape, 0.0) if silent else Fresh(x)
+    s = writes.settings()
+    last = ("cross.post_norm",) if s.norm_order == "sandwich" else ("cross.o", "cross.o.bias")
+    return Fill(x.dtype, x.shape, -s.norm_offset) if how == "silent" and role.part in last else Fresh(x)
 
 
 def _new(child: Checkpoint, role: Role, shape: tuple[int, ...], seed: int) -> Expr:
     """As the classes draw it: N(0, initializer_range), biases 0, gains of norms 1."""
-    dtype = child.origin.dtype
+    dtype, tower = child.origin.dtype, child.family.towers[role.tower or "decoder"]
     if role.part.endswith(".bias"):
         return Fill(dtype, shape, 0.0)
     if role.part.endswith("norm"):
-        return Fill(dtype, shape, 1.0)
-    std = child.config[role.tower or "decoder"].get("initializer_range", 0.02)
+        return Fill(dtype, shape, 1.0 - tower.fixed.get("norm_offset", 0.0))
+    std = tower.own(child.config).get("initializer_range", 0.02)
     return Normal(dtype, shape, std, seed, str(role))

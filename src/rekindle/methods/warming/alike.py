@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rekindle.anatomy import ADAPTED
 from rekindle.edit.vocabulary import unlike
 from rekindle.errors import RekindleError
 from rekindle.methods.warming.halves import Half
@@ -17,6 +18,8 @@ def shared_by_default(reads: Half, writes: Half) -> str:
 
     Those of two checkpoints are not one matrix, did they have one vocabulary: each half was trained with its own.
     """
+    if writes.table.name in ADAPTED:
+        return "none"  # as published
     one = reads.parent is writes.parent or None in (reads.parent, writes.parent)
     return "embeddings" if one and not [*check_sharing(reads, writes, "embeddings")] else "none"
 
@@ -53,14 +56,18 @@ def check_one_dtype(reads: Half, writes: Half) -> Iterator[RekindleError]:
         yield RekindleError(what, why="one model has one dtype", hint="rekindle rewrite SRC NEW --dtype ..., first")
 
 
-def check_silent(writes: Half, cross: str) -> Iterator[RekindleError]:
-    """A branch that is 0 changes nothing where norms stand before branches alone."""
+def check_cross(reads: Half, writes: Half, cross: str) -> Iterator[RekindleError]:
+    """A branch that is 0 changes nothing where norms stand before and after branches alone."""
     if cross == "random":
         return
     if writes.parent is None:
         what = f"The decoder is drawn, and has no self-attention that --cross {cross} could begin as."
         yield RekindleError(what, hint="--cross random")
-    elif cross == "silent" and writes.settings().norm_order != "pre":
+    elif writes.table.name in ADAPTED and reads.settings().hidden_size != writes.settings().hidden_size:
+        sizes = reads.settings().hidden_size, writes.settings().hidden_size
+        what = f"The halves are {sizes[0]} and {sizes[1]} wide: self-attention cannot read what cross-attention will."
+        yield RekindleError(what, hint="--cross random")
+    elif cross == "silent" and writes.settings().norm_order not in ("pre", "sandwich"):
         what = f"Cross-attention of a {writes.table.model_type} cannot be silent."
         why = "it normalises the sum of each branch and what came before, and so once more for each branch"
-        yield RekindleError(what, why=why, hint="--cross copy or random; or a gpt2 as the decoder")
+        yield RekindleError(what, why=why, hint="--cross copy or random; or a gpt2 or gemma2 as the decoder")

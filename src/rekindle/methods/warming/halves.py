@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from rekindle.anatomy import READERS, WRITERS, Family, Role, Settings
+from rekindle.anatomy import PAIRS, READERS, WRITERS, Family, Role, Settings
 from rekindle.edit import Checkpoint, Expr
 from rekindle.edit.arithmetic import Sum
 from rekindle.edit.choose import Chosen
 from rekindle.errors import RekindleError, together
 
 RANDOM, SAME = "random", "same"  # instead of a SRC
-READS_AS = {"bert": "bert-generation", "bert-generation": "bert-generation", "roberta": "roberta"}
+READS_AS = {"bert": "bert-generation", "bert-generation": "bert-generation", "roberta": "roberta", "gemma2": "t5gemma"}
 WRITES_AS = READS_AS | {"gpt2": "gpt2"}
 NEW = "bert-generation"  # of a half that is drawn, where the other's kind cannot be it
 
@@ -34,7 +34,8 @@ class Half:
         """Its sizes are those of `like`, all else what its table says."""
         count, s = len(self.layers), self.like.settings
         types = s.token_types if "token_types" in self.table.keys else 0
-        known: dict[str, Any] = {"num_layers": count, "windows": (None,) * count, "token_types": types, "rotary_dim": 0}
+        windows = tuple(s.windows[layer] for layer in self.layers)
+        known: dict[str, Any] = {"num_layers": count, "windows": windows, "token_types": types}
         return replace(s, **known | dict(self.table.fixed) | own)
 
     def tensor(self, role: Role) -> Expr | None:
@@ -50,8 +51,10 @@ class Half:
 
     @property
     def kept(self) -> bool:
-        """Whether it is all of its SRC, and no sum in it is rounded to 16 bits."""
+        """Whether it is all of its SRC, looks where that did, and no sum in it is rounded to 16 bits."""
         if self.parent is None or len(self.layers) < self.like.settings.num_layers:
+            return False
+        if self.settings().bidirectional != self.like.settings.bidirectional:
             return False
         return self.parent.dtype in ("F32", "F64") or not isinstance(self.tensor(Role("positions")), Sum)
 
@@ -73,10 +76,14 @@ def halves_of(
         raise RekindleError(what, hint="--encoder SRC, or --encoder random:SRC")
     problems: list[RekindleError] = []
     reader = _half("encoder", reads, reads_like or like, READS_AS, READERS, layers["encoder"], problems)
-    writers = {kind: writer.tower for kind, writer in WRITERS.items()}
-    writer = _half("decoder", writes, writes_like or like, WRITES_AS, writers, layers["decoder"], problems)
+    writer = _half("decoder", writes, writes_like or like, WRITES_AS, WRITERS, layers["decoder"], problems)
     if problems or reader is None or writer is None:
         raise together(problems)
+    if (reader.table.name, writer.table.name) not in PAIRS:
+        kinds = reader.like.family.name, writer.like.family.name
+        what = f"No class of transformers joins a {kinds[0]} that reads and a {kinds[1]} that writes."
+        hint = "one kind for both; or a bert or roberta that reads, and one of these or a gpt2 that writes"
+        raise RekindleError(what, hint=hint)
     return reader, writer
 
 

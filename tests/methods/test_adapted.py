@@ -1,0 +1,132 @@
+"""Decoders adapted: a gemma2 twice becomes a T5Gemma that transformers loads, writes with, and trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import rekindle
+from rekindle import api
+from rekindle.apply.load import quietly
+from rekindle.errors import RekindleError
+
+CROSS = ("random", "copy", "silent")
+
+
+def loaded(folder: Path):
+    from transformers import AutoModelForSeq2SeqLM
+
+    with quietly():
+        return AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+
+def shown(length: int = 12) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    source, target = (torch.randint(3, 64, (2, length), generator=draw) for _ in range(2))
+    return {"input_ids": source, "attention_mask": torch.ones_like(source), "decoder_input_ids": target}
+
+
+@pytest.mark.parametrize("cross", CROSS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gemma_twice_looks_back_reads_and_is_saved_as_it_was_loaded(tiny, tmp_path, cross, tied):
+    out = rekindle.warm_start(tiny("gemma2", tie_word_embeddings=tied), "same", cross=cross).save(tmp_path / "out")
+    model, inputs = loaded(out), shown()
+    assert type(model).__name__ == "T5GemmaForConditionalGeneration"
+    with torch.no_grad():
+        one = model(**inputs).logits
+        later = inputs["decoder_input_ids"].clone()
+        later[:, 7:] = 5
+        assert torch.equal(model(**{**inputs, "decoder_input_ids": later}).logits[:, :7], one[:, :7])  # causal
+        other = model(**{**inputs, "input_ids": inputs["input_ids"].flip(1)}).logits
+        assert ((other - one).abs().max() > 1e-4) == (cross != "silent")
+        read = model.get_encoder()(inputs["input_ids"]).last_hidden_state
+        changed = model.get_encoder()(torch.cat([inputs["input_ids"][:, :-1], later[:, -1:]], 1)).last_hidden_state
+        assert (read[:, 0] - changed[:, 0]).abs().max() > 1e-6  # the encoder looks ahead too
+        written = [
+            model.generate(inputs["input_ids"], max_new_tokens=14, do_sample=False, use_cache=c) for c in (True, False)
+        ]
+        assert torch.equal(*written)
+        model.save_pretrained(tmp_path / "again")
+        assert torch.equal(loaded(tmp_path / "again")(**inputs).logits, one)
+
+
+@pytest.mark.parametrize(("cross", "promise"), [("silent", "exact"), ("copy", "lossy"), ("random", "lossy")])
+def test_the_decoder_writes_as_before_where_cross_attention_is_silent(tiny, tmp_path, cross, promise):
+    writes = tiny("gemma2", seed=1)
+    out = rekindle.warm_start(tiny("gemma2"), writes, cross=cross).save(tmp_path / "out")
+    verdict = api.verify(out, against=writes, tokens=256)
+    assert verdict.promise == promise
+    assert verdict.held, verdict
+    assert verdict.compared == "logits of the decoder"
+    assert (verdict.relative_difference == 0.0) == (promise == "exact")
+    read = api.verify(out, against=tiny("gemma2"), tokens=256)
+    assert read.promise == "lossy"  # it looks both ways now
+    assert read.compared == "hidden states of the encoder"
+
+
+def test_each_tensor_is_where_t5gemma_has_it(tiny, tmp_path):
+    source = tiny("gemma2")
+    child = load_file(rekindle.warm_start(source, "same", cross="silent").save(tmp_path / "out") / "model.safetensors")
+    before = load_file(source / "model.safetensors")
+    for tower in ("encoder", "decoder"):
+        assert torch.equal(child[f"model.{tower}.embed_tokens.weight"], before["model.embed_tokens.weight"])
+        for ours, theirs in (("pre_self_attn", "input"), ("post_self_attn", "post_attention")):
+            name = f"model.{tower}.layers.1.{ours}_layernorm.weight"
+            assert torch.equal(child[name], before[f"model.layers.1.{theirs}_layernorm.weight"])
+    for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        mine = child[f"model.decoder.layers.2.cross_attn.{part}.weight"]
+        assert torch.equal(mine, before[f"model.layers.2.self_attn.{part}.weight"])
+    assert (child["model.decoder.layers.2.post_cross_attn_layernorm.weight"] == -1).all()
+
+
+def test_silence_is_by_gain_and_does_not_block_the_gradient(tiny, tmp_path):
+    """By an output projection of 0, whose norm has a slope of 1 / sqrt(eps), the gradient is tens of times as large."""
+    model = loaded(rekindle.warm_start(tiny("gemma2"), "same", cross="silent").save(tmp_path / "out"))
+    own = shown()
+    model(**own, labels=own["decoder_input_ids"]).loss.backward()
+    gains = [p.grad.norm() for n, p in model.named_parameters() if "post_cross" in n]
+    assert all(0 < gain < 50 for gain in gains)
+
+
+def test_halves_of_two_sizes(tiny, tmp_path):
+    reads = tiny("gemma2", seed=1, hidden_size=48, num_hidden_layers=2)
+    out = rekindle.warm_start(reads, tiny("gemma2")).save(tmp_path / "out")
+    model = loaded(out)
+    assert model.model.decoder.layers[0].cross_attn.k_proj.weight.shape == (32, 48)
+    with torch.no_grad():
+        assert model(**shown()).logits.isfinite().all()
+    config = json.loads((out / "config.json").read_text())
+    assert config["decoder"]["cross_attention_hidden_size"] == 48
+    with pytest.raises(RekindleError, match="48 and 32 wide"):
+        rekindle.warm_start(reads, tiny("gemma2"), cross="copy")
+
+
+def test_some_layers_keep_their_windows(tiny, tmp_path):
+    out = rekindle.warm_start(tiny("gemma2"), "same", encoder_layers="0,2").save(tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    assert config["encoder"]["layer_types"] == ["sliding_attention", "sliding_attention"]
+    assert config["decoder"]["layer_types"] == ["sliding_attention", "full_attention", "sliding_attention"]
+    assert loaded(out)
+
+
+def test_one_drawn(tiny, tmp_path):
+    for encoder, decoder in (("random", tiny("gemma2")), (tiny("gemma2"), "random")):
+        out = rekindle.warm_start(encoder, decoder).save(tmp_path / str(encoder).rpartition("/")[2])
+        assert loaded(out).model.encoder.layers[0].pre_self_attn_layernorm.weight.shape == (32,)
+
+
+@pytest.mark.parametrize(
+    ("reads", "writes", "words"),
+    [
+        ("bert", "gemma2", "joins a bert that reads and a gemma2 that writes"),
+        ("gemma2", "gpt2", "joins a gemma2 that reads and a gpt2 that writes"),
+        ("llama", "same", "No class of transformers holds this llama"),
+    ],
+)
+def test_no_class_joins_them(tiny, reads, writes, words):
+    with pytest.raises(RekindleError, match=words):
+        rekindle.warm_start(tiny(reads), writes if writes == "same" else tiny(writes))

@@ -163,6 +163,7 @@ def test_layers_of_all_stages_are_in_one_order(small):
         ("llama", {"stages": 0}, "4 layers cannot be 0 stages"),
         ("llama", {"stages": 3, "recover": "checkfree"}, "--stages 2 or 4; or --recover shadow"),
         ("llama", {"stages": 2, "recover": "checkfree+"}, "2 stages are no two pairs"),
+        ("llama", {"stages": 2, "objective": "seq2seq"}, "learns each next token, and not seq2seq"),
         ("llama", {"stages": 2, "keep_averages": True}, "--keep-averages is not possible in a pipeline"),
         ("llama", {"stages": 2, "spares": -1}, "spares is -1: 0 is the least"),
         ("llama", {"stages": 3, "recover_moments": "average"}, "takes moments of a stage from its neighbours"),

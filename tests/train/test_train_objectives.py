@@ -29,10 +29,13 @@ from rekindle.train.device import make_accelerator, reproducible
 from rekindle.train.evaluate import validation_loss
 from rekindle.train.held import whole_of
 from rekindle.train.losses import router_logits, router_losses
-from rekindle.train.objectives import TABLE, Objective, split_batch
+from rekindle.train.objectives import OF_ONE_TOWER, TABLE, Objective, split_batch
 from rekindle.train.objectives.next_token import NextToken
+from rekindle.train.objectives.prefix import Prefix
+from rekindle.train.objectives.prefix_lm import PrefixLM
 from rekindle.train.objectives.seq2seq import Seq2Seq
 from rekindle.train.objectives.span_corruption import Denoiser, SpanCorruption, sentinels_of, spans_of
+from rekindle.train.objectives.ul2 import END, MIXTURE, UL2, _kinds
 from rekindle.train.optimizer import make_optimizer
 from rekindle.train.plan import make_plan
 from rekindle.train.state import find_state, load_state, save_state
@@ -80,11 +83,12 @@ def span_corruption(corpus: Path, tokenizer: Any, seq_len: int = 32, **changes: 
     return SpanCorruption.open(options(corpus, **changes), seq_len, tokenizer, VOCABULARY)
 
 
-@pytest.fixture(params=["seq2seq", "span-corruption"])
+@pytest.fixture(params=["seq2seq", "span-corruption", "ul2", "prefix-lm"])
 def objective(request: pytest.FixtureRequest, pairs: Path, corpus: Path, tokenizer: Any) -> Objective:
     if request.param == "seq2seq":
         return seq2seq(pairs, tokenizer, target_len=24)
-    return span_corruption(corpus, tokenizer)
+    kind = {"span-corruption": SpanCorruption, "ul2": UL2, "prefix-lm": PrefixLM}[request.param]
+    return kind.open(options(corpus), 32, tokenizer, VOCABULARY)
 
 
 def stepper(model: Any, objective: Objective, config: TrainConfig, micro_batch: int = 8) -> Stepper:
@@ -96,9 +100,10 @@ def stepper(model: Any, objective: Objective, config: TrainConfig, micro_batch: 
 def test_every_objective_says_what_it_is():
     from importlib import import_module
 
-    for name, place in TABLE.items():
-        module, _, kind = place.partition(":")
-        assert getattr(import_module(module), kind).name == name
+    for table in (TABLE, OF_ONE_TOWER):
+        for name, place in table.items():
+            module, _, kind = place.partition(":")
+            assert getattr(import_module(module), kind).name == name
 
 
 # Pairs
@@ -623,11 +628,11 @@ def test_a_dry_run_refuses_what_the_run_would(folder: Callable, corpus: Path):
 @pytest.mark.parametrize(
     ("family", "given", "words"),
     [
-        ("llama", {"objective": "seq2seq"}, "needed is one that writes a text for the one it reads.*next-token"),
+        ("llama", {"objective": "ul2"}, "needed is one that writes a text for the one it reads.*next-token"),
         (
             "llama",
             {"target_len": 8},
-            "target_len is an option of seq2seq, but the objective is next-token.* try: +without",
+            "target_len is an option of seq2seq and prefix-lm, but the objective is next-token.*--objective seq2seq",
         ),
         (
             "t5",
@@ -686,3 +691,72 @@ def test_what_is_trained_of_a_deeper_decoder_generates_without_a_cache(folder: C
     model, how = transformers.AutoModelForSeq2SeqLM.from_pretrained(out), {"max_new_tokens": 3, "do_sample": False}
     source = torch.arange(3, 9)[None]
     assert torch.equal(model.generate(source, **how), model.generate(source, **how, use_cache=False))
+
+
+# A source as a prefix, and what is cut out of a text
+
+
+def test_a_decoder_reads_a_source_before_it_writes(pairs: Path, tokenizer: Any):
+    both = seq2seq(pairs, tokenizer, target_len=6)
+    one = Prefix.open(options(pairs, target_len=6), 32, tokenizer, VOCABULARY)
+    assert one.total(0, 50) == both.total(0, 50)
+    for ours, theirs in ((one.batch(3, 20), both.batch(3, 20)), (one.sample("all", 4000), both.sample("all", 4000))):
+        rows = zip(*(ours[name].tolist() for name in ("input_ids", "attention_mask", "labels")), strict=True)
+        for (ids, mask, labels), source, seen, target in zip(
+            rows, theirs["input_ids"], theirs["attention_mask"], theirs["labels"], strict=True
+        ):
+            source, target = source[seen.bool()].tolist(), target[target != -100].tolist()
+            whole = source + target
+            assert [i for i, m in zip(ids, mask, strict=True) if m] == whole[:-1]
+            assert labels[: len(source) - 1] == [-100] * (len(source) - 1)
+            assert labels[len(source) - 1 : len(whole) - 1] == target
+            assert set(labels[len(whole) - 1 :]) <= {-100}
+        prompts = one.prompts(ours)
+        for ids, mask, source, seen in zip(
+            prompts["input_ids"], prompts["attention_mask"], theirs["input_ids"], theirs["attention_mask"], strict=True
+        ):
+            assert ids[mask.bool()].tolist() == source[seen.bool()].tolist()
+            assert mask.tolist() == sorted(mask.tolist())  # padded before the first
+
+
+def test_ul2_s_rows_are_each_of_one_kind_and_hold_all_of_the_text(corpus: Path, tokenizer: Any):
+    objective = UL2.open(options(corpus), 32, tokenizer, VOCABULARY)
+    raw, many = objective.raw, 400
+    batch, kinds = objective.batch(0, many), _kinds(0, np.arange(many))
+    shares = np.bincount(kinds, minlength=len(MIXTURE)) / many
+    assert (shares > 0.07).all()
+    wanted = Counter(MIXTURE[kind].lengths(raw) for kind in kinds)
+    lengths = zip(batch["attention_mask"].sum(1).tolist(), (batch["labels"] != -100).sum(1).tolist(), strict=True)
+    assert Counter(lengths) == wanted
+    assert objective.total(0, many) == int((batch["labels"] != -100).sum())
+    assert max(inputs for inputs, _ in wanted) <= 32
+    windows = objective.corpus.batch(0, many, raw, 0)[:, :-1]
+    texts = Counter(tuple(row) for row in windows.tolist())
+    sentinels, end = objective.sentinels, objective.end
+    found = Counter()
+    for ids, mask, labels in zip(*(batch[name].tolist() for name in batch), strict=True):
+        read = [i for i, m in zip(ids, mask, strict=True) if m][:-1]
+        written = [i for i in labels if i != -100]
+        assert written.pop() == end
+        spans, last = {}, 0
+        for token in written:
+            if token in sentinels:
+                last = token
+                spans[last] = []
+            else:
+                spans[last].append(token)
+        found[tuple(t for token in read for t in (spans[token] if token in sentinels else [token]))] += 1
+    assert found == texts
+
+
+def test_the_last_kind_of_ul2_is_the_end_of_the_text(corpus: Path, tokenizer: Any):
+    kept, taken = spans_of(40, END, 0, np.arange(5))
+    assert kept.tolist() == [[10]] * 5
+    assert taken.tolist() == [[30]] * 5
+
+
+def test_prefix_lm_cuts_a_text_in_two(corpus: Path, tokenizer: Any):
+    objective = PrefixLM.open(options(corpus, target_len=8), 24, tokenizer, VOCABULARY)
+    batch, windows = objective.batch(5, 7), objective.corpus.batch(5, 7, 32, 0)
+    assert torch.cat([batch["input_ids"], batch["labels"]], 1).tolist() == windows[:, :-1].tolist()
+    assert batch["input_ids"].shape == (7, 24)

@@ -102,7 +102,9 @@ def function_in(place: str) -> Function:
     path, _, name = place.rpartition(":")
     if not path.endswith(".py") or not name:
         what = f"{place!r} is no objective."
-        raise RekindleError(what, hint="loss, next-token, seq2seq, span-corruption, fd, kid, or FILE.py:function")
+        raise RekindleError(
+            what, hint="loss, next-token, seq2seq, span-corruption, ul2, prefix-lm, fd, kid, or FILE.py:function"
+        )
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise RekindleError(f"There is no file {path}.", where=place)

@@ -36,7 +36,7 @@ from rekindle.edit.vocabulary import unlike
 from rekindle.errors import together
 from rekindle.methods.warming.alike import check_cross, check_one_dtype, check_sharing, shared_by_default
 from rekindle.methods.warming.halves import RANDOM, Half, halves_of
-from rekindle.methods.warming.variants import as_published
+from rekindle.methods.warming.variants import ALONE, alone, as_published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,8 @@ class Config:
 
 
 def warm_start(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
+    if config.variant.lower() == ALONE:
+        return alone(parents, config)
     config = as_published(parents, config)
     layers = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
     reads, writes = halves_of(parents, config.encoder, config.decoder, layers)

@@ -66,6 +66,9 @@ def _check(parent: Checkpoint, config: TrainConfig) -> None:
         if getattr(config, name):
             flag = f"--{name.replace('_', '-')}"
             problems.append(RekindleError(f"{flag} is not possible in a pipeline.", hint=f"no {flag}, or no --stages"))
+    if config.objective not in (None, "next-token"):
+        what = f"A pipeline learns each next token, and not {config.objective}."
+        problems.append(RekindleError(what, hint="no --objective, or no --stages"))
     injected(config.inject, config.stages * max(1, config.replicas))
     for name, least in (("shadow_every", 1), ("replicas", 1), ("spares", 0), ("patience", 1)):
         if getattr(config, name) < least:

@@ -8,7 +8,7 @@ from typing import Literal
 from rekindle.anatomy.families import FAMILIES
 from rekindle.config import Count, Table, option
 
-Objective = Literal["next-token", "seq2seq", "span-corruption"]
+Objective = Literal["next-token", "seq2seq", "span-corruption", "ul2", "prefix-lm"]
 Precision = Literal["auto", "fp32", "bf16"]
 Recover = Literal["shadow", "checkfree", "checkfree+", "copy", "random", "redundant", "checkpoint", "none"]
 RecoverMoments = Literal["reset", "average", "copy"]
@@ -56,7 +56,9 @@ class TrainConfig:
     objective: Objective | None = option(None, help="what it learns (default: what its family was trained by)")
     source_column: str | None = option(None, help=SOURCE_COLUMN)
     target_column: str | None = option(None, help=TARGET_COLUMN)
-    target_len: int | None = option(None, help="seq2seq: tokens per target (default: as per source, --seq-len)")
+    target_len: int | None = option(
+        None, help="seq2seq, prefix-lm: tokens per target (default: as per source, --seq-len)"
+    )
     label_smoothing: float = option(
         0.0, help="seq2seq: part of each target's weight that goes to all tokens alike; losses are told without"
     )
@@ -135,7 +137,9 @@ class EvaluateConfig:
     objective: Objective | None = option(None, help="what is measured (default: what its family was trained by)")
     source_column: str | None = option(None, help=SOURCE_COLUMN)
     target_column: str | None = option(None, help=TARGET_COLUMN)
-    target_len: int | None = option(None, help="seq2seq: tokens per target (default: as per source, --seq-len)")
+    target_len: int | None = option(
+        None, help="seq2seq, prefix-lm: tokens per target (default: as per source, --seq-len)"
+    )
     split: Literal["validation", "all"] = option("validation", help="documents train never sees, or all")
     tokens: Count = option(Count(262144), help="most tokens to evaluate on")
     seq_len: int | None = option(None, help="tokens per sequence (default: the context, 1024 at most)")

@@ -142,9 +142,9 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
         )
     written = None
     if config.beams is not None:
-        how = {"beams": config.beams, "length": objective.length, "at_once": max(1, size // config.beams)}
+        how = {"beams": config.beams, "at_once": max(1, size // config.beams)}
         with out_of_memory_explained("a smaller --micro-batch or --beams"):
-            written = written_by(model, held_out, *tokenizers_of(source), device=accelerator.device, **how)
+            written = written_by(model, objective, held_out, *tokenizers_of(source), device=accelerator.device, **how)
         if config.predictions:
             save(written, Path(config.predictions))
     perplexity = math.exp(min(result.loss, 700.0))

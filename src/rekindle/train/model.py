@@ -189,6 +189,14 @@ def check_lengths(seq_len: int, config: Mapping[str, Any], micro_batch: int | No
         raise RekindleError(f"micro_batch is {micro_batch}, but it must be at least 1.", where="option micro_batch")
 
 
+def check_written(length: int, config: Mapping[str, Any]) -> None:
+    """Refuse rows of which a model of a config.json would have to write, or to read before it writes, too much."""
+    settings = family_of(config).settings(config)
+    if length > settings.context and not settings.relative_buckets:
+        what = f"A row has up to {length} tokens where the model writes, but its context is {settings.context}."
+        raise RekindleError(what, hint="a smaller --target-len or --seq-len")
+
+
 def vocabularies(config: Mapping[str, Any]) -> list[int]:
     """The number of tokens of each tower, that of a model of one alone."""
     settings = family_of(config).settings(config)

@@ -17,7 +17,7 @@ from rekindle.train.config import TrainConfig
 from rekindle.train.device import device_name, micro_batch_size
 from rekindle.train.metrics import NAME as METRICS
 from rekindle.train.metrics import read_rows
-from rekindle.train.model import check_lengths
+from rekindle.train.model import check_lengths, check_written
 from rekindle.train.objectives import objective_of
 from rekindle.train.plan import make_plan
 from rekindle.train.state import Saved, check_start, describe_run, find_start, resumed
@@ -47,8 +47,9 @@ def price_training(
     saved = _start(out, run, resume=resume, overwrite=overwrite) if out else None
     done = saved.step if saved else 0
     check_lengths(plan.seq_len, parent.config, config.micro_batch)
-    n, vocabulary = parent.parameters(), parent.settings.vocab_size
     read, written = plan.seq_len, kind.foreseen(config, parent.folder)  # tokens of a row, and targets
+    check_written(written, parent.config)
+    n, vocabulary = parent.parameters(), parent.settings.vocab_size
     micro = min(micro_batch_size(config.micro_batch, max(read, written), vocabulary), plan.batch // ranks)
     state = (5 if config.keep_averages else 3) * _FLOAT * n["total"]
     speed, left = _speed(parent.folder.path, n, ranks), (plan.steps - done) * plan.batch_tokens

@@ -40,18 +40,20 @@ def check_writing(beams: int, predictions: str | None) -> None:
 
 @torch.no_grad()
 def written_by(
-    model: Any, rows: Batch, reads: Any, writes: Any, *, beams: int, length: int, device: torch.device, at_once: int
+    model: Any, objective: Any, rows: Batch, reads: Any, writes: Any, *, beams: int, device: torch.device, at_once: int
 ) -> list[Written]:
-    """One text for each row of input_ids, attention_mask and labels, by beam search; of at most `length` tokens.
+    """One text for each row of a `Seq2Seq` objective, by beam search; of at most so many tokens as its targets have.
 
     `reads`, `writes`: the tokenizers of sources and of targets.
     """
-    found = []
+    how = {"num_beams": beams, "do_sample": False, "max_new_tokens": objective.target_len}
+    found, both = [], model.config.is_encoder_decoder
     for part in split_batch(on(rows, device), at_once):
-        shown = {name: part[name] for name in ("input_ids", "attention_mask")}
+        shown = objective.prompts(part)
         with quietly():
-            ids = model.generate(**shown, num_beams=beams, do_sample=False, max_new_tokens=length)
-        sources = reads.batch_decode(_without_padding(part), skip_special_tokens=True)
+            ids = model.generate(**shown, **how, **({} if both else {"pad_token_id": objective.pad}))
+        ids = ids if both else ids[:, shown["input_ids"].shape[1] :]  # which begins with what was read
+        sources = reads.batch_decode(_without_padding(shown), skip_special_tokens=True)
         targets = writes.batch_decode([row[row != IGNORED] for row in part["labels"]], skip_special_tokens=True)
         texts = writes.batch_decode(ids, skip_special_tokens=True)
         found += [Written(*(text.strip() for text in row)) for row in zip(sources, targets, texts, strict=True)]

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from rekindle.edit import Checkpoint
+from rekindle.edit import Checkpoint, exact
+from rekindle.edit.special import special_tokens
 from rekindle.errors import RekindleError, nearest
 from rekindle.methods.warming.halves import RANDOM, SAME
 
+ALONE = "gpt"  # the variant without an encoder: a GPT-2 that reads the source before it writes
 BERT, ROBERTA, GPT = ("bert", "bert-generation"), ("roberta",), ("gpt2",)
 DRAWN: tuple[str, ...] = ()
 
@@ -39,7 +41,7 @@ def as_published(parents: Mapping[str, Checkpoint], config: Any) -> Any:
         return config
     name = config.variant.lower()
     if name not in VARIANTS:
-        hint = nearest(name, VARIANTS) or ", ".join(VARIANTS)
+        hint = nearest(name, (*VARIANTS, ALONE)) or ", ".join((*VARIANTS, ALONE))
         raise RekindleError(f"The paper has no variant {config.variant!r}.", hint=hint)
     variant = VARIANTS[name]
     if config.share not in ("auto", variant.share) or config.cross != "random":
@@ -51,6 +53,21 @@ def as_published(parents: Mapping[str, Checkpoint], config: Any) -> Any:
     for half, kinds, source in (("encoder", variant.encoder, config.encoder), ("decoder", variant.decoder, decoder)):
         _check(name, half, kinds, source, parents)
     return replace(config, decoder=decoder, share=variant.share)
+
+
+def alone(parents: Mapping[str, Checkpoint], config: Any) -> Checkpoint:
+    """The GPT-2 as it is, which says how its texts begin and end; raises RekindleError for anything beside it."""
+    asked = {"encoder": RANDOM, "share": "auto", "cross": "random", "encoder_layers": "all", "decoder_layers": "all"}
+    if beside := next((name for name, usual in asked.items() if getattr(config, name) != usual), None):
+        flag = f"--{beside.replace('_', '-')}"
+        raise RekindleError(f"{ALONE} is a decoder by itself: {flag} is not for it.", hint=f"without {flag}")
+    _check(ALONE, "decoder", GPT, config.decoder, parents)
+    parent = parents[config.decoder]
+    tokens = special_tokens(parent)
+    ids = {key: token for key, token in tokens.ids.items() if key != "decoder_start_token_id"}
+    child = parent.derive(config=parent.config | ids)
+    told = "it reads a source as the beginning of its text: train --objective seq2seq"
+    return child.noting(told).promising(exact("it is the model that it was"))
 
 
 def _check(variant: str, half: str, kinds: tuple[str, ...], source: str, parents: Mapping[str, Checkpoint]) -> None:

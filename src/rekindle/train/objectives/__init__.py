@@ -3,7 +3,10 @@
 labelled.py         what all objectives share whose targets are tokens
 next_token.py       each next token of a text
 seq2seq.py          a target text, given a source text
+prefix.py           the same by a model of one tower, which reads the source first
 span_corruption.py  the spans that were taken out of a text, given the rest
+ul2.py              the same of spans of several kinds
+prefix_lm.py        the end of a text, given its beginning
 
 b rows of a batch
 """
@@ -22,7 +25,7 @@ from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 from rekindle.train.config import EvaluateConfig, TrainConfig
 from rekindle.train.losses import IGNORED
-from rekindle.train.model import check_vocabulary, tokenizers_of, vocabularies, writer_folder
+from rekindle.train.model import check_vocabulary, check_written, tokenizers_of, vocabularies, writer_folder
 
 Batch = dict[str, torch.Tensor]  # named tensors, a row of each along the first axis
 Split = Literal["train", "validation", "all"]
@@ -107,14 +110,17 @@ TABLE = {
     "next-token": "rekindle.train.objectives.next_token:NextToken",
     "seq2seq": "rekindle.train.objectives.seq2seq:Seq2Seq",
     "span-corruption": "rekindle.train.objectives.span_corruption:SpanCorruption",
+    "ul2": "rekindle.train.objectives.ul2:UL2",
+    "prefix-lm": "rekindle.train.objectives.prefix_lm:PrefixLM",
 }
+OF_ONE_TOWER = {"seq2seq": "rekindle.train.objectives.prefix:Prefix"}  # where a decoder learns it otherwise
 DEFAULTS = {"seq2seq": "span-corruption"}  # by Settings.output; the next token where there is none
 _OPTIONS = {  # which objective an option is for
-    "text_column": ("next-token", "span-corruption"),
+    "text_column": ("next-token", "span-corruption", "ul2", "prefix-lm"),
     "mask_prompt": ("next-token",),
     "source_column": ("seq2seq",),
     "target_column": ("seq2seq",),
-    "target_len": ("seq2seq",),
+    "target_len": ("seq2seq", "prefix-lm"),
     "label_smoothing": ("seq2seq",),
     "beams": ("seq2seq",),
 }
@@ -131,13 +137,13 @@ def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[A
     for option, able in _OPTIONS.items():
         if getattr(config, option, None) and name not in able:
             flag = option.replace("_", "-")
-            other = next((f"--objective {o}, or " for o in able if _class(o).output == output), "")
+            other = next((f"--objective {o}, or " for o in able if _class(o, output).output == output), "")
             raise RekindleError(
                 f"{option} is an option of {' and '.join(able)}, but the objective is {name}.",
                 where=f"option {option}",
                 hint=f"{other}without --{flag}",
             )
-    found = _class(name)
+    found = _class(name, output)
     check_output(source, found.output, None if name == default else f"--objective {default}")
     check_shift(source)
     if writer_folder(source) and name != "seq2seq":
@@ -153,9 +159,10 @@ def open_objective(kind: type[Any], config: TrainConfig | EvaluateConfig, seq_le
     (reads, writes), sizes = tokenizers_of(source), vocabularies(source.config)
     check_vocabulary(reads, sizes[0], source.path)
     check_vocabulary(writes, sizes[-1], writer_folder(source) or source.path)
-    if writes is reads:
-        return kind.open(config, seq_len, reads, sizes[-1])
-    return kind.open(config, seq_len, reads, max(sizes), writes)
+    other = () if writes is reads else (writes,)
+    objective = kind.open(config, seq_len, reads, max(sizes), *other)
+    check_written(objective.length, source.config)
+    return objective
 
 
 def default_objective(source: Folder) -> str:
@@ -163,8 +170,8 @@ def default_objective(source: Folder) -> str:
     return DEFAULTS.get(family_of(source.config).settings(source.config).output, "next-token")
 
 
-def _class(name: str) -> type[Any]:
-    module, _, kind = TABLE[name].partition(":")
+def _class(name: str, output: str) -> type[Any]:
+    module, _, kind = (OF_ONE_TOWER if output == "causal" and name in OF_ONE_TOWER else TABLE)[name].partition(":")
     return getattr(import_module(module), kind)
 
 

@@ -82,6 +82,10 @@ class Seq2Seq(TeacherForced):
             found["smoothing"] = smoothed - found["loss"]
         return found
 
+    def prompts(self, batch: Batch) -> Batch:
+        """What a text is written for."""
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
     @property
     def length(self) -> int:
         return self.target_len
@@ -135,8 +139,8 @@ class Seq2Seq(TeacherForced):
     def _padded(self, rows: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
         """As wide as the longest of these rows."""
         sources, targets = zip(*rows, strict=True)
-        mask = _filled([np.ones(len(ids), np.int64) for ids in sources], 0)
-        return {"input_ids": _filled(sources, self.pad), "attention_mask": mask, "labels": _filled(targets, IGNORED)}
+        mask = filled([np.ones(len(ids), np.int64) for ids in sources], 0)
+        return {"input_ids": filled(sources, self.pad), "attention_mask": mask, "labels": filled(targets, IGNORED)}
 
     def _say_what_is_cut(self) -> None:
         lengths = np.diff(self._places["train"], axis=1)
@@ -158,7 +162,7 @@ def _cut(ids: np.ndarray, length: int) -> np.ndarray:
     return ids if len(ids) <= length else np.append(ids[: length - 1], ids[-1:])
 
 
-def _filled(rows: Any, value: int) -> torch.Tensor:
+def filled(rows: Any, value: int) -> torch.Tensor:
     """[n, longest], int64."""
     out = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
     for row, ids in zip(out, rows, strict=True):

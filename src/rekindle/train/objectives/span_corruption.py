@@ -118,13 +118,19 @@ class SpanCorruption(TeacherForced):
 
     def _corrupted(self, windows: np.ndarray, seed: int, rows: np.ndarray) -> Batch:
         """Of texts [n, R + 1], the last token of which belongs to the next."""
+        inputs, labels = self._of_kind(windows, self.denoiser, seed, rows)
+        return {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "labels": labels}
+
+    def _of_kind(
+        self, windows: np.ndarray, denoiser: Denoiser, seed: int, rows: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs [n, S] and targets [n, T]."""
         text = windows[:, :-1]
-        kept, taken = spans_of(text.shape[1], self.denoiser, seed, rows)
+        kept, taken = spans_of(text.shape[1], denoiser, seed, rows)
         lengths = np.stack([kept, taken], axis=2)  # a text begins with what is kept
         noise = np.repeat(np.tile([False, True], kept.size), lengths.ravel()).reshape(text.shape)
         inputs = self._with_sentinels(text[~noise], np.cumsum(kept + 1, axis=1) - 1)
-        labels = self._with_sentinels(text[noise], np.cumsum(taken + 1, axis=1) - (taken + 1))
-        return {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "labels": labels}
+        return inputs, self._with_sentinels(text[noise], np.cumsum(taken + 1, axis=1) - (taken + 1))
 
     def _with_sentinels(self, tokens: np.ndarray, places: np.ndarray) -> torch.Tensor:
         """The tokens of n rows, one after the other, the sentinels at their `places` [n, spans], and the end."""

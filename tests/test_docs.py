@@ -120,6 +120,7 @@ def desk(tmp_path_factory):
         api.init("BERT", family="bert", set={"architectures": ["BertModel"]}, **size)
         api.init("GPT2", family="gpt2", **size)
         api.init("GEMMA2", family="gemma2", **size)
+        api.init("GEMMA3", family="gemma3_text", **size)
         texts = [{"source": f"Line {n} says {n * n}.", "target": f"{n * n} is line {n}."} for n in range(400)]
         (desk / "pairs.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in texts))
         (desk / "score.py").write_text(

@@ -1,4 +1,4 @@
-"""Decoders adapted: a gemma2 twice becomes a T5Gemma that transformers loads, writes with, and trains."""
+"""Decoders adapted: gemma2 into T5Gemma, gemma3 into T5Gemma 2, which transformers loads, writes with, and trains."""
 
 from __future__ import annotations
 
@@ -130,3 +130,70 @@ def test_one_drawn(tiny, tmp_path):
 def test_no_class_joins_them(tiny, reads, writes, words):
     with pytest.raises(RekindleError, match=words):
         rekindle.warm_start(tiny(reads), writes if writes == "same" else tiny(writes))
+
+
+# T5Gemma 2
+
+
+def test_a_gemma3_twice_is_a_t5gemma2_with_nothing_new_but_an_eye(tiny, tmp_path):
+    source = tiny("gemma3_text")
+    out = rekindle.warm_start(source, "same").save(tmp_path / "out")
+    child, before = load_file(out / "model.safetensors"), load_file(source / "model.safetensors")
+    eye = [name for name in child if "vision" in name or "multi_modal" in name or "eoi" in name]
+    assert sum(child[name].numel() for name in eye) < 2000
+    assert len(child) - len(eye) == 2 * len(before) - 1  # one embedding matrix
+    assert torch.equal(child["model.encoder.embed_tokens.weight"], before["model.embed_tokens.weight"])
+    for tower in ("encoder", "decoder"):
+        mine = child[f"model.{tower}.layers.1.self_attn.k_norm.weight"]
+        assert torch.equal(mine, before["model.layers.1.self_attn.k_norm.weight"])
+    verdict = api.verify(out, against=source, tokens=256)
+    assert verdict.promise == "exact"
+    assert verdict.relative_difference < 1e-5
+    model, inputs = loaded(out), shown()
+    assert type(model).__name__ == "T5Gemma2ForConditionalGeneration"
+    with torch.no_grad():
+        one = model(**inputs).logits
+        other = model(**{**inputs, "input_ids": inputs["input_ids"].flip(1)}).logits
+        assert (other - one).abs().max() > 1e-4  # it looks at what was read
+        later = inputs["decoder_input_ids"].clone()
+        later[:, 7:] = 5
+        assert torch.equal(model(**{**inputs, "decoder_input_ids": later}).logits[:, :7], one[:, :7])
+        written = [
+            model.generate(inputs["input_ids"], max_new_tokens=14, do_sample=False, use_cache=c) for c in (True, False)
+        ]
+        assert torch.equal(*written)
+        model.save_pretrained(tmp_path / "again")
+        assert torch.equal(loaded(tmp_path / "again")(**inputs).logits, one)
+
+
+def test_it_trains(tiny, tmp_path):
+    model = loaded(rekindle.warm_start(tiny("gemma3_text"), "same").save(tmp_path / "out")).train()
+    own = shown()
+    model(**own, labels=own["decoder_input_ids"]).loss.backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert all("vision" in name or "multi_modal" in name or "eoi" in name for name in without)
+
+
+def test_some_of_its_layers_and_a_half_that_is_drawn(tiny, tmp_path):
+    source = tiny("gemma3_text")
+    for number, how in enumerate(({"decoder": "same", "encoder_layers": "first:2"}, {"decoder": "random"})):
+        out = rekindle.warm_start(source, how.pop("decoder"), **how).save(tmp_path / str(number))
+        assert loaded(out)(**shown()).logits.isfinite().all()
+    out = rekindle.warm_start("random", source).save(tmp_path / "drawn")
+    embed = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(load_file(out / "model.safetensors")["model.encoder.embed_tokens.weight"], embed)
+    assert api.verify(out, against=source, tokens=256).relative_difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "seeds", "how", "words"),
+    [
+        ({}, 1, {"cross": "silent"}, "has no cross-attention that could begin as anything"),
+        ({}, 2, {}, "one embedding matrix, and these two checkpoints each their own"),
+        ({"tie_word_embeddings": False}, 1, {}, "head is its embeddings, and this one's is not"),
+    ],
+)
+def test_what_a_t5gemma2_cannot_be(tiny, changes, seeds, how, words):
+    writes = tiny("gemma3_text", seed=1, **changes) if seeds == 2 else "same"
+    with pytest.raises(RekindleError, match=words):
+        rekindle.warm_start(tiny("gemma3_text", **changes), writes, **how)

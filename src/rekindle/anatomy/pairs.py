@@ -1,9 +1,9 @@
 """Encoder-decoders of two models: classes that are made for them, and transformers' EncoderDecoderModel for others.
 
-Decoders that only ever wrote become a T5Gemma, which has their layers twice. Of the others any of `READERS` stands
-beside any of `WRITERS`, each with tensors of its own, under `encoder.` and `decoder.`, and its config. The decoder is
-the class that writes, with cross-attention in each layer. Where the hidden sizes differ, a matrix above both brings
-what was read to the decoder's.
+Decoders that only ever wrote become a T5Gemma or a T5Gemma 2, which have their layers twice. Of the others any of
+`READERS` stands beside any of `WRITERS`, each with tensors of its own, under `encoder.` and `decoder.`, and its config.
+The decoder is the class that writes, with cross-attention in each layer. Where the hidden sizes differ, a matrix above
+both brings what was read to the decoder's.
 
 Source: Rothe, Narayan and Severyn 2020, "Leveraging Pre-trained Checkpoints for Sequence Generation Tasks", arXiv
 1907.12461, section 3.
@@ -21,7 +21,7 @@ from rekindle.anatomy.family import Family
 from rekindle.anatomy.rows import layer_norm, with_bias
 from rekindle.anatomy.settings import Settings
 from rekindle.anatomy.spelling import Config, Reading, Spelling
-from rekindle.anatomy.t5gemma import T5GEMMA
+from rekindle.anatomy.t5gemma import T5GEMMA, T5GEMMA2
 from rekindle.anatomy.tensor import Tensor
 from rekindle.anatomy.towers import Towers
 
@@ -113,7 +113,7 @@ def _tower(family: Family, name: str, top: tuple[Tensor, ...], block: tuple[Tens
     )  # fmt: skip
 
 
-ADAPTED = {family.name: family for family in (T5GEMMA,)}  # classes of their own, which have both towers
+ADAPTED = {family.name: family for family in (T5GEMMA, T5GEMMA2)}  # classes of their own, which have both towers
 _READERS = {family.model_type: _reader(family) for family in (BERT, ROBERTA, BERT_GENERATION)}
 READERS = _READERS | {name: family.towers["encoder"] for name, family in ADAPTED.items()}
 LM_BIAS = Tensor("head.bias", "lm_head.bias", "V")

@@ -163,12 +163,26 @@ class Writing(Causal):
         own = super().inputs(model, shown)
         if getattr(model.config, "is_encoder_decoder", False):
             source = shown["input_ids"].flip(1)
+            if not hasattr(model.config.decoder, "cross_attention_hidden_size"):
+                return self._reading_nothing(model, shown["input_ids"])
             all_ = torch.ones_like(source)  # of what is written too: by itself the class hides what looks like padding
             return _both(source, all_, shown["input_ids"]) | {"decoder_attention_mask": all_}
         if not getattr(model.config, "add_cross_attention", False):
             return own
         size, draw = model.config.hidden_size, torch.Generator().manual_seed(0)
         return own | {"encoder_hidden_states": torch.randn(len(shown["input_ids"]), 8, size, generator=draw)}
+
+    def _reading_nothing(self, model: Any, ids: torch.Tensor) -> dict[str, Any]:
+        """Of a decoder whose self-attention looks at what was read as well, and of which nothing is silent."""
+        import torch
+        from transformers.modeling_outputs import BaseModelOutput
+
+        read = torch.zeros(len(ids), 1, model.config.decoder.hidden_size, dtype=model.dtype)
+        hidden = {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=read),
+            "attention_mask": torch.zeros(len(ids), 1),
+        }
+        return {**hidden, "decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(ids), "use_cache": False}
 
 
 class ByClass(Probe):

@@ -3,7 +3,8 @@
 encoder   A bert, bert-generation or roberta, without a head: its hidden states stay what they were. A bert becomes a
           bert-generation, whose positions have the vector of token type 0, the only one that occurs, added to them.
 decoder   The same kinds, or a gpt2. Self-attention now looks back only, and each layer has cross-attention.
-both      Or a gemma2 each, of one size or of two, which become a T5Gemma: the encoder's layers now look both ways.
+both      Or a gemma2 each, of one size or of two, which become a T5Gemma: the encoder's layers now look both ways. Or
+          one gemma3_text twice, a T5Gemma 2: its decoder's self-attention looks at what was read as well.
 share     embeddings: one matrix of both halves; all: one of whatever both have, which is all but cross-attention. It is
           written twice, and the config says what is one (`tied_weights`), so that any library reads it and `train` ties
           it again.
@@ -35,6 +36,7 @@ from rekindle.edit.special import WRITER, special_tokens, tokenizer_of
 from rekindle.edit.vocabulary import unlike
 from rekindle.errors import together
 from rekindle.methods.warming.alike import check_cross, check_one_dtype, check_sharing, shared_by_default
+from rekindle.methods.warming.eye import CONFIG, eye
 from rekindle.methods.warming.halves import RANDOM, Half, halves_of
 from rekindle.methods.warming.variants import ALONE, alone, as_published
 
@@ -62,6 +64,8 @@ def warm_start(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
     share = shared_by_default(reads, writes) if config.share == "auto" else config.share
     _check(reads, writes, share, config.cross)
     child = _empty(reads, writes)
+    if child.family.opaque:
+        child.tensors |= eye(child.origin.dtype, reads.like.settings.hidden_size, config.seed)
     one: dict[str, str] = {}
     for role, (name, shape, _) in child.rows.items():
         half, first = (reads if role.tower == reads.name else writes), role._replace(tower=reads.name)
@@ -70,7 +74,7 @@ def warm_start(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
             child.tensors[role], one[name] = child.tensors[first], child.rows[first][0]
             continue
         x = _cross(writes, role, config.cross) if role.part.startswith("cross.") else half.tensor(role)
-        if x is None and both:
+        if x is None and (both or (role.part == "embed" and role._replace(tower=writes.name) not in child.rows)):
             x = writes.tensor(role)
         child.tensors[role] = _new(child, role, shape, config.seed) if x is None else x
     if one:
@@ -80,9 +84,11 @@ def warm_start(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
 
 def _promise(reads: Half, writes: Half, cross: str) -> Any:
     """Of the whole, and of each half beside its own source."""
-    kept = {reads.name: reads.kept, writes.name: writes.kept and cross == "silent"}
+    merged = writes.settings().merged_attention  # which adds nothing: where nothing was read, it is self-attention
+    kept = {reads.name: reads.kept, writes.name: writes.kept and (cross == "silent" or merged)}
     halves = {name: "exact" if exact else "lossy" for name, exact in kept.items()}
     each = " and ".join(f"the {name} by itself is {kind}" for name, kind in halves.items())
+    each += ", where it reads nothing" if merged else ""
     return lossy(f"its decoder looks at what the encoder has read, which it never did; {each}", halves)
 
 
@@ -105,9 +111,14 @@ def _empty(reads: Half, writes: Half) -> Checkpoint:
     adapted = pair.name in ADAPTED
     read, written = reads.like.settings.hidden_size, writes.like.settings.hidden_size
     tied = not adapted or writes.like.settings.tie_word_embeddings
-    decides = {"cross_size": read, "cross_projected": read != written and not adapted, "tie_word_embeddings": tied}
+    merged = writes.table.fixed.get("merged_attention", False)
+    decides = {
+        "cross_size": 0 if merged else read,
+        "cross_projected": read != written and not adapted,
+        "tie_word_embeddings": tied,
+    }
     own = {reads.name: reads.settings(), writes.name: writes.settings(**decides)}
-    config = {
+    config: dict[str, Any] = {
         "architectures": [*pair.classes.values()],
         "model_type": pair.model_type,
         "is_encoder_decoder": True,
@@ -115,6 +126,8 @@ def _empty(reads: Half, writes: Half) -> Checkpoint:
     }
     if adapted:  # whose class looks for these in the config of each half
         config |= {"vocab_size": own[writes.name].vocab_size, "tie_word_embeddings": tied, **tokens.of_a_half}
+    if pair.opaque:
+        config["encoder"] = dict(CONFIG)
     for half in halves:
         made = half.table.config(own[half.name], half.like.config, half.like.family)
         config = half.table.put(config, made | (tokens.of_a_half if adapted else {}))

@@ -56,8 +56,23 @@ def check_one_dtype(reads: Half, writes: Half) -> Iterator[RekindleError]:
         yield RekindleError(what, why="one model has one dtype", hint="rekindle rewrite SRC NEW --dtype ..., first")
 
 
+def _check_merged(reads: Half, writes: Half, cross: str) -> Iterator[RekindleError]:
+    name = writes.table.name
+    if cross != "random":
+        what = f"A {name} has no cross-attention that could begin as anything: --cross {cross}."
+        yield RekindleError(what, why="its self-attention reads what the encoder has read as well", hint="no --cross")
+    if None not in (reads.parent, writes.parent) and reads.parent is not writes.parent:
+        what = f"The halves of a {name} have one embedding matrix, and these two checkpoints each their own."
+        yield RekindleError(what, hint="--decoder same")
+    if not writes.like.settings.tie_word_embeddings:
+        yield RekindleError(f"A {name}'s head is its embeddings, and this one's is not.", where=writes.like.folder.path)
+
+
 def check_cross(reads: Half, writes: Half, cross: str) -> Iterator[RekindleError]:
     """A branch that is 0 changes nothing where norms stand before and after branches alone."""
+    if writes.settings().merged_attention:
+        yield from _check_merged(reads, writes, cross)
+        return
     if cross == "random":
         return
     if writes.parent is None:

@@ -15,7 +15,8 @@ from rekindle.edit.choose import Chosen
 from rekindle.errors import RekindleError, together
 
 RANDOM, SAME = "random", "same"  # instead of a SRC
-READS_AS = {"bert": "bert-generation", "bert-generation": "bert-generation", "roberta": "roberta", "gemma2": "t5gemma"}
+READS_AS = {"bert": "bert-generation", "bert-generation": "bert-generation", "roberta": "roberta", "gemma2": "t5gemma",
+            "gemma3_text": "t5gemma2"}  # fmt: skip
 WRITES_AS = READS_AS | {"gpt2": "gpt2"}
 NEW = "bert-generation"  # of a half that is drawn, where the other's kind cannot be it
 

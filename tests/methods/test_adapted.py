@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import rekindle
 from rekindle import api
@@ -124,7 +124,7 @@ def test_one_drawn(tiny, tmp_path):
     [
         ("bert", "gemma2", "joins a bert that reads and a gemma2 that writes"),
         ("gemma2", "gpt2", "joins a gemma2 that reads and a gpt2 that writes"),
-        ("llama", "same", "No class of transformers holds this llama"),
+        ("olmo2", "same", "No class of transformers holds this olmo2"),
     ],
 )
 def test_no_class_joins_them(tiny, reads, writes, words):
@@ -197,3 +197,95 @@ def test_what_a_t5gemma2_cannot_be(tiny, changes, seeds, how, words):
     writes = tiny("gemma3_text", seed=1, **changes) if seeds == 2 else "same"
     with pytest.raises(RekindleError, match=words):
         rekindle.warm_start(tiny("gemma3_text", **changes), writes, **how)
+
+
+# Decoders of another kind
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{n} and {n * n} are a number and its square.\n\n" for n in range(4000)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def learned(text, tmp_path_factory):
+    """Tiny decoders that have learned a little: of drawn ones nothing is of one size."""
+    made = {}
+
+    def make(family: str, **own) -> Path:
+        if family not in made:
+            folder = tmp_path_factory.mktemp(family)
+            size = {"hidden": 32, "layers": 2, "heads": 4, "ffn": 64, "context": 64}
+            api.init(folder / "start", family=family, tokenizer="bpe:400", data=str(text), **size, **own)
+            api.train(
+                folder / "start", folder / "end", data=str(text), tokens="60k", seq_len=64, batch_tokens=1024, lr=1e-2
+            )
+            made[family] = folder / "end"
+        return made[family]
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "own", "becomes"),
+    [
+        ("llama", {"tie_embeddings": False}, "T5Gemma"),
+        ("mistral", {"tie_embeddings": True}, "T5Gemma"),
+        ("qwen2", {}, "T5Gemma"),
+        ("qwen3", {"tie_embeddings": True}, "T5Gemma2"),
+    ],
+)
+def test_a_decoder_of_another_kind_writes_nearly_as_before(learned, text, tmp_path, family, own, becomes):
+    """What its branches put out has one size each, measured; with gains of 1 it would write something else."""
+    source = learned(family, **own)
+    cross = {} if becomes == "T5Gemma2" else {"cross": "silent"}
+    out = rekindle.warm_start(source, "same", data=str(text), data_tokens=8192, **cross).save(tmp_path / "out")
+    assert type(loaded(out)).__name__ == f"{becomes}ForConditionalGeneration"
+    verdict = api.verify(out, against=source, tokens=512, data=str(text))
+    assert verdict.promise == "lossy"
+    assert verdict.compared == "logits of the decoder"
+    lost = verdict.loss_child - verdict.loss_parent
+    assert lost < 0.35
+    kept = load_file(out / "model.safetensors")
+    for name, gain in kept.items():
+        if "post_self_attn" in name or "post_feedforward" in name:
+            gain.zero_()
+    save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
+    spoilt = api.verify(out, against=source, tokens=512, data=str(text))
+    assert spoilt.loss_child - spoilt.loss_parent > 2 * abs(lost) + 0.05
+
+
+@pytest.mark.slow
+def test_sizes_of_branches_are_those_of_transformers(learned, text, tmp_path):
+    source = learned("llama", tie_embeddings=False)
+    out = rekindle.warm_start(source, "same", data=str(text), data_tokens=4096).save(tmp_path / "out")
+    from rekindle.train.tokens import sample_tokens
+
+    rows = torch.from_numpy(sample_tokens(source, str(text), 4096, 64, "train")).long()
+    from transformers import LlamaForCausalLM
+
+    model, sizes = LlamaForCausalLM.from_pretrained(source), {}
+    for layer, block in enumerate(model.model.layers):
+        for of, module in (("self_attn", block.self_attn.o_proj), ("feedforward", block.mlp.down_proj)):
+
+            def keep(_, __, y, key=(layer, of)):
+                sizes[key] = y.pow(2).mean(-1).sqrt().mean().item()
+
+            module.register_forward_hook(keep)
+    with torch.no_grad():
+        model(rows)
+    child = load_file(out / "model.safetensors")
+    for (layer, of), size in sizes.items():
+        for tower in ("encoder", "decoder"):
+            gain = child[f"model.{tower}.layers.{layer}.post_{of}_layernorm.weight"]
+            assert torch.allclose(1 + gain, torch.tensor(size), rtol=1e-4)
+
+
+def test_a_text_is_for_what_is_measured(tiny):
+    with pytest.raises(RekindleError, match="Nothing is measured"):
+        rekindle.warm_start(tiny("gemma2"), "same", data="stdlib")
+    with pytest.raises(RekindleError, match="this one's is not"):
+        rekindle.warm_start(tiny("qwen3", tie_word_embeddings=False), "same")

@@ -77,9 +77,7 @@ def _patterned(config: Config, family: Reading, layers: int) -> Windows:
 
 def _write_patterned(settings: Settings, config: dict[str, Any]) -> str | None:
     """A list, and for readers that know none the pattern, where there is one: every n-th layer is full."""
-    widths = _widths(settings)
-    if widths:
-        config["sliding_window"] = max(widths)
+    _write_width(settings, config)
     config["layer_types"] = _kinds(settings)
     full = [layer + 1 for layer, width in enumerate(settings.windows) if width is None]
     step = full[0] if full else settings.num_layers + 1
@@ -98,9 +96,7 @@ def _alternating(config: Config, family: Reading, layers: int) -> Windows:
 
 
 def _write_alternating(settings: Settings, config: dict[str, Any]) -> str | None:
-    widths = _widths(settings)
-    if widths:
-        config["sliding_window"] = max(widths)
+    _write_width(settings, config)
     config["layer_types"] = _kinds(settings)
     return _one_width(settings)
 
@@ -129,6 +125,15 @@ def _kinds(settings: Settings) -> list[str]:
 
 def _widths(settings: Settings) -> set[int]:
     return {width for width in settings.windows if width is not None}
+
+
+def _write_width(settings: Settings, config: dict[str, Any]) -> None:
+    """Where no layer has one, any that there is: transformers makes the mask all the same."""
+    widths = _widths(settings)
+    config["sliding_window"] = (
+        max(widths) if widths else config.get("sliding_window") or settings.max_position_embeddings
+    )
+    return widths
 
 
 def _one_width(settings: Settings) -> str | None:

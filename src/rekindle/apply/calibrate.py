@@ -1,4 +1,5 @@
-"""What a checkpoint computes on text, as far as measurements ask for it: moments of the inputs of attention.
+"""What a checkpoint computes on text, as far as measurements ask for it: moments of the inputs of attention, and how
+large what branches put out is.
 
 Memory: the model, whole or a block at a time, and 8 (D + 1)^2 bytes for each layer, D being the hidden size: about a
 sixth of a dense model's float32 weights.
@@ -18,6 +19,7 @@ from rekindle.anatomy import Role, Settings
 from rekindle.apply.probe import PROBES, Shown
 from rekindle.apply.verify import loaded
 from rekindle.edit.checkpoint import Checkpoint
+from rekindle.edit.measure import BRANCHES
 from rekindle.errors import RekindleError
 
 
@@ -41,22 +43,31 @@ class Calibration:
         _, settings = _reader(checkpoint)
         size = settings.hidden_size + 1
         self._moments = np.zeros((settings.num_layers, size, size))
+        self._sizes = np.zeros((settings.num_layers, len(BRANCHES)))
         self._tokens = 0
         self._run(checkpoint, batches, blockwise)
-        if not np.isfinite(self._moments).all():
+        if not (np.isfinite(self._moments).all() and np.isfinite(self._sizes).all()):
             raise RekindleError("The model computes NaN or infinite values on this text.", where=checkpoint.folder.path)
 
     def attention_inputs(self, layer: int) -> NDArray[np.float64]:
         return self._moments[layer] / self._tokens
+
+    def branch_size(self, layer: int, branch: str) -> float:
+        return float(self._sizes[layer, list(BRANCHES).index(branch)] / self._tokens)
 
     def _run(self, checkpoint: Checkpoint, batches: Iterable[Shown], blockwise: bool) -> None:
         import torch
 
         probe = PROBES[checkpoint.settings.output]
         with loaded(checkpoint, "float32", blockwise) as model, torch.no_grad(), ExitStack() as hooks:
-            for layer, name in enumerate(_key_projections(checkpoint)):
+            for layer, name in enumerate(_modules(checkpoint, "attn.k")):
                 hook = model.get_submodule(name).register_forward_pre_hook(partial(self._add, layer))
                 hooks.callback(hook.remove)
+            for number, part in enumerate(BRANCHES.values()):
+                for layer, name in enumerate(_modules(checkpoint, part)):
+                    if name:  # a layer may have experts instead
+                        hook = model.get_submodule(name).register_forward_hook(partial(self._measure, layer, number))
+                        hooks.callback(hook.remove)
             for batch in batches:
                 mask = batch.get("attention_mask")
                 self._kept = None if mask is None else mask.flatten().bool()
@@ -73,15 +84,20 @@ class Calibration:
         moment[:-1, -1] += total
         moment[-1, -1] += len(x)
 
+    def _measure(self, layer: int, number: int, module: Any, inputs: tuple[Any, ...], out: Any) -> None:
+        """Called when a branch has put out [N, T, D]."""
+        sizes = out.flatten(0, -2).double().square().mean(-1).sqrt()
+        self._sizes[layer, number] += float((sizes if self._kept is None else sizes[self._kept]).sum())
+
 
 def _reader(checkpoint: Checkpoint) -> tuple[str, Settings]:
     """The tower that reads what `input_ids` and `attention_mask` are of, "" of an only one; and its settings."""
     return next(iter(checkpoint.settings.towers.items()), ("", checkpoint.settings))
 
 
-def _key_projections(checkpoint: Checkpoint) -> list[str]:
-    """The module of each layer that computes keys, perhaps with queries and values, by its name in transformers."""
+def _modules(checkpoint: Checkpoint, part: str) -> list[str]:
+    """The module of each layer that has a part, perhaps with others, by its name in transformers; "" where none has."""
     names = {role: name for role, (name, _, _) in checkpoint.family.table(checkpoint.settings, fused=True)}
     tower, settings = _reader(checkpoint)
-    keys = (names[Role("attn.k", layer, tower=tower)] for layer in range(settings.num_layers))
-    return [name.removesuffix(".weight") for name in keys]
+    found = (names.get(Role(part, layer, tower=tower), "") for layer in range(settings.num_layers))
+    return [name.removesuffix(".weight") for name in found]

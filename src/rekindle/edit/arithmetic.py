@@ -93,18 +93,18 @@ class Computed(Expr):
 
 
 class Fill(Computed):
-    """One value everywhere: zeros, ones."""
+    """One value everywhere: zeros, ones; it may be measured."""
 
     __slots__ = ("value",)
 
-    def __init__(self, dtype: str, shape: tuple[int, ...], value: float):
+    def __init__(self, dtype: str, shape: tuple[int, ...], value: Number):
         self.dtype, self.shape, self.value = dtype, shape, value
 
     def values(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        return np.full((hi - lo, self.row_size), self.value, np.float32)
+        return np.full((hi - lo, self.row_size), number(self.value), np.float32)
 
     def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        once = from_float(np.full(1, self.value, np.float32), self.dtype)  # rounded once for all
+        once = from_float(np.full(1, number(self.value), np.float32), self.dtype)  # rounded once for all
         return np.full((hi - lo, self.row_size), once[0])
 
     def transposed(self) -> Expr:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rekindle.edit.expressions import Expr, Reader, fields_of, inside
 
 STEP = 1 << 19  # values looked at together: 2 MB as float32
+BRANCHES = {"attn": "attn.o", "ffn": "ffn.down"}  # of a layer: the part that puts out each
 
 
 class Activations(Protocol):
@@ -24,6 +25,10 @@ class Activations(Protocol):
 
     def attention_inputs(self, layer: int) -> NDArray[np.float64]:
         """Second moment E[x x'] of the inputs of a layer's attention, each with a 1 appended: [D + 1, D + 1]."""
+        ...
+
+    def branch_size(self, layer: int, branch: str) -> float:
+        """Mean over tokens of the root of the mean square of what a layer's "attn" or "ffn" puts out."""
         ...
 
 

@@ -4,7 +4,8 @@ encoder   A bert, bert-generation or roberta, without a head: its hidden states 
           bert-generation, whose positions have the vector of token type 0, the only one that occurs, added to them.
 decoder   The same kinds, or a gpt2. Self-attention now looks back only, and each layer has cross-attention.
 both      Or a gemma2 each, of one size or of two, which become a T5Gemma: the encoder's layers now look both ways. Or
-          one gemma3_text twice, a T5Gemma 2: its decoder's self-attention looks at what was read as well.
+          one gemma3_text twice, a T5Gemma 2: its decoder's self-attention looks at what was read as well. A llama,
+          mistral or qwen becomes of Gemma's kind first, which is lossy (see warming.sandwich).
 share     embeddings: one matrix of both halves; all: one of whatever both have, which is all but cross-attention. It is
           written twice, and the config says what is one (`tied_weights`), so that any library reads it and `train` ties
           it again.
@@ -29,15 +30,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rekindle.anatomy import ADAPTED, PAIRS, Role
-from rekindle.config import option
+from rekindle.config import Count, option
 from rekindle.edit import TIED, Checkpoint, Expr, Fill, Normal, lossy, united
 from rekindle.edit.arithmetic import Fresh
 from rekindle.edit.special import WRITER, special_tokens, tokenizer_of
 from rekindle.edit.vocabulary import unlike
-from rekindle.errors import together
+from rekindle.errors import RekindleError, together
 from rekindle.methods.warming.alike import check_cross, check_one_dtype, check_sharing, shared_by_default
 from rekindle.methods.warming.eye import CONFIG, eye
 from rekindle.methods.warming.halves import RANDOM, Half, halves_of
+from rekindle.methods.warming.sandwich import AS_GEMMA, as_gemma
 from rekindle.methods.warming.variants import ALONE, alone, as_published
 
 
@@ -52,13 +54,15 @@ class Config:
     cross: Literal["random", "copy", "silent"] = option("random", help="how cross-attention begins")
     encoder_layers: str = option("all", help="which layers of its SRC the encoder has: all, every:2, first:6 or 0,3,5")
     decoder_layers: str = option("all", help="the same of the decoder")
+    data: str | None = option(None, help="llama, mistral, qwen: text to measure branches on (default: stdlib)")
+    data_tokens: Count = option(Count(65536), help="tokens of that text")
     seed: int = option(0, help="seed of what is drawn")
 
 
 def warm_start(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
     if config.variant.lower() == ALONE:
         return alone(parents, config)
-    config = as_published(parents, config)
+    config, parents = as_published(parents, config), _of_gemma_s_kind(parents, config)
     layers = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
     reads, writes = halves_of(parents, config.encoder, config.decoder, layers)
     share = shared_by_default(reads, writes) if config.share == "auto" else config.share
@@ -80,6 +84,15 @@ def warm_start(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
     if one:
         child.config[TIED] = one
     return child.promising(_promise(reads, writes, config.cross))
+
+
+def _of_gemma_s_kind(parents: Mapping[str, Checkpoint], config: Config) -> Mapping[str, Checkpoint]:
+    """Those that can become it, so that a class has room for them; raises RekindleError where nothing is measured."""
+    able = [name for name, parent in parents.items() if parent.family.model_type in AS_GEMMA]
+    if not able and config.data:
+        raise RekindleError("Nothing is measured on a text here.", hint="without --data")
+    text = f"{config.data or 'stdlib'}:{config.data_tokens}"
+    return {name: as_gemma(parent, text) if name in able else parent for name, parent in parents.items()}
 
 
 def _promise(reads: Half, writes: Half, cross: str) -> Any:

@@ -13,6 +13,7 @@ from rekindle.edit import Checkpoint, Expr
 from rekindle.edit.arithmetic import Sum
 from rekindle.edit.choose import Chosen
 from rekindle.errors import RekindleError, together
+from rekindle.methods.warming.sandwich import AS_GEMMA
 
 RANDOM, SAME = "random", "same"  # instead of a SRC
 READS_AS = {"bert": "bert-generation", "bert-generation": "bert-generation", "roberta": "roberta", "gemma2": "t5gemma",
@@ -55,7 +56,7 @@ class Half:
         """Whether it is all of its SRC, looks where that did, and no sum in it is rounded to 16 bits."""
         if self.parent is None or len(self.layers) < self.like.settings.num_layers:
             return False
-        if self.settings().bidirectional != self.like.settings.bidirectional:
+        if self.settings().bidirectional != self.like.settings.bidirectional or not self.parent.promise.exact:
             return False
         return self.parent.dtype in ("F32", "F64") or not isinstance(self.tensor(Role("positions")), Sum)
 
@@ -113,7 +114,7 @@ def _half(
     kind = kinds.get(family, NEW if parent is None else None)
     if kind is None:
         what = f"No class of transformers holds this {family} as the {name} of a pair."
-        problems.append(RekindleError(what, where=like.folder.path, hint=f"one of {', '.join(kinds)}"))
+        problems.append(RekindleError(what, where=like.folder.path, hint=f"one of {', '.join((*kinds, *AS_GEMMA))}"))
         return None
     try:
         return Half(name, tables[kind], parent, like, like.layers(layers))

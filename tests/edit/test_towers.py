@@ -258,7 +258,7 @@ def test_what_does_not_fit_two_towers_is_refused(tiny):
         ("t5", "gqa", {"kv_heads": 1, "tower": "decoder"}, "each query head of it has its own"),
         ("t5gemma", "gqa", {"kv_heads": 1, "tower": "decoder"}, "^t5gemma's cross-attention"),
         ("t5gemma2", "gqa", {"kv_heads": 1, "tower": "both", "data": "text"}, "not run through the decoder"),
-        ("t5", "upcycle", {"experts": 2, "tower": "decoder"}, "can hold a t5"),
+        ("t5", "upcycle", {"experts": 2, "tower": "decoder"}, "both towers of this t5"),
         ("switch_transformers", "grow-experts", {"tower": "both"}, "top_k 1"),
     ):
         with pytest.raises(RekindleError, match=said):

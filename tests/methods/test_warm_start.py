@@ -260,10 +260,10 @@ def test_the_papers_variants_have_its_parameters(tmp_path, monkeypatch, variant,
     [
         (("random", "random"), {}, "nothing says their sizes"),
         (("random:bert", "same"), {}, "same as the encoder, which has no SRC"),
-        (("llama", "bert"), {}, "holds this llama as the encoder of a pair"),
+        (("olmo2", "bert"), {}, "holds this olmo2 as the encoder of a pair"),
         (("gpt2", "same"), {}, "holds this gpt2 as the encoder"),
-        (("bert", "llama"), {}, "holds this llama as the decoder"),
-        (("random", "llama"), {}, "^No class of transformers holds this llama as the decoder"),
+        (("bert", "olmo2"), {}, "holds this olmo2 as the decoder"),
+        (("random", "olmo2"), {}, "^No class of transformers holds this olmo2 as the decoder"),
         (("bert", "same"), {"cross": "silent"}, "Cross-attention of a bert-generation cannot be silent"),
         (("bert", "random"), {"cross": "copy"}, "has no self-attention"),
         (("bert", "gpt2"), {"share": "all"}, "A bert-generation and a gpt2 cannot be one"),
@@ -366,7 +366,8 @@ def test_a_recipe_names_its_halves_and_random_ones_sizes(tiny, tmp_path):
 def test_a_model_says_as_which_half_it_would_do(tiny):
     assert api.inspect(tiny("bert"))["can"]["warm-start"] == "yes: as its encoder or decoder"
     assert api.inspect(tiny("gpt2"))["can"]["warm-start"] == "yes: as its decoder"
-    assert api.inspect(tiny("llama"))["can"]["warm-start"].startswith("no: No class of transformers holds this llama")
+    assert api.inspect(tiny("llama"))["can"]["warm-start"] == "yes: as its encoder or decoder"
+    assert api.inspect(tiny("olmo2"))["can"]["warm-start"].startswith("no: No class of transformers holds this olmo2")
 
 
 @pytest.mark.slow

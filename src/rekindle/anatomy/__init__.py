@@ -17,15 +17,16 @@ from rekindle.anatomy.families import FAMILIES
 from rekindle.anatomy.family import Family
 from rekindle.anatomy.nameless import Adapter, Nameless, adapter, nameless
 from rekindle.anatomy.packing import Packed, on_disk, packs, stacks
-from rekindle.anatomy.pairs import ADAPTED, PAIR, PAIRS, READERS, WRITERS
+from rekindle.anatomy.pairs import PAIR, PAIRS, READERS, WRITERS
 from rekindle.anatomy.settings import Role, Settings
+from rekindle.anatomy.t5gemma import GEMMAS
 from rekindle.anatomy.tensor import OPAQUE, Placed, Tensor, opaque_name
 from rekindle.errors import RekindleError
 
 __all__ = [
     "FAMILIES",
+    "GEMMAS",
     "OPAQUE",
-    "ADAPTED",
     "PAIR",
     "PAIRS",
     "READERS",

@@ -129,11 +129,8 @@ def _widths(settings: Settings) -> set[int]:
 
 def _write_width(settings: Settings, config: dict[str, Any]) -> None:
     """Where no layer has one, any that there is: transformers makes the mask all the same."""
-    widths = _widths(settings)
-    config["sliding_window"] = (
-        max(widths) if widths else config.get("sliding_window") or settings.max_position_embeddings
-    )
-    return widths
+    own = max(_widths(settings), default=None)
+    config["sliding_window"] = own or config.get("sliding_window") or settings.max_position_embeddings
 
 
 def _one_width(settings: Settings) -> str | None:

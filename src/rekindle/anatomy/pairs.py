@@ -1,9 +1,8 @@
-"""Encoder-decoders of two models: classes that are made for them, and transformers' EncoderDecoderModel for others.
+"""Encoder-decoders of two models that have classes of their own: transformers' EncoderDecoderModel.
 
-Decoders that only ever wrote become a T5Gemma or a T5Gemma 2, which have their layers twice. Of the others any of
-`READERS` stands beside any of `WRITERS`, each with tensors of its own, under `encoder.` and `decoder.`, and its config.
-The decoder is the class that writes, with cross-attention in each layer. Where the hidden sizes differ, a matrix above
-both brings what was read to the decoder's.
+Any of `READERS` stands beside any of `WRITERS`, each with tensors of its own, under `encoder.` and `decoder.`, and
+its config. The decoder is the class that writes, with cross-attention in each layer. Where the hidden sizes differ, a
+matrix above both brings what was read to the decoder's.
 
 Source: Rothe, Narayan and Severyn 2020, "Leveraging Pre-trained Checkpoints for Sequence Generation Tasks", arXiv
 1907.12461, section 3.
@@ -21,7 +20,6 @@ from rekindle.anatomy.family import Family
 from rekindle.anatomy.rows import layer_norm, with_bias
 from rekindle.anatomy.settings import Settings
 from rekindle.anatomy.spelling import Config, Reading, Spelling
-from rekindle.anatomy.t5gemma import T5GEMMA, T5GEMMA2
 from rekindle.anatomy.tensor import Tensor
 from rekindle.anatomy.towers import Towers
 
@@ -113,11 +111,9 @@ def _tower(family: Family, name: str, top: tuple[Tensor, ...], block: tuple[Tens
     )  # fmt: skip
 
 
-ADAPTED = {family.name: family for family in (T5GEMMA, T5GEMMA2)}  # classes of their own, which have both towers
-_READERS = {family.model_type: _reader(family) for family in (BERT, ROBERTA, BERT_GENERATION)}
-READERS = _READERS | {name: family.towers["encoder"] for name, family in ADAPTED.items()}
+READERS = {family.model_type: _reader(family) for family in (BERT, ROBERTA, BERT_GENERATION)}
 LM_BIAS = Tensor("head.bias", "lm_head.bias", "V")
-_WRITERS = {
+WRITERS = {
     "bert": _writer(BERT, MLM + "decoder.weight", _bert_cross("bert")),
     "roberta": _writer(ROBERTA, "lm_head.decoder.weight", _bert_cross("roberta")),
     "bert-generation": replace(
@@ -126,14 +122,10 @@ _WRITERS = {
     ),
     "gpt2": _writer(GPT2, "lm_head.weight", GPT2_CROSS),
 }  # fmt: skip
-WRITERS = {
-    **{kind: writer.tower for kind, writer in _WRITERS.items()},
-    **{name: family.towers["decoder"] for name, family in ADAPTED.items()},
-}
 
 
 def _pair(encoder: str, decoder: str) -> Towers:
-    writer = _WRITERS[decoder]
+    writer = WRITERS[decoder]
     above = (
         Tensor("head", writer.head, "V D", when="not tie_word_embeddings"),
         *with_bias(Tensor("cross.project", "enc_to_dec_proj.weight", "D Y", when="cross_projected"), "cross_projected"),
@@ -151,7 +143,4 @@ def _pair(encoder: str, decoder: str) -> Towers:
     )  # fmt: skip
 
 
-PAIRS = {
-    **{(encoder, decoder): _pair(encoder, decoder) for encoder in _READERS for decoder in _WRITERS},
-    **{(name, name): family for name, family in ADAPTED.items()},
-}
+PAIRS = {(encoder, decoder): _pair(encoder, decoder) for encoder in READERS for decoder in WRITERS}

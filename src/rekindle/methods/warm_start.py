@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rekindle.anatomy import ADAPTED, PAIRS, Role
+from rekindle.anatomy import Role
 from rekindle.config import Count, option
 from rekindle.edit import TIED, Checkpoint, Expr, Fill, Normal, lossy, united
 from rekindle.edit.arithmetic import Fresh
@@ -38,7 +38,7 @@ from rekindle.edit.vocabulary import unlike
 from rekindle.errors import RekindleError, together
 from rekindle.methods.warming.alike import check_cross, check_one_dtype, check_sharing, shared_by_default
 from rekindle.methods.warming.eye import CONFIG, eye
-from rekindle.methods.warming.halves import RANDOM, Half, halves_of
+from rekindle.methods.warming.halves import ADAPTED, CLASSES, RANDOM, Half, halves_of
 from rekindle.methods.warming.sandwich import AS_GEMMA, as_gemma
 from rekindle.methods.warming.variants import ALONE, alone, as_published
 
@@ -120,7 +120,7 @@ def _check(reads: Half, writes: Half, share: str, cross: str) -> None:
 
 def _empty(reads: Half, writes: Half) -> Checkpoint:
     """The child, to be filled."""
-    pair, halves, tokens = PAIRS[reads.table.name, writes.table.name], (reads, writes), special_tokens(writes.like)
+    pair, halves, tokens = CLASSES[reads.table.name, writes.table.name], (reads, writes), special_tokens(writes.like)
     adapted = pair.name in ADAPTED
     read, written = reads.like.settings.hidden_size, writes.like.settings.hidden_size
     tied = not adapted or writes.like.settings.tie_word_embeddings

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rekindle.anatomy import ADAPTED
 from rekindle.edit.vocabulary import unlike
 from rekindle.errors import RekindleError
-from rekindle.methods.warming.halves import Half
+from rekindle.methods.warming.halves import ADAPTED, Half
 
 # Settings that decide which tensors a half has, and how large they are
 SIZES = ("vocab_size", "hidden_size", "num_heads", "intermediate_size", "context", "token_types", "num_layers")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rekindle.anatomy import PAIRS, READERS, WRITERS, Family, Role, Settings
+from rekindle.anatomy import GEMMAS, PAIRS, READERS, WRITERS, Family, Role, Settings
 from rekindle.edit import Checkpoint, Expr
 from rekindle.edit.arithmetic import Sum
 from rekindle.edit.choose import Chosen
@@ -19,6 +19,13 @@ RANDOM, SAME = "random", "same"  # instead of a SRC
 READS_AS = {"bert": "bert-generation", "bert-generation": "bert-generation", "roberta": "roberta", "gemma2": "t5gemma",
             "gemma3_text": "t5gemma2"}  # fmt: skip
 WRITES_AS = READS_AS | {"gpt2": "gpt2"}
+ADAPTED = {family.name: family for family in GEMMAS}  # classes of their own, of both towers
+CLASSES = {**PAIRS, **{(name, name): family for name, family in ADAPTED.items()}}
+READS: dict[str, Family] = {**READERS, **{name: family.towers["encoder"] for name, family in ADAPTED.items()}}
+WRITES: dict[str, Family] = {
+    **{kind: writer.tower for kind, writer in WRITERS.items()},
+    **{name: family.towers["decoder"] for name, family in ADAPTED.items()},
+}
 NEW = "bert-generation"  # of a half that is drawn, where the other's kind cannot be it
 
 
@@ -77,11 +84,11 @@ def halves_of(
         what = "Both halves are drawn anew, and nothing says their sizes."
         raise RekindleError(what, hint="--encoder SRC, or --encoder random:SRC")
     problems: list[RekindleError] = []
-    reader = _half("encoder", reads, reads_like or like, READS_AS, READERS, layers["encoder"], problems)
-    writer = _half("decoder", writes, writes_like or like, WRITES_AS, WRITERS, layers["decoder"], problems)
+    reader = _half("encoder", reads, reads_like or like, READS_AS, READS, layers["encoder"], problems)
+    writer = _half("decoder", writes, writes_like or like, WRITES_AS, WRITES, layers["decoder"], problems)
     if problems or reader is None or writer is None:
         raise together(problems)
-    if (reader.table.name, writer.table.name) not in PAIRS:
+    if (reader.table.name, writer.table.name) not in CLASSES:
         kinds = reader.like.family.name, writer.like.family.name
         what = f"No class of transformers joins a {kinds[0]} that reads and a {kinds[1]} that writes."
         hint = "one kind for both; or a bert or roberta that reads, and one of these or a gpt2 that writes"

@@ -73,6 +73,7 @@ ROWS = [
     ("gqa", {"kv_heads": 4}, ("llama", "olmo2", "phi3"), {"num_key_value_heads": 1}),
     ("gqa", {"kv_heads": 4}, ("llama", "qwen3", "olmoe"), {"attention_bias": True}),
     ("gqa", {"kv_heads": 2}, KV_HEADS, {}),
+    ("gqa", {"kv_heads": 4, "tower": "decoder"}, ("t5gemma", "t5gemma2"), {}),
     ("rewrite", {}, FAMILIES, {}),
     ("rewrite", {}, ("bert",), MASKED),
     ("rewrite", {}, ("llama", "qwen2_moe"), {"tie_word_embeddings": True}),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from minilm_heads import emulated
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file
 from test_gqa_alignment import plane_maps
 from tiny_models import DECODERS
 
@@ -364,3 +368,109 @@ def test_settings_of_the_child_say_its_heads(tiny, tmp_path):
     assert json.loads((out / "config.json").read_text())["num_key_value_heads"] == 1
     child, parent = (api.open(folder).checkpoint.settings for folder in (out, tiny("qwen3_moe")))
     assert child == replace(parent, num_kv_heads=1)
+
+
+# -- a decoder that looks at what was read ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["mean", "first", "aligned"])
+def test_cross_attention_is_pooled_with_self_attention(tiny, tmp_path, pool):
+    """Heads that were repeated are pooled into what they were: nothing is lost, in either attention."""
+    parent = tiny("t5gemma")
+    wide = api.gqa(parent, kv_heads=4, tower="decoder").save(tmp_path / "wide")
+    assert api.verify(wide, against=parent, tokens=128).held
+    again = api.gqa(wide, kv_heads=2, pool=pool, tower="decoder").save(tmp_path / "again")
+    verdict = api.verify(again, against=parent, tokens=128)
+    assert verdict.promise == "lossy"
+    assert verdict.relative_difference < 2e-5
+    config = json.loads((again / "config.json").read_text())
+    assert (config["decoder"]["num_key_value_heads"], config["encoder"]["num_key_value_heads"]) == (2, 2)
+
+
+def test_what_each_attention_loses_is_told(tiny, tmp_path):
+    model = api.gqa(tiny("t5gemma"), kv_heads=1, pool="aligned", tower="decoder")
+    model.save(tmp_path / "out")
+    told = model.checkpoint.told
+    assert sum("cross-attention" in row for row in told) == len(told) / 2 == 3
+    assert all(0 < error < 1.5 for row in told.values() for error in row.values())
+
+
+@pytest.mark.slow
+def test_alignment_loses_less_in_cross_attention_too(tiny, tmp_path):
+    """By logits, of heads that are one up to a map each: plain means mix them, alignment finds the map."""
+    parent = tiny("t5gemma", seed=3)
+    tensors, draw = load_torch(parent / "model.safetensors"), torch.Generator().manual_seed(0)
+    for layer in range(3):
+        at = f"model.decoder.layers.{layer}.cross_attn"
+        k, v = tensors[f"{at}.k_proj.weight"], tensors[f"{at}.v_proj.weight"]
+        for x, reads, axis in ((k, tensors[f"{at}.q_proj.weight"], 0), (v, tensors[f"{at}.o_proj.weight"], 1)):
+            turn = torch.linalg.qr(torch.randn(8, 8, generator=draw))[0]
+            x[8:] = turn @ x[:8]
+            both = reads[16:] if axis == 0 else reads[:, 16:].T
+            both.copy_(torch.cat([turn @ part for part in both.split(8)]))
+    shutil.copytree(parent, tmp_path / "alike")
+    save_file(tensors, tmp_path / "alike" / "model.safetensors", metadata={"format": "pt"})
+    lost = {}
+    for pool in ("mean", "aligned"):
+        model = api.gqa(tmp_path / "alike", kv_heads=1, pool=pool, tower="decoder")
+        model.save(tmp_path / pool)
+        rows = {row: numbers for row, numbers in model.checkpoint.told.items() if "cross" in row}
+        lost[pool] = max(error for numbers in rows.values() for error in numbers.values())
+    assert lost["aligned"] < 1e-3 < 0.3 < lost["mean"]
+
+
+# -- classes that have no number of key-value heads ------------------------------------------------------------------
+
+T5_HEADS = re.compile(r"decoder\.block\.\d\.layer\.[01]\.(SelfAttention|EncDecAttention)\.[kv]\.weight")
+
+
+@pytest.mark.parametrize("pool", ["mean", "first", "aligned", "random"])
+@pytest.mark.parametrize("family", ["t5", "umt5"])
+def test_repeated_heads_of_a_t5_are_one_for_all_of_their_queries(tiny, tmp_path, family, pool):
+    once = api.gqa(tiny(family), kv_heads=2, pool=pool, repeated=True, tower="decoder").save(tmp_path / "once")
+    stored = load_torch(once / "model.safetensors")
+    heads = {name: x.view(2, 2, 8, 32) for name, x in stored.items() if T5_HEADS.fullmatch(name)}
+    assert len(heads) == 3 * 2 * 2  # layers, attentions, keys and values
+    assert all(torch.equal(x[:, 0], x[:, 1]) for x in heads.values())
+    assert json.loads((once / "config.json").read_text())["repeated_kv_heads"] == {"decoder": 2}
+    if pool in ("mean", "aligned"):  # what is repeated is pooled again without loss
+        again = api.gqa(once, kv_heads=2, pool=pool, repeated=True, tower="decoder").save(tmp_path / "again")
+        assert api.verify(again, against=once, tokens=600).relative_difference < 2e-5
+
+
+def test_training_moves_repeated_heads_as_one(tiny, tmp_path):
+    from rekindle.apply.load import load_model
+    from rekindle.store.folder import open_folder
+    from rekindle.train.ties import share_heads
+
+    out = api.gqa(tiny("t5"), kv_heads=1, repeated=True, tower="decoder").save(tmp_path / "out")
+    model = load_model(open_folder(out), output="seq2seq").train()
+    share_heads(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        ids = torch.randint(3, 64, (4, 12), generator=draw)
+        model(input_ids=ids, labels=ids.flip(1)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = {name: p for name, p in model.named_parameters() if T5_HEADS.fullmatch(name)}
+    assert len(moved) == 12
+    for name, p in moved.items():
+        heads = p.view(4, 8, 32)
+        assert all(torch.equal(heads[0], head) for head in heads[1:]), name
+        assert not torch.equal(p, before[name])
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "words"),
+    [
+        ("t5", {"tower": "decoder"}, "or --repeated, which saves nothing"),
+        ("llama", {"repeated": True}, "has a number of key-value heads"),
+        ("gpt2", {"repeated": True}, "stand in one tensor with its queries"),
+        ("t5", {"tower": "decoder", "repeated": True, "grouping": "similar"}, "cannot change places"),
+    ],
+)
+def test_repeated_heads_are_refused(tiny, family, options, words):
+    with pytest.raises(RekindleError, match=words):
+        api.gqa(tiny(family), kv_heads=1, **options)

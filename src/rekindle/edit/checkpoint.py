@@ -25,6 +25,7 @@ from rekindle.edit.promise import Promise, exact
 from rekindle.errors import RekindleError, counted
 from rekindle.store.folder import Folder
 
+REPEATED = "repeated_kv_heads"  # the key of a config: tower -> how many key-value heads there are, each repeated
 TIED = "tied_weights"  # the key of a config: name -> name of the tensor that is the same parameter, both written
 
 

@@ -10,6 +10,10 @@ if the norm before attention saw white noise; with it, by what the checkpoint co
 Departures from the paper, with reasons:
 - `aligned` and `similar`: heads have bases of their own, so a plain mean averages things with nothing in common;
 - where the output projection has a bias, that of the values is folded into it first: exact, so nothing of it is pooled;
+- `repeated`: transformers' T5 has no grouped heads, so a pooled one is written for each of its queries, and `train`
+  averages their gradients, as if they were one;
+- cross-attention is pooled with self-attention, whose number of heads it has; by its weights alone, what the encoder
+  has read being taken as white noise;
 - keys are not aligned where queries and keys are normalised or clipped, nor values where they are clipped: there
   the maps are not free. `random` heads have the standard deviation of the parent's, not of a fresh model's.
 
@@ -20,6 +24,7 @@ H query heads   K key-value heads of the parent, J of the child   A head dim
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +32,7 @@ import numpy as np
 
 from rekindle.anatomy import FAMILIES
 from rekindle.config import Count, option
-from rekindle.edit import Checkpoint, Normal, exact, lossy
+from rekindle.edit import REPEATED, Checkpoint, Normal, exact, lossy
 from rekindle.edit.arithmetic import Fill, Twin
 from rekindle.edit.checkpoint import Block
 from rekindle.edit.choose import Chosen
@@ -48,13 +53,17 @@ class Config:
     data: str | None = option(None, help="text to measure heads on: see train --data (default: the weights alone)")
     text_column: str | None = option(None, help="column of its rows that holds the text, as for train")
     data_tokens: Count = option(Count(65536), help="tokens of that text")
+    repeated: bool = option(
+        False, help="write each pooled head for all of its queries, where a class has no number of key-value heads"
+    )
     restore_norm: bool = option(False, help="scale each pooled head to the norm that its members had")
     seed: int = option(0, help="seed of the search for similar heads, and of random ones")
 
 
 def gqa(parent: Checkpoint, config: Config) -> Checkpoint:
     _check(parent, config)
-    child = parent.as_family(parent.family.model_type, num_kv_heads=config.kv_heads)
+    heads = {} if config.repeated else {"num_kv_heads": config.kv_heads}
+    child = parent.as_family(parent.family.model_type, **heads)
     if config.kv_heads >= parent.settings.num_kv_heads:
         return replicated(parent, child)
     return pooled(parent, child, config)
@@ -64,7 +73,7 @@ def replicated(parent: Checkpoint, child: Checkpoint) -> Checkpoint:
     """Fill `child`, which has a multiple of the parent's key-value heads, with each of them repeated."""
     before, times = parent.settings.num_kv_heads, child.settings.num_kv_heads // parent.settings.num_kv_heads
     for layer in range(parent.settings.num_layers):
-        for part in _per_kv_head(parent, layer):
+        for part in (part for of in _attentions(parent) for part in _per_kv_head(parent, layer, of)):
             heads = picked(parent[layer][part], parent.settings.head_dim, np.repeat(np.arange(before), times).tolist())
             child[layer][part] = Twin(heads, times)
     return child.with_rest_of(parent).promising(exact())
@@ -72,24 +81,28 @@ def replicated(parent: Checkpoint, child: Checkpoint) -> Checkpoint:
 
 def pooled(parent: Checkpoint, child: Checkpoint, config: Config) -> Checkpoint:
     """Fill `child`, which has fewer key-value heads, with those of each group pooled."""
-    before, after = parent.settings.num_kv_heads, child.settings.num_kv_heads
+    before, after = parent.settings.num_kv_heads, config.kv_heads
     rule, text = _rule(parent, config), f"{config.data}:{config.data_tokens}" if config.data else ""
+    size = parent.settings.head_dim
     if text and config.text_column is not None:
         text += f"\0{config.text_column}"  # which no name of a file has in it
-    for layer in range(parent.settings.num_layers):
+    for layer, of in ((layer, of) for layer in range(parent.settings.num_layers) for of in _attentions(parent)):
         old, new = parent[layer], child[layer]
-        settled = _settled_biases(parent, child, layer)
-        parts = [part for part in _per_kv_head(parent, layer) if part not in settled]
+        settled = _settled_biases(parent, child, layer) if of == "attn" else {}
+        parts = [part for part in _per_kv_head(parent, layer, of) if part not in settled]
         if config.pool == "random":
-            filled = {part: _fresh(old[part], part, child, f"{layer}/{part}", config.seed) for part in parts}
+            filled = {part: _fresh(old[part], part, config, child, f"{layer}/{part}") for part in parts}
         else:
-            biases = [part for part in ("attn.q.bias", "attn.k.bias", "attn.v.bias") if part in old]
-            pooling = Pooling(parent, layer, after, rule, [part for part in biases if part not in settled], text)
+            biases = [part for x in "qkv" if (part := f"{of}.{x}.bias") in old and part not in settled]
+            pooling = Pooling(parent, layer, after, rule, biases, text, of)
             child.telling(pooling)
             filled = {part: _of_each_group(old[part], part, pooling, config) for part in parts}
             filled |= _readers(old, pooling)
         for part, expr in (filled | settled).items():
-            new[part] = expr
+            again = config.repeated and part in parts
+            new[part] = picked(expr, size, np.repeat(np.arange(after), before // after).tolist()) if again else expr
+    if config.repeated:
+        child.config[REPEATED] = {**child.config.get(REPEATED, {}), parent.which: after}
     child.noting(*_notes(parent, config, rule))
     promise = lossy(f"{before} key-value heads pooled to {after}: exact only where the heads of a group are equal")
     return child.with_rest_of(parent).promising(promise)
@@ -97,7 +110,7 @@ def pooled(parent: Checkpoint, child: Checkpoint, config: Config) -> Checkpoint:
 
 def _of_each_group(x: Expr, part: str, pooling: Pooling, config: Config) -> Expr:
     """The one head of each group, out of the heads of k or v, their biases or their norms."""
-    size, kind = pooling.settings.head_dim, "keys" if part.startswith("attn.k") else "values"
+    size, kind = pooling.settings.head_dim, "keys" if part.split(".")[1].startswith("k") else "values"
     if config.pool == "first" and not pooling.rule.similar:
         return picked(x, size, pooling.neighbours[:, 0].tolist())
     if config.pool == "first":
@@ -110,8 +123,8 @@ def _of_each_group(x: Expr, part: str, pooling: Pooling, config: Config) -> Expr
 
 def _readers(old: Block, pooling: Pooling) -> dict[str, Expr]:
     """What reads the pooled heads: queries and output projection, turned as those were and in their order."""
-    s, filled = pooling.settings, {}
-    readers = [("attn.q", "keys", 0), ("attn.q.bias", "keys", 0), ("attn.o", "values", 1)]
+    s, of, filled = pooling.settings, pooling.attention, {}
+    readers = [(f"{of}.q", "keys", 0), (f"{of}.q.bias", "keys", 0), (f"{of}.o", "values", 1)]
     readers += [("attn.q_norm", "keys", 0)] if s.qk_norm == "full" else []
     for part, kind, axis in readers:
         if part not in old:
@@ -127,7 +140,7 @@ def _readers(old: Block, pooling: Pooling) -> dict[str, Expr]:
 def _settled_biases(parent: Checkpoint, child: Checkpoint, layer: int) -> dict[str, Expr]:
     """Biases that need no pooling, since the function can do without them."""
     s, old, settled = parent.settings, parent[layer], {}
-    none = Fill(parent.dtype, (child.settings.num_kv_heads * s.head_dim,), 0.0)
+    none = Fill(parent.dtype, (child.settings.num_kv_heads * s.head_dim,), 0.0)  # all of them, repeated or not
     if "attn.k.bias" in old and not s.rotary_dim and _free(parent, "keys"):
         # it adds the same to all scores of a query, which softmax does not see
         settled["attn.k.bias"] = none
@@ -140,18 +153,23 @@ def _settled_biases(parent: Checkpoint, child: Checkpoint, layer: int) -> dict[s
     return settled
 
 
-def _fresh(x: Expr, part: str, child: Checkpoint, key: str, seed: int) -> Expr:
+def _fresh(x: Expr, part: str, config: Config, child: Checkpoint, key: str) -> Expr:
     """New heads as wide as the parent's: normal weights, no biases, gains of 1."""
-    shape = (child.settings.num_kv_heads * child.settings.head_dim, *x.shape[1:])
-    if part in ("attn.k", "attn.v"):
-        return Normal(x.dtype, shape, Statistics(x)["std"], seed, key)
+    shape = (config.kv_heads * child.settings.head_dim, *x.shape[1:])
+    if part.endswith((".k", ".v")):
+        return Normal(x.dtype, shape, Statistics(x)["std"], config.seed, key)
     return Fill(x.dtype, shape, 1.0 - child.settings.norm_offset if part == "attn.k_norm" else 0.0)
 
 
-def _per_kv_head(parent: Checkpoint, layer: int) -> list[str]:
-    """Parts that have a block of rows for each key-value head."""
+def _attentions(parent: Checkpoint) -> tuple[str, ...]:
+    """Self-attention, and cross-attention where there is one: they have one number of key-value heads."""
+    return ("attn", "cross") if parent.settings.cross_size else ("attn",)
+
+
+def _per_kv_head(parent: Checkpoint, layer: int, of: str) -> list[str]:
+    """Parts of an attention that have a block of rows for each key-value head."""
     norm = ["attn.k_norm"] if parent.settings.qk_norm == "full" else []  # one for each head is the same for all
-    return [p for p in ("attn.k", "attn.k.bias", "attn.v", "attn.v.bias", *norm) if p in parent[layer]]
+    return [p for p in (f"{of}.k", f"{of}.k.bias", f"{of}.v", f"{of}.v.bias", *norm) if p in parent[layer]]
 
 
 def _rule(parent: Checkpoint, config: Config) -> Rule:
@@ -176,13 +194,21 @@ def _check(parent: Checkpoint, config: Config) -> None:
             f"{name} has latent attention: all heads share one vector of {s.kv_rank} per token, and none can be pooled."
         )
         raise RekindleError(what, hint=f"a checkpoint of {_families()}")
-    if "num_kv_heads" not in parent.family.keys:
+    able = "num_kv_heads" in parent.family.keys
+    if not able and not config.repeated:
         what = f"{name} has no number of key-value heads: in transformers each query head of it has its own."
+        raise RekindleError(what, hint=f"a checkpoint of {_families()}; or --repeated, which saves nothing")
+    if able and config.repeated:
+        what = f"{name} has a number of key-value heads: repeated ones would only be larger."
+        raise RekindleError(what, hint="without --repeated")
+    if not able and any(row.packed for row in parent.family.block if row.part.startswith("attn.k")):
+        what = f"The keys of a {name} stand in one tensor with its queries, and cannot be trained as repeated ones."
         raise RekindleError(what, hint=f"a checkpoint of {_families()}")
-    if parent.settings.cross_size:
-        what = f"{name}'s cross-attention has the key-value heads of its own attention: neither can change alone."
-        raise RekindleError(what, hint="--tower encoder")
-    problems = [*_wrong_counts(s.num_heads, s.num_kv_heads, config.kv_heads), *_without_effect(s.num_kv_heads, config)]
+    problems = [
+        *_wrong_order(parent, config),
+        *_wrong_counts(s.num_heads, s.num_kv_heads, config.kv_heads),
+        *_without_effect(s.num_kv_heads, config),
+    ]
     if config.data_tokens < 1:
         problems.append(RekindleError(f"data_tokens is {config.data_tokens}.", hint="--data-tokens 64k"))
     if config.data and not _reads_text(parent):
@@ -198,6 +224,13 @@ def _check(parent: Checkpoint, config: Config) -> None:
         )
     if problems:
         raise together(problems)
+
+
+def _wrong_order(parent: Checkpoint, config: Config) -> Iterator[RekindleError]:
+    """Query heads that cannot change places: they have biases of their own, by distance, which all layers share."""
+    if config.grouping == "similar" and parent.settings.relative_buckets:
+        what = f"The query heads of a {parent.family.name} cannot change places: each has its own relative positions."
+        yield RekindleError(what, hint="--grouping consecutive")
 
 
 def _wrong_counts(heads: int, before: int, after: int) -> list[RekindleError]:
@@ -252,6 +285,10 @@ def _reads_text(parent: Checkpoint) -> bool:
 
 def _notes(parent: Checkpoint, config: Config, rule: Rule) -> list[str]:
     notes = []
+    if config.repeated:
+        notes.append(
+            "each pooled head is written for all of its queries: train moves them as one, and nothing is smaller"
+        )
     if config.pool != "aligned" and _reads_text(parent) and any(_free(parent, kind) for kind in ("keys", "values")):
         flags = "--pool aligned" + ("" if config.data else " --data TEXT")
         notes.append(f"{flags} loses less than {config.pool} wherever both were measured: docs/methods/gqa.md")

@@ -48,13 +48,17 @@ class Pooling(Measurement):
     "KIND.error" []   relative error of the scores (keys) or of the output (values), all else being as it was
     """
 
-    __slots__ = ("count", "layer", "parts", "rule", "settings")
+    __slots__ = ("attention", "count", "layer", "parts", "rule", "settings")
 
-    def __init__(self, parent: Checkpoint, layer: int, count: int, rule: Rule, biases: Iterable[str], data: str = ""):
-        """`count`: J. `biases`: those that go with the rows, such as "attn.k.bias"."""
+    def __init__(
+        self, parent: Checkpoint, layer: int, count: int, rule: Rule, biases: Iterable[str], data: str = "",
+        attention: str = "attn",
+    ):  # fmt: skip
+        """`count`: J. `biases`: those that go with the rows, such as "attn.k.bias". `attention`: attn or cross."""
         self.settings, self.layer, self.count, self.rule = parent.settings, layer, count, rule
-        norm = ["attn.pre_norm"] if not data and "attn.pre_norm" in parent[layer] else []
-        self.parts = ("attn.q", "attn.k", "attn.v", "attn.o", *biases, *norm)
+        self.attention, before = attention, f"{attention}.pre_norm"
+        norm = [before] if not data and before in parent[layer] else []
+        self.parts = (*(f"{attention}.{part}" for part in "qkvo"), *biases, *norm)
         of = [parent[layer][part] for part in self.parts]
         state = f"{self.parts} {[signature(x) for x in of]} {count} {rule} {data}"
         name = f"pooling/layer.{layer}/{hashlib.sha256(state.encode()).hexdigest()[:16]}"
@@ -75,7 +79,8 @@ class Pooling(Measurement):
 
     def told(self) -> tuple[str, dict[str, float]]:
         assert self.found is not None
-        row = f"layer {self.layer}, {self.settings.num_kv_heads} to {self.count} key-value heads"
+        of = "cross-attention, " if self.crossed else ""
+        row = f"layer {self.layer}, {of}{self.settings.num_kv_heads} to {self.count} key-value heads"
         return row, {f"error of {where}": float(self.found[f"{kind}.error"]) for kind, where in WHERE.items()}
 
     # -- looking ---------------------------------------------------------------------------------------------------
@@ -107,28 +112,34 @@ class Pooling(Measurement):
         s = self.settings
         if seen is not None and not self.biased:
             seen = seen[:-1, :-1]
-        weights = {"keys": _moments(self._heads("attn.q", reader), seen), "values": self._outputs(reader)}
+        weights = {"keys": _moments(self._heads("q", reader), seen), "values": self._outputs(reader)}
+        turned = 0 if self.crossed else s.rotary_dim
         kinds = {}
-        for kind, part in (("keys", "attn.k"), ("values", "attn.v")):
+        for kind, part in (("keys", "k"), ("values", "v")):
             rows_KAD = self._heads(part, reader)
             weight_KAA = weights[kind].reshape(s.num_kv_heads, -1, s.head_dim, s.head_dim).sum(axis=1)
             if not (np.isfinite(rows_KAD).all() and np.isfinite(weight_KAA).all()):
                 what = f"The attention of layer {self.layer} has NaN or infinite weights, which cannot be pooled."
                 raise RekindleError(what, hint="rekindle inspect SRC --nan names them")
             pool = "aligned" if kind in self.rule.aligned else self.rule.pool
-            kinds[kind] = Members(rows_KAD, seen, weight_KAA, pool, s.rotary_dim if kind == "keys" else 0)
+            kinds[kind] = Members(rows_KAD, seen, weight_KAA, pool, turned if kind == "keys" else 0)
         return kinds
 
     @property
     def biased(self) -> bool:
         return any(part.endswith("bias") for part in self.parts)
 
+    @property
+    def crossed(self) -> bool:
+        """Whether keys and values are of what another tower has read, whose size and norm are its own."""
+        return self.attention == "cross"
+
     def _heads(self, part: str, reader: Reader) -> NDArray:
         """Rows of q, k or v as white inputs meet them [heads, A, D]; where there are biases, they are a column more."""
-        read = dict(zip(self.parts, self.of, strict=True))
+        read = {name.partition(".")[2]: x for name, x in zip(self.parts, self.of, strict=True)}
         x, bias = read[part], read.get(f"{part}.bias")
         rows = x.values(0, x.num_rows, reader)
-        if norm := read.get("attn.pre_norm"):
+        if (norm := read.get("pre_norm")) and not (self.crossed and part != "q"):
             rows = rows * (self.settings.norm_offset + norm.values(0, norm.num_rows, reader)).T
         if self.biased:
             last = bias.values(0, bias.num_rows, reader) if bias is not None else np.zeros((len(rows), 1))
@@ -139,7 +150,7 @@ class Pooling(Measurement):
 
     def _outputs(self, reader: Reader) -> Matrix:
         """O'O of the columns of each query head [H, A, A]."""
-        o, s = self.of[self.parts.index("attn.o")], self.settings
+        o, s = self.of[self.parts.index(f"{self.attention}.o")], self.settings
         total = np.zeros((s.num_heads, s.head_dim, s.head_dim))
         step = max(1, STEP // o.row_size)
         for lo in range(0, o.num_rows, step):

@@ -20,7 +20,7 @@ from rekindle.train.optimizer import load_optimizer, make_optimizer
 from rekindle.train.plan import make_plan
 from rekindle.train.state import TRACKERS, Saved, describe_run, find_start, load_state, resumed, work_folder
 from rekindle.train.step import Stepper
-from rekindle.train.ties import tie
+from rekindle.train.ties import share_heads, tie
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,6 +51,7 @@ def prepare(
 
     model = load_model(source, output=kind.output)
     tie(model)
+    share_heads(model)
     frozen = frozen_of(model, config.freeze)
     wrapped = _wrapped(model, config, accelerator)
     optimizer = make_optimizer(model, config.weight_decay, config.beta2)

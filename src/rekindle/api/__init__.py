@@ -13,7 +13,7 @@ from rekindle.api.combining import combine
 from rekindle.api.failures import simulate
 from rekindle.api.join import join
 from rekindle.api.laws import fit, laws, plan
-from rekindle.api.look import checksums, env, inspect, not_finite, verify
+from rekindle.api.look import checksums, env, inspect, not_finite, sound, verify
 from rekindle.api.merging import merge
 from rekindle.api.methods import apply, gqa, grow_depth, grow_experts, rewrite, upcycle
 from rekindle.api.model import Model, open
@@ -64,6 +64,7 @@ __all__ = [
     "run",
     "run_cost",
     "simulate",
+    "sound",
     "train",
     "train_cost",
     "unpack",

@@ -27,6 +27,7 @@ from rekindle.store.manifest import Manifest, read_manifest
 from rekindle.version import __version__
 
 if TYPE_CHECKING:
+    from rekindle.apply.sound import Sound
     from rekindle.apply.verify import Verdict
 
 
@@ -79,6 +80,24 @@ def verify(
     verdict = measure(made, parent, ids, text=text, promise=promise, bad=bad, blockwise=blockwise, half=half)
     _keep(made.folder.path, verdict.to_dict(), manifest, made.config)
     return verdict
+
+
+def sound(made: str | Path) -> Sound:
+    """Whether an encoder-decoder works as one: it looks back, reads its source, learns to, and writes; see apply.sound.
+
+    Raises RekindleError for a model of one tower, and where transformers cannot load it.
+    """
+    from rekindle.apply.sound import sound as looked_at
+
+    checkpoint = open(made).checkpoint
+    checkpoint.folder.need_weights()
+    if not checkpoint.settings.towers:
+        what = f"A {checkpoint.family.name} is looked at beside what it was made of."
+        raise RekindleError(what, hint="--against SRC")
+    manifest = read_manifest(checkpoint.folder.path)
+    last = manifest.lineage[-1] if manifest and manifest.lineage else None
+    silent = bool(last and last.verb == "warm-start" and last.options["cross"]["value"] == "silent")
+    return looked_at(checkpoint, silent=silent)
 
 
 def _parent(against: str | Path, child: Path) -> Checkpoint:

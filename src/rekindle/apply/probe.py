@@ -48,8 +48,13 @@ def check_shift(folder: Folder) -> None:
 
 
 def _both(input_ids: Any, attention_mask: Any, decoder_input_ids: Any) -> dict[str, Any]:
-    own = {"decoder_input_ids": decoder_input_ids, "use_cache": False}
-    return {"input_ids": input_ids, "attention_mask": attention_mask, **own}
+    """Nothing of what is written is hidden: by themselves some classes hide what looks like padding, and where a text
+    begins with that token, its first places then look at all that follow.
+    """
+    import torch
+
+    own = {"decoder_attention_mask": torch.ones_like(decoder_input_ids), "use_cache": False}
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids, **own}
 
 
 class Probe:
@@ -165,8 +170,7 @@ class Writing(Causal):
             source = shown["input_ids"].flip(1)
             if not hasattr(model.config.decoder, "cross_attention_hidden_size"):
                 return self._reading_nothing(model, shown["input_ids"])
-            all_ = torch.ones_like(source)  # of what is written too: by itself the class hides what looks like padding
-            return _both(source, all_, shown["input_ids"]) | {"decoder_attention_mask": all_}
+            return _both(source, torch.ones_like(source), shown["input_ids"])
         if not getattr(model.config, "add_cross_attention", False):
             return own
         size, draw = model.config.hidden_size, torch.Generator().manual_seed(0)

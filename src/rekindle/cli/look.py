@@ -8,7 +8,7 @@ import click
 
 from rekindle import api
 from rekindle.cli.out import FORMAT, plain, result, say, table
-from rekindle.errors import CheckFailed
+from rekindle.errors import CheckFailed, counted
 from rekindle.report.text import inspected
 
 PROMISED = {  # promise, held -> what is said of it
@@ -43,7 +43,9 @@ def inspect(src: str, checksum: bool, nan: bool, format_: str) -> None:
 
 @click.command("verify")
 @click.argument("out")
-@click.option("--against", required=True, metavar="SRC", help="what it was made from")
+@click.option(
+    "--against", metavar="SRC", help="what it was made from; without it an encoder-decoder is looked at by itself"
+)
 @click.option(
     "--tokens",
     type=str,
@@ -59,7 +61,7 @@ def inspect(src: str, checksum: bool, nan: bool, format_: str) -> None:
 @FORMAT
 def verify(
     out: str,
-    against: str,
+    against: str | None,
     tokens: str,
     data: str,
     text_column: str | None,
@@ -69,7 +71,8 @@ def verify(
     """Does a result still compute what it promised to? Exit code 1 where it does not.
 
     Reloads both in transformers. Exact means: the largest difference of logits is at most 1e-5 of the largest
-    logit, both sides in float32.
+    logit, both sides in float32. An encoder-decoder by itself: does its decoder look back alone, does what it writes
+    depend on what it reads, does its cross-attention learn, does padding count, does it write the same with a cache?
 
     \b
     rekindle verify OUT --against SRC
@@ -77,6 +80,9 @@ def verify(
     """
     from rekindle.edit.promise import EXACT
 
+    if against is None:
+        _by_itself(out, format_)
+        return
     verdict = api.verify(out, against, tokens=tokens, data=data, text_column=text_column, blockwise=blockwise)
     rows = []
     if verdict.loss_parent is not None:
@@ -108,6 +114,21 @@ def verify(
         )
     if verdict.held is None:
         say(f"note: {out} carries no promise (no rekindle.json); this is only a measurement")
+
+
+def _by_itself(out: str, format_: str) -> None:
+    found = api.sound(out)
+    cache = {True: "the same", False: "something else", None: found.cannot_write or "it has none"}[found.cached]
+    rows = [
+        ("looks ahead", f"{found.ahead:.1e} of the largest logit, before a token that was changed"),
+        ("reads", f"{found.source:.1e}, where the source is another" + (" (silent as yet)" if found.silent else "")),
+        ("padding", f"{found.padding:.1e}, where texts are padded"),
+        ("cross-attention", f"a gradient in {found.cross_trained} of {counted(found.cross_tensors, 'tensor')}"),
+        ("with a cache", cache),
+    ]
+    result(found.to_dict(), table(rows), format_)
+    if problems := list(found.problems()):
+        raise CheckFailed(f"{Path(out).name} does not work as an encoder-decoder.", why="; ".join(problems))
 
 
 @click.command("env")

@@ -35,8 +35,8 @@ def tokenizer_of(model: Checkpoint) -> dict[str, str]:
     return {f"{WRITER}/{name}": text for name, text in (found | {"config.json": config}).items()} if found else {}
 
 
-def special_tokens(model: Checkpoint) -> Tokens:
-    """Those of a text that this model is to write.
+def special_tokens(model: Checkpoint, *, apart: bool = False) -> Tokens:
+    """Those of a text that this model is to write. `apart`: what pads is not what begins.
 
     It begins with what its tokenizer, or else its config, calls cls or bos, else with what ends it, pads it, or 0; it
     ends with sep or eos, else with what begins it; and it is padded with pad, else with what ends it. Raises
@@ -54,11 +54,16 @@ def special_tokens(model: Checkpoint) -> Tokens:
     start, end, pad = first("cls", "bos"), first("sep", "eos"), first("pad")
     start = next(i for i in (start, end, pad, 0) if i is not None)
     end = start if end is None else end
-    found = {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": end if pad is None else pad}
+    pad = end if pad is None else pad
+    if apart and pad == start:  # the last of the model's tokens: where its tokenizer has fewer, none that is written
+        pad = end if end != start else model.settings.vocab_size - 1
+    found = {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": pad}
     for key, i in found.items():
         if not 0 <= i < model.settings.vocab_size:
             what = f"{key} would be {i}, and the decoder's vocabulary has {model.settings.vocab_size} tokens."
             raise RekindleError(what, where=model.folder.path, hint="a tokenizer of this model, or its config mended")
     words = {i: word for word, i in vocabulary.ids.items()}
+    owned = pad in words and pad not in (start, end) and pad not in named.values()
+    beside = ", which texts have too: its tokenizer has no token to spare" if owned else ""
     start, end, pad = (f"{words[i]!r}" if i in words else f"token {i}" for i in found.values())
-    return Tokens(found, f"a text that it writes begins with {start}, ends with {end} and is padded with {pad}")
+    return Tokens(found, f"a text that it writes begins with {start}, ends with {end} and is padded with {pad}{beside}")

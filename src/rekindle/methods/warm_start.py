@@ -120,8 +120,9 @@ def _check(reads: Half, writes: Half, share: str, cross: str) -> None:
 
 def _empty(reads: Half, writes: Half) -> Checkpoint:
     """The child, to be filled."""
-    pair, halves, tokens = CLASSES[reads.table.name, writes.table.name], (reads, writes), special_tokens(writes.like)
-    adapted = pair.name in ADAPTED
+    pair, halves = CLASSES[reads.table.name, writes.table.name], (reads, writes)
+    adapted = pair.name in ADAPTED  # classes that hide what looks like padding
+    tokens = special_tokens(writes.like, apart=adapted)
     read, written = reads.like.settings.hidden_size, writes.like.settings.hidden_size
     tied = not adapted or writes.like.settings.tie_word_embeddings
     merged = writes.table.fixed.get("merged_attention", False)

@@ -111,6 +111,8 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
         _harness()  # before the loss takes its time
     if config.beams is not None:
         check_writing(config.beams, config.predictions)
+    elif config.predictions:
+        raise RekindleError("Texts are written with --beams alone.", where="option predictions", hint="--beams 4")
     source = checkpoint_at(folder).folder
     if config.tasks and not source.native:
         raise RekindleError(

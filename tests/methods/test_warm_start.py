@@ -383,3 +383,12 @@ def test_a_real_bert_twice(minilm, tmp_path):
     assert counts["none"] == 48_712_506
     assert counts["all"] / counts["embeddings"] == pytest.approx(0.70, abs=0.02)
     assert counts["all"] / counts["none"] == pytest.approx(0.54, abs=0.01)
+
+
+@pytest.mark.parametrize("told", [["a", "b"], "all", {"a": 1}, {"a": ["b"]}])
+def test_a_config_that_says_nonsense_of_what_is_one_is_refused(tiny, tmp_path, told):
+    out = rekindle.warm_start(tiny("bert"), "same", share="all").save(tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"tied_weights": told}))
+    with pytest.raises(RekindleError, match="tied_weights is no map of names to names"):
+        api.open(out)

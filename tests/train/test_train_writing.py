@@ -106,3 +106,34 @@ def test_nothing_is_written_where_it_would_be_in_vain(made, tmp_path, monkeypatc
     with pytest.raises(RekindleError, match="BLEU and chrF are sacrebleu's, which is not installed"):
         rekindle.evaluate(folder, data=data, tokens=512, beams=2, **HOW)
     assert rekindle.evaluate(folder, data=data, tokens=512, **HOW)["loss"]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_decoder_writes_behind_each_source(made, tmp_path, beams):
+    """Shorter sources are padded before their first token, which changes nothing of what is written."""
+    from transformers import AutoModelForCausalLM
+
+    work = made[0].parent
+    how = {**HOW, "data": str(work / "pairs.jsonl"), "batch_tokens": 1024, "tokens": 65536, "lr": 1e-2}
+    alone = rekindle.warm_start(decoder=work / "gpt2", variant="gpt").save(tmp_path / "alone")
+    assert rekindle.verify(alone, against=work / "gpt2", tokens=128).relative_difference == 0
+    rekindle.train(alone, tmp_path / "trained", **how)
+    told = rekindle.evaluate(
+        tmp_path / "trained", **HOW, data=str(work / "pairs.jsonl"), beams=beams, predictions=str(tmp_path / "p.jsonl")
+    )
+    assert told["rouge1"] > 0.6
+    with quietly():
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "trained").eval()
+    tokenizer = load_tokenizer(tmp_path / "trained")
+    end = tokenizer.eos_token_id
+    for line in (tmp_path / "p.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        ids = torch.tensor([[*tokenizer(row["source"])["input_ids"], end]])
+        with quietly():
+            out = model.generate(ids, num_beams=beams, do_sample=False, max_new_tokens=16, pad_token_id=end)
+        assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip() == row["written"]
+
+
+def test_predictions_are_of_texts_that_are_written(made, tmp_path):
+    with pytest.raises(RekindleError, match="with --beams alone"):
+        rekindle.evaluate(made[0], **HOW, data=str(made[1]), predictions=str(tmp_path / "p.jsonl"))

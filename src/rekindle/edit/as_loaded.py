@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from rekindle.edit.checkpoint import REPEATED, TIED
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 from rekindle.store.weights import Tensors
@@ -31,9 +32,21 @@ def as_loaded(folder: Folder) -> Folder:
     """The same folder, its config as transformers takes it; raises RekindleError for weights that are codes."""
     config = {key: value for key, value in folder.config.items() if key not in TO_RUN}
     left_over = _without_left_over(config, folder)  # it would have transformers look for codes
+    _check_told(config)
     notes = [*_without_code(config), *left_over, *_with_todays_rope(config)]
     plain = not left_over and "transformers_weights" not in folder.config  # which this config no longer names
     return replace(folder, config=config, notes=(*folder.notes, *notes), native=folder.native and plain)
+
+
+def _check_told(config: Mapping[str, Any]) -> None:
+    """What Rekindle tells itself of parameters that are one; raises RekindleError for what it cannot have written."""
+    for key, kind in ((TIED, str), (REPEATED, int)):
+        told = config.get(key)
+        if told and not (isinstance(told, dict) and all(type(value) is kind for value in told.values())):
+            wanted = "names to names" if kind is str else "towers to numbers"
+            raise RekindleError(
+                f"{key} is no map of {wanted}.", where="config.json", hint=f"no {key}, or what wrote it"
+            )
 
 
 def _without_code(config: dict[str, Any]) -> list[str]:

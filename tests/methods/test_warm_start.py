@@ -392,3 +392,27 @@ def test_a_config_that_says_nonsense_of_what_is_one_is_refused(tiny, tmp_path, t
     (out / "config.json").write_text(json.dumps(config | {"tied_weights": told}))
     with pytest.raises(RekindleError, match="tied_weights is no map of names to names"):
         api.open(out)
+
+
+def test_the_card_says_which_tensor_is_made_of_which(tiny, tmp_path):
+    reads, writes = tiny("bert"), tiny("gpt2")
+    out = rekindle.warm_start(reads, writes, cross="silent", encoder_layers="0,2").save(tmp_path / "out")
+    made = json.loads((out / "rekindle.json").read_text())["made_of"]
+    assert made["encoder: positions"] == "encoder, its positions, token_types"
+    own = next(of for what, of in made.items() if what.startswith("encoder, layers 0 to 1: attn.q"))
+    assert own == "encoder, layers 0, 2"
+    crossed = next(of for what, of in made.items() if what.startswith("decoder, layers 0 to 2: cross.q"))
+    assert crossed == "decoder, layers 0 to 2, its attn"
+    assert made["decoder, layers 0 to 2: cross.o, cross.o.bias"] == "one value each"
+    named = [part for what in made for part in what.rpartition(": ")[2].split(", ")]
+    parts = {(role.tower, role.part) for role in api.open(out).checkpoint.rows}
+    assert len(named) == len(parts)  # each once
+    card = (out / "README.md").read_text()
+    assert "## What it is made of" in card
+    assert all(of in card for of in made.values())
+    api.verify(out, against=reads, tokens=128)  # which writes the card again
+    assert "## What it is made of" in (out / "README.md").read_text()
+    drawn = rekindle.warm_start(reads, "random").save(tmp_path / "drawn")
+    told = json.loads((drawn / "rekindle.json").read_text())["made_of"]
+    assert any(of == "drawn anew" and "attn.q" in what for what, of in told.items())
+    assert "made_of" not in json.loads((api.rewrite(reads).save(tmp_path / "other") / "rekindle.json").read_text())

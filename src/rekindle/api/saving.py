@@ -22,6 +22,7 @@ from rekindle.apply.save import Job, SaveConfig
 from rekindle.apply.state import states_in
 from rekindle.config import Resolved, dump_yaml, only_in_files, option_name, read_yaml, to_dict
 from rekindle.edit.measure import Activations
+from rekindle.edit.provenance import provenance
 from rekindle.errors import RekindleError
 from rekindle.methods import METHODS
 from rekindle.store.folder import PARTS, open_folder
@@ -169,12 +170,14 @@ def _describe(
 ) -> None:
     from rekindle.report.card import write_card
 
+    joined = any(METHODS[step.verb].named_by for step in model.steps)
     manifest = Manifest(
         version=__version__,
         lineage=_lineage(model, out, options),
         parameters=model.checkpoint.parameters(),
         promise=model.checkpoint.promise.to_dict(),
         measured=model.checkpoint.told,
+        made_of=provenance(model.checkpoint) if joined else {},
         shards={file: w.entry for file, w in written.items() if "/" not in file},
     )
     manifest.write(folder)

@@ -69,6 +69,7 @@ def write_card(
         _summary(manifest),
         escape(method_note.strip(), quote=False),
         _parents(manifest),
+        _made_of(manifest),
         _verification(manifest, verify, config),
         _measured(manifest),
         _combined(folder),
@@ -148,6 +149,11 @@ def _parents(manifest: Manifest) -> str:
         for source in sources(manifest.lineage, place).values()
     ]
     return "## Parents\n\n" + _table(("step", "source", "fingerprint"), rows) if rows else ""
+
+
+def _made_of(manifest: Manifest) -> str:
+    rows = [[_inline(what), _inline(of)] for what, of in manifest.made_of.items()]
+    return "## What it is made of\n\n" + _table(("tensors", "made of"), rows) if rows else ""
 
 
 def _verification(manifest: Manifest, verify: dict[str, Any] | None, config: dict[str, Any]) -> str:

@@ -61,12 +61,15 @@ class Manifest:
     lineage: list[Record] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)  # {"total", "active"}
     promise: dict[str, str] | None = None  # {"kind": "exact" | "lossy" | ..., "text": ...}
+    made_of: dict[str, str] = field(default_factory=dict)  # of a joined one: which tensors -> of which of its sources
     measured: dict[str, dict[str, float]] = field(default_factory=dict)  # row -> column -> what making it has found
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)  # {file: {"bytes", "sha256" if hashed}}
 
     def text(self) -> str:
         """What rekindle.json holds."""
         data = asdict(self) | {"lineage": [record.to_dict() for record in self.lineage]}
+        if not self.made_of:
+            del data["made_of"]
         return json.dumps(data, indent=2) + "\n"
 
     def write(self, folder: Path) -> None:

@@ -416,3 +416,23 @@ def test_the_card_says_which_tensor_is_made_of_which(tiny, tmp_path):
     told = json.loads((drawn / "rekindle.json").read_text())["made_of"]
     assert any(of == "drawn anew" and "attn.q" in what for what, of in told.items())
     assert "made_of" not in json.loads((api.rewrite(reads).save(tmp_path / "other") / "rekindle.json").read_text())
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_sizes_may_come_from_a_config_alone(tiny, tmp_path, both):
+    """And nothing that lies beside it travels along."""
+    source = tiny("bert", num_hidden_layers=2)
+    alone = tmp_path / "some" / "sizes.json"
+    alone.parent.mkdir()
+    shutil.copy(source / "config.json", alone)
+    (alone.parent / "tokenizer.json").write_text("{}")
+    encoder = f"random:{alone}" if both else tiny("bert")
+    model = rekindle.warm_start(encoder, "random" if both else f"random:{alone}")
+    assert not any("nothing can be written" in note for note in model.checkpoint.notes)
+    out = model.save(tmp_path / "out")
+    assert not list(api.sound(out).problems())
+    assert not (out / "tokenizer.json").exists()
+    layers = [own.num_layers for own in api.open(out).checkpoint.settings.towers.values()]
+    assert layers == ([2, 2] if both else [3, 2])
+    with pytest.raises(RekindleError, match=r"only a config\.json: there are no weights"):
+        rekindle.warm_start(str(alone), "random").save(tmp_path / "no")

@@ -21,6 +21,7 @@ from rekindle.apply.parts import Part
 from rekindle.apply.save import Job, SaveConfig
 from rekindle.apply.state import states_in
 from rekindle.config import Resolved, dump_yaml, only_in_files, option_name, read_yaml, to_dict
+from rekindle.edit import Checkpoint
 from rekindle.edit.measure import Activations
 from rekindle.edit.provenance import provenance
 from rekindle.errors import RekindleError
@@ -51,8 +52,7 @@ def save(
 
     A result of several sources that has NaN is not kept.
     """
-    for source in model.checkpoint.sources.values():
-        source.folder.need_weights()
+    _need_weights(model.checkpoint)
     check_apart(model, out, options.config)
     if not part:
         check_free(out, overwrite)
@@ -82,6 +82,13 @@ def save(
         if not part:
             saving.close_journal(folder)
     saving.check_finite(written, out, model.source)
+
+
+def _need_weights(made: Checkpoint) -> None:
+    """Raise RekindleError where tensors are read of what is only a config; one may say sizes alone."""
+    if any(source.folder.bare for source in made.sources.values()):
+        for key in {leaf.source for x in made.tensors.values() for leaf in x.leaves()}:
+            made.sources[key].folder.need_weights()
 
 
 # -- what OUT may be --------------------------------------------------------------------------------------------

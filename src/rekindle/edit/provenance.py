@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rekindle.anatomy import Role
 from rekindle.edit.arithmetic import Normal
 from rekindle.edit.checkpoint import Checkpoint
-from rekindle.edit.expressions import Expr, Leaf
+from rekindle.edit.expressions import Expr
 
 DRAWN, SET = "drawn anew", "one value each"
 
@@ -40,7 +40,7 @@ def _roles(source: Checkpoint) -> dict[str, list[Role]]:
 
 def _origin(x: Expr, role: Role, known: Mapping[str, Mapping[str, list[Role]]]) -> tuple[str, str, int | None]:
     """(source, which parts of it where they have another name, their layer); of none what is done instead."""
-    leaves = list(_leaves(x))
+    leaves = list(x.leaves())
     if not leaves:
         return (DRAWN if _is_drawn(x) else SET, "", None)
     found = [_nearest(known[leaf.source].get(leaf.name, []), role, leaf.name) for leaf in leaves]
@@ -61,13 +61,6 @@ def _nearest(roles: Sequence[Role], like: Role, name: str) -> Role:
     same = [one for one in roles if one.part == like.part]
     end = [one for one in roles if one.part.partition(".")[2] == like.part.partition(".")[2]]
     return next(iter([*same, *end, *roles]), Role(name))
-
-
-def _leaves(x: Expr) -> Iterator[Leaf]:
-    if isinstance(x, Leaf):
-        yield x
-    for child in x.children():
-        yield from _leaves(child)
 
 
 def _is_drawn(x: Expr) -> bool:

@@ -148,6 +148,8 @@ def _empty(reads: Half, writes: Half) -> Checkpoint:
     said = [half.parent for half in halves if half.parent is not None] + [half.like for half in halves]
     used = list({id(one): one for one in said}.values())
     child = united(used, used[0])
+    of_sizes = [note for one in used if one.folder.bare for note in one.folder.notes]
+    child.notes = [note for note in child.notes if note not in of_sizes]  # which is about its weights
     files = {**child.files, **tokens.files}
     child = replace(child, family=pair, settings=pair.settings(config), config=config, tensors={}, files=files)
     if unlike(reads.like, writes.like):

@@ -63,7 +63,7 @@ class Folder:
 
     def passengers(self) -> list[Path]:
         """Files that travel unchanged into what is made from this folder."""
-        if self.path.is_file():  # weights alone
+        if self.bare or self.path.is_file():  # a config alone, whatever lies beside it, or weights alone
             return []
         try:
             return passengers.passengers(self.path, self.config)

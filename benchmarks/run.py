@@ -17,6 +17,7 @@ ALL = (
     "combine",
     "recipe",
     "training",
+    "seq2seq",
     "recovery",
     "codec",
     "archives",

@@ -30,10 +30,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rekindle.anatomy import Role
+from rekindle.anatomy.towers import Towers
 from rekindle.config import Count, option
 from rekindle.edit import TIED, Checkpoint, Expr, Fill, Normal, lossy, united
 from rekindle.edit.arithmetic import Fresh
-from rekindle.edit.special import WRITER, special_tokens, tokenizer_of
+from rekindle.edit.special import WRITER, Tokens, special_tokens, tokenizer_of
 from rekindle.edit.vocabulary import unlike
 from rekindle.errors import RekindleError, together
 from rekindle.methods.warming.alike import check_cross, check_one_dtype, check_sharing, shared_by_default
@@ -121,30 +122,8 @@ def _check(reads: Half, writes: Half, share: str, cross: str) -> None:
 def _empty(reads: Half, writes: Half) -> Checkpoint:
     """The child, to be filled."""
     pair, halves = CLASSES[reads.table.name, writes.table.name], (reads, writes)
-    adapted = pair.name in ADAPTED  # classes that hide what looks like padding
-    tokens = special_tokens(writes.like, apart=adapted)
-    read, written = reads.like.settings.hidden_size, writes.like.settings.hidden_size
-    tied = not adapted or writes.like.settings.tie_word_embeddings
-    merged = writes.table.fixed.get("merged_attention", False)
-    decides = {
-        "cross_size": 0 if merged else read,
-        "cross_projected": read != written and not adapted,
-        "tie_word_embeddings": tied,
-    }
-    own = {reads.name: reads.settings(), writes.name: writes.settings(**decides)}
-    config: dict[str, Any] = {
-        "architectures": [*pair.classes.values()],
-        "model_type": pair.model_type,
-        "is_encoder_decoder": True,
-        **tokens.ids,
-    }
-    if adapted:  # whose class looks for these in the config of each half
-        config |= {"vocab_size": own[writes.name].vocab_size, "tie_word_embeddings": tied, **tokens.of_a_half}
-    if pair.opaque:
-        config["encoder"] = dict(CONFIG)
-    for half in halves:
-        made = half.table.config(own[half.name], half.like.config, half.like.family)
-        config = half.table.put(config, made | (tokens.of_a_half if adapted else {}))
+    tokens = special_tokens(writes.like, apart=pair.name in ADAPTED)  # whose classes hide what looks like padding
+    config = _config(pair, reads, writes, tokens)
     said = [half.parent for half in halves if half.parent is not None] + [half.like for half in halves]
     used = list({id(one): one for one in said}.values())
     child = united(used, used[0])
@@ -157,6 +136,33 @@ def _empty(reads: Half, writes: Half) -> Checkpoint:
         child = replace(child, files=child.files | theirs, config=child.config | {WRITER: sorted(theirs)})
         child.noting(f"its tokenizer is the encoder's; the decoder's, which is another one, lies in {WRITER}")
     return child.noting(tokens.told)
+
+
+def _config(pair: Towers, reads: Half, writes: Half, tokens: Tokens) -> dict[str, Any]:
+    """A class of its own looks for tokens in the config of each half as well, and says above them what is tied."""
+    own_class, merged = pair.name in ADAPTED, writes.table.fixed.get("merged_attention", False)
+    read, written = (half.like.settings.hidden_size for half in (reads, writes))
+    tied = writes.like.settings.tie_word_embeddings or not own_class
+    decides = {
+        "cross_size": 0 if merged else read,
+        "cross_projected": read != written and not own_class,
+        "tie_word_embeddings": tied,
+    }
+    config: dict[str, Any] = {
+        "architectures": [*pair.classes.values()],
+        "model_type": pair.model_type,
+        "is_encoder_decoder": True,
+        **tokens.ids,
+    }
+    if own_class:
+        size = writes.like.settings.vocab_size
+        config |= {"vocab_size": size, "tie_word_embeddings": tied, **tokens.of_a_half}
+    if pair.opaque:
+        config["encoder"] = dict(CONFIG)
+    for half, own in ((reads, reads.settings()), (writes, writes.settings(**decides))):
+        made = half.table.config(own, half.like.config, half.like.family)
+        config = half.table.put(config, made | (tokens.of_a_half if own_class else {}))
+    return config
 
 
 def _is_one(part: str, share: str) -> bool:

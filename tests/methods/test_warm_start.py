@@ -149,6 +149,15 @@ def test_training_ties_them_again_and_writes_both(halves, tmp_path, share):
     more = tensors(tmp_path / "more")
     assert all(torch.equal(more[name], more[of]) for name, of in tied.items())
     assert rows(tmp_path / "more", "step")[0]["loss"] < rows(tmp_path / "out", "step")[0]["loss"]
+    moments = load_file(tmp_path / "out" / "optimizer" / "optimizer.safetensors")
+    assert {name.rpartition(".")[0] for name in moments} == after.keys()  # of copies too
+    assert all(torch.equal(moments[f"{name}.exp_avg"], moments[f"{of}.exp_avg"]) for name, of in tied.items())
+    state = str(tmp_path / "out" / "optimizer")
+    rekindle.train(tmp_path / "out", tmp_path / "on", tokens=512, optimizer_state=state, **how)
+    deep = api.grow_depth(tmp_path / "out", factor=2, order="stack", tower="both")
+    deep.save(tmp_path / "deep", optimizer_state=state)
+    state = str(tmp_path / "deep" / "optimizer")
+    rekindle.train(tmp_path / "deep", tmp_path / "deeper", tokens=512, optimizer_state=state, **how)
 
 
 def test_copies_that_were_trained_apart_stay_two(tiny, tmp_path, caplog):

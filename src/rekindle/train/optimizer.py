@@ -17,6 +17,7 @@ from rekindle.anatomy import runtime_names
 from rekindle.anatomy.adam import MOMENTS
 from rekindle.apply.moments import ALGORITHM, DESCRIPTION, described, moment_name, weight_of, write_moments
 from rekindle.apply.state import read_state
+from rekindle.edit import TIED
 from rekindle.errors import CheckFailed, RekindleError, counted, together
 from rekindle.store.dtypes import TORCH
 from rekindle.store.files import Files
@@ -42,7 +43,12 @@ def save_optimizer(whole: Whole, config: Mapping[str, Any], folder: Path, schedu
     moments = {
         name: part.to("cpu", torch.float32, copy=True).contiguous() for name, part in whole.moments_on_disk(names)
     }
-    write_moments(folder, moments, described(whole.betas, EPS, whole.steps_on_disk(names), schedule))
+    steps = whole.steps_on_disk(names)
+    for copy, of in (config.get(TIED) or {}).items():  # of parameters that are one and are written twice
+        if of in steps and copy not in steps:
+            steps[copy] = steps[of]
+            moments |= {moment_name(copy, moment): moments[moment_name(of, moment)].clone() for moment in MOMENTS}
+    write_moments(folder, moments, described(whole.betas, EPS, steps, schedule))
 
 
 def load_optimizer(
@@ -65,7 +71,9 @@ def load_optimizer(
         for disk, part in split(names, name, parameter.data)
         for moment in MOMENTS
     }
-    _check(wanted, {name: tensor.shape for name, tensor in stored.items()}, steps, folder)
+    copies = {moment_name(name, moment) for name in config.get(TIED) or {} for moment in MOMENTS} - wanted.keys()
+    shapes = {name: tensor.shape for name, tensor in stored.items() if name not in copies}
+    _check(wanted, shapes, steps, folder)
     sick = []
     with Files() as files:
         for name, parameter in parameters.items():

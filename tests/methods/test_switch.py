@@ -129,3 +129,9 @@ def test_why_nllb_is_no_target(tiny):
         api.upcycle(tiny("t5"), experts=4, tower="both", target="nllb_moe")
     assert refused.value.why is not None
     assert "experts 0 and 1 alone" in refused.value.why
+
+
+def test_inspect_says_how(tiny):
+    assert api.inspect(tiny("t5", **DEEP))["can"]["upcycle"].endswith("(--tower both)")
+    assert api.inspect(tiny("t5", **DEEP))["can"]["upcycle"].startswith("yes: switch_transformers, encoder: 8 experts")
+    assert "without a gate" in api.inspect(tiny("t5", **DEEP, **GATED))["can"]["upcycle"]

@@ -9,7 +9,7 @@ from rekindle.anatomy import Settings
 from rekindle.api.decided import Decided
 from rekindle.config import resolve
 from rekindle.errors import RekindleError
-from rekindle.methods import METHODS, Method, method_named
+from rekindle.methods import BOTH, METHODS, Method, method_named
 from rekindle.store.manifest import read_manifest
 
 
@@ -75,13 +75,16 @@ def _applies(model: Decided, verb: str) -> str:
         return "yes: with others of its kind"
     found: dict[str | None, str] = {}
     reason = ""
-    for tower in towers if towers and method.takes == "tower" else [None]:
+    for tower in [*towers, BOTH] if towers and method.takes == "tower" else [None]:
+        if tower == BOTH and found:  # which follows
+            break
         try:
             child = method.apply(model.as_parent, resolve(method.config, method.trial).config, tower)
             found[tower] = child.summary
         except RekindleError as error:
             flags = f" ({error.hint})" if error.hint and error.hint.startswith("--") else ""
-            reason = reason or f"no: {error.why or error.what}".splitlines()[0] + flags
+            said = [line for line in (error.why or error.what).splitlines() if not line.endswith("problems:")]
+            reason = reason or f"no: {said[0].removeprefix('- ')}{flags}"
     if not found:
         return reason
     where = f" (--tower {' or '.join(map(str, found))})" if None not in found else ""

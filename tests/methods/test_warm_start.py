@@ -445,3 +445,39 @@ def test_sizes_may_come_from_a_config_alone(tiny, tmp_path, both):
     assert layers == ([2, 2] if both else [3, 2])
     with pytest.raises(RekindleError, match=r"only a config\.json: there are no weights"):
         rekindle.warm_start(str(alone), "random").save(tmp_path / "no")
+
+
+def test_what_is_one_may_be_written_once(halves, tmp_path):
+    """Then it is Rekindle alone that reads it, and computes the same to the bit; `train` writes it once again."""
+    twice = rekindle.warm_start(halves[0], "same", share="all").save(tmp_path / "twice")
+    once = rekindle.warm_start(halves[0], "same", share="all", one_copy=True).save(tmp_path / "once")
+    both, one = tensors(twice), tensors(once)
+    tied = json.loads((once / "config.json").read_text())["tied_weights"]
+    assert both.keys() - one.keys() == tied.keys()
+    assert all(torch.equal(one[name], both[name]) for name in one)
+    model, inputs = rekindle.load(once), shown()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, loaded(twice)(**inputs).logits)
+        assert not torch.equal(model(**inputs).logits, loaded(once)(**inputs).logits)  # drawn anew, as said
+    assert len({id(p) for p in model.parameters()}) == len(one)
+    verdict = api.verify(once, against=halves[0], tokens=128)
+    assert verdict.held
+    assert verdict.promise == "exact"
+    assert not list(api.sound(once).problems())
+    pairs = [json.dumps({"source": f"words {i}", "target": f"{i * i}"}) for i in range(200)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
+    how = {
+        "objective": "seq2seq",
+        "data": str(tmp_path / "pairs.jsonl"),
+        "seq_len": 16,
+        "batch_tokens": 256,
+        "lr": 1e-3,
+    }
+    rekindle.train(once, tmp_path / "out", tokens=1024, **how)
+    assert tensors(tmp_path / "out").keys() == one.keys()
+    state = str(tmp_path / "out" / "optimizer")
+    rekindle.train(tmp_path / "out", tmp_path / "more", tokens=512, optimizer_state=state, **how)
+    again = api.rewrite(tmp_path / "out").save(tmp_path / "again")
+    assert tensors(again).keys() == one.keys()
+    with pytest.raises(RekindleError, match="nothing as one"):
+        rekindle.warm_start(halves[0], "same", share="none", one_copy=True)

@@ -21,7 +21,7 @@ from rekindle.api.pack import archive_add, pack
 from rekindle.api.recipe import is_training, load_recipe, run, run_cost
 from rekindle.api.repairing import repair
 from rekindle.api.saving import command
-from rekindle.api.training import evaluate, init, init_cost, report, train, train_cost, utility
+from rekindle.api.training import evaluate, init, init_cost, load, report, train, train_cost, utility
 from rekindle.api.warming import warm_start
 from rekindle.codec.archive import Archive
 
@@ -52,6 +52,7 @@ __all__ = [
     "is_training",
     "join",
     "laws",
+    "load",
     "load_recipe",
     "merge",
     "not_finite",

@@ -161,6 +161,21 @@ def init_cost(options: Resolved[InitConfig] | None = None, **given: Any) -> dict
 
 
 @takes(EvaluateConfig)
+def load(source: str | Path) -> Any:
+    """The model of a folder in transformers, its parameters that are one made one: also where they are written once.
+
+    In float32, on the CPU, in evaluation mode. Raises RekindleError where transformers has no class for it.
+    """
+    from rekindle.apply.load import load_model
+    from rekindle.train.ties import tie
+
+    checkpoint = open(source).checkpoint
+    checkpoint.folder.need_weights()
+    model = load_model(checkpoint.folder, output=checkpoint.settings.output)
+    tie(model)
+    return model.eval()
+
+
 def evaluate(source: str | Path, options: Resolved[EvaluateConfig] | None = None, **given: Any) -> dict[str, Any]:
     """Loss and perplexity on text, with standard errors."""
     from rekindle.train.evaluate import evaluate as measure

@@ -13,7 +13,7 @@ import numpy as np
 
 from rekindle.anatomy import family_of
 from rekindle.anatomy.settings import meaning
-from rekindle.edit.checkpoint import Checkpoint
+from rekindle.edit.checkpoint import ONCE, Checkpoint
 from rekindle.edit.opening import checkpoint_at, open_checkpoint
 from rekindle.edit.plan import plan
 from rekindle.errors import CheckFailed, RekindleError, first_line
@@ -121,6 +121,7 @@ def load_model(source: Folder | Path, dtype: str = "float32", output: str = "cau
     import transformers
 
     folder = source if isinstance(source, Folder) else checkpoint_at(source).folder
+    unaided = unaided and not folder.config.get(ONCE)
     by_class = named_class(folder) if output == "class" else None
     if by_class is None:
         check_output(folder, output)
@@ -182,7 +183,7 @@ def _state(folder: Folder, files: Files) -> dict[str, Any]:
     import torch
 
     state = {}
-    for name, expr in plan(open_checkpoint(folder)).tensors.items():
+    for name, expr in plan(open_checkpoint(folder), whole=True).tensors.items():
         raw = expr.raw(0, expr.num_rows, files).reshape(expr.shape)
         state[name] = torch.from_numpy(np.array(raw)).view(getattr(torch, TORCH[expr.dtype]))
     return state

@@ -1,7 +1,7 @@
 """The language methods are written in: checkpoints of tensor expressions, promises, plans."""
 
 from rekindle.edit.arithmetic import Fill, Normal
-from rekindle.edit.checkpoint import REPEATED, TIED, Checkpoint, united
+from rekindle.edit.checkpoint import ONCE, REPEATED, TIED, Checkpoint, united
 from rekindle.edit.expressions import Expr
 from rekindle.edit.keyed import joint
 from rekindle.edit.opening import checkpoint_at, open_checkpoint
@@ -9,6 +9,7 @@ from rekindle.edit.plan import Plan, plan
 from rekindle.edit.promise import Promise, exact, lossy
 
 __all__ = [
+    "ONCE",
     "REPEATED",
     "TIED",
     "Checkpoint",

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from rekindle.edit.checkpoint import REPEATED, TIED
+from rekindle.edit.checkpoint import ONCE, REPEATED, TIED
 from rekindle.errors import RekindleError
 from rekindle.store.folder import Folder
 from rekindle.store.weights import Tensors
@@ -35,7 +35,13 @@ def as_loaded(folder: Folder) -> Folder:
     _check_told(config)
     notes = [*_without_code(config), *left_over, *_with_todays_rope(config)]
     plain = not left_over and "transformers_weights" not in folder.config  # which this config no longer names
-    return replace(folder, config=config, notes=(*folder.notes, *notes), native=folder.native and plain)
+    tensors = dict(folder.tensors)
+    if config.get(ONCE):
+        tensors |= {name: tensors[of] for name, of in config.get(TIED, {}).items() if of in tensors}
+        plain = False  # transformers would draw the copies anew
+    return replace(
+        folder, config=config, tensors=tensors, notes=(*folder.notes, *notes), native=folder.native and plain
+    )
 
 
 def _check_told(config: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from rekindle.errors import RekindleError, counted
 from rekindle.store.folder import Folder
 
 REPEATED = "repeated_kv_heads"  # the key of a config: tower -> how many key-value heads there are, each repeated
+ONCE = "tied_weights_once"  # the key of a config: these are written once, and read by Rekindle alone
 TIED = "tied_weights"  # the key of a config: name -> name of the tensor that is the same parameter, both written
 
 

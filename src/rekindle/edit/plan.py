@@ -15,7 +15,7 @@ from typing import Any
 
 from rekindle.anatomy import Packed, Role, opaque_name, packs
 from rekindle.edit.arithmetic import Fresh
-from rekindle.edit.checkpoint import Checkpoint
+from rekindle.edit.checkpoint import ONCE, TIED, Checkpoint
 from rekindle.edit.expressions import Expr, labelled, signature
 from rekindle.edit.joining import joined
 from rekindle.errors import RekindleError, together
@@ -97,8 +97,10 @@ class Plan:
         return state.hexdigest()
 
 
-def plan(checkpoint: Checkpoint, *, fused: bool = False) -> Plan:
+def plan(checkpoint: Checkpoint, *, fused: bool = False, whole: bool = False) -> Plan:
     """Settle what is written; raises RekindleError with every tensor unfilled, unknown or misshaped.
+
+    `whole`: with the copies that a config says are written once.
 
     `fused`: as transformers v5 holds the tensors in memory, a layer's experts stacked, under its names.
     """
@@ -125,6 +127,9 @@ def plan(checkpoint: Checkpoint, *, fused: bool = False) -> Plan:
         raise together(problems)
     for pack in packs(table.items(), checkpoint.settings, fused=fused):
         tensors[pack.name] = put_together(pack, checkpoint.tensors)
+    if checkpoint.config.get(ONCE) and not whole:
+        for name in checkpoint.config.get(TIED, {}):
+            tensors.pop(name, None)
     buffers = frozenset(name for name, _, row in table.values() if row.buffer)
     config = checkpoint.config | checkpoint.family.generating(checkpoint.settings)
     return Plan(tensors, config, _labels(checkpoint), buffers)

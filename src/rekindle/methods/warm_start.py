@@ -32,7 +32,7 @@ from typing import Any, Literal
 from rekindle.anatomy import Role
 from rekindle.anatomy.towers import Towers
 from rekindle.config import Count, option
-from rekindle.edit import TIED, Checkpoint, Expr, Fill, Normal, lossy, united
+from rekindle.edit import ONCE, TIED, Checkpoint, Expr, Fill, Normal, lossy, united
 from rekindle.edit.arithmetic import Fresh
 from rekindle.edit.special import WRITER, Tokens, special_tokens, tokenizer_of
 from rekindle.edit.vocabulary import unlike
@@ -57,6 +57,7 @@ class Config:
     decoder_layers: str = option("all", help="the same of the decoder")
     data: str | None = option(None, help="llama, mistral, qwen: text to measure branches on (default: stdlib)")
     data_tokens: Count = option(Count(65536), help="tokens of that text")
+    one_copy: bool = option(False, help="write what is one once: half the size, and read by rekindle.load alone")
     seed: int = option(0, help="seed of what is drawn")
 
 
@@ -83,7 +84,11 @@ def warm_start(parents: Mapping[str, Checkpoint], config: Config) -> Checkpoint:
             x = writes.tensor(role)
         child.tensors[role] = _new(child, role, shape, config.seed) if x is None else x
     if one:
-        child.config[TIED] = one
+        child.config |= {TIED: one, **({ONCE: True} if config.one_copy else {})}
+    elif config.one_copy:
+        raise RekindleError("The halves have nothing as one that could be written once.", hint="no --one-copy")
+    if config.one_copy:
+        child.noting("plain transformers draws anew what is written once here: rekindle.load reads it")
     return child.promising(_promise(reads, writes, config.cross))
 
 

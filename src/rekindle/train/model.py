@@ -17,7 +17,7 @@ import torch
 from rekindle.anatomy import family_of, runtime_names, serving_spelling
 from rekindle.apply.load import fit_experts, quietly
 from rekindle.apply.scan import not_finite
-from rekindle.edit import open_checkpoint, plan
+from rekindle.edit import ONCE, open_checkpoint, plan
 from rekindle.edit.special import WRITER
 from rekindle.errors import RekindleError, counted, first_line
 from rekindle.store.folder import Folder
@@ -127,7 +127,8 @@ def save_model(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | N
     if model.can_generate():
         # A source's own generation settings travel as a file; transformers would refuse to write many of them.
         model.generation_config = type(model.generation_config).from_model_config(model.config)
-    held = None if weights is None else with_copies(model, weights)
+    once = getattr(model.config, ONCE, False)
+    held = weights if weights is None or once else with_copies(model, weights)
     with quietly():
         model.save_pretrained(folder, max_shard_size=_SHARD_SIZE, state_dict=held)
     path = folder / "config.json"

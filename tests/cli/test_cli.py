@@ -103,7 +103,7 @@ def test_print_config_is_a_recipe(tiny, tmp_path):
         (["upcycle", "SRC", "OUT", "--experts", "4", "--optimizer-state", "SRC"], "holds no optimizer state"),
         (["upcyle", "SRC", "OUT"], "Did you mean upcycle?"),
         (["run", "gone.yaml", "OUT"], "No such file"),
-        (["verify", "SRC"], "Missing option '--against'"),
+        (["verify", "SRC"], "--against SRC"),
         (["verify", "SRC", "--against", "SRC", "--tokens", "some"], "a whole number such as 1000"),
         (["inspect", "SRC", "--checksum"], "No checksums were recorded"),
         (["inspect", "nobody/nothing"], "the hub cannot be reached"),

@@ -160,7 +160,6 @@ def init_cost(options: Resolved[InitConfig] | None = None, **given: Any) -> dict
     return price_init((options or resolve(InitConfig, given)).config)
 
 
-@takes(EvaluateConfig)
 def load(source: str | Path) -> Any:
     """The model of a folder in transformers, its parameters that are one made one: also where they are written once.
 
@@ -176,6 +175,7 @@ def load(source: str | Path) -> Any:
     return model.eval()
 
 
+@takes(EvaluateConfig)
 def evaluate(source: str | Path, options: Resolved[EvaluateConfig] | None = None, **given: Any) -> dict[str, Any]:
     """Loss and perplexity on text, with standard errors."""
     from rekindle.train.evaluate import evaluate as measure

@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from rekindle.anatomy.dense import GEMMA2
 from rekindle.anatomy.family import Family
-from rekindle.anatomy.rows import ATTENTION, BIASES, DENSE_KEYS, FFN, HEAD_QK_NORMS, L
+from rekindle.anatomy.rows import ATTENTION, FFN, HEAD_QK_NORMS, L
 from rekindle.anatomy.tensor import Tensor
 from rekindle.anatomy.towers import Towers
 
-KEYS = DENSE_KEYS | BIASES | {
-    "head_dim": "head_dim", "hidden_act": "hidden_activation", "query_scalar": "query_pre_attn_scalar",
-    "attn_softcap": "attn_logit_softcapping", "logit_softcap": "final_logit_softcapping",
-}  # fmt: skip
-FIXED = {"norm_order": "sandwich", "norm_offset": 1.0, "scaled_embeddings": True, "mlp_bias": False}
+KEYS, FIXED = GEMMA2.keys, GEMMA2.fixed
 READS, WRITES = {"output": "none", "bidirectional": True}, {"output": "seq2seq"}
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
@@ -79,7 +76,7 @@ T5GEMMA = Towers(
         "encoder": _tower("encoder", "t5_gemma_module", (EMBED, NORM), BLOCK, READS, called="t5gemma"),
         "decoder": _tower(
             "decoder", "t5_gemma_module", (EMBED, NORM), (*BLOCK, *CROSS), WRITES,
-            called="t5gemma", keys=KEYS | {"cross_size": "cross_attention_hidden_size"},
+            called="t5gemma", keys={**KEYS, "cross_size": "cross_attention_hidden_size"},
             stand_ins={"cross_attention_hidden_size": "hidden_size"},
             defaults=DEFAULTS | {"cross_attention_hidden_size": None, "is_decoder": True},
         ),

@@ -35,9 +35,10 @@ def as_loaded(folder: Folder) -> Folder:
     _check_told(config)
     notes = [*_without_code(config), *left_over, *_with_todays_rope(config)]
     plain = not left_over and "transformers_weights" not in folder.config  # which this config no longer names
-    tensors = dict(folder.tensors)
+    tensors = folder.tensors
     if config.get(ONCE):
-        tensors |= {name: tensors[of] for name, of in config.get(TIED, {}).items() if of in tensors}
+        copies = {name: tensors[of] for name, of in config.get(TIED, {}).items() if of in tensors}
+        tensors = dict(tensors) | copies
         plain = False  # transformers would draw the copies anew
     return replace(
         folder, config=config, tensors=tensors, notes=(*folder.notes, *notes), native=folder.native and plain

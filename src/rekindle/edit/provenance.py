@@ -44,16 +44,14 @@ def _origin(x: Expr, role: Role, known: Mapping[str, Mapping[str, list[Role]]]) 
     if not leaves:
         return (DRAWN if _is_drawn(x) else SET, "", None)
     found = [_nearest(known[leaf.source].get(leaf.name, []), role, leaf.name) for leaf in leaves]
-    parts = dict.fromkeys(one.part for one in found)
-    last = role.part.partition(".")[2]
-    usual = [part for part in parts if part == role.part or part.partition(".")[2] == last != ""]
-    other = (
-        ""
-        if list(parts) == [role.part]
-        else usual[0].partition(".")[0]
-        if len(usual) == len(parts) == 1
-        else ", ".join(parts)
-    )
+    first, *others = dict.fromkeys(one.part for one in found)
+    group, _, last = first.partition(".")
+    if others:
+        other = ", ".join((first, *others))
+    elif first == role.part:
+        other = ""
+    else:  # as `attn`, where all of its parts have a like
+        other = group if last and last == role.part.partition(".")[2] else first
     return leaves[0].source or "source", other, found[0].layer
 
 

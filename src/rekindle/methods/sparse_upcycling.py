@@ -96,10 +96,10 @@ def sparse_upcycling(parent: Checkpoint, config: Config) -> Checkpoint:
     layers = parent.layers(config.layers)
     child, config = _sparse_twin(parent, config, layers)
     shape_CD = (config.experts // config.set_size, parent.settings.hidden_size)
+    raw = raw_weights.keeps_raw(child.family)
     for layer in layers:
         ffn = parent[layer].ffn
         for expert, weights in enumerate(_routed(ffn, config, layer)):
-            raw = raw_weights.keeps_raw(child.family)
             child[layer].expert[expert] = raw_weights.evened(weights, config.experts, config.top_k) if raw else weights
         for part, weight in _shared(ffn, config, child.settings.shared_switch).items():
             child[layer][f"shared.{part}"] = weight

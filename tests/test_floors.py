@@ -13,8 +13,8 @@ import rekindle
 
 SOURCE = Path(rekindle.__file__).parent
 FLOORS = {
-    "errors": 0, "progress": 0, "ranks": 0, "version": 0, "config": 0.5, "store": 1, "anatomy": 2, "edit": 3,
-    "methods": 4, "apply": 5, "codec": 5, "train": 6, "laws": 6, "models": 6.5, "music": 6.5, "recovery": 6.5,
+    "errors": 0, "progress": 0, "ranks": 0, "version": 0, "config": 0.5, "store": 1, "models": 1, "anatomy": 2,
+    "edit": 3, "methods": 4, "apply": 5, "codec": 5, "train": 6, "laws": 6, "music": 6.5, "recovery": 6.5,
     "search": 6.5, "metaopt": 6.5, "report": 7, "api": 8, "sweep": 8.5, "lab": 9, "cli": 10,
 }  # fmt: skip
 NO_TORCH_ABOVE = {
@@ -33,7 +33,7 @@ NO_TORCH_ABOVE = {
     "api",
     "cli",
 }
-BETWEEN = ("models", "music", "recovery", "search", "metaopt")  # trainer and report; they may use all below but laws
+BETWEEN = ("music", "recovery", "search", "metaopt")  # trainer and report; they may use all below but laws
 STRANGERS = {("train", "laws"), ("laws", "train"), ("report", "train"), ("report", "apply"), ("report", "edit")}
 STRANGERS |= {pair for here in BETWEEN for pair in ((here, "laws"), ("report", here))}
 METHODS_SEE = {"errors", "config", "anatomy", "edit", "methods"}

@@ -21,7 +21,9 @@ DECODERS = DENSE + PLAIN + SPARSE
 ENCODERS = ("bert", "roberta", "bert-generation")
 ENCODER_DECODERS = ("t5", "mt5", "umt5", "switch_transformers", "t5gemma", "t5gemma2")
 ONE_TOWER = DECODERS + ENCODERS
-FAMILIES = ONE_TOWER + ENCODER_DECODERS
+OF_TEXT = ONE_TOWER + ENCODER_DECODERS
+OF_IMAGES = ("vit", "deit", "dinov2", "clip_vision_model", "siglip_vision_model", "vmoe")
+FAMILIES = OF_TEXT + OF_IMAGES
 V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}  # of t5
 MASKED = {"architectures": ["BertForMaskedLM"]}  # bert with its head
 
@@ -47,6 +49,22 @@ TWO_TOWERS = {
         "decoder": GEMMA, "eoi_token_index": 61, "image_token_index": 62,
     },
 }  # fmt: skip
+
+OF_AN_IMAGE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 8,
+    "patch_size": 2, "num_channels": 1, "initializer_range": 0.3,
+}  # fmt: skip
+EYES = {
+    "vit": OF_AN_IMAGE | {"architectures": ["ViTForImageClassification"], "num_labels": 5},
+    "deit": OF_AN_IMAGE | {"architectures": ["DeiTForImageClassificationWithTeacher"], "num_labels": 5},
+    "dinov2": {key: x for key, x in OF_AN_IMAGE.items() if key != "intermediate_size"} | {
+        "architectures": ["Dinov2Model"], "mlp_ratio": 2,
+    },
+    "clip_vision_model": OF_AN_IMAGE | {"architectures": ["CLIPVisionModel"]},
+    "siglip_vision_model": OF_AN_IMAGE | {"architectures": ["SiglipVisionModel"]},
+    "vmoe": OF_AN_IMAGE | {"architectures": ["VMoEForImageClassification"], "num_labels": 5, "num_experts": 4},
+}  # fmt: skip
+NO_HEAD = {"architectures": ["ViTModel"]}  # of vit
 
 OWN = {  # what a family needs besides, or cannot be told: None
     "qwen2_moe": {"shared_expert_intermediate_size": 16},
@@ -77,6 +95,8 @@ OWN = {  # what a family needs besides, or cannot be told: None
 def tiny_config(family: str, **changes: object) -> dict:
     if family in TWO_TOWERS:
         return copy.deepcopy(TWO_TOWERS[family]) | changes
+    if family in EYES:
+        return copy.deepcopy(EYES[family]) | changes
     config = TINY | (TINY_MOE if family in SPARSE else {}) | OWN.get(family, {})
     return {key: value for key, value in config.items() if value is not None} | changes
 
@@ -85,9 +105,11 @@ def make(config: dict) -> Any:
     """A model of the class that a config names, or the causal one of its family."""
     import transformers
 
+    from rekindle.apply.load import class_called
+
     auto = "AutoModelForSeq2SeqLM" if config["model_type"] in ENCODER_DECODERS else "AutoModelForCausalLM"
     name = (config.get("architectures") or [auto])[0]
-    cls = getattr(transformers, name)
+    cls = class_called(name)
     made = transformers.AutoConfig.for_model(**config)
     return cls.from_config(made) if name.startswith("Auto") else cls(made)
 
@@ -105,6 +127,10 @@ def save_tiny(folder: Path, family: str, dtype: str, fused: bool, changes: dict,
                 torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.3)
         if not changes.get("tie_word_embeddings", True) and family == "t5":  # transformers ties a head that it makes
             model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+        if family in EYES:  # vectors too
+            for name, parameter in model.named_parameters():
+                if name.endswith(("_token", "_embeddings", "lambda1", "probe")):
+                    torch.nn.init.normal_(parameter, std=0.3)
         if getattr(model.config, "pad_token_id", None) is not None:  # real models have a padding row, not zeros
             torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
         model.to(getattr(torch, dtype))

@@ -7,21 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import ENCODER_DECODERS, MASKED, SPARSE, make, tiny_config
-from tiny_models import FAMILIES as ONE_TOWER
+from tiny_models import ENCODER_DECODERS, MASKED, OF_IMAGES, ONE_TOWER, SPARSE, make, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from rekindle.anatomy import FAMILIES as TABLES
 from rekindle.anatomy import family_of
 from rekindle.anatomy.counts import dense_parameters, parameters_of
-from rekindle.anatomy.flops import attention_flops, forward_flops, training_flops
+from rekindle.anatomy.flops import attention_flops, flops_per_token, forward_flops, training_flops
 from rekindle.apply.load import quietly
 
 B, T, S = 2, 20, 13  # sequences, tokens of each, and of what an encoder reads
 
 
 def test_no_family_is_left_out():
-    assert {*ONE_TOWER, *ENCODER_DECODERS} == set(TABLES)
+    assert {*ONE_TOWER, *ENCODER_DECODERS, *OF_IMAGES} == set(TABLES)
 
 
 def counted(model: Any, **inputs: torch.Tensor) -> tuple[int, int]:
@@ -41,7 +40,7 @@ def counted(model: Any, **inputs: torch.Tensor) -> tuple[int, int]:
 CASES = [
     *(
         (family, {"tie_word_embeddings": tied})
-        for family in TABLES
+        for family in (*ONE_TOWER, *ENCODER_DECODERS)
         for tied in (False, True)
         if (family, tied) != ("switch_transformers", False)
     ),
@@ -69,6 +68,31 @@ def test_as_torch_counts_the_real_class(family: str, changes: dict[str, Any]):
     settings = table.settings(config)
     assert forward == B * forward_flops(table, settings, T, source=S, full=True)
     assert backward == 2 * forward  # what `training_flops` says of it
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        *((family, {}) for family in OF_IMAGES if family not in ("siglip_vision_model", "vmoe")),
+        ("siglip_vision_model", {"vision_use_head": False}),  # which no table names
+        ("dinov2", {"architectures": ["Dinov2ForImageClassification"]}),
+        ("vit", {"image_size": [8, 4], "architectures": ["ViTModel"]}),
+        ("vmoe", {"routing": "tokens"}),
+        ("vmoe", {"num_experts_per_tok": 4, "moe_layers": [0, 1]}),  # each takes all
+        ("vmoe", {"num_experts": 2, "image_size": [8, 2], "num_experts_per_tok": 2}),
+    ],
+)
+def test_an_image_as_torch_counts_it(family: str, changes: dict[str, Any]):
+    config = tiny_config(family, **changes) | {"model_type": family}
+    with quietly():
+        model = make(config)
+    table = family_of(config)
+    settings = table.settings(config)
+    pixels = torch.randn(B, settings.num_channels, *settings.image_size)
+    forward, backward = counted(model, pixel_values=pixels)
+    assert forward == B * forward_flops(table, settings, settings.context)
+    assert 1.9 * forward < backward <= 2 * forward  # of pixels there is no gradient
+    assert flops_per_token(table, settings, settings.context, 1) == 3 * forward / B / settings.context
 
 
 @pytest.mark.parametrize("window", [None, 1, 7, 20, 50])
@@ -103,7 +127,7 @@ def test_six_a_parameter_but_for_embeddings_norms_and_attention():
     assert training_flops(table, settings, T, T) - 3 * attention_flops(settings, T) == 6 * products * T
 
 
-@pytest.mark.parametrize("family", ONE_TOWER)
+@pytest.mark.parametrize("family", TABLES)
 def test_parameters_by_what_they_are_for(family: str):
     table = TABLES[family]
     settings = table.settings(tiny_config(family))

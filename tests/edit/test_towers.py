@@ -402,7 +402,7 @@ def unknown(tmp_path):
     made = {
         "bart": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**bart)),
         "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(vocab_size=64, **small)),
-        "vit": lambda: hf.ViTForImageClassification(hf.ViTConfig(**eyes)),
+        "beit": lambda: hf.BeitForImageClassification(hf.BeitConfig(**eyes)),
         "clip": lambda: hf.CLIPModel(hf.CLIPConfig(**clip)),
     }
 
@@ -495,7 +495,7 @@ def test_other_names_of_its_class_are_its_own(tiny, tmp_path, name):
     assert json.loads((out / "config.json").read_text())["architectures"] == ["T5ForConditionalGeneration"]
 
 
-@pytest.mark.parametrize("name", ["vit", "clip"])
+@pytest.mark.parametrize("name", ["beit", "clip"])
 def test_what_reads_no_text_alone_is_not_verified(tiny, unknown, tmp_path, name):
     """verify says why, on either side; no verb proposes it, nor does the card."""
     src, out = unknown(name), tmp_path / "out"
@@ -505,10 +505,10 @@ def test_what_reads_no_text_alone_is_not_verified(tiny, unknown, tmp_path, name)
         assert "next:" not in said.output
         assert "rekindle verify" not in (out / "README.md").read_text()
     with pytest.raises(
-        RekindleError, match="'vit' is not known" if name == "vit" else "computes nothing on a text alone"
+        RekindleError, match="'beit' is not known" if name == "beit" else "computes nothing on a text alone"
     ) as error:
         api.verify(out, src)
-    assert error.value.why == ("verify must know what the model is shown" if name == "vit" else None)
+    assert error.value.why == ("verify must know what the model is shown" if name == "beit" else None)
     for child, against in ((out, tiny("llama")), (tiny("llama"), src)):
         with pytest.raises(RekindleError, match="is not known|cannot be compared"):
             api.verify(child, against)

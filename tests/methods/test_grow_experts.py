@@ -96,7 +96,7 @@ def test_a_parent_with_stacked_experts_gives_the_same_bytes(tiny, tmp_path):
 def test_growth_follows_upcycling_in_one_pass(tiny, tmp_path):
     model = api.grow_experts(api.upcycle(tiny("llama"), experts=2, top_k=1), factor=4, noise=0)
     out = model.save(tmp_path / "out")
-    assert api.inspect(out)["experts"] == {"count": 8, "top_k": 4, "layers": [0, 1, 2]}
+    assert api.inspect(out)["experts"] == {"count": 8, "top_k": 4, "layers": [0, 1, 2], "choice": "tokens"}
     verdict = api.verify(out, against=tiny("llama"), tokens=128)
     assert (verdict.promise, verdict.held) == ("exact", True)
 

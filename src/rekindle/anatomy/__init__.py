@@ -10,6 +10,7 @@ on_disk(table, settings)   all tensors on disk, with their shapes
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -53,6 +54,9 @@ __all__ = [
 ]
 
 
+BY_NAMES = "merge, rewrite and pack take any"
+
+
 class UnknownFamily(RekindleError):
     """A config that no table fits."""
 
@@ -86,7 +90,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
             hint="without that line it is a mistral, whose layers all have the window",
         )
     family = _pair_of(config) if name == PAIR else family_named(name)
-    refuse_class(family, config.get("architectures"))
+    refuse_class(family, config)
     return family
 
 
@@ -100,12 +104,19 @@ def _pair_of(config: Mapping[str, Any]) -> Family:
     raise UnknownFamily(f"An encoder {encoder!r} with a decoder {decoder!r} is not known; known are {known}.")
 
 
-def refuse_class(family: Family, named: Any) -> None:
-    """Raise UnknownFamily for a class beside that of several towers: some have other tensors, all other outputs."""
+def refuse_class(family: Family, config: Mapping[str, Any]) -> None:
+    """Raise UnknownFamily for a class beside those of several towers, or of images: some have other tensors, all other
+    outputs.
+    """
     own = (*family.classes.values(), *family.renamed)
-    if family.towers and isinstance(named, list) and named and not str(named[0]).endswith(own):
-        what = f"Of {family.model_type} the class {named[0]!r} is not known; known is {own[0]}."
-        raise UnknownFamily(what, where="config.json: architectures", hint="merge, rewrite and pack take any")
+    for key, value in family.beyond.items():
+        if config.get(key) == value and type(config[key]) is type(value):
+            what = f"A {family.model_type} with {key} {json.dumps(value)} is not known."
+            raise UnknownFamily(what, where=f"config.json: {key}", hint=BY_NAMES)
+    named = config.get("architectures")
+    if (family.towers or family.reads_images) and isinstance(named, list) and named and not str(named[0]).endswith(own):
+        what = f"Of {family.model_type} the class {named[0]!r} is not known; known is {' or '.join(own)}."
+        raise UnknownFamily(what, where="config.json: architectures", hint=BY_NAMES)
 
 
 def runtime_names(

@@ -7,5 +7,6 @@ from rekindle.anatomy.encoders import ENCODERS
 from rekindle.anatomy.seq2seq import SEQ2SEQ
 from rekindle.anatomy.sparse import SPARSE
 from rekindle.anatomy.t5gemma import GEMMAS
+from rekindle.anatomy.vision import VISION
 
-FAMILIES = {family.model_type: family for family in (*DENSE, *SPARSE, *ENCODERS, *SEQ2SEQ, *GEMMAS)}
+FAMILIES = {family.model_type: family for family in (*DENSE, *SPARSE, *ENCODERS, *SEQ2SEQ, *GEMMAS, *VISION)}

@@ -52,6 +52,7 @@ class Family:
     section: tuple[str, ...] = ()  # of a tower: the keys that lead to its own config; (): it shares the model's
     towers: Mapping[str, Family] = field(default_factory=dict)  # of a model of several, see `towers`
     renamed: tuple[str, ...] = ()  # what transformers called its class in other times
+    beyond: Mapping[str, Any] = field(default_factory=dict)  # config key -> value with which no row names its tensors
     opaque: tuple[str, ...] = ()  # beginnings of names, `{layer}` in some, of tensors that the class has and no row
 
     @property
@@ -62,6 +63,10 @@ class Family:
     @property
     def spellings(self) -> tuple[Spelling, ...]:
         return (ROPE[self.rope], WINDOWS[self.windows], SPARSE[self.sparsity], *self.spelt)
+
+    @property
+    def reads_images(self) -> bool:
+        return "num_channels" in self.keys
 
     @property
     def embed(self) -> Role:
@@ -97,7 +102,7 @@ class Family:
         given["head_dim"] = given.get("head_dim") or config.get("head_dim") or given["hidden_size"] // heads
         if given["tie_word_embeddings"] is None:  # T5's, which goes by the weights
             given["tie_word_embeddings"] = True
-        if given["intermediate_size"] is None:  # gpt2
+        if given.get("intermediate_size", 0) is None:  # gpt2
             given["intermediate_size"] = 4 * given["hidden_size"]
         if given.get("norm_topk_prob", True) is None:  # no, to transformers
             given["norm_topk_prob"] = False
@@ -288,7 +293,7 @@ class Family:
 
     def aliases(self, settings: Settings) -> dict[str, str]:
         """In memory, name -> name of the tensor that it is too: a tied head is the embeddings."""
-        if settings.output == "none":
+        if settings.output == "none" or self.reads_images:
             return {}
         tied = {self._in_memory("head", settings): self._in_memory("embed", settings)}
         own = {row.name for row, _ in self.shapes(settings)[0]}  # a tensor with a row is no other

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from rekindle.anatomy.tensor import Shaped, Tensor
 
 # A row for each token, or a number for each distance, and no product.
-LOOKED_UP = ("embed", "decoder.embed", "positions", "token_types", "relative_bias", "attn.relative_bias")
+LOOKED_UP = (
+    "embed", "decoder.embed", "positions", "token_types", "relative_bias", "attn.relative_bias", "cls_token",
+    "distillation_token", "mask_token",
+)  # fmt: skip
+OF_ONE_TOKEN = ("pooler", "classifier", "distillation_classifier")
 
 
 def training_flops(
@@ -31,6 +35,13 @@ def training_flops(
 ) -> float:
     """Of `tokens` tokens in sequences of `length`, forward and backward; for `source` see `forward_flops`."""
     return 3 * tokens * forward_flops(family, settings, length, source=source) / length
+
+
+def flops_per_token(family: Family, settings: Settings, read: int, written: int) -> float:
+    """Of each token that is read in rows of `read`, for each of which a model foresees `written`: in training."""
+    if settings.num_channels:
+        return training_flops(family, settings, 1, read)
+    return training_flops(family, settings, written / read, written, source=read)
 
 
 def forward_flops(
@@ -98,8 +109,10 @@ def _uses(row: Tensor, settings: Settings, length: int, source: int) -> int:
     """How many vectors of a sequence a tensor is multiplied by."""
     if " " not in row.shape or row.part in LOOKED_UP:  # a norm, a bias, an embedding
         return 0
-    if row.part == "pooler":  # reads the first token alone
+    if row.part in OF_ONE_TOKEN:
         return 1
+    if row.part == "patches":
+        return length - settings.prefix_tokens
     if row.part in ("cross.k", "cross.v"):
         return source
     if settings.merged_attention and row.part in ("attn.k", "attn.v"):

@@ -55,7 +55,9 @@ _OWN = {
     "num_nextn_predict_layers": "int?", "num_mtp_layers": "int", "num_decoder_layers": "int?", "dropout_rate": "number",
     "decoder_start_token_id": "int?", "is_gated_act": "bool", "dense_act_fn": "str",
     "scale_decoder_outputs": "bool", "classifier_dropout_rate": "number", "encoder": "table?", "decoder": "table?",
-    "cross_attention_hidden_size": "int?", "eoi_token_index": "int?",
+    "cross_attention_hidden_size": "int?", "eoi_token_index": "int?", "image_size": "id or ids",
+    "patch_size": "id or ids", "out_features": "strs?", "out_indices": "ints?", "_out_features": "strs?",
+    "_out_indices": "ints?", "pooler_output_size": "int?", "moe_layers": "ints?", "drop_path_rate": "number",
 }  # fmt: skip
 _OF_FAMILY = {
     "llama": {"attention_dropout": "number?"},
@@ -76,18 +78,25 @@ _OF_FAMILY = {
     "mt5": {"classifier_dropout": "number"},
     "umt5": {"classifier_dropout": "number", "tie_word_embeddings": "bool?"},
     "switch_transformers": {"router_jitter_noise": "number"},
+    "clip_vision_model": {"attention_dropout": "number?", "image_size": "id or ids?", "patch_size": "id or ids?"},
     "deepseek_v3": {"attention_dropout": "number?", "norm_topk_prob": "bool?", "num_experts_per_tok": "int?"},
 }
 # What the class takes, and the model made of it cannot run on.
 _NO_NULLS = {
     ("qwen2_moe", "num_key_value_heads"), ("qwen3_moe", "head_dim"), ("deepseek_v3", "first_k_dense_replace"),
-    ("deepseek_v3", "head_dim"), ("roberta", "pad_token_id"),
+    ("deepseek_v3", "head_dim"), ("roberta", "pad_token_id"), ("clip_vision_model", "image_size"),
+    ("clip_vision_model", "patch_size"),
 }  # fmt: skip
-_ONE_OF = {("switch_transformers", "router_dtype"): ("float32", "float16", "bfloat16")}
+_ONE_OF = {
+    ("switch_transformers", "router_dtype"): ("float32", "float16", "bfloat16"),
+    ("vmoe", "routing"): ("experts", "tokens"),
+    ("vmoe", "routing_group"): ("image", "batch"),
+}
 _RANGES = {("llama", "initializer_range"): (0.0, 1.0)}
 _SUB_CONFIGS = ("text_config", "decoder", "generator")  # where transformers looks for the config of a text model
 _BY_DEFAULT: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "str"}
-_EVERYWHERE = ("architectures", "head_dim", "id2label", "layer_types")
+_OF_STAGES = ("out_features", "out_indices", "_out_features", "_out_indices")
+_EVERYWHERE = ("architectures", "head_dim", "id2label", "layer_types", *_OF_STAGES)
 
 # transformers' names of activations (`ACT2FN`)
 ACTIVATIONS = {

@@ -203,6 +203,20 @@ def _write_first_dense(settings: Settings, config: dict[str, Any]) -> str | None
     return f"has experts in all layers but the first few; asked for are dense layers {', '.join(map(str, dense))}"
 
 
+def _named(config: Config, family: Reading, layers: int) -> Layers:
+    """Listed; where no list is, every second layer."""
+    said = family.value(config, "moe_layers")
+    named = range(1, layers, 2) if said is None else said
+    if any(layer not in range(layers) for layer in named):
+        raise RekindleError(f"moe_layers is {said!r}, but there are {layers} layers.", where="config.json")
+    return tuple(sorted(set(named)))
+
+
+def _write_named(settings: Settings, config: dict[str, Any]) -> str | None:
+    config["moe_layers"] = list(settings.sparse_layers)
+    return None
+
+
 def _every(step_key: str, count_key: str) -> Spelling:
     """Switch's towers: the second of every so many layers, or all; 0: none. A saved step overrules the count."""
 
@@ -245,6 +259,7 @@ SPARSE = {
     "all": _sparsity(_all_experts, _write_all_experts),
     "stepped": _sparsity(_stepped, _write_stepped),
     "first_dense": _sparsity(_first_dense, _write_first_dense),
+    "named": _sparsity(_named, _write_named),
     "encoder_step": _every("encoder_sparse_step", "num_sparse_encoder_layers"),
     "decoder_step": _every("decoder_sparse_step", "num_sparse_decoder_layers"),
 }

@@ -60,7 +60,8 @@ class Settings:
     norm: str = "rms"  # or "layer": the mean is taken off, and there is a bias
     norm_offset: float = 0.0  # a norm's gain is this plus its weight
     # language-model head: "causal", "masked" (it fills gaps), "seq2seq" (it writes a text for another), or "none"
-    # (hidden states); "class": whatever its class puts out, which no table knows
+    # (hidden states); "labels" (which of `num_labels` an image has), "taught" (and which one a teacher would give it);
+    # "class": whatever its class puts out, which no table knows
     output: str = "causal"
     bidirectional: bool = False  # each token sees those after it
     parallel_residual: bool = False  # attention and feed-forward both read what entered the layer
@@ -72,6 +73,13 @@ class Settings:
     cross_size: int = 0  # hidden size of the tower that cross-attention reads; 0: there is none
     cross_projected: bool = False  # what is read is brought to the decoder's hidden size before, once for all layers
     token_types: int = 0  # kinds of tokens that have a vector each, added to the embeddings
+    # images, which are read in patches
+    num_channels: int = 0  # 0: what is read is a text
+    image_size: tuple[int, int] = (0, 0)  # height and width, pixels
+    patch_size: tuple[int, int] = (0, 0)
+    prefix_tokens: int = 0  # vectors that stand before the patches, such as that of the class
+    mask_token: bool = False  # there is one for patches that are hidden
+    num_labels: int = 0
     scaled_embeddings: bool = False  # times the root of hidden_size
     gated: bool = True  # down(act(gate x) * up x); False: down(act(up x))
     local_rope_theta: float | None = None  # of the layers with a window, where it is another
@@ -92,6 +100,8 @@ class Settings:
     shared_size: int = 0  # intermediate size of the expert every token uses; 0: there is none
     shared_switch: bool = False  # the shared expert's output is multiplied by a sigmoid gate
     norm_topk_prob: bool = True  # the top-k routing weights are divided by their sum
+    routing: str = "tokens"  # who chooses; "experts": each takes its best top_k / num_experts of the tokens
+    routing_group: str = "batch"  # out of which tokens experts choose; or "image": its own
     scoring: str = "softmax"  # or "sigmoid": what turns router logits into routing weights
     router_bias: bool = False  # added to the scores for the choice of experts alone
     num_groups: int = 1  # experts stand in groups of equal size;
@@ -137,6 +147,11 @@ class Settings:
             "R": self.kv_rank + self.rotary_dim,
             "B": self.num_heads * (nope + self.value_dim),
             "O": self.num_heads * self.value_dim,
+            "c": self.num_channels,
+            "h": self.patch_size[0],
+            "w": self.patch_size[1],
+            "d": 2 * self.hidden_size,
+            "L": self.num_labels,
             "1": 1,
         }
 
@@ -173,6 +188,8 @@ MEANING = {
         "masked": "predicts masked tokens",
         "seq2seq": "writes a text for the one it reads",
         "none": "has no language-model head",
+        "labels": "gives an image a label",
+        "taught": "gives an image a label, and one as its teacher would",
         "class": "puts out what no table knows",
     },
     "norm_offset": {0.0: "multiplies by its norms' weights", 1.0: "multiplies by 1 + its norms' weights"},
@@ -186,6 +203,7 @@ MEANING = {
     "relative_buckets": {0: "has no relative positions"},
     "cross_size": {0: "has no cross-attention"},
     "kv_rank": {0: "has no latent attention"},
+    "routing": {"tokens": "lets tokens choose experts", "experts": "lets experts choose tokens"},
     "scoring": {"softmax": "routes by softmax", "sigmoid": "routes by sigmoid"},
     "shared_switch": {True: "gates its shared expert", False: "does not gate its shared expert"},
     "router_bias": {True: "has a bias for the choice of experts", False: "has no bias for the choice of experts"},

@@ -23,7 +23,8 @@ def check_each(family: Reading, given: Mapping[str, Any], config: Mapping[str, A
         key = family.keys.get(name, name)
         if value is None and name in NEEDED:
             raise RekindleError(f"{key} is null, but the shapes of tensors follow from it.", where="config.json")
-        if type(value) is int and not (0 if name in MAY_BE_ZERO else 1) <= value <= AT_MOST.get(name, 2**40):
+        fixed = name not in family.keys
+        if type(value) is int and not (0 if fixed or name in MAY_BE_ZERO else 1) <= value <= AT_MOST.get(name, 2**40):
             wanted = f"up to {AT_MOST[name]}" if name in AT_MOST and value > 0 else "not a positive whole number"
             raise RekindleError(f"{key} is {value!r}, {wanted}.", where="config.json")
     for key, known in (family.only or {}).items():
@@ -48,7 +49,7 @@ def check_together(family: Reading, s: Settings) -> None:
         problems.append(f"A hidden size of {s.hidden_size} is no multiple of {s.num_heads} heads")
     if s.rotary_dim % 2 and s.rotary_dim == s.head_dim:
         problems.append(f"RoPE turns pairs, but a head has {s.head_dim} dims")
-    if s.sparse_layers and not s.top_k <= s.num_experts:
+    if s.sparse_layers and not ("routing" in family.keys) <= s.top_k <= s.num_experts:
         problems.append(f"A token cannot be sent to {s.top_k} of {s.num_experts} experts")
     if s.num_experts % s.num_groups or s.top_k_groups > s.num_groups:
         problems.append(f"{s.num_experts} experts do not stand in {s.num_groups} groups, {s.top_k_groups} chosen")

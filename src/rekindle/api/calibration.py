@@ -16,7 +16,7 @@ def calibration(origin: Checkpoint, data: str) -> Activations:
 
     from rekindle.apply.calibrate import Calibration, nbytes
     from rekindle.apply.load import fit
-    from rekindle.apply.probe import PROBES
+    from rekindle.apply.probe import probe_of
     from rekindle.train.model import check_ids
     from rekindle.train.tokens import sample_tokens
 
@@ -26,6 +26,6 @@ def calibration(origin: Checkpoint, data: str) -> Activations:
     sample = sample_tokens(origin.folder.path, name, int(tokens), length, "train", column=column or None)
     rows = torch.from_numpy(sample)
     check_ids(int(rows.max()), origin.settings.vocab_size, text)
-    probe = PROBES[origin.settings.output]
+    probe = probe_of(origin.settings)
     batches = (probe.shown(ids) for ids in rows.split(max(1, 4096 // length)))
     return Calibration(origin, batches, blockwise=not fit(origin, besides=nbytes(origin)))

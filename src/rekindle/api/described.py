@@ -31,6 +31,7 @@ def described(model: Decided) -> dict[str, Any]:
         "vocab_size": s.vocab_size,
         "context": s.context,
         "tied": s.tie_word_embeddings,
+        "images": _images(s) if s.num_channels else None,
         "dtypes": dict(Counter(t.dtype for t in tensors)),
         "bytes": sum(t.nbytes for t in tensors),
         "shards": [] if model.steps else [path.name for path in checkpoint.folder.shards],
@@ -56,13 +57,23 @@ def _as_one_of(model: Decided, method: Method) -> str:
     return f"yes: as its {' or '.join(found)}" if found else f"no: {refused.what}" if refused else "no"
 
 
+def _images(s: Settings) -> dict[str, Any]:
+    own = {"channels": s.num_channels, "size": list(s.image_size), "patch": list(s.patch_size)}
+    return {**own, "tokens": s.context, "labels": s.num_labels}
+
+
 def _layers(s: Settings) -> dict[str, Any]:
     return {
         "layers": s.num_layers,
         "hidden_size": s.hidden_size,
         "heads": {"query": s.num_heads, "key_value": s.num_kv_heads, "dim": s.head_dim},
         "feed_forward": {"dense": s.intermediate_size, "expert": s.expert_size, "shared": s.shared_size},
-        "experts": {"count": s.num_experts, "top_k": s.top_k, "layers": list(s.sparse_layers)},
+        "experts": {
+            "count": s.num_experts,
+            "top_k": s.top_k,
+            "layers": list(s.sparse_layers),
+            "choice": s.routing,
+        },
     }
 
 

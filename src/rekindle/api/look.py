@@ -27,6 +27,7 @@ from rekindle.store.manifest import Manifest, read_manifest
 from rekindle.version import __version__
 
 if TYPE_CHECKING:
+    from rekindle.anatomy import Settings
     from rekindle.apply.sound import Sound
     from rekindle.apply.verify import Verdict
 
@@ -146,7 +147,7 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
     if tokens < 2:
         raise RekindleError(f"{tokens} tokens are too few to compare on.", hint="--tokens 1024")
     from rekindle.apply.load import text_sizes
-    from rekindle.apply.probe import PROBES
+    from rekindle.apply.probe import probe_of
     from rekindle.train.model import check_ids, check_vocabulary, load_tokenizer
     from rekindle.train.tokens import open_corpus
 
@@ -154,7 +155,9 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
     vocab_size, longest = settings.vocab_size, settings.context
     if isinstance(parent.family, Nameless):
         vocab_size, longest = text_sizes(parent.folder)
-    least = PROBES[settings.output].least(settings)
+    if settings.num_channels:
+        return _some_images(settings, data, tokens)
+    least = probe_of(settings).least(settings)
     length = min(max(128, tokens // 8, least), max(longest, least), tokens)  # what is far apart counts too
     rows = max(1, tokens // length)
 
@@ -174,6 +177,13 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
         return random(error)
     name = "this Python's standard library (no --data)" if data == "stdlib" else data
     return ids, f"validation text of {name}, in sequences of {length}"
+
+
+def _some_images(settings: Settings, data: str, tokens: int) -> tuple[np.ndarray, str]:
+    """Images [N, channels, height, width], each as many tokens as the model makes of it: random ones."""
+    count, size = max(2, tokens // settings.context), (settings.num_channels, *settings.image_size)
+    drawn = np.random.default_rng(0).standard_normal((count, *size), dtype=np.float32)
+    return drawn, f"{count} random images, {settings.context} tokens each"
 
 
 def _keep(folder: Path, verdict: dict[str, Any], manifest: Manifest | None, config: dict[str, Any]) -> None:

@@ -120,10 +120,12 @@ def check_apart(source: str | Path, out: str | Path, config: TrainConfig, *other
 def settled(source: str | Path, options: Resolved[TrainConfig]) -> Resolved[TrainConfig]:
     """Options of `train` with the defaults that follow the parent, and where these came from."""
     from rekindle.train.budget import check_numbers
+    from rekindle.train.plan import with_whole_images
     from rekindle.train.rate import with_rate
 
     check_numbers(options.config)
-    return options if options.config.lr is not None else with_rate(options, open(source).checkpoint)
+    parent = open(source).checkpoint
+    return with_rate(with_whole_images(options, parent.settings), parent)
 
 
 def train_cost(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rekindle.anatomy import Role, Settings
-from rekindle.apply.probe import PROBES, Shown
+from rekindle.apply.probe import Shown, probe_of
 from rekindle.apply.verify import loaded
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.measure import BRANCHES
@@ -58,7 +58,7 @@ class Calibration:
     def _run(self, checkpoint: Checkpoint, batches: Iterable[Shown], blockwise: bool) -> None:
         import torch
 
-        probe = PROBES[checkpoint.settings.output]
+        probe = probe_of(checkpoint.settings)
         with loaded(checkpoint, "float32", blockwise) as model, torch.no_grad(), ExitStack() as hooks:
             for layer, name in enumerate(_modules(checkpoint, "attn.k")):
                 hook = model.get_submodule(name).register_forward_pre_hook(partial(self._add, layer))

@@ -47,13 +47,26 @@ def model_class(output: str) -> Any:
     """The transformers class that loads models with this output, see Settings.output; for "class": `named_class`."""
     import transformers
 
+    import rekindle.models  # noqa: F401  # whose classes transformers finds by then
+
     names = {
         "causal": "AutoModelForCausalLM",
         "masked": "AutoModelForMaskedLM",
         "none": "AutoModel",
         "seq2seq": "AutoModelForSeq2SeqLM",
+        "labels": "AutoModelForImageClassification",
+        "taught": "AutoModelForImageClassification",
     }
     return getattr(transformers, names[output])
+
+
+def class_called(name: str) -> Any:
+    """transformers' class of this name, or ours."""
+    import transformers
+
+    import rekindle.models
+
+    return getattr(rekindle.models, name, None) or getattr(transformers, name)
 
 
 def named_class(folder: Folder) -> Any:
@@ -92,6 +105,8 @@ def config_of(folder: Folder, *, unaided: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
+    import rekindle.models  # noqa: F401  # see `model_class`
+
     with quietly():
         if unaided:
             return AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
@@ -118,7 +133,6 @@ def load_model(source: Folder | Path, dtype: str = "float32", output: str = "cau
     where its output is another, and where weights are missing, superfluous or misshaped.
     """
     import torch
-    import transformers
 
     folder = source if isinstance(source, Folder) else checkpoint_at(source).folder
     unaided = unaided and not folder.config.get(ONCE)
@@ -134,7 +148,7 @@ def load_model(source: Folder | Path, dtype: str = "float32", output: str = "cau
                 own = by_class or model_class(output)
                 model, report = own.from_pretrained(folder.path, trust_remote_code=False, **how)
             else:
-                own = by_class or getattr(transformers, family_of(folder.config).classes[output])
+                own = by_class or class_called(family_of(folder.config).classes[output])
                 how["config"] = config_of(folder)
                 model, report = own.from_pretrained(None, state_dict=_state(folder, files), **how)
     except RekindleError:

@@ -189,6 +189,33 @@ class Writing(Causal):
         return {**hidden, "decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(ids), "use_cache": False}
 
 
+class Seen(Probe):
+    """Of a model that is shown images [N, channels, height, width]."""
+
+    def shown(self, ids: torch.Tensor) -> Shown:
+        return {"pixel_values": ids}
+
+    def inputs(self, model: Any, shown: Shown) -> dict[str, Any]:
+        return {"pixel_values": shown["pixel_values"]}
+
+
+class SeenLabels(Seen):
+    compared = "logits of the labels"
+
+
+class SeenTaught(Seen):
+    compared = "logits of the labels, its own and its teacher's"
+
+    def outputs(self, out: Any) -> torch.Tensor:
+        import torch
+
+        return torch.cat([out.cls_logits, out.distillation_logits], 1).float()
+
+
+class SeenHidden(Seen, Hidden):
+    pass
+
+
 class ByClass(Probe):
     """Of a model that no table knows and that reads a text: the first of its outputs."""
 
@@ -208,11 +235,18 @@ PROBES: Mapping[str, Probe] = {
     "none": Hidden(),
     "seq2seq": EncoderDecoder(),
     "class": ByClass(),
+    "labels": SeenLabels(),
+    "taught": SeenTaught(),
 }
-"""By Settings.output."""
+"""By Settings.output, of models that read a text or have labels."""
 
 HALVES: Mapping[str, Probe] = {"encoder": Reading(), "decoder": Writing()}
 """By tower, of models that were joined."""
+
+
+def probe_of(settings: Settings) -> Probe:
+    """What a model with these settings is shown, and which of its outputs are compared."""
+    return SeenHidden() if settings.num_channels and settings.output == "none" else PROBES[settings.output]
 
 
 def _first(config: Any) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from rekindle.anatomy.settings import meaning
 from rekindle.apply.load import config_of, fit_experts, load_model, model_class, quietly, unloadable
-from rekindle.apply.probe import HALVES, PROBES, Probe
+from rekindle.apply.probe import HALVES, Probe, probe_of
 from rekindle.edit.checkpoint import Checkpoint
 from rekindle.edit.expressions import Expr
 from rekindle.edit.plan import plan
@@ -57,16 +57,19 @@ def verify(
     blockwise: bool,
     half: str = "",
 ) -> Verdict:
-    """Compare outputs on `tokens` [N, T]. `promise`: what the child was made under; `bad`: see scan.not_finite.
-    `half`: the tower of a child that was joined which the parent has become.
+    """Compare outputs on `tokens` [N, T], int64, or on images [N, channels, height, width], float32.
+
+    `promise`: what the child was made under; `bad`: see scan.not_finite. `half`: the tower of a child that was joined
+    which the parent has become.
 
     Where the parent has lost tensors, or computes NaN, a lossy child is looked at alone. Raises RekindleError where the
     two cannot be compared.
     """
     _check_half(child, parent, half) if half else _check(child, parent)
     dtype = TORCH[child.dtype] if child.dtype in COMPUTED else "float32"  # nothing computes in 8 bits
-    probe = HALVES[half] if half else PROBES[child.settings.output]
-    about = {"promise": promise, "compared": probe.compared, "dtype": dtype, "tokens": int(tokens.size), "text": text,
+    probe = HALVES[half] if half else probe_of(child.settings)
+    size = int(tokens.size) if tokens.ndim == 2 else len(tokens) * child.settings.context
+    about = {"promise": promise, "compared": probe.compared, "dtype": dtype, "tokens": size, "text": text,
              "not_finite": bad, "blockwise": blockwise}  # fmt: skip
     alone = f"{parent.folder.named} has lost tensors" if parent.folder.without else ""
     difference, loss_parent, loss_child = float("nan"), None, None
@@ -90,10 +93,17 @@ def _outputs(child: Checkpoint, tokens: np.ndarray, blockwise: bool) -> tuple[bo
     """Whether all that it puts out is finite, and its loss."""
     import torch
 
-    probe, ids = PROBES[child.settings.output], torch.from_numpy(tokens.astype(np.int64))
+    probe, ids = probe_of(child.settings), _shown(tokens)
     with torch.no_grad():
         (found,) = run(child, [ids], "float32", blockwise, unaided=True)
     return bool(found.isfinite().all()), probe.loss(found, probe.shown(ids))
+
+
+def _shown(tokens: np.ndarray) -> Any:
+    """Ids as torch looks them up, and pixels as they are."""
+    import torch
+
+    return torch.from_numpy(tokens if tokens.dtype.kind == "f" else tokens.astype(np.int64))
 
 
 def _check(child: Checkpoint, parent: Checkpoint) -> None:
@@ -104,11 +114,20 @@ def _check(child: Checkpoint, parent: Checkpoint) -> None:
         what = f"The vocabularies differ: {ours.vocab_size} and {theirs.vocab_size} tokens."
     elif ours.output != theirs.output:
         what = f"This one {meaning('output', ours.output)}, the parent {meaning('output', theirs.output)}."
+    elif (ours.num_channels, ours.image_size) != (theirs.num_channels, theirs.image_size):
+        what = f"They read other images: {_images(child)} and {_images(parent)}."
+    elif ours.num_labels != theirs.num_labels:
+        what = f"{ours.num_labels} labels and {theirs.num_labels} cannot be compared."
     elif ours.output == "none" and ours.hidden_size != theirs.hidden_size:
         what = f"Hidden states of {ours.hidden_size} and {theirs.hidden_size} dimensions cannot be compared."
     else:
         return
     raise RekindleError(what, where=child.folder.path)
+
+
+def _images(checkpoint: Checkpoint) -> str:
+    settings = checkpoint.settings
+    return " x ".join(map(str, (settings.num_channels, *settings.image_size)))
 
 
 def _check_half(child: Checkpoint, parent: Checkpoint, half: str) -> None:
@@ -127,9 +146,9 @@ def compare(
     """(max |difference| / max |output|, the parent's loss, the child's loss), computed in `dtype`."""
     import torch
 
-    probe = HALVES[half] if half else PROBES[parent.settings.output]
-    ids = torch.from_numpy(tokens.astype(np.int64))
-    batches = [ids] if blockwise else list(ids.split(max(1, 512 // ids.shape[1])))
+    probe = HALVES[half] if half else probe_of(parent.settings)
+    ids = _shown(tokens)
+    batches = [ids] if blockwise else list(ids.split(max(1, 512 // ids[0].numel())))
     shown = [probe.shown(batch) for batch in batches]
     with torch.no_grad():
         before = [outputs.clone() for outputs in run(parent, batches, dtype, blockwise, probe=probe)]
@@ -155,7 +174,7 @@ def run(
     probe: Probe | None = None,
 ) -> Iterator[Any]:
     """The outputs [N, T, ...] in float32 for each batch of text [N, T], from a model that is gone afterwards."""
-    probe = probe or PROBES[checkpoint.settings.output]
+    probe = probe or probe_of(checkpoint.settings)
     with loaded(checkpoint, dtype, blockwise, unaided=unaided) as whole:
         model = (
             getattr(whole, half, whole) if half else whole
@@ -205,7 +224,10 @@ def _blockwise(checkpoint: Checkpoint, dtype: str, files: Files, unaided: bool) 
         raise unloadable(error, checkpoint.folder, unaided) from None
     fit_experts(model)
     weights = Weights(checkpoint, dtype, files)
-    attach_align_device_hook(model, execution_device=torch.device("cpu"), offload=True, weights_map=weights)
+    whole = ["MultiheadAttention"]  # reads the weights of the modules in it
+    attach_align_device_hook(
+        model, execution_device=torch.device("cpu"), offload=True, weights_map=weights, preload_module_classes=whole
+    )
     for name, buffer in model.named_buffers():  # the hooks ask for parameters only
         if name in weights:
             buffer.data = weights.in_float32(name)

@@ -40,15 +40,18 @@ class Joined(Expr):
         return spans
 
     def raw(self, lo: int, hi: int, reader: Reader) -> NDArray:
-        blocks, start = [], 0
+        wide = self.row_size // self.parts[0].row_size  # rows of a part in one of this: vectors make a matrix
+        first, last, blocks, start = lo * wide, hi * wide, [], 0
         for part in self.parts:
             stop = start + part.num_rows
-            if start < hi and stop > lo:
-                blocks.append(part.raw(max(lo, start) - start, min(hi, stop) - start, reader))
+            if start < last and stop > first:
+                blocks.append(part.raw(max(first, start) - start, min(last, stop) - start, reader))
             start = stop
-        return np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
+        return (np.concatenate(blocks) if len(blocks) != 1 else blocks[0]).reshape(hi - lo, self.row_size)
 
     def gather(self, rows: NDArray, reader: Reader) -> NDArray:
+        if self.row_size != self.parts[0].row_size:
+            return super().gather(rows, reader)
         out, start = np.empty((len(rows), self.row_size), RAW[self.dtype]), 0
         for part in self.parts:
             stop = start + part.num_rows

@@ -153,6 +153,8 @@ def _tied_as_stored(child: Checkpoint, names: Tensors, gone: Set[str]) -> Checkp
     As transformers has it (5.23, `tie_weights`), whatever the config says; of some families the weights alone say it.
     """
     family, settings = child.family, child.settings
+    if family.reads_images:
+        return child
     embed = child.rows[family.embed][0]
     head = next((name for name in family.names_of("head", settings) if name in names), None)
     for copy, of in (family.copies or {}).items():

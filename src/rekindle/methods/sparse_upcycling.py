@@ -8,13 +8,14 @@ smaller experts and keeps it (see virtual_groups).
 Shared experts take the first N of the G shards (the whole feed-forward where N = G; then the routed experts start
 with a zero down-projection, and any of the inits is exact).
 
-A T5 becomes a Switch Transformer, in every second layer of both towers as in the paper, which is not exact: its one
+A ViT becomes a V-MoE, in every second layer, whose experts choose their tokens (see expert_choice). A T5 becomes a
+Switch Transformer, in every second layer of both towers as in the paper, which is not exact: its one
 expert a token is multiplied by its probability (see raw_weights).
 
 Departures from the paper, with reasons:
 - decoders: every layer by default, not every second: the sparse twins the serving engines know have experts in all;
 - routing weights renormalised (the paper does so for vision only): without it the child starts far from the parent;
-- token choice everywhere (the paper's encoders use expert choice, which leaks the future in a decoder);
+- token choice in all that is no ViT (the paper's encoders of T5 use expert choice, which no class computes);
 - noise is a share of each tensor's standard deviation, as in later work: one number for tensors of any scale.
 
 Source: Komatsuzaki et al. 2023, "Sparse Upcycling", arXiv 2212.05055, section 3.
@@ -34,15 +35,15 @@ from rekindle.config import option
 from rekindle.edit import Checkpoint, Fill, Normal, Promise, exact, lossy
 from rekindle.edit.feedforward import FeedForward
 from rekindle.errors import RekindleError, together
-from rekindle.methods import raw_weights
+from rekindle.methods import expert_choice, raw_weights
 from rekindle.methods.drop_upcycling import partly_new
 from rekindle.methods.serving import check_engine, fill_for_engine, reading_of
 from rekindle.methods.virtual_groups import indivisible, prototypes, rounds, virtual_groups
 
-Target = Literal["auto", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "switch_transformers"]
+Target = Literal["auto", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "switch_transformers", "vmoe"]
 
 NEVER = {"nllb_moe": "transformers' class (5.23) sends tokens to its experts 0 and 1 alone, whatever the router says"}
-OPEN = ("top_k", "layers", "router_std")  # options whose default follows from the target
+OPEN = ("top_k", "layers", "router_std", "routing")  # options whose default follows from the target
 SHARED_FRACTION = 8  # where the target insists on a shared expert: an eighth of the feed-forward's width
 SWITCH = 2.0  # a switch of zeros lets half of the shared expert's output through: sigmoid(0)
 
@@ -57,8 +58,14 @@ class Config:
     )
     engine: Engine = option("transformers", help="what will serve it: target and init are chosen to be exact there")
     layers: str | None = option(
-        None, help="which get experts: all, every:2, last:6 or 0,3,5 (default: all; of switch_transformers every:2)"
+        None,
+        help="which get experts: all, every:2, last:6 or 0,3,5 (default: all; of switch_transformers, vmoe every:2)",
     )
+    routing: Literal["tokens", "experts"] | None = option(
+        None,
+        help="who chooses: tokens their K experts, or experts their share of tokens (default: tokens; of vmoe experts)",
+    )
+    group: Literal["image", "batch"] = option("image", help="routing experts: the tokens that each chooses among")
     noise: float = option(0.01, help="noise: its standard deviation, as a share of each tensor's own")
     drop_ratio: float = option(0.5, help="drop: share of each expert's hidden units that are drawn anew (r)")
     drop_indices: Literal["shared", "independent"] = option("shared", help="drop: same units of gate, up, down, or not")
@@ -88,6 +95,7 @@ class Request(Config):
     top_k: int
     layers: str
     router_std: float
+    routing: Literal["tokens", "experts"]
 
 
 def sparse_upcycling(parent: Checkpoint, config: Config) -> Checkpoint:
@@ -113,8 +121,12 @@ def sparse_upcycling(parent: Checkpoint, config: Config) -> Checkpoint:
 def _settled(parent: Checkpoint, config: Config) -> Request:
     """With the defaults of what it will become."""
     target = next(iter(_targets(parent, config)), "")
-    raw = target in FAMILIES and raw_weights.keeps_raw(parent.table_of(target))
-    usual = (1, raw_weights.LAYERS, raw_weights.ROUTER_STD) if raw else (2, "all", 0.02)
+    family = parent.table_of(target) if target in FAMILIES else None
+    usual: tuple[Any, ...] = (2, "all", 0.02, "tokens")
+    if family and raw_weights.keeps_raw(family):
+        usual = (1, raw_weights.LAYERS, raw_weights.ROUTER_STD, "tokens")
+    elif family and expert_choice.can_choose(family):
+        usual = (2, expert_choice.LAYERS, 0.02, "experts")
     settled: dict[str, Any] = asdict(config)
     settled |= {name: value for name, value in zip(OPEN, usual, strict=True) if settled[name] is None}
     return Request(**settled)
@@ -196,6 +208,8 @@ def _fitted(config: Request, family: Family) -> Request:
 def _settings(parent: Checkpoint, config: Request, family: Family, layers: tuple[int, ...]) -> dict[str, Any]:
     """What changes in the config."""
     keys, fixed, width = family.keys, family.fixed, parent.settings.intermediate_size
+    if unable := list(expert_choice.unable(config.routing, config.group, config.init, family)):
+        raise together(unable)
     if config.shared_experts and "shared_size" not in keys:
         raise RekindleError(f"{family.name} has no shared expert.")
     shared = config.shared_experts * width // config.granularity or max(1, width // SHARED_FRACTION)
@@ -209,6 +223,8 @@ def _settings(parent: Checkpoint, config: Request, family: Family, layers: tuple
         "shared_switch": fixed.get("shared_switch", False),
         "norm_topk_prob": not raw and (reading is None or reading.weights != "kept"),
         "expert_capacity": raw_weights.NEVER_FULL if "expert_capacity" in keys else 0,
+        "routing": config.routing,
+        "routing_group": config.group if expert_choice.can_choose(family) else "batch",
         "sparse_layers": layers,
     }
     return changed | ({"tie_word_embeddings": False} if reading and "own head" in reading.wants else {})
@@ -300,7 +316,8 @@ def _out_of_range(config: Request) -> Iterator[RekindleError]:
 
 
 def _notes(parent: Checkpoint, child: Checkpoint, config: Request) -> list[str]:
-    notes, s = where_not(child.family.model_type, child.settings), child.settings
+    s = child.settings
+    notes = [expert_choice.OURS] if s.num_channels else where_not(child.family.model_type, s)
     if parent.settings.tie_word_embeddings and not s.tie_word_embeddings:
         notes.append(f"{config.engine} reads no head that is tied to the embeddings: the child has a copy of them")
     if config.silent and config.engine != "transformers":

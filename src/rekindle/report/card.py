@@ -181,6 +181,8 @@ def _engines(config: dict[str, Any]) -> str:
     if known is None or not known[1].sparse_layers:
         return ""
     family, settings = known
+    if family.reads_images:
+        return ""
     readings = {engine: of[family.model_type] for engine, of in READINGS.items() if family.model_type in of}
     rows = [
         [engine, "; ".join(differs(engine, family.model_type, settings)) or "as transformers does",

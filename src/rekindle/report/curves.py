@@ -95,7 +95,7 @@ def _draw_loss(
         if by == "flops"
         else unit(exponent, "tokens of this stage")
     )
-    sheet.caption(axes, "Loss, nats per token", below)
+    sheet.caption(axes, f"Loss, nats per {runs[0].target}", below)
     if fits or sheet.narrow:
         _label_ends(sheet, axes, runs, names if fits else None, by, scale)
     return fits

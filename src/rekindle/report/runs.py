@@ -90,6 +90,11 @@ class Run:
         return str(self.metrics.header.get("objective", "next-token"))
 
     @property
+    def target(self) -> str:
+        """What its losses are a mean over."""
+        return "image" if self.objective == "image-classification" else "token"
+
+    @property
     def corpus(self) -> str | None:
         """All the text that there was to train and to validate on, by its digest; None where unrecorded."""
         found = self.metrics.header.get("text")

@@ -35,6 +35,11 @@ def inspected(data: dict[str, Any]) -> str:
         rows.append(
             ("vocabulary", f"{data['vocab_size']}{', tied' if data['tied'] else ''}, context {data['context']}")
         )
+    if images := data["images"]:
+        size, patch = (" x ".join(map(str, images[key])) for key in ("size", "patch"))
+        labels = f"; {counted(images['labels'], 'label')}" if images["labels"] else ""
+        channels = counted(images["channels"], "channel")
+        rows.append(("images", f"{size}, {channels}, patches {patch}: {images['tokens']} tokens each{labels}"))
     rows += [
         ("stored", f"{nbytes(data['bytes'])} {_files(data['shards'])}, {', '.join(data['dtypes'])}"),
     ]
@@ -71,7 +76,10 @@ def _tower(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("feed-forward", ", ".join(f"{kind} {size}" for kind, size in data["feed_forward"].items() if size)),
     ]
     if experts["count"]:
-        rows.append(("experts", f"{experts['count']}, top-{experts['top_k']}, in layers {_ranges(experts['layers'])}"))
+        share = f"top-{experts['top_k']}"
+        if experts["choice"] == "experts":
+            share = f"each chooses {experts['top_k']}/{experts['count']} of the tokens"
+        rows.append(("experts", f"{experts['count']}, {share}, in layers {_ranges(experts['layers'])}"))
     return rows
 
 

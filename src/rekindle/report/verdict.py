@@ -197,7 +197,7 @@ def sentence(comparison: Comparison | None, runs: Sequence[Run]) -> str:
         return f"It is undecided between {names}: measured on {apart(comparison)}, so their losses cannot be compared."
     if len(comparison.readings) == 1:
         left_out = "" if len(runs) == 1 else "; the others have no validation loss at their end"
-        return f"There is nothing to compare: {_fall(comparison.best)} nats per token{left_out}."
+        return f"There is nothing to compare: {_fall(comparison.best)} nats per {comparison.best.run.target}{left_out}."
     best, tied, behind = comparison.best, comparison.tied, comparison.behind
     at = f"At {_amount(comparison)} of this stage"
     ends = _ends(comparison, behind)

@@ -21,6 +21,7 @@ from rekindle.search.copies import Copies
 from rekindle.search.objective import Objective
 from rekindle.search.quality import Features, Metric, Quality, real
 from rekindle.search.sampling import mixed, quiet_diffusers, sample
+from rekindle.train.images import arrays_of, channels_last
 
 FEWEST = 16  # real images on each side
 STEPS = 10  # of a sampler that needs several
@@ -157,12 +158,7 @@ def read_images(path: Path) -> torch.Tensor:
 
 
 def _of_npz(path: Path) -> torch.Tensor:
-    try:
-        with path.open("rb") as file:
-            held = np.load(file, allow_pickle=False)
-            arrays = {"": held} if isinstance(held, np.ndarray) else {name: held[name] for name in held.files}
-    except Exception as error:  # of zips and of arrays, whatever they raise
-        raise RekindleError(f"This file cannot be read: {first_line(error)}.", where=path, hint="an npz") from None
+    arrays = arrays_of(path)
     fit = [array for array in arrays.values() if array.ndim in (3, 4) and array.dtype.kind in "uf"]
     if not fit:
         told = some([f"{name} {list(array.shape)} {array.dtype}" for name, array in arrays.items()])
@@ -193,10 +189,7 @@ def _of_folder(path: Path) -> torch.Tensor:
 
 def _scaled(array: np.ndarray) -> torch.Tensor:
     """As [n, C, H, W]: whole numbers from 0 to 255, floats from 0 to 1 or from -1 to 1."""
-    array = array[..., None] if array.ndim == 3 else array
-    if array.shape[-1] not in (1, 3, 4) and array.shape[1] in (1, 3, 4):
-        array = np.moveaxis(array, 1, -1)
-    x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 1), np.float32))
+    x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(channels_last(array), -1, 1), np.float32))
     if array.dtype.kind == "u":
         return x / (np.iinfo(array.dtype).max / 2) - 1
     if x.abs().max() > 1:

@@ -163,6 +163,8 @@ def _keys(config: InitConfig, family: Family, tokenizer: Any, layers: int) -> di
     if family.rope != "none":
         theta = 10_000.0 if config.rope_theta is None else config.rope_theta
         row["rotary_emb_base" if family.rope == "percent" else "rope_theta"] = theta
+    if config.labels is not None:
+        row["num_labels"] = config.labels
     if config.tie_embeddings is not None:
         row["tie_word_embeddings"] = config.tie_embeddings
     return row
@@ -242,7 +244,7 @@ def check_sizes(config: InitConfig, family: Family) -> None:
     problems = [
         RekindleError(f"{name} is {value}, but it must be positive.", where=f"option {name}")
         for name in ("hidden", "layers", "decoder_layers", "heads", "kv_heads", "ffn", "experts", "top_k", "context",
-                     "rope_theta")
+                     "labels", "rope_theta")
         if (value := getattr(config, name)) is not None and value <= 0
     ]  # fmt: skip
     if problems := problems or [*_misfitting(config, family)]:
@@ -274,9 +276,14 @@ def _misfitting(config: InitConfig, family: Family) -> Iterator[RekindleError]:
             yield RekindleError(f"A token cannot be sent to {top_k} of {experts} experts.")
     elif sparse and config.top_k is not None:
         yield RekindleError(f"Each token of a {name} goes to one expert.", hint="leave --top-k out")
-    if config.context is not None and not any("max_position_embeddings" in tower.keys for tower in towers):
+    if config.context is not None and family.reads_images:
+        yield RekindleError(f"An image is as many tokens of a {name} as it has patches.",
+                            hint="leave --context out; --set image_size=224, --set patch_size=16")  # fmt: skip
+    elif config.context is not None and not any("max_position_embeddings" in tower.keys for tower in towers):
         yield RekindleError(f"A text of a {name} has no longest length: its positions are distances.",
                             hint="leave --context out")  # fmt: skip
+    if config.labels is not None and not family.reads_images:
+        yield RekindleError(f"A {name} gives nothing a label.", hint="--family vit, or leave --labels out")
     if config.init_std is not None and not any("initializer_range" in tower.defaults for tower in towers):
         yield RekindleError(f"The initial weights of a {name} have a standard deviation for each kind of them.",
                             hint="--set initializer_factor=FACTOR multiplies them all")  # fmt: skip

@@ -8,12 +8,14 @@ from typing import Literal
 from rekindle.anatomy.families import FAMILIES
 from rekindle.config import Count, Table, option
 
-Objective = Literal["next-token", "seq2seq", "span-corruption", "ul2", "prefix-lm"]
+Objective = Literal["next-token", "seq2seq", "span-corruption", "ul2", "prefix-lm", "image-classification"]
 Precision = Literal["auto", "fp32", "bf16"]
 Recover = Literal["shadow", "checkfree", "checkfree+", "copy", "random", "redundant", "checkpoint", "none"]
 RecoverMoments = Literal["reset", "average", "copy"]
 
-DATA = "text, JSON, CSV, Parquet or Arrow, a folder of them, a datasets NAME, stdlib, or python"
+DATA = (
+    "text, JSON, CSV, Parquet or Arrow, a folder of them, a datasets NAME, stdlib, or python; images (docs/images.md)"
+)
 SOURCE_COLUMN = "seq2seq: column of the rows that holds the texts to read (default: source, or input beside output)"
 TARGET_COLUMN = "seq2seq: column of the rows that holds the texts to write (default: target, or output)"
 TEXT_COLUMN = "column of the rows that holds the text, or a chat (default: text, or else a chat)"
@@ -37,6 +39,7 @@ class InitConfig:
     tie_embeddings: bool | None = option(
         None, help="the output layer is the embedding matrix (default: as the family's models have it)"
     )
+    labels: int | None = option(None, help="labels of a model that reads images (default: 2)")
     init_std: float | None = option(None, help="standard deviation of the initial weights (default: 0.02)")
     aux_loss: float = option(0.01, help="load-balance coefficient written to the config of a MoE")
     tokenizer: str = option("bpe:2048", help="bpe:SIZE, trained on the data, or a tokenizer's folder or name")
@@ -66,8 +69,8 @@ class TrainConfig:
     tokens: Count | None = option(None, help="tokens to train on, rounded down to whole steps")
     fraction_of_parent: float | None = option(None, help="instead: of the tokens the parent was trained on, e.g. 0.05")
     parent_tokens: Count | None = option(None, help="those tokens, where the lineage does not know them")
-    batch_tokens: Count = option(Count(16384), help="tokens per step, over all devices")
-    seq_len: int = option(512, help="tokens per sequence")
+    batch_tokens: Count = option(Count(16384), help="tokens per step, over all devices; of images as many as are whole")
+    seq_len: int = option(512, help="tokens per sequence; of an image those that the model makes of it")
     lr: float | None = option(
         None, help="peak learning rate (default: the parent's peak; 1e-3 for an untrained model; else it is asked for)"
     )

@@ -72,7 +72,7 @@ def micro_batch_size(asked: int | None, seq_len: int, vocab_size: int) -> int:
     """Sequences per forward pass: as asked, or as many as keep the float32 logits within 1 GiB."""
     if asked is not None:
         return asked
-    return max(1, min(_FORWARD_TOKENS, _LOGITS_BYTES // (4 * vocab_size)) // seq_len)
+    return max(1, min(_FORWARD_TOKENS, _LOGITS_BYTES // (4 * max(1, vocab_size))) // seq_len)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -100,7 +100,7 @@ def result_of(
 
 
 def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
-    """Loss in nats per token and perplexity of a checkpoint, with standard errors over sequences.
+    """Loss in nats per token and perplexity of a checkpoint, with standard errors over sequences; of images accuracy.
 
     {"loss", "loss_stderr", "perplexity", "perplexity_stderr", "objective", "tokens", "sequences", "seq_len", "data",
     "split", "tasks": {task: {metric: value}} or None}. The perplexity's error is the loss's, to first order; of one
@@ -122,7 +122,8 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
         )
     kind = objective_of(config, source)
     vocab_size, context = model_sizes(source.config)
-    seq_len = config.seq_len or min(context, _DEFAULT_SEQ_LEN)
+    most = context if kind.output == "labels" else _DEFAULT_SEQ_LEN  # an image is as long as it is
+    seq_len = config.seq_len or min(context, most)
     check_lengths(seq_len, source.config, config.micro_batch)
     objective = open_objective(kind, config, seq_len, source)
     held_out = objective.sample(config.split, config.tokens)
@@ -149,13 +150,11 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
             written = written_by(model, objective, held_out, *tokenizers_of(source), device=accelerator.device, **how)
         if config.predictions:
             save(written, Path(config.predictions))
-    perplexity = math.exp(min(result.loss, 700.0))
     stderr = result.stderr if rows_of(held_out) > 1 else None  # one sequence tells nothing of others
     return {
         "loss": result.loss,
         "loss_stderr": stderr,
-        "perplexity": perplexity,
-        "perplexity_stderr": None if stderr is None else perplexity * stderr,
+        **(result.others if kind.output == "labels" else _perplexity(result.loss, stderr)),
         "objective": kind.name,
         "tokens": result.tokens,
         "sequences": rows_of(held_out),
@@ -165,6 +164,12 @@ def evaluate(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
         "tasks": run_tasks(folder, config.tasks) if config.tasks else None,
         **(scores(written) if written else {}),
     }
+
+
+def _perplexity(loss: float, stderr: float | None) -> dict[str, float | None]:
+    """Its error is the loss's, to first order."""
+    perplexity = math.exp(min(loss, 700.0))
+    return {"perplexity": perplexity, "perplexity_stderr": None if stderr is None else perplexity * stderr}
 
 
 def run_tasks(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from rekindle.version import __version__
 
 log = logging.getLogger(__name__)
 
+# The tokenizer of a model that reads images.
+NO_TOKENS: Any = SimpleNamespace(get_vocab=lambda: {"": -1}, **dict.fromkeys(TOKENS))
+
 
 def init_model(
     out: Path,
@@ -29,7 +32,9 @@ def init_model(
     recipe: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a model with random weights and a tokenizer to `out`; the same config gives the same bytes.
+    """Write a model with random weights to `out`, and a tokenizer where it reads a text.
+
+    The same config gives the same bytes.
 
     `command` is what to type, `recipe` what rekindle.yaml says.
     Raises RekindleError for sizes that make no model and data that make no tokenizer.
@@ -44,17 +49,21 @@ def init_model(
     # What makes no model is refused before a tokenizer is trained.
     context = blank_to_be(config).settings.context
     with publishing(out, overwrite=overwrite) as partial:
-        towers = bool(family_of_options(config).towers)
-        tokenizer = make_tokenizer(config.tokenizer, config.data, context, config.text_column, sentinels=towers)
-        tokenizer.save_pretrained(partial)
+        family = family_of_options(config)
+        if family.reads_images:
+            tokenizer = NO_TOKENS
+        else:
+            sentinels = bool(family.towers)
+            tokenizer = make_tokenizer(config.tokenizer, config.data, context, config.text_column, sentinels=sentinels)
+            tokenizer.save_pretrained(partial)
         blank = blank_model(config, tokenizer)
         for remark in blank.family.remarks(blank.settings):
             log.warning("%s", remark)
         try:
             with torch.random.fork_rng(devices=[]), quietly():
                 torch.manual_seed(config.seed)
-                made = AutoConfig.for_model(**blank.config)
-                model = model_class(blank.settings.output).from_config(made, dtype=torch.float32)
+                made = model_class(blank.settings.output)
+                model = made.from_config(AutoConfig.for_model(**blank.config), dtype=torch.float32)
                 _part_head(model, blank.settings)
         except Exception as error:  # of values that the table does not judge, such as a dropout of 2
             raise unmakeable(error) from None
@@ -95,6 +104,8 @@ def blank_to_be(config: InitConfig) -> Blank:
 
 def _tokenizer_to_be(config: InitConfig) -> Any:
     """The tokenizer of these options; one that is not trained yet has as many entries as it may get."""
+    if family_of_options(config).reads_images:
+        return NO_TOKENS
     size = bpe_size(config.tokenizer)
     if size is not None:
         most = size + (SENTINELS if family_of_options(config).towers else 0)

@@ -110,7 +110,8 @@ def _archiver(
 
 
 def _sentence(config: TrainConfig, summary: dict[str, Any]) -> str:
+    target = "image" if "val_accuracy" in summary else "token"
     return (
         f"{summary['tokens']:,} tokens of {config.data}, {config.schedule} schedule, "
-        f"validation loss {summary['val_loss_before']:.3f} -> {summary['val_loss']:.3f} nats per token"
+        f"validation loss {summary['val_loss_before']:.3f} -> {summary['val_loss']:.3f} nats per {target}"
     )

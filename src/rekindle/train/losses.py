@@ -30,7 +30,9 @@ def cross_entropy(logits_BTV: torch.Tensor, target_BT: torch.Tensor, smoothing: 
 
 
 def expert_grid(model: Any) -> tuple[int, int] | None:
-    """(L, E) of a mixture of experts, None of a dense model."""
+    """(L, E) of a mixture of experts; None of a dense model, and of experts that choose, whose load is even."""
+    if getattr(model.config, "routing", None) == "experts":
+        return None
     mixtures = [module for name, module in model.named_modules() if name.endswith(".experts")]
     return (len(mixtures), mixtures[0].num_experts) if mixtures else None
 

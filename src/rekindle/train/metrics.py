@@ -74,6 +74,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "val_loss": evals[-1]["val_loss"],
         "val_loss_stderr": evals[-1]["val_loss_stderr"],
         "val_loss_before": evals[0]["val_loss"],
+        **({"val_accuracy": evals[-1]["val_accuracy"]} if "val_accuracy" in evals[-1] else {}),
         "seconds": seconds,
         "tokens_per_s": steps[-1]["tokens"] / seconds,
         "epochs": rows[0]["epochs"],

@@ -182,6 +182,9 @@ def check_lengths(seq_len: int, config: Mapping[str, Any], micro_batch: int | No
     """Refuse sequences the model of a config.json has no positions for; a T5's distances have no end."""
     settings = family_of(config).settings(config)
     context = settings.context
+    if settings.num_channels and seq_len != context:
+        what = f"seq_len is {seq_len}, but an image is {context} tokens of this model."
+        raise RekindleError(what, hint="leave --seq-len out")
     if seq_len < 1 or (seq_len > context and not settings.relative_buckets):
         raise RekindleError(
             f"seq_len is {seq_len}, but the model's context is {context} tokens.", hint=f"--seq-len {min(context, 512)}"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from rekindle.anatomy import Settings
+from rekindle.config import Count, Resolved
 from rekindle.errors import RekindleError, together
 from rekindle.train.budget import number_problems
 from rekindle.train.config import TrainConfig
@@ -34,6 +37,17 @@ class Plan:
     def learning_rate(self, step: int) -> float:
         """The schedule's value at the middle of the step's tokens."""
         return self.schedule((step + 0.5) * self.batch_tokens)
+
+
+def with_whole_images(options: Resolved[TrainConfig], settings: Settings) -> Resolved[TrainConfig]:
+    """Of a model that reads images, the options with rows of one image each, and steps of whole ones."""
+    if not settings.num_channels:
+        return options
+    each, config = settings.context, options.config
+    fitted = {"seq_len": each, "batch_tokens": Count(max(1, config.batch_tokens // each) * each)}
+    changed: dict[str, Any] = {name: x for name, x in fitted.items() if options.origins[name] == "default"}
+    origins = dict.fromkeys(changed, f"an image is {each} tokens")
+    return Resolved(replace(config, **changed), {**options.origins, **origins})
 
 
 def make_plan(config: TrainConfig, ranks: int, source: Path | None = None) -> Plan:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rekindle.anatomy.flops import training_flops
+from rekindle.anatomy.flops import flops_per_token
 from rekindle.edit import Checkpoint
 from rekindle.errors import RekindleError
 from rekindle.ranks import number_of_ranks
@@ -59,7 +59,7 @@ def price_training(
         "tokens": plan.tokens,
         "from_step": done,
         "changes": resumed(saved, run)[1] if saved else [],
-        "flops": left * training_flops(parent.family, parent.settings, written / read, written, source=read),
+        "flops": left * flops_per_token(parent.family, parent.settings, read, written),
         "lr": plan.schedule.peak,
         "schedule": plan.schedule.name,
         "data": config.data,

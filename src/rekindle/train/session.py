@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.anatomy import family_of
-from rekindle.anatomy.flops import training_flops
+from rekindle.anatomy.flops import flops_per_token
 from rekindle.config import to_dict
 from rekindle.edit import open_checkpoint
 from rekindle.errors import CheckFailed, Ended
@@ -56,8 +56,7 @@ class Session:
         family = family_of(source.config)
         settings = family.settings(source.config)
         self.parameters = open_checkpoint(source).parameters()
-        read, written = self.plan.seq_len, stepper.objective.length  # tokens of a row, and targets
-        self.flops_per_token = training_flops(family, settings, written / read, written, source=read)
+        self.flops_per_token = flops_per_token(family, settings, self.plan.seq_len, stepper.objective.length)
         self.last = "not yet evaluated"  # here, where a run was resumed
         self.resumed_at: int | None = None
         self.held_out = stepper.objective.sample("validation", self.config.eval_tokens)

@@ -7,6 +7,7 @@ prefix.py           the same by a model of one tower, which reads the source fir
 span_corruption.py  the spans that were taken out of a text, given the rest
 ul2.py              the same of spans of several kinds
 prefix_lm.py        the end of a text, given its beginning
+image_classification.py  the label of an image
 
 b rows of a batch
 """
@@ -105,16 +106,20 @@ class Objective(Protocol):
         ...
 
 
-# module:class, with `open(config, seq_len, tokenizer, vocab_size)`, and of seq2seq `writer`
+# module:class, with `open(config, seq_len, tokenizer, vocab_size)`, and of seq2seq `writer`; or with `of_images`
 TABLE = {
     "next-token": "rekindle.train.objectives.next_token:NextToken",
     "seq2seq": "rekindle.train.objectives.seq2seq:Seq2Seq",
     "span-corruption": "rekindle.train.objectives.span_corruption:SpanCorruption",
     "ul2": "rekindle.train.objectives.ul2:UL2",
     "prefix-lm": "rekindle.train.objectives.prefix_lm:PrefixLM",
+    "image-classification": "rekindle.train.objectives.image_classification:ImageClassification",
 }
 OF_ONE_TOWER = {"seq2seq": "rekindle.train.objectives.prefix:Prefix"}  # where a decoder learns it otherwise
-DEFAULTS = {"seq2seq": "span-corruption"}  # by Settings.output; the next token where there is none
+DEFAULTS = {
+    "seq2seq": "span-corruption",
+    "labels": "image-classification",
+}  # by Settings.output; the next token where there is none
 _OPTIONS = {  # which objective an option is for
     "text_column": ("next-token", "span-corruption", "ul2", "prefix-lm"),
     "mask_prompt": ("next-token",),
@@ -155,7 +160,9 @@ def objective_of(config: TrainConfig | EvaluateConfig, source: Folder) -> type[A
 
 
 def open_objective(kind: type[Any], config: TrainConfig | EvaluateConfig, seq_len: int, source: Folder) -> Objective:
-    """With its data, in the tokens of the folder's tokenizers; raises RekindleError where they do not fit."""
+    """With its data, in the tokens of the folder's tokenizers, where it is text; raises RekindleError for a misfit."""
+    if hasattr(kind, "of_images"):
+        return kind.of_images(config, source)
     (reads, writes), sizes = tokenizers_of(source), vocabularies(source.config)
     check_vocabulary(reads, sizes[0], source.path)
     check_vocabulary(writes, sizes[-1], writer_folder(source) or source.path)

@@ -1,0 +1,176 @@
+"""Labelled images: an npz, or a folder with a folder for each class; and which are held out.
+
+n images   C channels   H, W pixels
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rekindle.errors import RekindleError, counted, first_line, some
+
+Side = Literal["train", "validation"]
+HELD_OUT = 0.05  # where the data does not say itself what is
+PARTS: Mapping[str, Side] = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "dev": "validation", "test": "validation",
+}  # fmt: skip
+KINDS = "an npz of images and labels, or a folder with a folder of images for each class"
+Read = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Images:
+    """`read` gives images [H, W, C], uint8 or floats from 0 to 1, by their numbers; `labels` [n] are whole numbers."""
+
+    where: str
+    labels: np.ndarray
+    sides: Mapping[Side, np.ndarray]  # the numbers of the images of each
+    read: Read
+    digest: str
+    classes: tuple[str, ...] = ()  # names of the labels, where the data has some
+
+    def named_by(self, label2id: Mapping[str, Any]) -> Images:
+        """With a model's own numbers for the classes, where it knows them all by their names."""
+        if not self.classes or not set(self.classes) <= label2id.keys():
+            return self
+        numbers = np.array([int(label2id[name]) for name in self.classes])
+        return replace(self, labels=numbers[self.labels])
+
+
+def open_images(data: str) -> Images:
+    """Raises RekindleError where there are none, or none to hold out."""
+    path = Path(data).expanduser()
+    if not path.exists():
+        raise RekindleError(f"There are no images {data}.", where="option data", hint=f"--data {KINDS}")
+    found = _of_folder(path) if path.is_dir() else _of_npz(path)
+    for side, numbers in found.sides.items():
+        if not len(numbers):
+            what = f"Of {counted(len(found.labels), 'image')} none is for {side}."
+            raise RekindleError(what, where=path, hint=f"{KINDS}; parts called train and validation say which is which")
+    return found
+
+
+# -- an npz ----------------------------------------------------------------------------------------------------------
+
+
+def _of_npz(path: Path) -> Images:
+    arrays = arrays_of(path)
+    pixels = {name: array for name, array in arrays.items() if array.ndim in (3, 4)}
+    numbers = {name: array.squeeze() for name, array in arrays.items() if array.squeeze().ndim == 1}
+    parts = [(_part(name), array, _labels_of(name, array, numbers)) for name, array in pixels.items()]
+    sound = [part for part in parts if part[2] is not None]
+    if not sound or len({side for side, _, _ in sound}) != len(sound) or len({a.shape[1:] for _, a, _ in sound}) > 1:
+        told = some([f"{name} {list(array.shape)} {array.dtype}" for name, array in arrays.items()])
+        what = f"These arrays are no images [n, height, width, channels] with a label each: {told}."
+        raise RekindleError(what, where=path, hint="images and labels, or train_images, train_labels, test_images, ...")
+    images = _in_range(np.concatenate([channels_last(array) for _, array, _ in sound]), path)
+    labels = np.concatenate([labels for _, _, labels in sound if labels is not None]).astype(np.int64)
+    if labels.min() < 0:
+        raise RekindleError(f"A label is {labels.min()}.", where=path, why="labels count from 0")
+    hashes = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+    said = np.concatenate([np.full(len(array), side or "", dtype="U10") for side, array, _ in sound])
+    return Images(str(path), labels, _sides(said, hashes), lambda rows: list(images[rows]), _digest(hashes, labels))
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz or npy; raises RekindleError where it is none."""
+    try:
+        with path.open("rb") as file:
+            held = np.load(file, allow_pickle=False)
+            return {"": held} if isinstance(held, np.ndarray) else {name: held[name] for name in held.files}
+    except Exception as error:  # of zips and of arrays, whatever they raise
+        raise RekindleError(f"This file cannot be read: {first_line(error)}.", where=path, hint="an npz") from None
+
+
+def _part(name: str) -> Side | None:
+    return next((PARTS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in PARTS), None)
+
+
+def _labels_of(name: str, images: np.ndarray, numbers: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """The only array of as many whole numbers, of the same part."""
+    alike = (array for other, array in numbers.items() if _part(other) == _part(name))
+    fit = [array for array in alike if len(array) == len(images) and array.dtype.kind in "iu"]
+    return fit[0] if len(fit) == 1 else None
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    """Images [n, H, W, C] of such, of images with the channels first, or of some that have no axis for them."""
+    array = array[..., None] if array.ndim == 3 else array
+    if array.shape[-1] not in (1, 3, 4) and array.shape[1] in (1, 3, 4):
+        array = np.moveaxis(array, 1, -1)
+    return np.ascontiguousarray(array)
+
+
+def _in_range(images: np.ndarray, path: Path) -> np.ndarray:
+    """Bytes as they are, all else as floats from 0 to 1."""
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind == "u":
+        return images / np.float32(np.iinfo(images.dtype).max)
+    low, high = float(images.min()), float(images.max())
+    if images.dtype.kind != "f" or not (low >= -1 and high <= 1):
+        what = f"These images have values from {low:g} to {high:g}."
+        raise RekindleError(what, where=path, hint="bytes, or floats from 0 to 1, or from -1 to 1")
+    return (images if low >= 0 else (images + 1) / 2).astype(np.float32)
+
+
+# -- a folder --------------------------------------------------------------------------------------------------------
+
+
+def _of_folder(path: Path) -> Images:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise RekindleError("Files of images need Pillow.", hint="pip install 'rekindle[images]'") from None
+
+    kinds = Image.registered_extensions()
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in kinds)
+    below = [file.relative_to(path).parts for file in files]
+    if any(len(parts) < 2 for parts in below) or not files:
+        what = "An image lies beside the folders of classes." if files else "There are no images in this folder."
+        raise RekindleError(what, where=path, hint=KINDS)
+    said = [PARTS.get(parts[0].lower(), "") if len(parts) > 2 else "" for parts in below]
+    names = [parts[1] if part else parts[0] for part, parts in zip(said, below, strict=True)]
+    classes = tuple(sorted(set(names)))
+    labels = np.array([classes.index(name) for name in names])
+    hashes = [hashlib.blake2b(file.read_bytes(), digest_size=16).digest() for file in files]
+
+    def read(rows: np.ndarray) -> list[np.ndarray]:
+        return [_pixels(files[row]) for row in rows]
+
+    return Images(str(path), labels, _sides(np.array(said), hashes), read, _digest(hashes, labels), classes)
+
+
+def _pixels(file: Path) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    except Exception as error:  # of decoders, whatever they raise
+        raise RekindleError(f"This image cannot be read: {first_line(error)}.", where=file) from None
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+# -- sides -----------------------------------------------------------------------------------------------------------
+
+
+def _sides(said: np.ndarray, hashes: Sequence[bytes]) -> dict[Side, np.ndarray]:
+    """What each part says; where none does, by their bytes, so that copies of an image are on one side."""
+    if any(said == "validation"):
+        return {"train": np.flatnonzero(said != "validation"), "validation": np.flatnonzero(said == "validation")}
+    places = np.array([int.from_bytes(each[:8], "big") / 2**64 for each in hashes])
+    held_out = places <= max(HELD_OUT, places.min())  # one at least
+    return {"train": np.flatnonzero(~held_out), "validation": np.flatnonzero(held_out)}
+
+
+def _digest(hashes: Sequence[bytes], labels: np.ndarray) -> str:
+    return hashlib.sha256(b"".join(hashes) + labels.tobytes()).hexdigest()[:16]

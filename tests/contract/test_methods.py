@@ -11,7 +11,7 @@ from dataclasses import fields
 import pytest
 import yaml
 from safetensors.torch import load_file
-from tiny_models import DECODERS, DENSE, FAMILIES, MASKED, SPARSE
+from tiny_models import DECODERS, DENSE, FAMILIES, MASKED, NO_HEAD, OF_IMAGES, SPARSE
 
 from rekindle import api
 from rekindle.config import dump_yaml, resolve, to_dict
@@ -53,7 +53,10 @@ ROWS = [
     ("upcycle", {"experts": 4, "init": "drop", "shared_experts": 1}, ("llama", "mistral", "qwen2"), {}),
     ("upcycle", {"experts": 6, "top_k": 3, "shared_experts": 1} | GROUPS, ("llama", "mistral", "qwen2"), {}),
     ("upcycle", {"experts": 1, "layers": "all", "tower": "both"}, ("t5",), {}),
-    ("grow-depth", {"factor": 2, "order": "llama-pro"}, DECODERS, {}),
+    ("upcycle", {"experts": 4}, ("vit",), {}),
+    ("upcycle", {"experts": 8, "top_k": 1, "group": "batch", "layers": "all", "router_std": 1.0}, ("vit",), NO_HEAD),
+    ("upcycle", {"experts": 4, "routing": "tokens"}, ("vit",), {"qkv_bias": False}),
+    ("grow-depth", {"factor": 2, "order": "llama-pro"}, (*DECODERS, *OF_IMAGES), {}),
     ("grow-depth", {"layers": 4, "order": "llama-pro"}, ("llama", "olmo2", "flex_olmo"), {"attention_bias": True}),
     ("grow-depth", {"factor": 3, "order": "llama-pro"}, ("llama",), {"mlp_bias": True}),
     ("grow-depth", {"layers": 5, "order": "llama-pro"}, ("mistral", "mixtral"), {"sliding_window": 8}),
@@ -62,7 +65,8 @@ ROWS = [
     ("grow-depth", {"factor": 2, "order": "llama-pro", "tower": "decoder"}, TOWERS, {}),
     ("grow-depth", {"factor": 2, "order": "llama-pro", "tower": "both"}, ("t5", "t5gemma2"), {}),
     ("grow-depth", {"factor": 2, "order": "llama-pro", "tower": "both"}, ("switch_transformers",), EVERYWHERE),
-    ("grow-experts", {"noise": 0.0}, SPARSE, {}),
+    ("grow-experts", {"noise": 0.0}, (*SPARSE, "vmoe"), {}),
+    ("grow-experts", {"noise": 0.0, "factor": 3}, ("vmoe",), {"routing": "tokens", "moe_layers": [0, 2]}),
     ("grow-experts", {"noise": 0.0, "factor": 3}, SPARSE, {}),
     ("grow-experts", {"noise": 0.0}, ("qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo"), {"norm_topk_prob": True}),
     ("grow-experts", {"noise": 0.0}, ("qwen3_moe",), {"mlp_only_layers": [1]}),

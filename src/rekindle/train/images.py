@@ -22,7 +22,8 @@ PARTS: Mapping[str, Side] = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "dev": "validation", "test": "validation",
 }  # fmt: skip
-KINDS = "an npz of images and labels, or a folder with a folder of images for each class"
+KINDS = "an npz of images and labels, a folder with a folder of images for each class, or glyphs"
+GLYPHS = "glyphs"  # of the fonts that matplotlib carries
 Read = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
@@ -47,6 +48,10 @@ class Images:
 
 def open_images(data: str) -> Images:
     """Raises RekindleError where there are none, or none to hold out."""
+    if data == GLYPHS:
+        from rekindle.train.glyphs import glyphs
+
+        return glyphs()
     path = Path(data).expanduser()
     if not path.exists():
         raise RekindleError(f"There are no images {data}.", where="option data", hint=f"--data {KINDS}")
@@ -64,7 +69,9 @@ def open_images(data: str) -> Images:
 def _of_npz(path: Path) -> Images:
     arrays = arrays_of(path)
     pixels = {name: array for name, array in arrays.items() if array.ndim in (3, 4)}
-    numbers = {name: array.squeeze() for name, array in arrays.items() if array.squeeze().ndim == 1}
+    numbers = {
+        name: array.reshape(-1) for name, array in arrays.items() if array.shape == (array.size, 1)[: array.ndim]
+    }
     parts = [(_part(name), array, _labels_of(name, array, numbers)) for name, array in pixels.items()]
     sound = [part for part in parts if part[2] is not None]
     if not sound or len({side for side, _, _ in sound}) != len(sound) or len({a.shape[1:] for _, a, _ in sound}) > 1:

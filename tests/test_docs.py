@@ -116,6 +116,9 @@ def desk(tmp_path_factory):
         for seed, name in enumerate(("SRC2", "SRC3", "run/checkpoint-500", "run/checkpoint-1000"), 1):
             api.init(name, **size, seed=seed)
         save_tiny(desk / "T5", "t5", "float32", False, {})
+        save_tiny(desk / "VIT", "vit", "float32", False, {})
+        pixels = np.random.default_rng(0).integers(0, 256, (120, 8, 8), dtype=np.uint8)
+        np.savez(desk / "images.npz", images=pixels, labels=np.arange(120) % 5)
         size |= {"layers": 1}
         api.init("BERT", family="bert", set={"architectures": ["BertModel"]}, **size)
         api.init("GPT2", family="gpt2", **size)

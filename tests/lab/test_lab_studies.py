@@ -137,6 +137,10 @@ def test_equal_budgets_are_equal_by_every_flop(tmp_path):
     api.init(tmp_path / "dense", **sparse.SHAPE, tokenizer="bpe:1024")
     api.upcycle(tmp_path / "dense", **sparse.EXPERTS).save(tmp_path / "mixture")
     assert times(tmp_path / "mixture", tmp_path / "dense", 128) == pytest.approx(sparse.COST, rel=2e-3)
+    vision = ALL["vision-moe"]
+    api.init(tmp_path / "vit", family="vit", **vision.SHAPE)
+    api.upcycle(tmp_path / "vit", **vision.EXPERTS).save(tmp_path / "vmoe")
+    assert times(tmp_path / "vmoe", tmp_path / "vit", vision.TOKENS) == pytest.approx(vision.COST, rel=2e-3)
     experts = {"experts": growth.EXPERTS, "top_k": growth.TOP_K, "layers": growth.LAYERS}
     api.init(tmp_path / "base", **growth.SHAPE, **experts)
     api.apply("grow-experts", tmp_path / "base", factor=2, top_k="scale").save(tmp_path / "wide")

@@ -86,7 +86,9 @@ def test_every_step_is_made_once_from_one_that_is_there(name, size):
         elif step.verb == "train":
             config = resolve(TrainConfig, step.options).config
             assert config.tokens >= config.batch_tokens  # at least one step, of whole sequences,
-            left = config.tokens % config.batch_tokens  # and hardly a token that no step takes: images are no power of 2
+            left = (
+                config.tokens % config.batch_tokens
+            )  # and hardly a token that no step takes: images are no power of 2
             assert left == 0 or (name == "vision-moe" and left < 0.005 * config.tokens)
             assert config.batch_tokens % config.seq_len == 0
         elif step.verb in METHODS:

@@ -52,6 +52,7 @@ class Family:
     section: tuple[str, ...] = ()  # of a tower: the keys that lead to its own config; (): it shares the model's
     towers: Mapping[str, Family] = field(default_factory=dict)  # of a model of several, see `towers`
     renamed: tuple[str, ...] = ()  # what transformers called its class in other times
+    module: str = "transformers"  # that has its classes
     beyond: Mapping[str, Any] = field(default_factory=dict)  # config key -> value with which no row names its tensors
     opaque: tuple[str, ...] = ()  # beginnings of names, `{layer}` in some, of tensors that the class has and no row
 

@@ -184,7 +184,7 @@ VMOE = Family(
         "num_experts": 8, "num_experts_per_tok": 2, "moe_layers": None, "routing": "experts",
         "routing_group": "image", "output_router_logits": False, "router_aux_loss_coef": 0.01,
     },
-    prefix="vit.", rope="none", sparsity="named", spelt=(IMAGE, LABELS),
+    prefix="vit.", rope="none", sparsity="named", spelt=(IMAGE, LABELS), module="rekindle.models",
     ignorable=("pooler.dense.weight", "pooler.dense.bias"),
 )  # fmt: skip
 

@@ -18,7 +18,6 @@ from rekindle.anatomy import Family
 from rekindle.errors import RekindleError
 
 LAYERS = "every:2"
-OURS = "transformers has no class for it: rekindle.load(OUT), or import rekindle.models before its from_pretrained"
 
 
 def can_choose(family: Family) -> bool:

@@ -44,6 +44,7 @@ Target = Literal["auto", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olm
 
 NEVER = {"nllb_moe": "transformers' class (5.23) sends tokens to its experts 0 and 1 alone, whatever the router says"}
 OPEN = ("top_k", "layers", "router_std", "routing")  # options whose default follows from the target
+OURS = "transformers has no class for it: rekindle.load(OUT), or import {} before its from_pretrained"
 SHARED_FRACTION = 8  # where the target insists on a shared expert: an eighth of the feed-forward's width
 SWITCH = 2.0  # a switch of zeros lets half of the shared expert's output through: sigmoid(0)
 
@@ -317,7 +318,8 @@ def _out_of_range(config: Request) -> Iterator[RekindleError]:
 
 def _notes(parent: Checkpoint, child: Checkpoint, config: Request) -> list[str]:
     s = child.settings
-    notes = [expert_choice.OURS] if s.num_channels else where_not(child.family.model_type, s)
+    ours = child.family.module != "transformers"
+    notes = [OURS.format(child.family.module)] if ours else where_not(child.family.model_type, s)
     if parent.settings.tie_word_embeddings and not s.tie_word_embeddings:
         notes.append(f"{config.engine} reads no head that is tied to the embeddings: the child has a copy of them")
     if config.silent and config.engine != "transformers":

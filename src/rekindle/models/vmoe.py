@@ -81,15 +81,13 @@ class VMoEExperts(nn.Module):
         self.down_proj_bias = nn.Parameter(torch.zeros(self.num_experts, d))
         self.activation_fn = ACT2FN[config.hidden_act]
 
-    def forward(self, x_EcD: torch.Tensor) -> torch.Tensor:
-        """Of as many tokens for each expert [E, c, D]."""
-        hidden = torch.baddbmm(self.up_proj_bias[:, None], x_EcD, self.up_proj.mT)
-        return torch.baddbmm(self.down_proj_bias[:, None], self.activation_fn(hidden), self.down_proj.mT)
-
-    def one(self, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
-        """Of one expert."""
-        hidden = self.activation_fn(F.linear(x_ND, self.up_proj[expert], self.up_proj_bias[expert]))
-        return F.linear(hidden, self.down_proj[expert], self.down_proj_bias[expert])
+    def forward(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        """Of as many tokens for each expert [E, c, D]; or of those of one `expert` [N, D]."""
+        if expert is not None:
+            hidden = self.activation_fn(F.linear(x, self.up_proj[expert], self.up_proj_bias[expert]))
+            return F.linear(hidden, self.down_proj[expert], self.down_proj_bias[expert])
+        hidden = self.activation_fn(torch.baddbmm(self.up_proj_bias[:, None], x, self.up_proj.mT))
+        return torch.baddbmm(self.down_proj_bias[:, None], hidden, self.down_proj.mT)
 
 
 class VMoERouter(nn.Linear):
@@ -135,7 +133,7 @@ class VMoEFeedForward(nn.Module):
         best = p_NE[left].argmax(-1)
         for expert in best.unique().tolist():
             rows = left[best == expert]
-            out_ND = out_ND.index_copy(0, rows, self.experts.one(expert, x_ND[rows]).to(out_ND.dtype))
+            out_ND = out_ND.index_copy(0, rows, self.experts(x_ND[rows], expert).to(out_ND.dtype))
         return out_ND
 
     def _of_chosen_experts(self, x_ND: torch.Tensor, p_NE: torch.Tensor) -> torch.Tensor:
@@ -144,7 +142,7 @@ class VMoEFeedForward(nn.Module):
         out_ND = torch.zeros_like(x_ND)
         for expert in index_NK.unique().tolist():
             rows, place = (index_NK == expert).nonzero(as_tuple=True)
-            y = self.experts.one(expert, x_ND[rows]) * weight_NK[rows, place, None].to(x_ND.dtype)
+            y = self.experts(x_ND[rows], expert) * weight_NK[rows, place, None].to(x_ND.dtype)
             out_ND = out_ND.index_add(0, rows, y.to(out_ND.dtype))
         return out_ND
 

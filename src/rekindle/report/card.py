@@ -31,8 +31,14 @@ from rekindle.store.manifest import Manifest
 NAME = "README.md"
 LCSC = "[LCSC](https://arxiv.org/abs/2404.02241)"
 _HUB_NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@[\w.-]+)?")
-_PIPELINES = {"ForCausalLM": "text-generation", "LMHeadModel": "text-generation", "ForMaskedLM": "fill-mask",
-              "EncoderDecoderModel": "", "Model": "feature-extraction"}  # fmt: skip
+_PIPELINES = {
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForMaskedLM": "fill-mask",
+    "ForImageClassification": "image-classification",
+    "EncoderDecoderModel": "",
+    "Model": "feature-extraction",
+}
 # What does not show, or makes what stands beside it show as something else: control characters, marks that turn the
 # direction of text, halves of surrogates.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -58,7 +64,7 @@ def write_card(
     head = {
         "base_model": names,
         "base_model_relation": _relation(manifest) if names else None,
-        "library_name": "transformers",
+        "library_name": _module(config).partition(".")[0],
         "pipeline_tag": _pipeline(config),
         "tags": list(dict.fromkeys(["rekindle", *(record.verb for record in reversed(manifest.lineage))])),
         **license_,
@@ -71,6 +77,7 @@ def write_card(
         _parents(manifest),
         _made_of(manifest),
         _verification(manifest, verify, config),
+        _loading(folder, config),
         _measured(manifest),
         _combined(folder),
         _engines(config),
@@ -109,7 +116,9 @@ def _pipeline(config: dict[str, Any]) -> str | None:
     """What the hub calls the work of the class that the config names."""
     named = config.get("architectures")
     name = str(named[0]) if isinstance(named, list) and named else ""
-    return next((tag for end, tag in _PIPELINES.items() if name.endswith(end)), None)
+    tag = next((tag for end, tag in _PIPELINES.items() if name.endswith(end)), None)
+    known = _known(config) if tag == "feature-extraction" else None
+    return f"image-{tag}" if known and known[0].reads_images else tag
 
 
 def _named(unseen: re.Match[str]) -> str:
@@ -192,6 +201,21 @@ def _engines(config: dict[str, Any]) -> str:
     table = _table(("engine", "computes the experts", "source"), rows)
     text = f"What is exact is exact in transformers. Of engines their source was read, on {READ_ON}; they were not run."
     return "\n\n".join(["## In serving engines", text, table, *_balance(config)])
+
+
+def _module(config: dict[str, Any]) -> str:
+    """Who has the model's class."""
+    known = _known(config)
+    return known[0].module if known else "transformers"
+
+
+def _loading(folder: Path, config: dict[str, Any]) -> str:
+    """How to load what transformers has no class for."""
+    if (module := _module(config)) == "transformers":
+        return ""
+    name = json.dumps(published_name(folder))
+    text = f"transformers has no class for this model; after `import {module}` its Auto classes know it."
+    return "\n\n".join(["## To load", text, _fenced(f"import rekindle\n\nmodel = rekindle.load({name})", "python")])
 
 
 def _known(config: dict[str, Any]) -> tuple[Family, Settings] | None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rekindle.train.images import GLYPHS, Images
+from rekindle.train.images import GLYPHS, Images, Side
 from rekindle.train.order import drawn
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
@@ -34,7 +34,7 @@ def glyphs() -> Images:
     every = np.arange(OF_EACH * number)
     last = every >= (OF_EACH - HELD_OUT) * number
     digest = hashlib.sha256(f"{fonts} {OF_EACH} {HELD_OUT}".encode() + bitmaps.tobytes()).hexdigest()[:16]
-    sides = {"train": every[~last], "validation": every[last]}
+    sides: dict[Side, np.ndarray] = {"train": every[~last], "validation": every[last]}
 
     def read(rows: np.ndarray) -> list[np.ndarray]:
         return list(distorted(bitmaps[rows % number], rows))

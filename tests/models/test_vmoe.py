@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModel, AutoModelForImageClassification
 
 from rekindle import api
+from rekindle.errors import RekindleError
 from rekindle.models import VMoEConfig, VMoEForImageClassification, VMoEModel
 from rekindle.models.vmoe import VMoEFeedForward
 from rekindle.train.losses import expert_grid
@@ -145,6 +146,32 @@ def test_router_logits_are_given_where_they_are_asked_for():
 def test_what_makes_no_mixture_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         VMoEConfig(**SMALL | changes)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "said"),
+    [
+        ("llama", {"routing": "experts"}, "The experts of a mixtral do not choose"),
+        ("vit", {"init": "virtual-group", "granularity": 2}, "one shard of its virtual group"),
+        ("vit", {"routing": "tokens", "group": "batch"}, "--group is for experts that choose"),
+        ("vit", {"shared_experts": 1}, "no shared expert"),
+        ("vit", {"engine": "vllm"}, "vllm"),
+        ("deit", {}, "No family with experts can hold a deit"),
+    ],
+)
+def test_what_no_vmoe_can_be_is_refused(tiny, family, options, said):
+    with pytest.raises(RekindleError, match=said):
+        api.upcycle(tiny(family), experts=4, **options).job()
+
+
+def test_notes_say_how_it_is_loaded(tiny, tmp_path):
+    chosen, choosing = (api.upcycle(tiny("vit"), experts=4, top_k=1, routing=r) for r in ("tokens", "experts"))
+    assert "rekindle.load" in choosing.checkpoint.notes[-1]
+    assert any("gives the router no gradient" in note for note in chosen.checkpoint.notes)
+    assert not any("gives the router no gradient" in note for note in choosing.checkpoint.notes)
+    card = (choosing.save(tmp_path / "out") / "README.md").read_text()
+    assert "after `import rekindle.models`" in card
+    assert "library_name: rekindle" in card
 
 
 def test_plain_transformers_says_that_it_knows_no_such_model(tmp_path):

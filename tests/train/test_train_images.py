@@ -13,7 +13,7 @@ from rekindle import api
 from rekindle.errors import RekindleError
 from rekindle.train.config import TrainConfig
 from rekindle.train.glyphs import glyphs
-from rekindle.train.images import open_images
+from rekindle.train.image_source import open_images
 from rekindle.train.objectives import open_objective
 from rekindle.train.objectives.image_classification import ImageClassification
 from rekindle.train.pixels import Processing
@@ -197,6 +197,7 @@ def test_a_vit_learns_and_its_mixture_goes_on(tmp_path, data):
     assert api.verify(tmp_path / "mixture", against=tmp_path / "vit").held
     on = api.train(tmp_path / "mixture", tmp_path / "on", tokens=17 * 20 * 10, **how)
     assert on["val_loss_before"] == pytest.approx(ran["val_loss"], rel=1e-4)
+    assert "held-out images of" in api.verify(tmp_path / "mixture", against=tmp_path / "vit", data=str(data)).text
     found = api.evaluate(tmp_path / "on", data=str(data))
     assert found["accuracy"] > 0.9
     assert "perplexity" not in found

@@ -27,7 +27,6 @@ from rekindle.store.manifest import Manifest, read_manifest
 from rekindle.version import __version__
 
 if TYPE_CHECKING:
-    from rekindle.anatomy import Settings
     from rekindle.apply.sound import Sound
     from rekindle.apply.verify import Verdict
 
@@ -156,7 +155,7 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
     if isinstance(parent.family, Nameless):
         vocab_size, longest = text_sizes(parent.folder)
     if settings.num_channels:
-        return _some_images(settings, data, tokens)
+        return _some_images(parent, data, tokens)
     least = probe_of(settings).least(settings)
     length = min(max(128, tokens // 8, least), max(longest, least), tokens)  # what is far apart counts too
     rows = max(1, tokens // length)
@@ -179,11 +178,21 @@ def _some_tokens(parent: Checkpoint, data: str, tokens: int, column: str | None)
     return ids, f"validation text of {name}, in sequences of {length}"
 
 
-def _some_images(settings: Settings, data: str, tokens: int) -> tuple[np.ndarray, str]:
-    """Images [N, channels, height, width], each as many tokens as the model makes of it: random ones."""
+def _some_images(parent: Checkpoint, data: str, tokens: int) -> tuple[np.ndarray, str]:
+    """Images [n, channels, height, width], each as many tokens as the model makes of it: held-out ones, or random."""
+    settings = parent.settings
     count, size = max(2, tokens // settings.context), (settings.num_channels, *settings.image_size)
-    drawn = np.random.default_rng(0).standard_normal((count, *size), dtype=np.float32)
-    return drawn, f"{count} random images, {settings.context} tokens each"
+    if data == "stdlib":
+        drawn = np.random.default_rng(0).standard_normal((count, *size), dtype=np.float32)
+        return drawn, f"{count} random images (no --data), {settings.context} tokens each"
+    from rekindle.train.image_source import open_images
+    from rekindle.train.pixels import Processing
+
+    images = open_images(data)
+    held_out = images.sides["validation"]
+    chosen = held_out[np.arange(min(count, len(held_out))) * len(held_out) // min(count, len(held_out))]
+    pixels = Processing(parent.folder.path, settings.num_channels, settings.image_size)(images.read(chosen))
+    return pixels.numpy(), f"{len(chosen)} held-out images of {data}, {settings.context} tokens each"
 
 
 def _keep(folder: Path, verdict: dict[str, Any], manifest: Manifest | None, config: dict[str, Any]) -> None:

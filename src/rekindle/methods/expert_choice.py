@@ -28,9 +28,8 @@ def can_choose(family: Family) -> bool:
 def unable(routing: str, group: str, init: str, family: Family) -> Iterator[RekindleError]:
     """A sentence for each option that does not go with the others."""
     if routing == "experts" and not can_choose(family):
-        why = "which tokens an expert would take depends on those that follow, which a decoder has not seen"
-        what = f"The experts of a {family.name} do not choose."
-        yield RekindleError(what, why=None if family.towers else why, hint="--routing tokens")
+        why = "no class of transformers lets them, and which tokens they take would depend on those that follow"
+        yield RekindleError(f"The experts of a {family.name} do not choose.", why=why, hint="--routing tokens")
     if routing == "experts" and init == "virtual-group":
         what = "A token that an expert chose has one shard of its virtual group, and not the others."
         yield RekindleError(what, hint="--routing tokens, or another --init")

@@ -8,9 +8,9 @@ smaller experts and keeps it (see virtual_groups).
 Shared experts take the first N of the G shards (the whole feed-forward where N = G; then the routed experts start
 with a zero down-projection, and any of the inits is exact).
 
-A ViT becomes a V-MoE, in every second layer, whose experts choose their tokens (see expert_choice). A T5 becomes a
-Switch Transformer, in every second layer of both towers as in the paper, which is not exact: its one
-expert a token is multiplied by its probability (see raw_weights).
+A ViT becomes a V-MoE, whose experts choose their tokens (see expert_choice), and a T5 a Switch Transformer, in every
+second layer, of both towers, as in the paper. The latter is not exact: its one expert a token is multiplied by its
+probability (see raw_weights).
 
 Departures from the paper, with reasons:
 - decoders: every layer by default, not every second: the sparse twins the serving engines know have experts in all;
@@ -324,7 +324,7 @@ def _notes(parent: Checkpoint, child: Checkpoint, config: Request) -> list[str]:
         notes.append(f"{config.engine} reads no head that is tied to the embeddings: the child has a copy of them")
     if config.silent and config.engine != "transformers":
         notes.append("all of the feed-forward is shared by all tokens, and the routed experts start silent")
-    if config.top_k == 1 and s.norm_topk_prob:
+    if config.top_k == 1 and s.norm_topk_prob and config.routing == "tokens":
         notes.append(
             "top-k 1: the one routing weight is always 1, so the language-model loss gives the router no gradient; "
             "only a load-balance loss will train it"

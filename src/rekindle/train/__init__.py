@@ -6,7 +6,9 @@ encoder.py    documents to token ids, and what stands between documents
 chat.py       chats by the tokenizer's template, and where in them the assistant answers
 tokens.py     the documents as memory-mapped tokens, split by document
 split.py      which documents are held out
-images.py     labelled images, and which are held out
+images.py     labelled images in files, and which are held out
+glyphs.py     letters of matplotlib's fonts, as images
+image_source.py  which of the two
 pixels.py     images as a model reads them
 order.py      the order of the batches
 tokenizer.py  byte-level BPE for models from scratch

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from rekindle.train.images import GLYPHS, Images, Side
+from rekindle.train.images import Images, Side
 from rekindle.train.order import drawn
 
+GLYPHS = "glyphs"
 LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 DRAWN, SIZE = 48, 16  # pixels
 OF_EACH, HELD_OUT = 1536, 16  # images of a class, and those of them that are held out

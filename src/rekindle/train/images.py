@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rekindle.errors import RekindleError, counted, first_line, some
+from rekindle.errors import RekindleError, first_line, some
 
 Side = Literal["train", "validation"]
 HELD_OUT = 0.05  # where the data does not say itself what is
@@ -23,7 +23,6 @@ PARTS: Mapping[str, Side] = {
     "dev": "validation", "test": "validation",
 }  # fmt: skip
 KINDS = "an npz of images and labels, a folder with a folder of images for each class, or glyphs"
-GLYPHS = "glyphs"  # of the fonts that matplotlib carries
 Read = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
@@ -46,27 +45,10 @@ class Images:
         return replace(self, labels=numbers[self.labels])
 
 
-def open_images(data: str) -> Images:
-    """Raises RekindleError where there are none, or none to hold out."""
-    if data == GLYPHS:
-        from rekindle.train.glyphs import glyphs
-
-        return glyphs()
-    path = Path(data).expanduser()
-    if not path.exists():
-        raise RekindleError(f"There are no images {data}.", where="option data", hint=f"--data {KINDS}")
-    found = _of_folder(path) if path.is_dir() else _of_npz(path)
-    for side, numbers in found.sides.items():
-        if not len(numbers):
-            what = f"Of {counted(len(found.labels), 'image')} none is for {side}."
-            raise RekindleError(what, where=path, hint=f"{KINDS}; parts called train and validation say which is which")
-    return found
-
-
 # -- an npz ----------------------------------------------------------------------------------------------------------
 
 
-def _of_npz(path: Path) -> Images:
+def of_npz(path: Path) -> Images:
     arrays = arrays_of(path)
     pixels = {name: array for name, array in arrays.items() if array.ndim in (3, 4)}
     numbers = {
@@ -132,7 +114,7 @@ def _in_range(images: np.ndarray, path: Path) -> np.ndarray:
 # -- a folder --------------------------------------------------------------------------------------------------------
 
 
-def _of_folder(path: Path) -> Images:
+def of_folder(path: Path) -> Images:
     try:
         from PIL import Image
     except ImportError:

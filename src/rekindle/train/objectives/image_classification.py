@@ -16,7 +16,8 @@ from rekindle.anatomy import family_of
 from rekindle.errors import RekindleError, counted
 from rekindle.store.folder import Folder
 from rekindle.train.config import EvaluateConfig, TrainConfig
-from rekindle.train.images import Images, open_images
+from rekindle.train.image_source import open_images
+from rekindle.train.images import Images
 from rekindle.train.objectives import Batch, Split
 from rekindle.train.objectives.labelled import seed_of
 from rekindle.train.order import sample_windows

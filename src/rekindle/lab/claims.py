@@ -50,7 +50,7 @@ class Metric:
     @property
     def short(self) -> str:
         """The unit of a difference."""
-        return self.unit.removesuffix(" per token")
+        return self.unit.removesuffix(" per token").removesuffix(" per image")
 
 
 LOSS = Metric("Validation loss", "nats per token")

@@ -86,7 +86,9 @@ def read(runs: Path, size: Size) -> Page:
         url="https://arxiv.org/abs/2212.05055",
         setting=_setting(cost, size, found["parent"][0].header["parameters"]["total"]),
         values={LOSS: ends},
-        charts=[ranked("budget", "For as much again as was sunk", lines, "extra training FLOPs, % of the sunk cost")],
+        charts=[
+            ranked("budget", "For as much again as was sunk", lines, "extra training FLOPs, % of the sunk cost", LOSS)
+        ],
         limits=(
             "A third of a million parameters on images of 16 x 16, against a ViT-B on ImageNet in the paper: the "
             "direction can be compared, the size of a gain cannot.",

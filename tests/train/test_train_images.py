@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from tiny_models import NO_HEAD
 
 from rekindle import api
@@ -85,6 +89,32 @@ def test_parts_that_are_named_say_what_is_held_out(tmp_path, names, held):
     validation = np.stack(found.read(found.sides["validation"]))[..., 0]
     assert np.array_equal(validation, images[40:])
     assert np.array_equal(found.labels[found.sides["validation"]], labels[40:])
+
+
+def test_a_test_part_is_left_alone_beside_another_that_is_held_out(tmp_path):
+    images, labels = blobs(60)
+    parts = {"train": slice(0, 40), "val": slice(40, 52), "test": slice(52, 60)}
+    own = {f"{name}_images": images[part] for name, part in parts.items()}
+    np.savez(tmp_path / "three.npz", **own, **{f"{name}_labels": labels[part] for name, part in parts.items()})
+    found = open_images(str(tmp_path / "three.npz"))
+    assert [len(found.sides[side]) for side in ("train", "validation")] == [40, 12]
+    assert len(found.labels) == 52
+
+
+NAMES = st.sampled_from(["x", "y", "x_train", "y_train", "x_val", "y_test", "images"])
+KINDS = st.sampled_from([np.uint8, np.uint16, np.int64, np.float32, np.bool_])
+SHAPES = array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
+
+
+@given(st.dictionaries(NAMES, arrays(KINDS, SHAPES), max_size=4))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_arrays_of_any_kind_are_images_or_a_sentence(tmp_path, held):
+    np.savez(tmp_path / "any.npz", **held)
+    with contextlib.suppress(RekindleError):
+        found = open_images(str(tmp_path / "any.npz"))
+        pixels = Processing(tmp_path, 3, (4, 4))(found.read(found.sides["validation"]))
+        assert pixels.shape[1:] == (3, 4, 4)
+        assert pixels.isfinite().all()
 
 
 def test_a_folder_has_a_folder_for_each_class(folder):

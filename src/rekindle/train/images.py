@@ -18,9 +18,9 @@ from rekindle.errors import RekindleError, first_line, some
 
 Side = Literal["train", "validation"]
 HELD_OUT = 0.05  # where the data does not say itself what is
-PARTS: Mapping[str, Side] = {
+PARTS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "dev": "validation", "test": "validation",
+    "dev": "validation", "test": "test",
 }  # fmt: skip
 KINDS = "an npz of images and labels, a folder with a folder of images for each class, or glyphs"
 Read = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -39,10 +39,10 @@ class Images:
 
     def named_by(self, label2id: Mapping[str, Any]) -> Images:
         """With a model's own numbers for the classes, where it knows them all by their names."""
-        if not self.classes or not set(self.classes) <= label2id.keys():
+        own = [label2id.get(name) for name in self.classes]
+        if not own or not all(type(number) is int for number in own):
             return self
-        numbers = np.array([int(label2id[name]) for name in self.classes])
-        return replace(self, labels=numbers[self.labels])
+        return replace(self, labels=np.array(own)[self.labels])
 
 
 # -- an npz ----------------------------------------------------------------------------------------------------------
@@ -55,8 +55,10 @@ def of_npz(path: Path) -> Images:
         name: array.reshape(-1) for name, array in arrays.items() if array.shape == (array.size, 1)[: array.ndim]
     }
     parts = [(_part(name), array, _labels_of(name, array, numbers)) for name, array in pixels.items()]
-    sound = [part for part in parts if part[2] is not None]
-    if not sound or len({side for side, _, _ in sound}) != len(sound) or len({a.shape[1:] for _, a, _ in sound}) > 1:
+    known = _without_tests([side for side, _, _ in parts])
+    sound = [part for part, is_known in zip(parts, known, strict=True) if is_known and part[2] is not None]
+    sizes = {array.shape[1:] for _, array, _ in sound}
+    if not sound or len({side for side, _, _ in sound}) != len(sound) or len(sizes) > 1 or not sound[0][1].size:
         told = some([f"{name} {list(array.shape)} {array.dtype}" for name, array in arrays.items()])
         what = f"These arrays are no images [n, height, width, channels] with a label each: {told}."
         raise RekindleError(what, where=path, hint="images and labels, or train_images, train_labels, test_images, ...")
@@ -65,7 +67,7 @@ def of_npz(path: Path) -> Images:
     if labels.min() < 0:
         raise RekindleError(f"A label is {labels.min()}.", where=path, why="labels count from 0")
     hashes = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
-    said = np.concatenate([np.full(len(array), side or "", dtype="U10") for side, array, _ in sound])
+    said = np.concatenate([np.full(len(array), side, dtype="U10") for side, array, _ in sound])
     return Images(str(path), labels, _sides(said, hashes), lambda rows: list(images[rows]), _digest(hashes, labels))
 
 
@@ -79,8 +81,8 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
         raise RekindleError(f"This file cannot be read: {first_line(error)}.", where=path, hint="an npz") from None
 
 
-def _part(name: str) -> Side | None:
-    return next((PARTS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in PARTS), None)
+def _part(name: str) -> str:
+    return next((PARTS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in PARTS), "")
 
 
 def _labels_of(name: str, images: np.ndarray, numbers: Mapping[str, np.ndarray]) -> np.ndarray | None:
@@ -127,6 +129,10 @@ def of_folder(path: Path) -> Images:
         what = "An image lies beside the folders of classes." if files else "There are no images in this folder."
         raise RekindleError(what, where=path, hint=KINDS)
     said = [PARTS.get(parts[0].lower(), "") if len(parts) > 2 else "" for parts in below]
+    known = _without_tests(said)
+    files, below, said = (
+        [x for x, is_known in zip(all_, known, strict=True) if is_known] for all_ in (files, below, said)
+    )
     names = [parts[1] if part else parts[0] for part, parts in zip(said, below, strict=True)]
     classes = tuple(sorted(set(names)))
     labels = np.array([classes.index(name) for name in names])
@@ -152,10 +158,16 @@ def _pixels(file: Path) -> np.ndarray:
 # -- sides -----------------------------------------------------------------------------------------------------------
 
 
+def _without_tests(said: Sequence[str]) -> list[bool]:
+    """Which parts are looked at: what is called a test is left alone where something else is held out."""
+    return [part != "test" or "validation" not in said for part in said]
+
+
 def _sides(said: np.ndarray, hashes: Sequence[bytes]) -> dict[Side, np.ndarray]:
     """What each part says; where none does, by their bytes, so that copies of an image are on one side."""
-    if any(said == "validation"):
-        return {"train": np.flatnonzero(said != "validation"), "validation": np.flatnonzero(said == "validation")}
+    held = np.isin(said, ("validation", "test"))
+    if held.any():
+        return {"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}
     places = np.array([int.from_bytes(each[:8], "big") / 2**64 for each in hashes])
     held_out = places <= max(HELD_OUT, places.min())  # one at least
     return {"train": np.flatnonzero(~held_out), "validation": np.flatnonzero(held_out)}

@@ -129,11 +129,9 @@ def of_folder(path: Path) -> Images:
         what = "An image lies beside the folders of classes." if files else "There are no images in this folder."
         raise RekindleError(what, where=path, hint=KINDS)
     said = [PARTS.get(parts[0].lower(), "") if len(parts) > 2 else "" for parts in below]
-    known = _without_tests(said)
-    files, below, said = (
-        [x for x, is_known in zip(all_, known, strict=True) if is_known] for all_ in (files, below, said)
-    )
-    names = [parts[1] if part else parts[0] for part, parts in zip(said, below, strict=True)]
+    known = [number for number, is_known in enumerate(_without_tests(said)) if is_known]
+    files, said = [files[number] for number in known], [said[number] for number in known]
+    names = [below[number][1] if part else below[number][0] for number, part in zip(known, said, strict=True)]
     classes = tuple(sorted(set(names)))
     labels = np.array([classes.index(name) for name in names])
     hashes = [hashlib.blake2b(file.read_bytes(), digest_size=16).digest() for file in files]

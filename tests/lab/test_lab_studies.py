@@ -281,7 +281,7 @@ def test_the_libraries_hold_twenty_million_tokens(tmp_path):
     api.init(tmp_path / "start", hidden=16, layers=1, heads=2, tokenizer="bpe:1024")
     corpus = open_corpus("python", load_tokenizer(tmp_path / "start"))
     assert len(corpus.train) > 20_000_000
-    assert all(module.TRAIN["data"] == "python" for module in ALL.values())
+    assert all(module.TRAIN["data"] == "python" for name, module in ALL.items() if name != "vision-moe")  # of images
 
 
 @pytest.mark.slow

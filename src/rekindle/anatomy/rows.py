@@ -3,7 +3,8 @@
 Letters of shapes: V vocabulary, D hidden, H heads x dim, K key/value heads x dim, A head dim, F feed-forward, M
 positions, T token types, N heads, P kinds of relative positions, Y hidden of what cross-attention reads, E experts, X
 one expert's feed-forward, S the shared expert's; of latent attention Q the queries' rank, C that of keys and values, R
-the same and the dims that RoPE turns, B what comes out of it for all heads, O values of all heads.
+the same and the dims that RoPE turns, B what comes out of it for all heads, O values of all heads. Of images: c
+channels, h and w height and width of a patch, L labels, d twice the hidden size.
 """
 
 from __future__ import annotations

@@ -189,8 +189,7 @@ def _some_images(parent: Checkpoint, data: str, tokens: int) -> tuple[np.ndarray
     from rekindle.train.pixels import Processing
 
     images = open_images(data)
-    held_out = images.sides["validation"]
-    chosen = held_out[np.arange(min(count, len(held_out))) * len(held_out) // min(count, len(held_out))]
+    chosen = images.spread(images.sides["validation"], count)
     pixels = Processing(parent.folder.path, settings.num_channels, settings.image_size)(images.read(chosen))
     return pixels.numpy(), f"{len(chosen)} held-out images of {data}, {settings.context} tokens each"
 

@@ -44,6 +44,12 @@ class Images:
             return self
         return replace(self, labels=np.array(own)[self.labels])
 
+    @staticmethod
+    def spread(numbers: np.ndarray, wanted: int) -> np.ndarray:
+        """At most so many of these numbers, evenly."""
+        count = min(len(numbers), wanted)
+        return numbers[np.arange(count, dtype=np.int64) * len(numbers) // count]
+
 
 # -- an npz ----------------------------------------------------------------------------------------------------------
 

@@ -64,8 +64,7 @@ class ImageClassification:
         """As many images as have about so many tokens, spread evenly over those that are there."""
         sides = self.images.sides
         there = np.sort(np.concatenate(list(sides.values()))) if split == "all" else sides[split]
-        wanted = min(len(there), max(1, tokens // self.seq_len))
-        return self._rows(there[np.arange(wanted, dtype=np.int64) * len(there) // wanted])
+        return self._rows(self.images.spread(there, max(1, tokens // self.seq_len)))
 
     def total(self, first: int, count: int) -> int:
         return count

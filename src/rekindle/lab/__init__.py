@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # A study is a module here that has a STUDY, and a file of margins where it makes claims.
 STUDIES = {
     "sparse-upcycling": "Komatsuzaki et al. 2023: upcycled against dense continued and a mixture from scratch.",
+    "sparse-upcycling-t5": "The same of its own kind, a T5 into a Switch Transformer; and its decoder's heads pooled.",
     "orthogonal-growth": "arXiv 2510.08008: where to put new layers, how to make new experts, when to grow.",
     "gqa": "Ainslie et al. 2023: pooling key-value heads, and what uptraining brings back.",
     "upcycling-laws": "Liew et al. 2025: a law of our own grid. Is the interaction there, does scratch overtake?",

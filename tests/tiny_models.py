@@ -18,7 +18,7 @@ PLAIN = ("phi3", "gemma2", "gemma3_text", "gpt_neox", "gpt2")  # dense, without
 SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "deepseek_v3")
 PACKED = ("phi3", "gpt_neox", "gpt2")  # several roles in a tensor, or transposed ones
 DECODERS = DENSE + PLAIN + SPARSE
-ENCODERS = ("bert", "roberta", "bert-generation")
+ENCODERS = ("bert", "roberta", "bert-generation", "modernbert")
 ENCODER_DECODERS = ("t5", "mt5", "umt5", "switch_transformers", "t5gemma", "t5gemma2")
 ONE_TOWER = DECODERS + ENCODERS
 OF_TEXT = ONE_TOWER + ENCODER_DECODERS
@@ -85,6 +85,13 @@ OWN = {  # what a family needs besides, or cannot be told: None
     "bert": {"num_key_value_heads": None, "architectures": ["BertModel"]},
     "roberta": {"num_key_value_heads": None, "architectures": ["RobertaModel"]},
     "bert-generation": {"num_key_value_heads": None, "architectures": ["BertGenerationEncoder"]},
+    "modernbert": {
+        "num_key_value_heads": None,
+        "architectures": ["ModernBertModel"],
+        "local_attention": 8,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    },
     "gpt_neox": {"num_key_value_heads": None},
     "gpt2": {"num_key_value_heads": None, "intermediate_size": None, "n_inner": 48},
     "gemma2": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 8},

@@ -155,7 +155,7 @@ def test_silent_config_means_what_transformers_reads(family):
     head_dim = getattr(theirs, "qk_head_dim", None) or getattr(theirs, "head_dim", None)
     assert s.head_dim == (head_dim or theirs.hidden_size // theirs.num_attention_heads)
     window = getattr(theirs, "sliding_window", None) or None
-    if family in ("gemma2", "gemma3_text", "t5gemma", "t5gemma2"):
+    if family in ("gemma2", "gemma3_text", "modernbert", "t5gemma", "t5gemma2"):
         assert s.windows == tuple(window if "sliding" in kind else None for kind in theirs.layer_types)
     else:
         assert set(s.windows) == {window if family in ("mistral", "mixtral") else None}

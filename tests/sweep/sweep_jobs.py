@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from rekindle import progress
+from rekindle.train.interrupts import Interrupts
 
 
 def make(source: Path, out: Path, text: str = "") -> None:
@@ -36,8 +37,26 @@ def slow(source: Path, out: Path) -> None:
     make(source, out, "slow")
 
 
+def marked(source: Path, out: Path) -> None:
+    mark(out)
+    make(source, out)
+
+
+def run(source: Path, out: Path) -> None:
+    """Stops after the first signal as a training does; the second one ends it."""
+    with Interrupts() as asked:
+        mark(out)
+        while asked.number is None:
+            time.sleep(0.1)
+        time.sleep(120)
+
+
 def wait(source: Path, out: Path) -> None:
+    mark(out)
+    time.sleep(120)
+
+
+def mark(out: Path) -> None:
     half = out.parent / f"{out.name}-pid.part"
     half.write_text(str(os.getpid()))
     half.replace(out.parent / f"{out.name}-pid")
-    time.sleep(120)

@@ -76,17 +76,26 @@ def test_what_made_a_step_is_remembered_beside_other_steps(tmp_path, local):
         perform([Step("a", JOBS + "make", options={"text": "2"})], tmp_path, local, print)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_sweep_that_is_ended_leaves_no_worker(tmp_path, number):
-    """A driver of its own, ended by a signal while two steps run; its workers get none but by their parent's end."""
+@pytest.mark.parametrize(
+    ("number", "first", "second"),
+    [(signal.SIGTERM, "wait", "run"), (signal.SIGTERM, "marked", "run"), (signal.SIGKILL, "wait", "wait")],
+)
+def test_a_sweep_that_is_ended_leaves_no_worker(tmp_path, number, first, second):
+    """A driver of its own, ended by a signal while its steps run; its workers get none but by their parent's end.
+
+    A worker that has done its step, "marked", waits for the next, and holds a lock of the pool's as long: ended so, it
+    leaves the other, which outlives two signals, to wait for that lock.
+    """
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
         "from rekindle.errors import Ended\n"
+        "from rekindle.sweep import engines\n"
         "from rekindle.sweep.engines import Local\n"
         "from rekindle.sweep.steps import Step, perform\n"
         "if __name__ == '__main__':\n"
-        "    steps = [Step(n, 'sweep_jobs:wait') for n in 'ab']\n"
+        f"    steps = [Step('a', 'sweep_jobs:{first}'), Step('b', 'sweep_jobs:{second}')]\n"
+        "    engines._GRACE = 3.0\n"
         "    try:\n"
         "        with Local(2) as engine:\n"
         "            perform(steps, Path(sys.argv[2]), engine, lambda text: None)\n"
@@ -106,6 +115,7 @@ def test_a_sweep_that_is_ended_leaves_no_worker(tmp_path, number):
     while not all(mark.exists() for mark in marks) and time.monotonic() < deadline:
         time.sleep(0.1)
     workers = [int(mark.read_text()) for mark in marks]
+    time.sleep(0.5)
     running.send_signal(number)
     assert running.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
     deadline = time.monotonic() + 15

@@ -18,7 +18,7 @@ def parameters_of(family: Family, settings: Settings, *parts: str) -> int:
     top, sparse, dense = family.shapes(settings)
     experts = len(settings.sparse_layers)
     own = sum(
-        times * math.prod(shape)
+        max(times - row.from_layer, 0) * math.prod(shape)
         for times, rows in ((1, top), (experts, sparse), (settings.num_layers - experts, dense))
         for row, shape in rows
         if row.part.startswith(parts) and not row.buffer

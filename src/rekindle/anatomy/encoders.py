@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rekindle.anatomy.family import Family
-from rekindle.anatomy.rows import INTERMEDIATE, KEYS, layer_norm, with_bias
+from rekindle.anatomy.rows import BIASES, INTERMEDIATE, KEYS, layer_norm, with_bias
 from rekindle.anatomy.settings import Settings
 from rekindle.anatomy.spelling import Config, Reading, Spelling
 from rekindle.anatomy.tensor import Tensor
@@ -125,4 +125,58 @@ BERT_GENERATION = Family(
     ignorable=("embeddings.position_ids",),
 )  # fmt: skip
 
-ENCODERS = (BERT, ROBERTA, BERT_GENERATION)
+
+# -- ModernBERT: RoPE, gates, windows of two kinds, and no norm before the first attention ---------------------
+
+M = "model.layers.{layer}."
+QKV = tuple(
+    row
+    for part, letter in (("q", "H"), ("k", "K"), ("v", "K"))
+    for row in with_bias(Tensor(f"attn.{part}", M + "attn.Wqkv.weight", f"{letter} D", packed="rows"), "qkv_bias")
+)
+MODERNBERT = Family(
+    "modernbert", {"none": "ModernBertModel", "masked": "ModernBertForMaskedLM"},
+    (
+        Tensor("embed", "model.embeddings.tok_embeddings.weight", "V D"),
+        Tensor("embed_norm", "model.embeddings.norm.weight", "D"),
+        Tensor("norm", "model.final_norm.weight", "D"),
+        Tensor("mlm.dense", "head.dense.weight", "D D", when="output=masked"),
+        Tensor("mlm.norm", "head.norm.weight", "D", when="output=masked"),
+        Tensor("head", "decoder.weight", "V D", when="output=masked,not tie_word_embeddings"),
+        Tensor("head.bias", "decoder.bias", "V", when="output=masked"),
+    ),
+    (
+        *QKV,
+        *with_bias(Tensor("attn.o", M + "attn.Wo.weight", "D H"), "o_bias"),
+        Tensor("attn.pre_norm", M + "attn_norm.weight", "D", neutral="ones", from_layer=1),
+        Tensor("ffn.pre_norm", M + "mlp_norm.weight", "D"),
+    ),
+    (
+        *(
+            row
+            for part in ("gate", "up")  # what is activated comes first
+            for row in with_bias(Tensor(f"ffn.{part}", M + "mlp.Wi.weight", "F D", packed="rows"), "mlp_bias")
+        ),
+        *with_bias(Tensor("ffn.down", M + "mlp.Wo.weight", "D F"), "mlp_bias"),
+    ),
+    (),
+    keys=KEYS | INTERMEDIATE | BIASES | {
+        "hidden_act": "hidden_activation", "norm_eps": "norm_eps", "mlp_bias": "mlp_bias",
+    },
+    fixed={"norm": "layer", "bidirectional": True},
+    defaults={
+        "vocab_size": 50368, "hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 22,
+        "num_attention_heads": 12, "hidden_activation": "gelu", "max_position_embeddings": 8192,
+        "initializer_range": 0.02, "initializer_cutoff_factor": 2.0, "norm_eps": 1e-5, "norm_bias": False,
+        "pad_token_id": 50283, "eos_token_id": 50282, "bos_token_id": 50281, "cls_token_id": 50281,
+        "sep_token_id": 50282, "attention_bias": False, "attention_dropout": 0.0, "local_attention": 128,
+        "embedding_dropout": 0.0, "mlp_bias": False, "mlp_dropout": 0.0, "decoder_bias": True,
+        "classifier_pooling": "cls", "classifier_dropout": 0.0, "classifier_bias": False,
+        "classifier_activation": "gelu", "deterministic_flash_attn": False, "sparse_prediction": False,
+        "sparse_pred_ignore_index": -100, "tie_word_embeddings": True,
+    },
+    rope="global", rope_theta=160_000.0, windows="local", whole_heads=True,
+    only={"norm_bias": False, "decoder_bias": True, "classifier_bias": False},
+)  # fmt: skip
+
+ENCODERS = (BERT, ROBERTA, BERT_GENERATION, MODERNBERT)

@@ -249,9 +249,9 @@ class Family:
             for row, shape in rows:
                 if row.buffer:
                     continue
-                each = "{expert}" in row.name
-                total += times * math.prod(shape) * (settings.num_experts if each else 1)
-                active += times * math.prod(shape) * (settings.top_k if each else 1)
+                each, those = "{expert}" in row.name, max(times - row.from_layer, 0)
+                total += those * math.prod(shape) * (settings.num_experts if each else 1)
+                active += those * math.prod(shape) * (settings.top_k if each else 1)
         return {"total": total, "active": active}
 
     def table(self, settings: Settings, *, fused: bool = False) -> Iterator[tuple[Role, Placed]]:
@@ -265,6 +265,8 @@ class Family:
             yield Role(row.part), (name, shape, row)
         for layer in range(settings.num_layers):
             for row, name, shape in with_experts if layer in sparse else without:
+                if layer < row.from_layer:
+                    continue
                 before, one_each, after = name.replace("{layer}", str(layer)).partition("{expert}")
                 part = row.part
                 if not part.startswith("expert."):
@@ -336,4 +338,5 @@ _SPELLINGS = {
     "mlp_layer_types",
     "sliding_window_pattern",
     "_sliding_window_pattern",
+    "global_attn_every_n_layers",
 } | {name for names in SYNONYMS.values() for name in names}

@@ -69,6 +69,13 @@ _OF_FAMILY = {
     "gemma2": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
     "gemma3_text": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
     "gpt_neox": {"classifier_dropout": "number"},
+    "modernbert": {
+        "classifier_dropout": "number",
+        "embedding_dropout": "number",
+        "mlp_dropout": "number",
+        "cls_token_id": "int?",
+        "sep_token_id": "int?",
+    },
     "t5gemma": {"initializer_range": "float?"},
     "t5gemma2": {"vocab_size": "int?"},
     "t5_gemma_module": {"attention_dropout": "number?", "num_key_value_heads": "int", "head_dim": "int"},
@@ -89,6 +96,7 @@ _NO_NULLS = {
 }  # fmt: skip
 _ONE_OF = {
     ("switch_transformers", "router_dtype"): ("float32", "float16", "bfloat16"),
+    ("modernbert", "classifier_pooling"): ("cls", "mean"),
     ("vmoe", "routing"): ("experts", "tokens"),
     ("vmoe", "routing_group"): ("image", "batch"),
 }
@@ -104,7 +112,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu", "relu2",
     "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu",
 }  # fmt: skip
-_ACTIVATION_KEYS = ("hidden_act", "activation_function", "hidden_activation")
+_ACTIVATION_KEYS = ("hidden_act", "activation_function", "hidden_activation", "classifier_activation")
 
 
 def kind(family: Reading, key: str) -> str | None:

@@ -13,6 +13,7 @@ from rekindle.errors import RekindleError
 
 Windows = tuple[int | None, ...]
 _KINDS = ("full_attention", "sliding_attention")
+_GLOBAL = "global_attn_every_n_layers"
 
 
 def _no_windows(config: Config, family: Reading, layers: int) -> Windows:
@@ -101,6 +102,30 @@ def _write_alternating(settings: Settings, config: dict[str, Any]) -> str | None
     return _one_width(settings)
 
 
+def _local(config: Config, family: Reading, layers: int) -> Windows:
+    """ModernBERT's, which says both sides of a window together, and where no list is, every n-th layer is full."""
+    window = family.value(config, "local_attention") // 2
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        return _by_kind(kinds, window, layers)
+    step = config.get(_GLOBAL, 3)
+    if type(step) is not int or step < 1:
+        raise RekindleError(f"{_GLOBAL} is {step!r}, not a positive whole number.", where="config.json")
+    return tuple(window if layer % step else None for layer in range(layers))
+
+
+def _write_local(settings: Settings, config: dict[str, Any]) -> str | None:
+    """A list, and for readers that know none the pattern, where there is one."""
+    if widths := _widths(settings):
+        config["local_attention"] = 2 * max(widths)
+    config["layer_types"] = _kinds(settings)
+    full = [layer for layer, width in enumerate(settings.windows) if width is None]
+    step = full[1] if len(full) > 1 else max(settings.num_layers, 1)
+    if full == list(range(0, settings.num_layers, step)):
+        config[_GLOBAL] = step
+    return _one_width(settings)
+
+
 def _by_kind(kinds: list[str], window: int | None, layers: int) -> Windows:
     if len(kinds) != layers:
         raise RekindleError(
@@ -150,6 +175,7 @@ WINDOWS = {
     "listed": _windows(_listed, _write_listed),
     "patterned": _windows(_patterned, _write_patterned),
     "alternating": _windows(_alternating, _write_alternating),
+    "local": _windows(_local, _write_local),
 }
 
 # -- layers with experts -----------------------------------------------------------------------------------

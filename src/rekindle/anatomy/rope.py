@@ -25,6 +25,8 @@ _KINDS: dict[str, tuple[str, ...]] = {
 OLD_LONGROPE = ("su", "yarn")  # what phi3 called it before
 _NOT_NUMBERS = {"rope_type", "type", "truncate", "finetuned", "mrope_section"}
 
+_SETTINGS = ("rope_theta", "rope_scaling", "rotary_dim")
+
 Rope = tuple[float, dict[str, Any] | None]  # theta, scaling
 
 
@@ -142,33 +144,41 @@ def _partial(theta_key: str, factor_key: str, default: float, kind_key: str) -> 
     return Spelling(("rope_theta", "rope_scaling", "rotary_dim"), read, write)
 
 
-# -- layers with a window have a theta of their own (gemma3) -----------------------------------------------
+# -- layers with a window have a theta of their own (gemma3, modernbert) ------------------------------------
 
 _LOCAL = ("full_attention", "sliding_attention")
 
 
-def _read_local(config: Config, family: Reading, given: Mapping[str, Any]) -> dict[str, Any]:
-    rotary = given["head_dim"]
-    nested = config.get("rope_parameters") or {}
-    scaled = config.get("rope_scaling") or {}
-    kinds = [said.get(kind) or {} for said in (nested,) if isinstance(said, dict) for kind in _LOCAL]
-    if not all(isinstance(said, dict) for said in (nested, scaled, *kinds)):
-        raise _unread("rope_parameters or rope_scaling is not a table of keys and values", "rope_parameters")
-    theta = config.get("rope_theta", family.rope_theta)
-    theta, scaling = _split({**kinds[0], **scaled}, theta, config, rotary)
-    local, local_scaling = _split(dict(kinds[1]), config.get("rope_local_base_freq", 10_000.0), config, rotary)
-    if local_scaling:
-        raise RekindleError(
-            f"RoPE of the layers with a window is scaled ({local_scaling['rope_type']}).",
-            where="config.json: rope_parameters",
-            why=f"{family.name} can say this in transformers v5 alone, no serving engine reads it",
-        )
-    return {"rope_theta": theta, "rope_scaling": scaling, "local_rope_theta": local, "rotary_dim": rotary}
+def _local(theta_key: str, local_key: str, *, scales: bool) -> Spelling:
+    """`scales`: rope_scaling is of the other layers. Else transformers takes it for all, which is refused."""
 
+    def read(config: Config, family: Reading, given: Mapping[str, Any]) -> dict[str, Any]:
+        rotary = given["head_dim"]
+        nested = config.get("rope_parameters") or {}
+        scaled = config.get("rope_scaling") or {}
+        kinds = [said.get(kind) or {} for said in (nested,) if isinstance(said, dict) for kind in _LOCAL]
+        if not all(isinstance(said, dict) for said in (nested, scaled, *kinds)):
+            raise _unread("rope_parameters or rope_scaling is not a table of keys and values", "rope_parameters")
+        theta = config.get(theta_key, family.rope_theta)
+        theta, scaling = _split({**kinds[0], **scaled}, theta, config, rotary)
+        local, local_scaling = _split(dict(kinds[1]), config.get(local_key, 10_000.0), config, rotary)
+        if refused := local_scaling or (None if scales else scaling):
+            where = "RoPE of the layers with a window" if scales else "RoPE"
+            raise RekindleError(
+                f"{where} is scaled ({refused['rope_type']}).",
+                where="config.json: rope_parameters",
+                why=f"{family.name} can say this in transformers v5 alone, no serving engine reads it",
+            )
+        return {"rope_theta": theta, "rope_scaling": scaling, "local_rope_theta": local, "rotary_dim": rotary}
 
-def _write_local(settings: Settings, config: dict[str, Any]) -> str | None:
-    config["rope_local_base_freq"] = settings.local_rope_theta or settings.rope_theta
-    return _write_whole(settings, config)
+    def write(settings: Settings, config: dict[str, Any]) -> str | None:
+        problem = _write_whole(settings, config)
+        config |= {theta_key: config.pop("rope_theta"), local_key: settings.local_rope_theta or settings.rope_theta}
+        if not scales and config.pop("rope_scaling"):
+            return "has no scaled RoPE; the parent has"
+        return problem
+
+    return Spelling((*_SETTINGS, "local_rope_theta"), read, write)
 
 
 # -- some dims of a head are turned, which latent attention keeps apart (deepseek) -------------------------
@@ -201,14 +211,13 @@ def _write_none(settings: Settings, config: dict[str, Any]) -> str | None:
     return "has no RoPE" if settings.rotary_dim else None
 
 
-_SETTINGS = ("rope_theta", "rope_scaling", "rotary_dim")
-
 ROPE = {
     "whole": Spelling(_SETTINGS, _read_whole, _write_whole),
     # phi3 in v4 and the engines insists on `type`
     "factor": _partial("rope_theta", "partial_rotary_factor", 1.0, "type"),
     "percent": _partial("rotary_emb_base", "rotary_pct", 0.25, "rope_type"),
-    "local": Spelling((*_SETTINGS, "local_rope_theta"), _read_local, _write_local),
+    "local": _local("rope_theta", "rope_local_base_freq", scales=True),
+    "global": _local("global_rope_theta", "local_rope_theta", scales=False),
     "latent": Spelling((*_SETTINGS, "head_dim"), _read_latent, _write_latent),
     "none": Spelling(_SETTINGS, _read_none, _write_none),
 }
@@ -220,4 +229,6 @@ ROPE_KEYS = (
     "rotary_emb_base",
     "rotary_pct",
     "rope_local_base_freq",
+    "global_rope_theta",
+    "local_rope_theta",
 )

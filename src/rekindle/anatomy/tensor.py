@@ -15,7 +15,7 @@ class Tensor:
     `when` names the setting that must be true, or "setting=value"; several are divided by commas. `neutral` is the
     value it takes in a child whose parent lacks it, chosen so that the function is kept and training is not blocked:
     "zeros", "ones", or "first ROLE" (the first units of the parent's tensor). How tensors that are not one role each
-    are said: see `packing`. A `buffer` is not trained: it has no moments.
+    are said: see `packing`. A `buffer` is not trained: it has no moments. Layers before `from_layer` lack it.
     """
 
     part: str
@@ -27,6 +27,7 @@ class Tensor:
     transposed: bool = False
     stacked: str = ""
     buffer: bool = False
+    from_layer: int = 0
 
 
 Placed = tuple[str, tuple[int, ...], Tensor]  # name of the tensor that holds a role, the role's shape, its row

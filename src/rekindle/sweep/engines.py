@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -118,9 +119,20 @@ class Ray:
 def _terminated(number: int, frame: object) -> None:
     import psutil
 
-    for worker in psutil.Process().children(recursive=True):
+    workers = psutil.Process().children(recursive=True)
+    for worker in workers:
         worker.terminate()  # a run saves its state
+    threading.Thread(target=_kill_what_stays, args=(workers,), daemon=True).start()
     raise Ended(number)
+
+
+def _kill_what_stays(workers: list[Any]) -> None:
+    """A pool that lost a worker waits for the others, and one whose run was just stopped waits for the next step."""
+    import psutil
+
+    for worker in psutil.wait_procs(workers, timeout=_GRACE)[1]:
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
 
 
 def _end_with_parent() -> None:

@@ -21,7 +21,7 @@ from rekindle.train.encoder import Encoder
 from rekindle.train.model import load_tokenizer
 from rekindle.train.text import Pair
 
-READS, WRITES = ("bert", "roberta", "bert-generation"), ("bert", "roberta", "bert-generation", "gpt2")
+READS, WRITES = ("bert", "roberta", "bert-generation", "modernbert"), ("bert", "roberta", "bert-generation", "gpt2")
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -72,6 +72,20 @@ def test_the_encoder_reads_as_before_and_plain_transformers_loads_the_pair(tiny,
 def test_what_had_a_head_for_masked_tokens_reads_as_before_too(tiny, tmp_path, family, name):
     source = tiny(family, architectures=[name])
     out = rekindle.warm_start(source, "same").save(tmp_path / "out")
+    assert api.verify(out, against=source, tokens=128).held
+
+
+def test_a_drawn_decoder_of_a_modernbert_has_its_sizes_and_its_embeddings(tiny, tmp_path):
+    source = tiny("modernbert", architectures=["ModernBertForMaskedLM"])
+    model = rekindle.warm_start(source)
+    out = model.save(tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    assert [config[half]["model_type"] for half in ("encoder", "decoder")] == ["modernbert", "bert-generation"]
+    assert [config[half]["hidden_size"] for half in ("encoder", "decoder")] == [32, 32]
+    held = tensors(out)
+    one = held["encoder.embeddings.tok_embeddings.weight"], held["decoder.bert.embeddings.word_embeddings.weight"]
+    assert torch.equal(*one)
+    assert torch.equal(one[0], tensors(source)["model.embeddings.tok_embeddings.weight"])
     assert api.verify(out, against=source, tokens=128).held
 
 
@@ -271,6 +285,7 @@ def test_the_papers_variants_have_its_parameters(tmp_path, monkeypatch, variant,
         (("random:bert", "same"), {}, "same as the encoder, which has no SRC"),
         (("olmo2", "bert"), {}, "holds this olmo2 as the encoder of a pair"),
         (("gpt2", "same"), {}, "holds this gpt2 as the encoder"),
+        (("modernbert", "same"), {}, "holds this modernbert as the decoder"),
         (("bert", "olmo2"), {}, "holds this olmo2 as the decoder"),
         (("random", "olmo2"), {}, "^No class of transformers holds this olmo2 as the decoder"),
         (("bert", "same"), {"cross": "silent"}, "Cross-attention of a bert-generation cannot be silent"),

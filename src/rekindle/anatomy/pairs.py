@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rekindle.anatomy.dense import GPT2, G
-from rekindle.anatomy.encoders import BERT, BERT_GENERATION, MLM, ROBERTA
+from rekindle.anatomy.encoders import BERT, BERT_GENERATION, MLM, MODERNBERT, ROBERTA
 from rekindle.anatomy.family import Family
 from rekindle.anatomy.rows import layer_norm, with_bias
 from rekindle.anatomy.settings import Settings
@@ -111,7 +111,7 @@ def _tower(family: Family, name: str, top: tuple[Tensor, ...], block: tuple[Tens
     )  # fmt: skip
 
 
-READERS = {family.model_type: _reader(family) for family in (BERT, ROBERTA, BERT_GENERATION)}
+READERS = {family.model_type: _reader(family) for family in (BERT, ROBERTA, BERT_GENERATION, MODERNBERT)}
 LM_BIAS = Tensor("head.bias", "lm_head.bias", "V")
 WRITERS = {
     "bert": _writer(BERT, MLM + "decoder.weight", _bert_cross("bert")),

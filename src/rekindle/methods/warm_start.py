@@ -1,8 +1,8 @@
 """Warm start: an encoder-decoder whose halves are filled from checkpoints that there are.
 
-encoder   A bert, bert-generation or roberta, without a head: its hidden states stay what they were. A bert becomes a
-          bert-generation, whose positions have the vector of token type 0, the only one that occurs, added to them.
-decoder   The same kinds, or a gpt2. Self-attention now looks back only, and each layer has cross-attention.
+encoder   A bert, bert-generation, roberta or modernbert without a head: its hidden states stay what they were. A bert
+          becomes a bert-generation, whose positions have the vector of token type 0 added, the only one that occurs.
+decoder   The first three, or a gpt2. Self-attention now looks back only, and each layer has cross-attention.
 both      Or a gemma2 each, of one size or of two, which become a T5Gemma: the encoder's layers now look both ways. Or
           one gemma3_text twice, a T5Gemma 2: its decoder's self-attention looks at what was read as well. A llama,
           mistral or qwen becomes of Gemma's kind first, which is lossy (see warming.sandwich).

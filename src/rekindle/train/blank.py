@@ -19,6 +19,7 @@ from rekindle.train.config import InitConfig
 DEFAULT_EXPERTS, DEFAULT_TOP_K = 8, 2
 DEFAULT_CONTEXT = 2048
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+MARKS = (*TOKENS, "cls_token_id", "sep_token_id")
 _PARTS_OF_A_HEAD = {"none": 1, "latent": 4}  # RoPE turns pairs: of whole heads, or of a half of latent attention's
 
 
@@ -154,15 +155,15 @@ def _keys(config: InitConfig, family: Family, tokenizer: Any, layers: int) -> di
         "num_sparse_decoder_layers": max(1, (config.decoder_layers or config.layers) // 2),
         "original_max_position_embeddings": context,
         "initializer_range": 0.02 if config.init_std is None else config.init_std,
-        **{name: getattr(tokenizer, name) for name in TOKENS},
+        **{name: getattr(tokenizer, name) for name in MARKS},
     }
     row: dict[str, Any] = {family.keys[s]: value for s, value in by_setting.items() if s in family.keys}
     row |= {key: value for key, value in by_key.items() if key in family.defaults}
     if family.windows == "uniform":
         row["sliding_window"] = None
     if family.rope != "none":
-        theta = 10_000.0 if config.rope_theta is None else config.rope_theta
-        row["rotary_emb_base" if family.rope == "percent" else "rope_theta"] = theta
+        key = {"percent": "rotary_emb_base", "global": "global_rope_theta"}.get(family.rope, "rope_theta")
+        row[key] = 10_000.0 if config.rope_theta is None else config.rope_theta
     if config.labels is not None:
         row["num_labels"] = config.labels
     if config.tie_embeddings is not None:

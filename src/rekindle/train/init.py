@@ -12,7 +12,7 @@ from rekindle.anatomy import Settings
 from rekindle.errors import counted
 from rekindle.store.manifest import Manifest, Record
 from rekindle.store.publish import publishing
-from rekindle.train.blank import DEFAULT_CONTEXT, TOKENS, Blank, blank_model, family_of_options, unmakeable
+from rekindle.train.blank import DEFAULT_CONTEXT, MARKS, Blank, blank_model, family_of_options, unmakeable
 from rekindle.train.config import InitConfig
 from rekindle.train.tokenizer import SENTINELS, bpe_size, make_tokenizer
 from rekindle.version import __version__
@@ -20,7 +20,7 @@ from rekindle.version import __version__
 log = logging.getLogger(__name__)
 
 # The tokenizer of a model that reads images.
-NO_TOKENS: Any = SimpleNamespace(get_vocab=lambda: {"": -1}, **dict.fromkeys(TOKENS))
+NO_TOKENS: Any = SimpleNamespace(get_vocab=lambda: {"": -1}, **dict.fromkeys(MARKS))
 
 
 def init_model(
@@ -109,7 +109,7 @@ def _tokenizer_to_be(config: InitConfig) -> Any:
     size = bpe_size(config.tokenizer)
     if size is not None:
         most = size + (SENTINELS if family_of_options(config).towers else 0)
-        return SimpleNamespace(get_vocab=lambda: {"": most - 1}, **dict.fromkeys(TOKENS))
+        return SimpleNamespace(get_vocab=lambda: {"": most - 1}, **dict.fromkeys(MARKS))
     return make_tokenizer(config.tokenizer, config.data, DEFAULT_CONTEXT)
 
 

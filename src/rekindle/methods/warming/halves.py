@@ -16,9 +16,9 @@ from rekindle.errors import RekindleError, together
 from rekindle.methods.warming.sandwich import AS_GEMMA
 
 RANDOM, SAME = "random", "same"  # instead of a SRC
-READS_AS = {"bert": "bert-generation", "bert-generation": "bert-generation", "roberta": "roberta", "gemma2": "t5gemma",
-            "gemma3_text": "t5gemma2"}  # fmt: skip
-WRITES_AS = READS_AS | {"gpt2": "gpt2"}
+READS_AS = {"bert": "bert-generation", "bert-generation": "bert-generation", "roberta": "roberta",
+            "modernbert": "modernbert", "gemma2": "t5gemma", "gemma3_text": "t5gemma2"}  # fmt: skip
+WRITES_AS = {kind: name for kind, name in READS_AS.items() if kind != "modernbert"} | {"gpt2": "gpt2"}
 ADAPTED = {family.name: family for family in GEMMAS}  # classes of their own, of both towers
 CLASSES = {**PAIRS, **{(name, name): family for name, family in ADAPTED.items()}}
 READS: dict[str, Family] = {**READERS, **{name: family.towers["encoder"] for name, family in ADAPTED.items()}}
@@ -43,8 +43,10 @@ class Half:
         """Its sizes are those of `like`, all else what its table says."""
         count, s = len(self.layers), self.like.settings
         types = s.token_types if "token_types" in self.table.keys else 0
-        windows = tuple(s.windows[layer] for layer in self.layers)
+        windows = (None,) * count if self.table.windows == "none" else tuple(s.windows[layer] for layer in self.layers)
         known: dict[str, Any] = {"num_layers": count, "windows": windows, "token_types": types}
+        if self.table.rope == "none":
+            known |= {"rope_theta": 0.0, "rope_scaling": None, "rotary_dim": 0, "local_rope_theta": None}
         return replace(s, **known | dict(self.table.fixed) | own)
 
     def tensor(self, role: Role) -> Expr | None:
@@ -121,7 +123,8 @@ def _half(
     kind = kinds.get(family, NEW if parent is None else None)
     if kind is None:
         what = f"No class of transformers holds this {family} as the {name} of a pair."
-        problems.append(RekindleError(what, where=like.folder.path, hint=f"one of {', '.join((*kinds, *AS_GEMMA))}"))
+        known = (*kinds, *AS_GEMMA)
+        problems.append(RekindleError(what, where=like.folder.path, hint=f"one of {', '.join(known)}"))
         return None
     try:
         return Half(name, tables[kind], parent, like, like.layers(layers))

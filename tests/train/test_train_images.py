@@ -137,6 +137,67 @@ def test_a_folder_says_its_parts(folder, tmp_path):
     assert len(open_images(str(tmp_path / "parts")).sides["validation"]) == 6
 
 
+def dataset(n: int = 60):
+    """Such a folder's images in a dataset, their classes by name."""
+    import datasets
+    from PIL import Image
+
+    images, labels = blobs(n)
+    kinds = {
+        "picture": datasets.Image(),
+        "corner": datasets.ClassLabel(names=list("dabc")),
+        "id": datasets.Value("int8"),
+    }
+    rows = {"picture": [Image.fromarray(image) for image in images], "corner": labels, "id": [0] * n}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+
+
+def test_a_dataset_has_a_column_of_images_and_one_of_labels(tmp_path, monkeypatch):
+    import datasets
+
+    images, labels = blobs(60)
+    dataset().save_to_disk(tmp_path / "saved")
+    found = open_images(str(tmp_path / "saved"))
+    assert found.classes == tuple("dabc")
+    assert np.array_equal(found.labels, labels)
+    assert sorted(np.concatenate(list(found.sides.values()))) == list(range(60))
+    assert np.array_equal(np.stack(found.read(np.array([41, 0, 7])))[..., 0], images[[41, 0, 7]])
+    splits = datasets.DatasetDict({"train": dataset(), "validation": dataset(8), "test": dataset(4)})
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda name, own, split: splits if (name, own, split) == ("us/corners", "grey", None) else 0,
+    )
+    named = open_images("us/corners:grey")
+    assert [len(side) for side in named.sides.values()] == [60, 8]
+    assert np.array_equal(named.read(np.array([67]))[0][..., 0], images[7])
+    assert open_images("us/corners:grey").digest == named.digest != found.digest
+
+
+def test_datasets_that_are_no_labelled_images_are_sentences(tmp_path, monkeypatch):
+    import datasets
+
+    with pytest.raises(RekindleError, match="nowhere is no file, no folder, and no dataset"):
+        open_images("nowhere")
+    rows = dataset(9)
+    odd = {
+        "These columns are no images": rows.remove_columns("picture"),
+        r"no images with a label each: picture(.|\n)*text string": datasets.Dataset.from_dict(
+            {"picture": rows["picture"], "text": ["x"] * 9},
+            features=datasets.Features(picture=datasets.Image(), text=datasets.Value("string")),
+        ),
+        "A label is -1": rows.cast_column("corner", datasets.Value("int64"))
+        .map(lambda row: {"corner": -1})
+        .rename_column("corner", "label"),
+        "has no rows": rows.select([]),
+        "none is for train": rows.select([0]),
+    }
+    for said, held in odd.items():
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, held=held, **__: held)
+        with pytest.raises(RekindleError, match=said):
+            open_images("us/odd")
+
+
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
@@ -155,8 +216,8 @@ def test_what_are_no_labelled_images_is_refused(tmp_path, arrays, said):
 
 
 def test_files_that_are_none_are_refused(tmp_path, folder):
-    with pytest.raises(RekindleError, match="There are no images nowhere"):
-        open_images("nowhere")
+    with pytest.raises(RekindleError, match=r"There are no images nowhere\.npz"):
+        open_images("nowhere.npz")
     (tmp_path / "broken.npz").write_bytes(b"no zip")
     with pytest.raises(RekindleError, match="cannot be read"):
         open_images(str(tmp_path / "broken.npz"))

@@ -8,7 +8,8 @@ tokens.py     the documents as memory-mapped tokens, split by document
 split.py      which documents are held out
 images.py     labelled images in files, and which are held out
 glyphs.py     letters of matplotlib's fonts, as images
-image_source.py  which of the two
+image_dataset.py labelled images of a dataset
+image_source.py  which of these
 pixels.py     images as a model reads them
 order.py      the order of the batches
 tokenizer.py  byte-level BPE for models from scratch

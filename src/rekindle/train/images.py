@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -22,7 +22,7 @@ PARTS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "dev": "validation", "test": "test",
 }  # fmt: skip
-KINDS = "an npz of images and labels, a folder with a folder of images for each class, or glyphs"
+KINDS = "an npz of images and labels, a folder with a folder of images for each class, a dataset, or glyphs"
 Read = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
@@ -61,7 +61,7 @@ def of_npz(path: Path) -> Images:
         name: array.reshape(-1) for name, array in arrays.items() if array.shape == (array.size, 1)[: array.ndim]
     }
     parts = [(_part(name), array, _labels_of(name, array, numbers)) for name, array in pixels.items()]
-    known = _without_tests([side for side, _, _ in parts])
+    known = without_tests([side for side, _, _ in parts])
     sound = [part for part, is_known in zip(parts, known, strict=True) if is_known and part[2] is not None]
     sizes = {array.shape[1:] for _, array, _ in sound}
     if not sound or len({side for side, _, _ in sound}) != len(sound) or len(sizes) > 1 or not sound[0][1].size:
@@ -74,7 +74,7 @@ def of_npz(path: Path) -> Images:
         raise RekindleError(f"A label is {labels.min()}.", where=path, why="labels count from 0")
     hashes = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
     said = np.concatenate([np.full(len(array), side, dtype="U10") for side, array, _ in sound])
-    return Images(str(path), labels, _sides(said, hashes), lambda rows: list(images[rows]), _digest(hashes, labels))
+    return Images(str(path), labels, divided(said, hashes), lambda rows: list(images[rows]), digest_of(hashes, labels))
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
@@ -123,19 +123,14 @@ def _in_range(images: np.ndarray, path: Path) -> np.ndarray:
 
 
 def of_folder(path: Path) -> Images:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise RekindleError("Files of images need Pillow.", hint="pip install 'rekindle[images]'") from None
-
-    kinds = Image.registered_extensions()
+    kinds = pillow().registered_extensions()
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in kinds)
     below = [file.relative_to(path).parts for file in files]
     if any(len(parts) < 2 for parts in below) or not files:
         what = "An image lies beside the folders of classes." if files else "There are no images in this folder."
         raise RekindleError(what, where=path, hint=KINDS)
     said = [PARTS.get(parts[0].lower(), "") if len(parts) > 2 else "" for parts in below]
-    known = [number for number, is_known in enumerate(_without_tests(said)) if is_known]
+    known = [number for number, is_known in enumerate(without_tests(said)) if is_known]
     files, said = [files[number] for number in known], [said[number] for number in known]
     names = [below[number][1] if part else below[number][0] for number, part in zip(known, said, strict=True)]
     classes = tuple(sorted(set(names)))
@@ -143,31 +138,39 @@ def of_folder(path: Path) -> Images:
     hashes = [hashlib.blake2b(file.read_bytes(), digest_size=16).digest() for file in files]
 
     def read(rows: np.ndarray) -> list[np.ndarray]:
-        return [_pixels(files[row]) for row in rows]
+        return [pixels_of(files[row], str(files[row])) for row in rows]
 
-    return Images(str(path), labels, _sides(np.array(said), hashes), read, _digest(hashes, labels), classes)
+    return Images(str(path), labels, divided(np.array(said), hashes), read, digest_of(hashes, labels), classes)
 
 
-def _pixels(file: Path) -> np.ndarray:
-    from PIL import Image
-
+def pillow() -> Any:
+    """Its module `Image`; raises RekindleError where it is not installed."""
     try:
-        with Image.open(file) as image:
+        from PIL import Image
+    except ImportError:
+        raise RekindleError("Files of images need Pillow.", hint="pip install 'rekindle[images]'") from None
+    return Image
+
+
+def pixels_of(file: Path | BinaryIO, where: str) -> np.ndarray:
+    """[H, W, C], bytes: grey or red, green and blue. `where` it is, for what is said of one that cannot be read."""
+    try:
+        with pillow().open(file) as image:
             pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     except Exception as error:  # of decoders, whatever they raise
-        raise RekindleError(f"This image cannot be read: {first_line(error)}.", where=file) from None
+        raise RekindleError(f"This image cannot be read: {first_line(error)}.", where=where) from None
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 # -- sides -----------------------------------------------------------------------------------------------------------
 
 
-def _without_tests(said: Sequence[str]) -> list[bool]:
+def without_tests(said: Sequence[str]) -> list[bool]:
     """Which parts are looked at: what is called a test is left alone where something else is held out."""
     return [part != "test" or "validation" not in said for part in said]
 
 
-def _sides(said: np.ndarray, hashes: Sequence[bytes]) -> dict[Side, np.ndarray]:
+def divided(said: np.ndarray, hashes: Sequence[bytes]) -> dict[Side, np.ndarray]:
     """What each part says; where none does, by their bytes, so that copies of an image are on one side."""
     held = np.isin(said, ("validation", "test"))
     if held.any():
@@ -177,5 +180,5 @@ def _sides(said: np.ndarray, hashes: Sequence[bytes]) -> dict[Side, np.ndarray]:
     return {"train": np.flatnonzero(~held_out), "validation": np.flatnonzero(held_out)}
 
 
-def _digest(hashes: Sequence[bytes], labels: np.ndarray) -> str:
+def digest_of(hashes: Sequence[bytes], labels: np.ndarray) -> str:
     return hashlib.sha256(b"".join(hashes) + labels.tobytes()).hexdigest()[:16]

@@ -162,17 +162,38 @@ def _sources(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def _saved(data: str, path: Path, reading: Reading) -> Source | None:
-    """A folder that `datasets` saved, of a dataset or of several splits, of which the one to train on is read."""
+def saved_rows(path: Path) -> Any:
+    """A dataset, or several splits, out of a folder that `datasets` saved; None of any other folder."""
     marks = ("dataset_dict.json", "state.json")
     if not ((path / marks[0]).is_file() or ((path / marks[1]).is_file() and (path / "dataset_info.json").is_file())):
         return None
     import datasets
 
     try:
-        rows: Any = datasets.load_from_disk(str(path))
+        return datasets.load_from_disk(str(path))
     except Exception as error:  # the library raises a zoo of types
         raise RekindleError(f"The saved dataset cannot be loaded: {first_line(error)}.", where=path) from None
+
+
+def named_rows(name: str, split: str | None, hint: str) -> Any:
+    """A split, or all, of a dataset from the hub or from its cache; NAME:CONFIG picks a configuration."""
+    import datasets
+
+    path, _, configuration = name.partition(":")
+    try:
+        return datasets.load_dataset(path, configuration or None, split=split)
+    except Exception as error:  # the library raises a zoo of types, down to bare connection errors
+        what = f"{name} is no file, no folder, and no dataset that can be loaded: {first_line(error)}."
+        raise RekindleError(what, hint=f"--data {hint}, or a name from the hub (NAME:CONFIG)") from None
+
+
+def _saved(data: str, path: Path, reading: Reading) -> Source | None:
+    """A folder that `datasets` saved, of a dataset or of several splits, of which the one to train on is read."""
+    rows = saved_rows(path)
+    if rows is None:
+        return None
+    import datasets
+
     if isinstance(rows, datasets.DatasetDict):
         splits = [str(name) for name in rows]
         if "train" not in splits:
@@ -184,18 +205,8 @@ def _saved(data: str, path: Path, reading: Reading) -> Source | None:
 
 
 def _dataset(name: str, reading: Reading) -> Source:
-    """The train split of a dataset from the hub or from its cache; NAME:CONFIG picks a configuration."""
-    import datasets
-
-    path, _, configuration = name.partition(":")
-    try:
-        rows = datasets.load_dataset(path, configuration or None, split="train")
-    except Exception as error:  # the library raises a zoo of types, down to bare connection errors
-        raise RekindleError(
-            f"{name} is no file, no folder, and no dataset that can be loaded: {first_line(error)}.",
-            hint="--data FILE, FOLDER, stdlib, python, or a name from the hub with a text column (NAME:CONFIG)",
-        ) from None
-    return _of_rows(name, rows, reading)
+    """The train split of a dataset."""
+    return _of_rows(name, named_rows(name, "train", "FILE, FOLDER, stdlib, python"), reading)
 
 
 def _of_rows(name: str, rows: Any, reading: Reading) -> Source:

@@ -20,6 +20,7 @@ STUDIES = {
     "checkpoint-compression": "Kim and Belyaev 2025: archives of a series, and how training goes on from them.",
     "lcsc": "Liu et al. 2024: better models along a run, by searched combinations of its checkpoints.",
     "warm-start": "Rothe et al. 2020: encoder-decoders out of a BERT against ones from scratch.",
+    "adapted-decoder": "Zhang et al. 2025: a T5Gemma out of a decoder, against one drawn and the decoder itself.",
     "vision-moe": "Komatsuzaki et al. 2023: a ViT upcycled into a V-MoE, on letters of many fonts.",
     "checkfree": "arXiv 2506.15461: what a lost stage is made of again, and what that costs a run.",
 }

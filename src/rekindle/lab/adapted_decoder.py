@@ -98,8 +98,8 @@ def read(runs: Path, size: Size) -> Page:
             "tokens of its own pretraining, and measures many tasks: the direction can be compared, the size cannot.",
             "An adapted model has twice the decoder's parameters, as in the paper, which compares at equal compute.",
             "The Gemma has read the standard library, docstrings of some of the pairs among it.",
-            "Of two learning rates each beginning has its better one, by one seed of the adapted (copied) and the drawn "
-            "one, at other draws than these.",
+            "Of two learning rates the drawn arm has its better one, and the others that of the copied arm, by one "
+            "seed that is none of these.",
         ),
     )  # fmt: skip
 

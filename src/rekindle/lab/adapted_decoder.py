@@ -29,10 +29,10 @@ SHAPE = {"family": "gemma2", "hidden": 64, "layers": 2, "heads": 4, "ffn": 256, 
 GEMMA = {"data": "stdlib", "seq_len": 128, "batch_tokens": 4096, "lr": 3e-3, "eval_tokens": 65536}
 GEMMA_TOKENS = 3_000_000
 
-CROSS = {"copy": "copied", "random": "drawn", "silent": "silent at first"}
+CROSS = {"copy": "copied", "random": "drawn", "silent": "silent"}
 WORDS = {
-    **{arm: f"adapted, cross-attention {words}" for arm, words in CROSS.items()},
-    "alone": "the decoder as it is",
+    **{arm: f"adapted, cross {words}" for arm, words in CROSS.items()},
+    "alone": "decoder as it is",
     "drawn": "all drawn",
 }
 CLAIMS = (

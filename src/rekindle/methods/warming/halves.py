@@ -123,8 +123,7 @@ def _half(
     kind = kinds.get(family, NEW if parent is None else None)
     if kind is None:
         what = f"No class of transformers holds this {family} as the {name} of a pair."
-        known = (*kinds, *AS_GEMMA)
-        problems.append(RekindleError(what, where=like.folder.path, hint=f"one of {', '.join(known)}"))
+        problems.append(RekindleError(what, where=like.folder.path, hint=f"one of {', '.join((*kinds, *AS_GEMMA))}"))
         return None
     try:
         return Half(name, tables[kind], parent, like, like.layers(layers))

@@ -33,6 +33,12 @@ def documents(path: Path, **options: Any) -> list[Any]:
     return list(open_source(str(path), **options).documents())
 
 
+def held_out(path: Path) -> list[Any]:
+    """What is held out because a split is named for it."""
+    apart = open_source(str(path)).held_out
+    return list(apart.documents()) if apart else []
+
+
 def refused(path: Path | str, **options: Any) -> str:
     with pytest.raises(RekindleError) as caught:
         list(open_source(str(path), **options).documents())
@@ -292,8 +298,12 @@ def test_of_splits_the_one_to_train_on_is_read(tmp_path: Path, caplog: pytest.Lo
     folder(tmp_path / "hub", **shards, **{"data/test-00000-of-00001.jsonl": lines(), "README.md": b"card"})
     assert documents(tmp_path / "hub") == TEXTS[:200]
     assert "1 of the split test" in caplog.text
-    folder(tmp_path / "dirs", **{"train/0.jsonl": lines(ROWS[:9]), "validation/0.jsonl": lines(), "x.jsonl": lines()})
-    assert documents(tmp_path / "dirs") == TEXTS[:9] + TEXTS
+    folder(
+        tmp_path / "dirs",
+        **{"train/0.jsonl": lines(ROWS[:9]), "validation/0.jsonl": lines(), "x.jsonl": b'{"text": "x"}'},
+    )
+    assert documents(tmp_path / "dirs") == TEXTS[:9] + ["x"]
+    assert held_out(tmp_path / "dirs") == TEXTS
     assert documents(folder(tmp_path / "alone", **{"test/0.jsonl": lines(ROWS[:9])})) == TEXTS[:9]
 
 
@@ -323,6 +333,10 @@ def test_a_saved_dataset(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     datasets.DatasetDict({"test": rows, "train": rows.select(range(9))}).save_to_disk(tmp_path / "two")
     assert documents(tmp_path / "two") == TEXTS[:9]
     assert "reads train; left out: test" in caplog.text
+    three = {"test": rows, "train": rows.select(range(9)), "validation": rows.select(range(9, 12))}
+    datasets.DatasetDict(three).save_to_disk(tmp_path / "three")
+    assert (documents(tmp_path / "three"), held_out(tmp_path / "three")) == (TEXTS[:9], TEXTS[9:12])
+    assert "reads train and validation; left out: test" in caplog.text
 
 
 # --- columns

@@ -51,6 +51,20 @@ def test_every_document_is_there_once_and_on_one_side(tmp_path: Path, tokenizer:
     assert (corpus.train.dtype, corpus.meta.empty_documents) == (np.uint16, 0)
 
 
+def test_a_split_that_is_named_for_it_is_held_out_as_it_is(tmp_path: Path, tokenizer: Any):
+    def rows(*texts: str) -> str:
+        return "\n".join(json.dumps({"text": text}) for text in texts)
+
+    (tmp_path / "train.jsonl").write_text(rows("one cat", "two cats", "three cats"))
+    (tmp_path / "valid.jsonl").write_text(rows("a dog", "one cat"))
+    (tmp_path / "test.jsonl").write_text(rows("a bird"))
+    corpus = open_corpus(str(tmp_path), tokenizer)
+    assert decoded(tokenizer, corpus.train) == ["one cat", "two cats", "three cats"]
+    assert decoded(tokenizer, corpus.validation) == ["a dog", "one cat"]
+    (tmp_path / "valid.jsonl").write_text(rows("a bird", "one cat"))
+    assert decoded(tokenizer, open_corpus(str(tmp_path), tokenizer).validation) == ["a bird", "one cat"]
+
+
 def test_what_a_large_corpus_holds_out_a_small_one_does_too(tmp_path: Path, tokenizer: Any):
     texts = write_corpus(tmp_path / "a.jsonl", 200, seed=2)
     held_out = set(decoded(tokenizer, open_corpus(str(tmp_path), tokenizer).validation))
@@ -218,11 +232,11 @@ def test_a_change_that_leaves_size_and_time_is_seen(tmp_path: Path, tokenizer: A
 
 
 def test_data_that_changes_while_it_is_read_is_refused(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
-    from rekindle.train import tokens
+    from rekindle.train import split
 
     data = tmp_path / "a.jsonl"
     write_corpus(data)
-    real = tokens.place
+    real = split.place
 
     def place(text: str) -> float:
         if text.startswith("Story 0.30:"):
@@ -230,7 +244,7 @@ def test_data_that_changes_while_it_is_read_is_refused(tmp_path: Path, tokenizer
                 file.write(json.dumps({"text": "late"}) + "\n")
         return real(text)
 
-    monkeypatch.setattr(tokens, "place", place)
+    monkeypatch.setattr(split, "place", place)
     with pytest.raises(RekindleError, match="changed while it was read"):
         open_corpus(str(data), tokenizer)
 

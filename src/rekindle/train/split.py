@@ -1,6 +1,6 @@
 """Which documents are held out for validation.
 
-A document's place in [0, 1) is the hash of its content; those below the corpus's share are held out. So a duplicate
+Where the data has a split that is named for it, that one. Else a document's place in [0, 1) is the hash of its content; those below the corpus's share are held out. So a duplicate
 never lands on both sides, and what is held out of a large corpus is held out of a small one too.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+
+from collections.abc import Callable, Iterator
 
 from rekindle.errors import RekindleError
 from rekindle.train.text import Chat, Document, Source
@@ -22,6 +24,16 @@ def place(document: Document) -> float:
         text = document if isinstance(document, str) else json.dumps([document.source, document.target])
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def sides(source: Source) -> Iterator[tuple[Iterator[Document], Callable[[Document], bool]]]:
+    """All documents of a source, in one stream or two, each with what says of a document whether it is held out."""
+    if source.held_out is None:
+        share = held_out_share(source)
+        yield source.documents(), lambda document: place(document) < share
+    else:
+        yield source.documents(), lambda document: False
+        yield source.held_out.documents(), lambda document: True
 
 
 def held_out_share(source: Source) -> float:

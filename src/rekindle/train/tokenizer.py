@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.errors import RekindleError
-from rekindle.train.split import held_out_share, place
+from rekindle.train.split import sides
 from rekindle.train.text import Source, open_source
 from rekindle.train.text.source import characters
 
@@ -84,9 +84,10 @@ def train_bpe(source: Source, size: int, context: int, *, sentinels: bool = Fals
 
 
 def _sample(source: Source) -> Iterator[str]:
-    share, left = held_out_share(source), SAMPLE_CHARS
-    for document in source.documents():
-        if place(document) >= share:
+    documents, held_out = next(sides(source))
+    left = SAMPLE_CHARS
+    for document in documents:
+        if not held_out(document):
             text = document if isinstance(document, str) else document.text
             yield characters(text)
             left -= len(text)

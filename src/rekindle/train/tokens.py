@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,8 +30,8 @@ from rekindle.store.publish import sync
 from rekindle.store.system import explained
 from rekindle.train.encoder import CHUNK_CHARS, Encoder, chunks, short_hash, size_of
 from rekindle.train.order import sample_windows
-from rekindle.train.split import held_out_share, no_text, place
-from rekindle.train.text import Chat, PairReading, Source, open_source
+from rekindle.train.split import no_text, sides
+from rekindle.train.text import Chat, Document, PairReading, Source, open_source
 
 FORMAT = 2  # raise it when the same text would give other files
 _DAY = 24 * 3600
@@ -218,7 +219,6 @@ def _sweep(cache: Path) -> None:
 
 
 def _write(source: Source, encoder: Encoder, folder: Path) -> Meta:
-    share = held_out_share(source)
     dtype = np.dtype("uint16" if encoder.largest < 2**16 else "uint32")
     documents, tokens, losses, largest = [0, 0], [0, 0], [0, 0], 0
     digest = hashlib.sha256()
@@ -228,9 +228,9 @@ def _write(source: Source, encoder: Encoder, folder: Path) -> Meta:
     ):
         bins = [files.enter_context(open(folder / f"{side}.bin", "wb")) for side in get_args(Side)]
         masks = [files.enter_context(open(folder / f"{side}.loss", "wb")) for side in get_args(Side)]
-        for texts in chunks(source.documents(), CHUNK_CHARS * (os.cpu_count() or 1)):
+        for texts, held_out in _chunks(source):
             for document, (ids, loss) in zip(texts, encoder.documents(texts), strict=True):
-                side = int(place(document) < share)
+                side = int(held_out(document))
                 written = ids.astype(dtype).tobytes()
                 bins[side].write(written)
                 digest.update(bytes([side]) + written)
@@ -251,12 +251,18 @@ def _write(source: Source, encoder: Encoder, folder: Path) -> Meta:
         validation_tokens=tokens[1],
         train_documents=documents[0],
         validation_documents=documents[1],
-        empty_documents=source.empty,
+        empty_documents=source.empty + (source.held_out.empty if source.held_out else 0),
         largest_id=largest,
         train_losses=losses[0],
         validation_losses=losses[1],
         digest=digest.hexdigest()[:32],
     )
+
+
+def _chunks(source: Source) -> Iterator[tuple[list[Document], Callable[[Document], bool]]]:
+    for documents, held_out in sides(source):
+        for texts in chunks(documents, CHUNK_CHARS * (os.cpu_count() or 1)):
+            yield texts, held_out
 
 
 def _open(folder: Path, masked: bool) -> Corpus | None:

@@ -24,9 +24,14 @@ _ABOUT = re.compile(
 _CACHE = re.compile(r"(cache|indices|tmp)-?\w+\.arrow")  # what `datasets` leaves beside the rows: copies, changed
 _SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test|testing|eval)([-_.0-9].*)?", re.IGNORECASE)
 
+HELD_OUT = ("validation", "valid", "val", "dev")  # splits that a training may look at
 
-def files_of(folder: Path, reading: Reading) -> list[Path]:
-    """The files with documents, sorted. Raises RekindleError where there are none, or one cannot be looked at."""
+
+def files_of(folder: Path, reading: Reading) -> tuple[list[Path], list[Path]]:
+    """The files with documents to train on, and those that are held out, sorted.
+
+    Raises RekindleError where there are none to train on, or one cannot be looked at.
+    """
     left: Counter[str] = Counter()
     rows, texts = [], []
     for path in sorted(_walk(folder, left)):
@@ -40,8 +45,10 @@ def files_of(folder: Path, reading: Reading) -> list[Path]:
             texts.append(path)
         else:
             left[kind] += 1
+    held_out: list[Path] = []
     if rows:
-        rows, texts = _training(rows, folder, left), _without_words_about(texts, left)
+        rows, held_out = _training(rows, folder, left)
+        texts = _without_words_about(texts, left)
     found = sorted([*rows, *texts])
     apart = _counted(left)
     if not found:
@@ -52,8 +59,9 @@ def files_of(folder: Path, reading: Reading) -> list[Path]:
             hint="--text-column COLUMN, where rows have their text under another name",
         )
     if left:
-        log.warning("%s: reads %s; left out: %s", folder, _counted(Counter(map(_ending, found))), apart)
-    return found
+        read = _counted(Counter(map(_ending, [*found, *held_out])))
+        log.warning("%s: reads %s; left out: %s", folder, read, apart)
+    return found, held_out
 
 
 def _walk(folder: Path, left: Counter[str]) -> Iterator[Path]:
@@ -106,13 +114,14 @@ def _ending(path: Path) -> str:
     return suffix + packed or re.sub(r"\d+", "N", path.name)
 
 
-def _training(rows: list[Path], folder: Path, left: Counter[str]) -> list[Path]:
-    """Of rows that lie in splits, by the names of files or folders, those to train on and those of no split."""
+def _training(rows: list[Path], folder: Path, left: Counter[str]) -> tuple[list[Path], list[Path]]:
+    """Of rows that lie in splits, by the names of files or folders, those to train on and of no split; those held out."""
     splits = {path: _split(path.relative_to(folder)) for path in rows}
     if "train" not in splits.values():
-        return rows
-    left.update(f"of the split {split}" for split in splits.values() if split not in (None, "train"))
-    return [path for path, split in splits.items() if split in (None, "train")]
+        return rows, []
+    left.update(f"of the split {split}" for split in splits.values() if split not in (None, "train", *HELD_OUT))
+    held_out = [path for path, split in splits.items() if split in HELD_OUT]
+    return [path for path, split in splits.items() if split in (None, "train")], held_out
 
 
 def _split(path: Path) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.errors import RekindleError, first_line
-from rekindle.train.text.folder import files_of
+from rekindle.train.text.folder import HELD_OUT, files_of
 from rekindle.train.text.format import MEANING, ROW_SUFFIXES, SUFFIXES, TEXT_SUFFIXES, identify, suffix_of
 from rekindle.train.text.read import documents_of, unreadable
 from rekindle.train.text.row import Document, Reading
@@ -28,17 +28,22 @@ _NOT_STDLIB = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__
 
 @dataclass
 class Source:
-    """Where documents come from. `empty` counts, after `documents`, those that held no text."""
+    """Where documents come from. `empty` counts, after `documents`, those that held no text.
+
+    `held_out` are files, or rows, of a split that its makers named for validation; where there is none, documents are
+    held out by their content, see train.split.
+    """
 
     name: str  # as the user gave it
     files: list[Path]
     rows: Any = None  # an open dataset, instead of reading `files` ourselves
     reading: Reading = Reading()
+    held_out: Source | None = None
     empty: int = field(default=0, init=False)
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Bytes of all files, those that are held out by name included."""
         return sum(size for _, size, *_ in self.listing())
 
     def listing(self) -> list[tuple[str, int, int, int, int]]:
@@ -53,7 +58,7 @@ class Source:
         known = [(str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in stats]
         if self.rows is not None:  # which may be in memory, or some of its files' rows
             known.append((f"rows {self.rows._fingerprint}", 0, 0, 0, 0))
-        return known
+        return known + ([("held out", 0, 0, 0, 0), *self.held_out.listing()] if self.held_out else [])
 
     def documents(self) -> Iterator[Document]:
         """Each document with text in it, in a fixed order. Raises RekindleError naming the file and the place."""
@@ -104,12 +109,18 @@ def open_source(data: str, column: str | None = None, *, chat: bool = False, rea
     except (OSError, ValueError) as error:
         raise RekindleError(f"The data cannot be read: {getattr(error, 'strerror', error)}.", where=data[:60]) from None
     if mode is not None and stat.S_ISDIR(mode):
-        return _saved(data, path, reading) or Source(data, files_of(path, reading), reading=reading)
+        return _saved(data, path, reading) or _folder(data, path, reading)
     if mode is not None:
         return Source(data, [_file(path, mode, reading)], reading=reading)
     if path.is_absolute() or suffix_of(path) in SUFFIXES or data.startswith((".", "~")):
         raise RekindleError("There is no such file or folder.", where=path)
     return _dataset(data, reading)
+
+
+def _folder(data: str, path: Path, reading: Reading) -> Source:
+    files, held_out = files_of(path, reading)
+    apart = Source(data, held_out, reading=reading) if held_out else None
+    return Source(data, files, reading=reading, held_out=apart)
 
 
 def _file(path: Path, mode: int, reading: Reading) -> Path:
@@ -188,20 +199,24 @@ def named_rows(name: str, split: str | None, hint: str) -> Any:
 
 
 def _saved(data: str, path: Path, reading: Reading) -> Source | None:
-    """A folder that `datasets` saved, of a dataset or of several splits, of which the one to train on is read."""
+    """A folder that `datasets` saved, of a dataset or of several splits: those to train on and to validate by are read."""
     rows = saved_rows(path)
     if rows is None:
         return None
     import datasets
 
-    if isinstance(rows, datasets.DatasetDict):
-        splits = [str(name) for name in rows]
-        if "train" not in splits:
-            raise RekindleError(f"Of its splits, {', '.join(splits)}, none is called train.", where=path)
-        if len(splits) > 1:
-            log.warning("%s: reads train; left out: %s", path, ", ".join(name for name in splits if name != "train"))
-        rows = rows["train"]
-    return _of_rows(data, rows, reading)
+    if not isinstance(rows, datasets.DatasetDict):
+        return _of_rows(data, rows, reading)
+    splits = [str(name) for name in rows]
+    if "train" not in splits:
+        raise RekindleError(f"Of its splits, {', '.join(splits)}, none is called train.", where=path)
+    apart = next((name for name in HELD_OUT if name in splits), None)
+    if left := [name for name in splits if name not in ("train", apart)]:
+        read = " and ".join(name for name in ("train", apart) if name)
+        log.warning("%s: reads %s; left out: %s", path, read, ", ".join(left))
+    source = _of_rows(data, rows["train"], reading)
+    source.held_out = _of_rows(data, rows[apart], reading) if apart else None
+    return source
 
 
 def _dataset(name: str, reading: Reading) -> Source:

@@ -105,7 +105,9 @@ def test_help_imports_nothing_heavy():
     assert ran.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("room", ["train", "train/text", "train/objectives", "search", "recovery"])
+@pytest.mark.parametrize(
+    "room", ["train", "train/text", "train/objectives", "search", "recovery", "music", "music/abc"]
+)
 def test_a_room_s_map_has_all_its_modules(room):
     doc = ast.get_docstring(ast.parse((SOURCE / room / "__init__.py").read_text())) or ""
     there = {path.name for path in (SOURCE / room).glob("*.py")} | {

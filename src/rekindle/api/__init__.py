@@ -17,17 +17,20 @@ from rekindle.api.look import checksums, env, inspect, not_finite, sound, verify
 from rekindle.api.merging import merge
 from rekindle.api.methods import apply, gqa, grow_depth, grow_experts, rewrite, upcycle
 from rekindle.api.model import Model, open
+from rekindle.api.music import compose, music_data, music_train
 from rekindle.api.pack import archive_add, pack
 from rekindle.api.recipe import is_training, load_recipe, run, run_cost
 from rekindle.api.repairing import repair
 from rekindle.api.saving import command
 from rekindle.api.training import evaluate, init, init_cost, load, report, train, train_cost, utility
+from rekindle.api.tunes import Composition
 from rekindle.api.warming import warm_start
 from rekindle.codec.archive import Archive
 
 __all__ = [
     "Archive",
     "Combination",
+    "Composition",
     "Model",
     "apply",
     "archive_add",
@@ -40,6 +43,7 @@ __all__ = [
     "checksums",
     "combine",
     "command",
+    "compose",
     "env",
     "evaluate",
     "fit",
@@ -55,6 +59,8 @@ __all__ = [
     "load",
     "load_recipe",
     "merge",
+    "music_data",
+    "music_train",
     "not_finite",
     "open",
     "pack",

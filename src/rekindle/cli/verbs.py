@@ -40,6 +40,10 @@ GROUPS = {
         "unpack": "A checkpoint out of an archive, as it was.",
         "archive": "What is in an archive, whether it is whole, and changes to it.",
     },
+    "play": {
+        "music": "A model that writes tunes for texts: its data, its training.",
+        "compose": "Tunes for a sentence: score, sound, and a page that plays them.",
+    },
     "tell": {"report": "Curves, costs and a verdict of several runs: one HTML page."},
     "try": {
         "demo": "All of it on a small model, in minutes.",
@@ -53,6 +57,7 @@ MODULES = {
     "train": "training",
     "decide": "laws",
     "keep": "archive",
+    "play": "music",
     "tell": "training",
     "try": "lab",
 }

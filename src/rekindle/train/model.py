@@ -179,8 +179,12 @@ def check_ids(largest: int, vocab_size: int, where: object = None) -> None:
 
 
 def check_lengths(seq_len: int, config: Mapping[str, Any], micro_batch: int | None) -> None:
-    """Refuse sequences the model of a config.json has no positions for; a T5's distances have no end."""
-    settings = family_of(config).settings(config)
+    """Refuse sequences the model of a config.json has no positions for; a T5's distances have no end.
+
+    Of an encoder-decoder it is the encoder that reads them.
+    """
+    whole = family_of(config).settings(config)
+    settings = whole.towers.get("encoder", whole)
     context = settings.context
     if settings.num_channels and seq_len != context:
         what = f"seq_len is {seq_len}, but an image is {context} tokens of this model."
@@ -195,7 +199,8 @@ def check_lengths(seq_len: int, config: Mapping[str, Any], micro_batch: int | No
 
 def check_written(length: int, config: Mapping[str, Any]) -> None:
     """Refuse rows of which a model of a config.json would have to write, or to read before it writes, too much."""
-    settings = family_of(config).settings(config)
+    whole = family_of(config).settings(config)
+    settings = whole.towers.get("decoder", whole)
     if length > settings.context and not settings.relative_buckets:
         what = f"A row has up to {length} tokens where the model writes, but its context is {settings.context}."
         raise RekindleError(what, hint="a smaller --target-len or --seq-len")

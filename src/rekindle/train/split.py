@@ -1,14 +1,14 @@
 """Which documents are held out for validation.
 
-Where the data has a split that is named for it, that one. Else a document's place in [0, 1) is the hash of its content; those below the corpus's share are held out. So a duplicate
-never lands on both sides, and what is held out of a large corpus is held out of a small one too.
+Where the data has a split that is named for it, that one. Else a document's place in [0, 1) is the hash of its content;
+those below the corpus's share are held out. So a duplicate never lands on both sides, and what is held out of a large
+corpus is held out of a small one too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-
 from collections.abc import Callable, Iterator
 
 from rekindle.errors import RekindleError

@@ -115,7 +115,7 @@ def _ending(path: Path) -> str:
 
 
 def _training(rows: list[Path], folder: Path, left: Counter[str]) -> tuple[list[Path], list[Path]]:
-    """Of rows that lie in splits, by the names of files or folders, those to train on and of no split; those held out."""
+    """Of rows in splits, by the names of files or folders: those to train on, or of no split; and those held out."""
     splits = {path: _split(path.relative_to(folder)) for path in rows}
     if "train" not in splits.values():
         return rows, []

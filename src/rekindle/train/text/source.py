@@ -199,7 +199,7 @@ def named_rows(name: str, split: str | None, hint: str) -> Any:
 
 
 def _saved(data: str, path: Path, reading: Reading) -> Source | None:
-    """A folder that `datasets` saved, of a dataset or of several splits: those to train on and to validate by are read."""
+    """A folder that `datasets` saved, of a dataset or of several splits: those to train on and to validate by."""
     rows = saved_rows(path)
     if rows is None:
         return None

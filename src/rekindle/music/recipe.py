@@ -1,0 +1,53 @@
+"""A model that writes tunes for texts: which halves it has, and how they are trained.
+
+Source: Wu and Sun 2022, "Exploring the Efficacy of Pre-trained Checkpoints in Text-to-Music Generation Task", arXiv
+2211.11216. Departure: there the decoder is always drawn; here it is first a language model of tunes without texts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rekindle.errors import RekindleError
+from rekindle.music.config import MusicTrainConfig
+
+CONTEXT = 512  # tokens that the decoder has positions for
+SOURCE, TARGET = 48, 401  # tokens of the longest text and tune, their ends included
+ROWS = 32  # pairs of a step
+LM_BATCH = 4096  # tokens of a step
+# What sizes the encoder has where it is drawn, and a decoder that is drawn or trained on tunes.
+ENCODER = {"family": "bert", "hidden": 128, "layers": 2, "heads": 4, "context": 64, "tokenizer": "bpe:1024"}
+NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+
+
+def check(config: MusicTrainConfig) -> tuple[Path, Path]:
+    """The folders of pairs and of tunes; raises RekindleError where the data is not what `music data` writes."""
+    folder = Path(config.data).expanduser()
+    pairs, tunes = folder / "pairs", folder / "tunes"
+    for path in (pairs / "train.jsonl", pairs / "validation.jsonl", tunes / "train.jsonl"):
+        if not path.is_file():
+            what = f"This is no data of texts and tunes: {path.name} of {path.parent.name} is not there."
+            raise RekindleError(what, where=folder, hint="rekindle music data DATA, then --data DATA")
+    if config.pairs < ROWS:
+        raise RekindleError(f"pairs is {config.pairs}, but a step takes {ROWS}.", where="option pairs")
+    return pairs, tunes
+
+
+def decoder_sizes(config: MusicTrainConfig, tokenizer: Path) -> dict[str, Any]:
+    """Options of `init` for it."""
+    sizes = {"hidden": config.hidden, "layers": config.layers, "heads": config.heads, "context": CONTEXT}
+    return {"family": "gpt2", **sizes, "tokenizer": str(tokenizer), "set": NO_DROPOUT, "seed": config.seed}
+
+
+def on_tunes(config: MusicTrainConfig, data: Path) -> dict[str, Any]:
+    """Options of `train` for a language model of tunes."""
+    how = {"seq_len": CONTEXT, "batch_tokens": LM_BATCH, "lr": config.tune_lr, "warmup": 0.05}
+    return {"data": str(data), "text_column": "text", "tokens": config.tune_tokens, **how, "seed": config.seed}
+
+
+def on_pairs(config: MusicTrainConfig, data: Path) -> dict[str, Any]:
+    """Options of `train` for both halves."""
+    how = {"objective": "seq2seq", "seq_len": SOURCE, "target_len": TARGET, "batch_tokens": ROWS * SOURCE}
+    tokens = config.pairs // ROWS * ROWS * SOURCE
+    return {"data": str(data), **how, "tokens": tokens, "lr": config.lr, "warmup": 0.05, "seed": config.seed}

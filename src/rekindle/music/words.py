@@ -78,7 +78,8 @@ def facts(tune: Tune, origin: str = "") -> Facts:
 
 def _kind(tune: Tune, metre: str) -> str:
     given, title = tune.text.first("R").lower(), " ".join(tune.text.fields.get("T", ())).lower()
-    for text, titled in ((given, False), (title.rpartition("--")[2], False), (title, True)):
+    behind = title.partition("--")[2]  # "42d Regiment -- Strathspey"
+    for text, titled in ((given, False), (behind, False), (title, True)):
         for kind, (spelt, metres, by_title) in KINDS.items():
             if re.search(rf"\b(?:{spelt})\b", text) and (by_title or not titled) and metre in metres.split():
                 return kind
@@ -91,7 +92,8 @@ def title_of(tune: Tune) -> str:
     if found := re.fullmatch(r"(.*), (The|A|An)", title):
         title = f"{found[2]} {found[1]}"
     if title.isupper():
-        title = re.sub(r"[A-Z]+(?:'[A-Z]+)?", lambda word: word[0].capitalize(), title)
+        title = re.sub(r"[A-Z]+", lambda word: word[0].capitalize(), title)
+        title = re.sub(r"'(?:S|T|D|Ll|Re|Ve)\b", lambda word: word[0].lower(), title)
     return title
 
 

@@ -28,10 +28,10 @@ TABLE = {
     "tie": r"-",
     "slur": r"[()]",
     "symbol": r"[H-Wh-w~.]",
-    "space": r"[ \t`]+",
+    "space": r"[ \t]+",
     "continued": r"\\[ \t]*(?=%|\n|\Z)",
     "line": r"\n",
-    "spacer": r"y\d*|[*;!]",
+    "spacer": r"y\d*|[*;!`]",
     "stray": r"(?s:.)",
 }
 _TOKEN = re.compile("|".join(f"(?P<{name.replace(' ', '_')}>{pattern})" for name, pattern in TABLE.items()))

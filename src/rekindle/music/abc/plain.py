@@ -162,7 +162,7 @@ def _tidied(parts: list[tuple[str, str]]) -> str:
     for kind, text in parts:
         if not kind or (kind == "space" and (not out or out[-1][0] != "note")):
             continue
-        if kind == "bar" and out and out[-1][0] == "space":
+        if kind == "bar" and out and out[-1][0] in ("space", "broken"):
             out.pop()
         if kind == "bar" and out and out[-1][0] == "bar":
             out[-1] = "bar", out[-1][1] + "".join(text.split())

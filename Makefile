@@ -49,6 +49,7 @@ KILLS ?= 200
 soak: .venv/.ready
 	$(BIN)/python tests/soak.py --minutes $(MINUTES)
 	$(BIN)/python tests/soak_recovery.py --kills $(KILLS)
+	$(BIN)/python tests/soak_music.py
 
 # The report is looked at in a real browser. Where none can be had, those tests say so and are skipped.
 browser:

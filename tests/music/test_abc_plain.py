@@ -40,8 +40,8 @@ def test_what_is_kept_and_what_is_left_out():
     ("text", "why"),
     [(tune("A@"), "cannot be read"), (tune("A|[K:G]B|"), "changes its key"), (tune("Z2|A|"), "rests for whole bars"),
      (tune("(3:2:4ABcd|"), "unusual tuplet"), (tune("A|[1,3 B:|"), "several turns"), (tune("z3|"), "no notes"),
-     (tune("A", L="1/2"), "unusual unit"), (tune("A", K="C#"), "unusual unit or key"), (tune("A", M="none"), "no metre"),
-     (tune("A", K="H"), "no key"), ("A", "no metre")],
+     (tune("A", L="1/2"), "unusual unit"), (tune("A", K="C#"), "unusual unit or key"),
+     (tune("A", M="none"), "no metre"), (tune("A", K="H"), "no key"), ("A", "no metre")],
 )  # fmt: skip
 def test_what_has_no_plain_spelling_says_why(text: str, why: str):
     with pytest.raises(NotPlain, match=why):

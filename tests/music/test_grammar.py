@@ -61,12 +61,12 @@ def test_the_fields_are_those_that_are_asked_for():
         ("", "A |:", "|]"),
         ("A", "| 2", ":|"),  # a pick-up, or more of it
         ("A6", "|", "B"),
-        ("A5", "|", "2"),
+        ("A4B", "|", "4"),
         ("A2B2c2", "|", "d"),
-        ("A|B6|c5", ":|", "1"),  # the pick-up is what is missing
-        ("A6|B5", ":| c", "|]"),  # cut in two, but not at the end
-        ("A6|B5:|", "c", "|"),
-        ("A6|B5:|c", "|", "2 :|"),  # the other part
+        ("A|B6|c4d", ":|", "4"),  # the pick-up is what is missing
+        ("A6|B4c", ":| c", "|]"),  # cut in two, but not at the end
+        ("A6|B4c:|", "c", "|"),
+        ("A6|B4c:|c", "|", "2 :|"),  # the other part
         ("|:A6|B6", "| :| :: ||", "|] |:"),
         ("|:A6|B6|1", "c", "|"),
         ("|:A6|B6|1c6", ":|2 |", ":| |]"),

@@ -7,6 +7,7 @@ from tune_helpers import corpus, tune
 
 from rekindle.errors import RekindleError
 from rekindle.music.abc.keys import Key, parse_key
+from rekindle.music.abc.metre import PLAIN
 from rekindle.music.abc.reader import read_tune
 from rekindle.music.words import Facts, asked, facts, key_holds, metres_of, sentences, title_of
 
@@ -31,7 +32,7 @@ def test_what_cannot_be_is_not_said():
     assert of(R="Reel", M="6/8").kind == ""  # no reel has such bars
     assert of(T="The Air of the Mountain").kind == ""  # a title is not enough for an air
     assert of("A6|]").key is None  # it does not end on D
-    assert of("C6C6C6^C|^CD6|]", K="Ddor").key is None  # what is sharpened throughout is another key
+    assert of("^C6|^C6|C6|D6|]", K="Ddor").key is None  # what is sharpened throughout is another key
     assert key_holds(read_tune(tune("F6G6A6^c|d6|]", K="Dm")))
 
 
@@ -50,15 +51,13 @@ def test_wordings():
 
 
 def test_what_is_written_of_the_books_is_read_back():
-    """No sentence asks for another kind, metre or key than its tune has; titles may hold any words, and are left out."""
+    """No sentence asks for another kind, metre or key than its tune has; titles, which may hold any words, left out."""
     for source in corpus()[::7]:
         known = facts(read_tune(source))
         for text in sentences(Facts(known.kind, known.metre, known.key, known.mood)):
-            try:
-                wanted = asked(text)
-            except RekindleError as error:
-                assert known.metre not in ("2/4", "6/8"), error  # beyond what is taught
-                continue
+            if known.metre not in ("", *PLAIN) or (known.key and abs(known.key.sharps) > 5):
+                continue  # beyond what is taught
+            wanted = asked(text)
             assert wanted.kind in (known.kind, "")
             assert wanted.metre in (known.metre, "")
             assert wanted.key in (known.key, None)
@@ -69,7 +68,8 @@ def test_what_is_written_of_the_books_is_read_back():
     [("a lively reel in D major", "D"), ("slip jig in A mixolydian", "Amix"), ("a jig in Bb", "Bb"), ("reel, Em", "Em"),
      ("in f sharp minor", "F#m"), ("in the key of E flat major", "Eb"), ("K:Amix M:C|", "Amix"), ("Key-D", "D"),
      ("A minor waltz", "Am"), ("a waltz in A", "A"), ("in B-flat", "Bb"), ("a G dorian air", "Gdor"),
-     ("a tune", None), ("in a hurry", None), ("The A team: a reel", None), ("a day in May", None), ("I am in awe", None)],
+     ("a tune", None), ("in a hurry", None), ("The A team: a reel", None), ("a day in May", None),
+     ("I am in awe", None)],
 )  # fmt: skip
 def test_keys_that_are_asked_for(text: str, key: str | None):
     assert asked(text).key == (parse_key(key) if key else None)

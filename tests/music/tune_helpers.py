@@ -62,7 +62,8 @@ def book(seeds: range, kinds: tuple[str, ...] = ("reel", "jig", "air")) -> str:
 def corpus() -> tuple[Written, ...]:
     """The tunes of the books that music21 brings, from where it is installed."""
     spec = find_spec("music21")
-    assert spec and spec.origin
+    assert spec
+    assert spec.origin
     folder = Path(spec.origin).parent / "corpus"
     files = [
         file for name in ("oneills1850", "ryansMammoth", "airdsAirs") for file in sorted((folder / name).glob("*.abc"))

@@ -76,9 +76,6 @@ def music_train(
             make(parts / name)
         return parts / name
 
-    def trained(start: Path, end: Path, how: dict[str, Any]) -> dict[str, Any]:
-        return train(start, end, resolve(TrainConfig, how), resume=True)
-
     encoder, decoder = config.encoder, config.decoder
     if encoder == RANDOM:
         sizes = {**recipe.ENCODER, "data": str(pairs), "text_column": "source", "seed": config.seed}
@@ -89,8 +86,8 @@ def music_train(
         decoder = str(drawn)
         if config.decoder == TUNES:
             say("the decoder learns tunes, without texts")
-            decoder = str(parts / "tunes")
-            trained(drawn, parts / "tunes", recipe.on_tunes(config, tunes))
+            how = resolve(TrainConfig, recipe.on_tunes(config, tunes))
+            decoder = str(made("tunes", lambda path: train(drawn, path, how, resume=True)))
     joined = made("start", lambda path: warm_start(encoder, decoder, share="none", seed=config.seed).save(path))
     say("both halves learn texts and tunes")
     found = train(joined, out, resolve(TrainConfig, recipe.on_pairs(config, pairs)), resume=resume, overwrite=overwrite)

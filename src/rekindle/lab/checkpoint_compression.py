@@ -73,10 +73,11 @@ def train_series(source: Path, out: Path, interval: int, seed: int) -> None:
 
     part = out.with_name(f"{out.name}.part")  # a run that is cut off goes on in there
     part.mkdir(exist_ok=True)
-    api.train(
-        source, part / "end", **TRAIN, tokens=LAST * interval, schedule="cosine", lr=6e-4, seed=seed,
-        save_every=interval, eval_every=LAST * interval, archive=str(part / "series.rk"), resume=True,
-    )  # fmt: skip
+    if not (part / "end").exists():
+        api.train(
+            source, part / "end", **TRAIN, tokens=LAST * interval, schedule="cosine", lr=6e-4, seed=seed,
+            save_every=interval, eval_every=LAST * interval, archive=str(part / "series.rk"), resume=True,
+        )  # fmt: skip
     part.rename(out)
 
 

@@ -152,7 +152,8 @@ def train_text(source: Path, out: Path, schedule: str, tokens: int, seed: int, s
     part.mkdir(exist_ok=True)
     how = {**TRAIN, "tokens": tokens, "schedule": schedule, "seed": seed, "decay": 0.5, "eval_every": tokens}
     archive = str(part / "series.rk")
-    api.train(source, part / "end", **how, save_every=tokens // saves, archive=archive, resume=True)
+    if not (part / "end").exists():
+        api.train(source, part / "end", **how, save_every=tokens // saves, archive=archive, resume=True)
     part.rename(out)
 
 

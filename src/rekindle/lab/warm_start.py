@@ -110,9 +110,9 @@ def join_gpt(source: Path, out: Path, tokens: int, seed: int) -> None:
     part = out.with_name(f"{out.name}.part")  # a run that is cut off goes on in there
     if not (part / "start").exists():
         api.init(part / "start", **GPT, seed=seed)
-    api.train(
-        part / "start", part / "gpt", resolve(TrainConfig, {**GPT_TRAIN, "tokens": tokens, "seed": seed}), resume=True
-    )
+    if not (part / "gpt").exists():
+        how = resolve(TrainConfig, {**GPT_TRAIN, "tokens": tokens, "seed": seed})
+        api.train(part / "start", part / "gpt", how, resume=True)
     api.warm_start(minilm(), part / "gpt", variant="bert2gpt", seed=seed).save(out)
     shutil.rmtree(part)
 
@@ -135,7 +135,8 @@ def train_on_some(source: Path, out: Path, share: int, seed: int, tokens: int, *
     if not pairs.exists():
         _write_some(pairs, max(1, tokens // SOURCE * share // 100), seed)
     options: dict[str, Any] = {**how, "data": str(pairs), "tokens": tokens, "seed": seed}
-    api.train(source, part / "end", resolve(TrainConfig, options), resume=True)
+    if not (part / "end").exists():
+        api.train(source, part / "end", resolve(TrainConfig, options), resume=True)
     part.rename(out)
 
 

@@ -36,7 +36,7 @@ class MusicTrainConfig:
     layers: int = option(4, help="its layers")
     heads: int = option(6, help="its attention heads")
     tune_tokens: Count = option(Count(4_000_000), help="tokens of tunes that it is trained on, without texts")
-    tune_lr: float = option(2e-3, help="peak learning rate there")
+    tune_lr: float = option(1e-3, help="peak learning rate there")
     pairs: Count = option(Count(15_000), help="pairs of a text and a tune that both halves are trained on, together")
     lr: float = option(1e-3, help="peak learning rate there")
     seed: int = option(0, help="random seed")

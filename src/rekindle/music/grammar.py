@@ -3,8 +3,9 @@
 What it lets through is read without a problem, has bars that add up, ends with a bar line, and has a metre and a key of
 those that were asked for. Every beginning that it lets through can be ended within `longest` tokens.
 
-Narrower than plain tunes are: the notes of a tuplet, and both of a broken pair, have one length; a tie leads to the
-same note; octaves are those of a fiddle; endings are a first and a second one.
+Narrower than plain tunes are: a length is a note value, with two dots at most; the notes of a tuplet, and both of a
+broken pair, have one, without dots; a tie leads to the same note; octaves are those of a fiddle; endings are a first
+and a second one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rekindle.music.abc.plain import UNITS, length_text
 from rekindle.music.vocabulary import END
 
 GRID = Fraction(1, 8)  # of the unit: what a length is a multiple of
-RESERVE = 72  # tokens before the last, from which on a tune is brought to its end
+RESERVE = 96  # tokens before the last, from which on a tune is brought to its end
 _ACCIDENTALS = frozenset("^_=")
 _LETTERS = frozenset(LETTERS + LETTERS.lower())
 _DIGITS = frozenset("0123456789/")
@@ -33,10 +34,11 @@ def tuplets(metre: str) -> dict[str, tuple[int, int]]:
 
 
 @cache
-def lengths(most: Fraction, times: Fraction) -> frozenset[str]:
-    """Spellings of the lengths, in units, that `times` over are at most so long, on the grid."""
-    found = [GRID * n for n in range(1, int(most / times / GRID) + 1)]
-    return frozenset(length_text(length) for length in found if (length * times / GRID).denominator == 1)
+def lengths(most: Fraction, times: Fraction = Fraction(1), dots: int = 2) -> frozenset[str]:
+    """Spellings of the note values, in units, that `times` over are at most so long, on the grid; with so many dots."""
+    values = [GRID * 2**k * dotted for k in range(12) for dotted in (1, 3, 7)[: dots + 1]]
+    fit = [value for value in values if value * times <= most and (value * times / GRID).denominator == 1]
+    return frozenset(map(length_text, fit))
 
 
 @cache
@@ -146,16 +148,21 @@ class Grammar:
             return set()
         found = note.goes_on()
         if self.closing:
-            last = length_text(self.bar.left)
-            fills = not note.in_group and len(last) > len(note.length) and last.startswith(note.length)
-            return {last[len(note.length)]} if fills else found if not note.may_end else set()
+            return self._longest(note) if not note.in_group else found if not note.may_end else set()
         if self.last in _LETTERS and not self.tied:
             found.add("'" if note.pitch[-1].islower() else ",")
         if note.may_end and not note.in_group:
             left = self.bar.left - length_of(note.length)
-            found |= {"<", ">"} if length_of(note.length) <= left else set()
+            plain = note.length in lengths(left, dots=0)
+            found |= {"<", ">"} if plain else set()
             found |= {"-"} if note.pitch != "z" and note.pitch.strip("^_=',") not in self.bar.altered else set()
         return found
+
+    def _longest(self, note: Note) -> set[str]:
+        """The next character of the longest length that it can still have; none once it has that."""
+        able = [text for text in note.choices if text.startswith(note.length)]
+        best = max(able, key=length_of)
+        return {best[len(note.length)]} if best != note.length else set()
 
     def _between(self) -> set[str]:
         """What may stand behind a whole note, a space or a line."""
@@ -170,7 +177,7 @@ class Grammar:
             return lines or {*_LETTERS}
         if left:
             lines |= {*_LETTERS, *_ACCIDENTALS, "z"}
-            lines |= {token for token, (_, time) in tuplets(self.metre).items() if lengths(left, Fraction(time))}
+            lines |= {token for token, (_, time) in tuplets(self.metre).items() if lengths(left, Fraction(time), 0)}
             lines |= {" "} if self.bar.filled and self.last != " " else set()
         return lines
 
@@ -257,9 +264,10 @@ class Grammar:
     def _with_note(self, pitch: str) -> Grammar:
         group, left = self.group, self.bar.left
         if group is None:
-            note = Note(pitch, lengths(left, Fraction(1)), Fraction(1))
+            note = Note(pitch, lengths(left), Fraction(1))
         else:
-            one = frozenset({group.length}) if group.length is not None else lengths(left, group.time * group.notes)
+            free = lengths(left, group.time * group.notes, 0)
+            one = frozenset({group.length}) if group.length is not None else free
             note = Note(pitch, one, group.time, in_group=True)
         bar = replace(self.bar, altered=self.bar.altered | {pitch[1:]}) if self.accidental else self.bar
         return replace(self, note=note, accidental="", bar=bar)

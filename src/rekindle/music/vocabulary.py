@@ -48,7 +48,7 @@ def make_tune_tokenizer(context: int) -> Any:
 
     numbers = {token: number for number, token in enumerate(vocabulary())}
     tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=None))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_pattern().pattern), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_pattern().pattern), "removed", invert=True)
     tokenizer.decoder = decoders.Fuse()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=["$A", END], pair=["$A", "$B", END], special_tokens=[(END, numbers[END])]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rekindle.errors import RekindleError, nearest
-from rekindle.music.abc.keys import MODES, SEMITONES, Key, parse_key
+from rekindle.music.abc.keys import MODES, SEMITONES, Key, all_keys, parse_key
 from rekindle.music.abc.metre import PLAIN, parse_metre
 from rekindle.music.abc.reader import Tune
 
@@ -212,7 +212,7 @@ def _key(shown: str, tonic: str, raised: str, mode: str) -> Key:
     accidental = {"sharp": "#", "flat": "b", "\u266f": "#", "\u266d": "b"}.get(raised, raised)
     full = _MODE_WORDS.get(mode)
     key = parse_key(f"{tonic}{accidental}{mode}") if full is None else Key(tonic + accidental, full)
-    if key is None or tonic not in SEMITONES or abs(key.sharps) > 5:
+    if key is None or tonic not in SEMITONES or key not in all_keys():
         raise _no_key(re.sub(r"^(?:in|key of|in the key of) ", "", shown))
     return key
 

@@ -80,7 +80,7 @@ def parse_key(text: str) -> Key | None:
 
 
 def all_keys(most: int = 5) -> list[Key]:
-    """Every key of at most so many sharps or flats, by its tonic and mode."""
+    """Every key of at most so many sharps or flats, by its tonic and mode; no locrian one, which nobody writes in."""
     tonics = [letter + accidental for letter in LETTERS for accidental in ("", "#", "b")]
-    found = [Key(tonic, mode) for mode in MODES for tonic in tonics]
+    found = [Key(tonic, mode) for mode in MODES if mode != "locrian" for tonic in tonics]
     return [key for key in found if abs(key.sharps) <= most]

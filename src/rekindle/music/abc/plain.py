@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from rekindle.music.abc.header import Written, written
-from rekindle.music.abc.keys import LETTERS, Key, parse_key
+from rekindle.music.abc.keys import LETTERS, Key, all_keys, parse_key
 from rekindle.music.abc.lexer import PITCH, Token, tokens
 from rekindle.music.abc.metre import parse_metre
 from rekindle.music.abc.playing import begins, ending, ends, is_section
@@ -79,7 +79,7 @@ def plain(source: Written) -> Plain:
     if tune.problems:
         raise NotPlain(f"cannot be read: {tune.problems[0]}")
     unit = f"1/{tune.unit.denominator}"
-    if unit not in UNITS or abs(key.sharps) > 5:
+    if unit not in UNITS or key not in all_keys():
         raise NotPlain("has an unusual unit or key")
     ties = {note.place: note.tied for note in tune.notes}
     for note, after in zip(sounds, [*sounds[1:], None], strict=True):

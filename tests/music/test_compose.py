@@ -19,7 +19,7 @@ from rekindle.music.abc.reader import read_tune
 from rekindle.music.vocabulary import pieces
 from rekindle.store.manifest import read_manifest
 
-SMALL = {"hidden": 32, "layers": 1, "heads": 2, "tune_tokens": 4096, "pairs": 64}
+SMALL = {"hidden": 32, "layers": 1, "heads": 2, "tunes": 64, "pairs": 64}
 
 
 @pytest.fixture(scope="module")

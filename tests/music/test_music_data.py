@@ -83,7 +83,7 @@ def test_keys_and_wordings(data: Path):
     assert 2 * len(numbers) < len(rows(data, "train", "tunes")) <= 3 * len(numbers)
     held_out = rows(data, "validation")
     assert len({row["target"] for row in held_out}) == len({row["tune"] for row in held_out})
-    assert {row["text"] for row in rows(data, "validation", "tunes")} == {row["target"] for row in held_out}
+    assert {row["target"] for row in rows(data, "validation", "tunes")} == {row["target"] for row in held_out}
     assert not (data / "tunes" / "test.jsonl").exists()
 
 

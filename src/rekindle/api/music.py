@@ -104,14 +104,15 @@ def compose(
     Raises RekindleError for a text that says nothing, a key or a metre that does not exist, bars that no tune can begin
     with, and a model that writes no tunes.
     """
-    from rekindle.music.compose import Composer, request
+    from rekindle.music.compose import Composer
     from rekindle.music.measure import judge
+    from rekindle.music.request import request
 
     options = options or resolve(ComposeConfig, given)
     wanted = request(text, options.config)
     folder = local(source)
     composer = Composer.load(folder)
-    tunes = composer.compose(wanted, options.config)
+    tunes = composer.compose([wanted] * options.config.count, options.config)
     known, titles = training_tunes(folder)
     judged = [judge(tune.text, wanted.wanted, known, ended=tune.ended) for tune in tunes]
     near = [titles[one.nearest[1]] if one.nearest[1] >= 0 else "" for one in judged] if known else []

@@ -13,8 +13,9 @@ from rekindle.store.publish import publishing
 from rekindle.version import __version__
 
 if TYPE_CHECKING:
-    from rekindle.music.compose import Composed, Request
+    from rekindle.music.compose import Composed
     from rekindle.music.measure import Judged
+    from rekindle.music.request import Request
     from rekindle.report.tunes import ShownTune
 
 _SHOWN = 200  # characters of a text in a title

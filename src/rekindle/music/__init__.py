@@ -14,6 +14,7 @@ data.py        texts and tunes to train on, split so that versions of one tune a
 config.py      the options of the verbs
 recipe.py      the halves of a model that writes tunes, and how they are trained
 grammar.py     which token may come next, so that a tune is whole
+request.py     what is asked of a model
 compose.py     tunes out of a model, free or by the grammar
 measure.py     what can be said of a tune without listening
 """

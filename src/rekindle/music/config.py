@@ -35,7 +35,7 @@ class MusicTrainConfig:
     hidden: int = option(192, help="hidden size of a decoder that is no SRC")
     layers: int = option(4, help="its layers")
     heads: int = option(6, help="its attention heads")
-    tune_tokens: Count = option(Count(4_000_000), help="tokens of tunes that it is trained on, without texts")
+    tunes: Count = option(Count(24_000), help="tunes that it is trained on, without texts")
     tune_lr: float = option(1e-3, help="peak learning rate there")
     pairs: Count = option(Count(15_000), help="pairs of a text and a tune that both halves are trained on, together")
     lr: float = option(1e-3, help="peak learning rate there")

@@ -31,6 +31,7 @@ from rekindle.store.publish import publishing
 from rekindle.version import __version__
 
 SIDES = ("train", "validation", "test")
+NOTHING = "?"  # which the tokens of tunes cannot spell: a row of a decoder alone is a tune and no more
 LOWEST, HIGHEST = 53, 93  # MIDI numbers that a transposed tune stays between: F3 to A6
 
 
@@ -49,7 +50,7 @@ class Kept:
 def make_data(
     shelf: Shelf, config: MusicDataConfig, out: Path, *, command: str, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write OUT/pairs (train, validation and test.jsonl: source, target, tune), OUT/tunes (text) and OUT/data.json.
+    """Write OUT/pairs (train, validation, test.jsonl: source, target, tune), OUT/tunes (without texts), OUT/data.json.
 
     Returns what data.json says. Raises RekindleError where too few tunes are left.
     """
@@ -144,7 +145,7 @@ def _write(folder: Path, name: str, kept: list[Kept], side: list[str], config: M
     for one in own:
         rng = np.random.default_rng([config.seed, one.number])
         written = transpositions(one.plain, config.keys, rng) if name == "train" else [one.plain]
-        tunes += [{"text": spelt.text} for spelt in written]
+        tunes += [{"source": NOTHING, "target": spelt.text} for spelt in written]
         rows += _rows(one, written, config.wordings if name == "train" else None, rng)
     order = np.random.default_rng([config.seed, 1]).permutation(len(rows))
     _save(folder / "pairs" / f"{name}.jsonl", [rows[at] for at in order])

@@ -6,18 +6,15 @@ Source: Wu and Sun 2022, "Exploring the Efficacy of Pre-trained Checkpoints in T
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rekindle.errors import RekindleError
 from rekindle.music.config import MusicTrainConfig
-from rekindle.music.vocabulary import pieces
 
 CONTEXT = 512  # tokens that the decoder has positions for
 SOURCE, TARGET = 48, 401  # tokens of the longest text and tune, their ends included
-ROWS = 32  # pairs of a step
-LM_BATCH = 2048  # tokens of a step
+ROWS = 32  # pairs, or tunes, of a step
 # What sizes the encoder has where it is drawn, and a decoder that is drawn or trained on tunes.
 ENCODER = {"family": "bert", "hidden": 128, "layers": 2, "heads": 4, "context": 64, "tokenizer": "bpe:1024"}
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
@@ -31,8 +28,9 @@ def check(config: MusicTrainConfig) -> tuple[Path, Path]:
         if not path.is_file():
             what = f"This is no data of texts and tunes: {path.name} of {path.parent.name} is not there."
             raise RekindleError(what, where=folder, hint="rekindle music data DATA, then --data DATA")
-    if config.pairs < ROWS:
-        raise RekindleError(f"pairs is {config.pairs}, but a step takes {ROWS}.", where="option pairs")
+    for name, number in (("pairs", config.pairs), ("tunes", config.tunes)):
+        if number < ROWS:
+            raise RekindleError(f"{name} is {number}, but a step takes {ROWS}.", where=f"option {name}")
     return pairs, tunes
 
 
@@ -43,16 +41,9 @@ def decoder_sizes(config: MusicTrainConfig, tokenizer: Path) -> dict[str, Any]:
 
 
 def on_tunes(config: MusicTrainConfig, data: Path) -> dict[str, Any]:
-    """Options of `train` for a language model of tunes."""
-    how = {"seq_len": _window(data), "batch_tokens": LM_BATCH, "lr": config.tune_lr, "warmup": 0.05}
-    return {"data": str(data), "text_column": "text", "tokens": config.tune_tokens, **how, "seed": config.seed}
-
-
-def _window(data: Path) -> int:
-    """As many tokens as the decoder has positions for, less where the held-out tunes together are shorter."""
-    with (data / "validation.jsonl").open(encoding="utf-8") as file:
-        there = sum(len(pieces(json.loads(line)["text"]) or ()) for line in file)
-    return min(CONTEXT, 1 << max(1, there).bit_length() - 1)
+    """Options of `train` for a language model of tunes: each a row of its own, as it will be behind an encoder."""
+    how = {"objective": "seq2seq", "seq_len": 1, "target_len": TARGET, "batch_tokens": ROWS}
+    return {"data": str(data), **how, "tokens": config.tunes, "lr": config.tune_lr, "warmup": 0.05, "seed": config.seed}
 
 
 def on_pairs(config: MusicTrainConfig, data: Path) -> dict[str, Any]:

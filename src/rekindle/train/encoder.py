@@ -100,11 +100,12 @@ class Encoder:
         And with the end-of-text token, where it writes none. Only the target has a loss.
         """
         texts = zip(*map(_source_and_target, pairs), strict=True)
-        sources, targets = (one._whole(list(of)) for one, of in zip((self, self._writer), texts, strict=True))
+        sources, targets = (one.whole(list(of)) for one, of in zip((self, self._writer), texts, strict=True))
         for source, target in zip(sources, targets, strict=True):
             yield np.concatenate([source, target]), np.repeat([False, True], [len(source), len(target)])
 
-    def _whole(self, texts: list[str]) -> Iterator[np.ndarray]:
+    def whole(self, texts: list[str]) -> Iterator[np.ndarray]:
+        """Each text as its tokenizer begins and ends one by itself, with the end-of-text token where it writes none."""
         return map(self._ended, self._encoded(texts, special=True))
 
     def _ended(self, ids: np.ndarray) -> np.ndarray:

@@ -134,7 +134,7 @@ class Seq2Seq(TeacherForced):
     def _cut(self, side: Side, numbers: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         stream = self.corpus.train if side == "train" else self.corpus.validation
         places = self._places[side][numbers]
-        return [(_cut(stream[a:b], self.source_len), _cut(stream[b:c], self.target_len)) for a, b, c in places]
+        return [(cut_to(stream[a:b], self.source_len), cut_to(stream[b:c], self.target_len)) for a, b, c in places]
 
     def _padded(self, rows: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
         """As wide as the longest of these rows."""
@@ -157,7 +157,7 @@ def _places(losses: np.ndarray) -> np.ndarray:
     return np.stack([edges[:-1:2], edges[1::2], edges[2::2]], axis=1).astype(np.int64)
 
 
-def _cut(ids: np.ndarray, length: int) -> np.ndarray:
+def cut_to(ids: np.ndarray, length: int) -> np.ndarray:
     """At most `length` of the ids, the last of them being that of all: the end of the text."""
     return ids if len(ids) <= length else np.append(ids[: length - 1], ids[-1:])
 

@@ -213,3 +213,15 @@ class TestTrained:
         near = (bins > wanted * 0.94) & (bins < wanted * 1.06)
         found = bins[near][strength[near].argmax()]
         assert abs(1200 * math.log2(found / wanted)) < 20
+
+    def test_scores_stand_beside_rivals_and_the_tunes(self, trained: Path):
+        found = api.music_evaluate(trained, data=str(trained.with_name("data")), texts=6, prompts=2, each=2)
+        assert list(found) == ["the tunes", "nearest text's tune", "5-gram", "model", "model, by the grammar"]
+        themselves, strict = found["the tunes"], found["model, by the grammar"]
+        assert (themselves["BLEU"], themselves["edit similarity"], themselves["parses"]) == (pytest.approx(100), 1, 1)
+        assert (themselves["adds up"], strict["adds up"], strict["parses"], strict["metre kept"]) == (1, 1, 1, 1)
+        assert found["nearest text's tune"]["likeness"] == 1
+        assert (strict["cost"] or 0) > 0
+        assert 0 <= (strict["diversity"] or 0) <= 1
+        again = api.music_evaluate(trained, data=str(trained.with_name("data")), texts=6, prompts=2, each=2)
+        assert json.dumps(again) == json.dumps(found)

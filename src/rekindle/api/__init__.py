@@ -17,7 +17,7 @@ from rekindle.api.look import checksums, env, inspect, not_finite, sound, verify
 from rekindle.api.merging import merge
 from rekindle.api.methods import apply, gqa, grow_depth, grow_experts, rewrite, upcycle
 from rekindle.api.model import Model, open
-from rekindle.api.music import compose, music_data, music_train
+from rekindle.api.music import compose, music_data, music_evaluate, music_train
 from rekindle.api.pack import archive_add, pack
 from rekindle.api.recipe import is_training, load_recipe, run, run_cost
 from rekindle.api.repairing import repair
@@ -60,6 +60,7 @@ __all__ = [
     "load_recipe",
     "merge",
     "music_data",
+    "music_evaluate",
     "music_train",
     "not_finite",
     "open",

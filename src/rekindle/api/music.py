@@ -15,7 +15,7 @@ from rekindle.api.training import init, train
 from rekindle.api.tunes import Composition
 from rekindle.api.warming import warm_start
 from rekindle.config import Resolved, resolve
-from rekindle.music.config import RANDOM, TUNES, ComposeConfig, MusicDataConfig, MusicTrainConfig
+from rekindle.music.config import RANDOM, TUNES, ComposeConfig, MusicDataConfig, MusicEvaluateConfig, MusicTrainConfig
 from rekindle.store.manifest import read_manifest
 from rekindle.store.publish import check_free, check_spares
 from rekindle.train.config import TrainConfig
@@ -93,6 +93,28 @@ def music_train(
     found = train(joined, out, resolve(TrainConfig, recipe.on_pairs(config, pairs)), resume=resume, overwrite=overwrite)
     shutil.rmtree(parts)
     return found
+
+
+@takes(MusicEvaluateConfig)
+def music_evaluate(
+    source: str | Path, options: Resolved[MusicEvaluateConfig] | None = None, **given: Any
+) -> dict[str, dict[str, float | None]]:
+    """How good a model's tunes are for texts of tunes that it never saw: {author: {measure: mean}}.
+
+    Authors are the model, free and by the grammar, a 5-gram, the tune of the nearest training text, and the held-out
+    tunes themselves, which are the ceiling. BLEU and edit similarity are to the tune of the text; likeness is to the
+    most alike training tune.
+    """
+    from rekindle.music import evaluate
+    from rekindle.music.compose import Composer
+
+    options = options or resolve(MusicEvaluateConfig, given)
+    composer = Composer.load(local(source))
+    scores = evaluate.evaluate(composer, Path(options.config.data).expanduser(), options.config)
+    return {
+        author: {**{name: score.mean(name) for name in evaluate.MEASURES}, "diversity": score.diversity}
+        for author, score in scores.items()
+    }
 
 
 @takes(ComposeConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rekindle.cli.options import options_of, resolved
 from rekindle.cli.out import FORMAT, count, echo, plain, result, say, table
 from rekindle.cli.training import CONFIG, OVERWRITE
 from rekindle.errors import counted
-from rekindle.music.config import ComposeConfig, MusicDataConfig, MusicTrainConfig
+from rekindle.music.config import ComposeConfig, MusicDataConfig, MusicEvaluateConfig, MusicTrainConfig
 
 
 @click.group("music")
@@ -79,6 +80,32 @@ def train(out: str, config_file: str | None, overwrite: bool, resume: bool, form
     result(found, table([(key.replace("_", " "), value) for key, value in shown.items()]), format_)
     words = ["rekindle", "compose", plain(out), "a lively reel in D major", "--strict", "--out", "TUNES"]
     say(f"next:  {shlex.join(words)}")
+
+
+@music.command("evaluate")
+@click.argument("ckpt")
+@options_of(MusicEvaluateConfig)
+@CONFIG
+@FORMAT
+def evaluate(ckpt: str, config_file: str | None, format_: str, **given: Any) -> None:
+    """A model's tunes for texts of tunes that it never saw, beside a 5-gram, the nearest text's tune, and the tunes.
+
+    Shares of tunes, but for BLEU and edit similarity (to the tune of the text), likeness (to the most alike training
+    tune; too alike is 0.3), cost (of the grammar, nats) and diversity (of tunes for one text: 1 is nothing in common).
+
+    \b
+    rekindle music evaluate TUNER --data TUNES --texts 10 --each 1
+    """
+    options = resolved(MusicEvaluateConfig, given, config_file)
+    echo(f"rekindle music evaluate: {ckpt}", options)
+    found = api.music_evaluate(ckpt, options)
+    authors, measures = list(found), list(next(iter(found.values())))
+    shown = [(name, *(_number(found[author][name]) for author in authors)) for name in measures]
+    result(found, table([("", *authors), *shown], right=tuple(range(1, len(authors) + 1))), format_)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 @click.command("compose")

@@ -17,4 +17,6 @@ grammar.py     which token may come next, so that a tune is whole
 request.py     what is asked of a model
 compose.py     tunes out of a model, free or by the grammar
 measure.py     what can be said of a tune without listening
+rivals.py      what a model has to beat
+evaluate.py    how good its tunes are, on texts of tunes that it never saw
 """

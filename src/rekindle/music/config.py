@@ -43,6 +43,19 @@ class MusicTrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MusicEvaluateConfig:
+    """A model's tunes for texts of tunes that it never saw, beside rivals."""
+
+    data: str = option(help="folder that `rekindle music data` wrote, of which the model saw no test tune")
+    texts: int = option(100, help="texts, each of another tune; one tune is drawn for each")
+    prompts: int = option(5, help="texts of which several tunes are drawn, to see how unlike these are")
+    each: int = option(8, help="tunes for each of those texts; 1: none")
+    temperature: float = option(1.0, help="of the draw")
+    top_p: float = option(0.9, help="of each draw, the likeliest tokens that have so much of the probability")
+    seed: int = option(0, help="random seed of texts and draws")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComposeConfig:
     """Tunes from a text."""
 

@@ -14,7 +14,8 @@ from rekindle.music.config import MusicTrainConfig
 
 CONTEXT = 512  # tokens that the decoder has positions for
 SOURCE, TARGET = 48, 401  # tokens of the longest text and tune, their ends included
-ROWS = 32  # pairs, or tunes, of a step
+ROWS = 16  # pairs, or tunes, of a step
+TOGETHER = 8  # of them in one pass, of like lengths, so that less is padded
 # What sizes the encoder has where it is drawn, and a decoder that is drawn or trained on tunes.
 ENCODER = {"family": "bert", "hidden": 128, "layers": 2, "heads": 4, "context": 64, "tokenizer": "bpe:1024"}
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
@@ -42,12 +43,15 @@ def decoder_sizes(config: MusicTrainConfig, tokenizer: Path) -> dict[str, Any]:
 
 def on_tunes(config: MusicTrainConfig, data: Path) -> dict[str, Any]:
     """Options of `train` for a language model of tunes: each a row of its own, as it will be behind an encoder."""
-    how = {"objective": "seq2seq", "seq_len": 1, "target_len": TARGET, "batch_tokens": ROWS}
-    return {"data": str(data), **how, "tokens": config.tunes, "lr": config.tune_lr, "warmup": 0.05, "seed": config.seed}
+    return {"data": str(data), **_rows(1), "tokens": config.tunes, "lr": config.tune_lr, "seed": config.seed}
 
 
 def on_pairs(config: MusicTrainConfig, data: Path) -> dict[str, Any]:
     """Options of `train` for both halves."""
-    how = {"objective": "seq2seq", "seq_len": SOURCE, "target_len": TARGET, "batch_tokens": ROWS * SOURCE}
     tokens = config.pairs // ROWS * ROWS * SOURCE
-    return {"data": str(data), **how, "tokens": tokens, "lr": config.lr, "warmup": 0.05, "seed": config.seed}
+    return {"data": str(data), **_rows(SOURCE), "tokens": tokens, "lr": config.lr, "seed": config.seed}
+
+
+def _rows(source_len: int) -> dict[str, Any]:
+    lengths = {"seq_len": source_len, "target_len": TARGET, "batch_tokens": ROWS * source_len, "micro_batch": TOGETHER}
+    return {"objective": "seq2seq", **lengths, "warmup": 0.05}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from methods.adapters_made import matrices, write_adapter
+from music.tune_helpers import book
 from safetensors.torch import load_file
 from tiny_models import save_tiny
 
@@ -126,6 +127,14 @@ def desk(tmp_path_factory):
         api.init("GEMMA3", family="gemma3_text", **size)
         texts = [{"source": f"Line {n} says {n * n}.", "target": f"{n * n} is line {n}."} for n in range(400)]
         (desk / "pairs.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in texts))
+        drawn = book(range(60))
+        (desk / "tunes").mkdir()
+        (desk / "tunes" / "book.abc").write_text(drawn)
+        (desk / "tune.abc").write_text(drawn[: drawn.index("X:1\n")])
+        rows = [{"source": f"tune {at}", "target": f"X:{text}"} for at, text in enumerate(drawn.split("X:")[1:])]
+        (desk / "pairs_of_tunes.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        api.music_data("TUNES", source="tunes", test=0.2, validation=0.2)
+        api.music_train("TUNER", data="TUNES", hidden=32, layers=1, heads=2, tunes=64, pairs=64)
         (desk / "score.py").write_text(
             "def score(tensors):\n    return sum(x.abs().mean() for x in tensors.values())\n"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from rekindle.store.publish import publishing
 from rekindle.version import __version__
 
 if TYPE_CHECKING:
+    from rekindle.music.abc.playing import Sound
     from rekindle.music.compose import Composed
     from rekindle.music.measure import Judged
     from rekindle.music.request import Request
@@ -60,50 +61,70 @@ def _write(made: Composition, folder: Path) -> None:
     from rekindle.progress import Progress
     from rekindle.report.tunes import tunes_page
 
-    shown = []
+    tunes = []
     with Progress("draw and play", len(made.tunes), "tunes") as bar:
-        for number, (tune, judged) in enumerate(zip(made.tunes, made.judged, strict=True), 1):
-            shown.append(_write_one(made, number, tune, judged, folder))
+        for at in range(len(made.tunes)):
+            tunes.append(_write_one(made, at, folder))
             bar.update(1)
     title = _shortened(made.wanted.text)
-    page = tunes_page(shown, title=title, lead=_lead(made), notes=_notes(made))
+    page = tunes_page(tunes, title=title, lead=_lead(made), notes=_notes(made))
     (folder / "index.html").write_text(page, encoding="utf-8")
     (folder / "tunes.json").write_text(json.dumps(made.data(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_one(made: Composition, number: int, tune: Composed, judged: Judged, folder: Path) -> ShownTune:
+def _write_one(made: Composition, at: int, folder: Path) -> ShownTune:
+    """A tune's files, and what the page shows of it."""
+    from rekindle.music.midi import midi_bytes
+    from rekindle.music.sound import samples, wav_bytes
+
+    tune, number = shown(made, at), at + 1
+    sounds, pace = _heard(made, at)
+    files: dict[str, tuple[str, bytes]] = {"ABC": (f"{number}.abc", tune.abc.encode())}
+    if sounds:
+        files["MIDI"] = f"{number}.mid", midi_bytes(sounds, pace, title=tune.title)
+        files["WAV"] = f"{number}.wav", wav_bytes(samples(sounds, pace))
+    if tune.wide:
+        files["SVG"] = f"{number}.svg", tune.wide.encode()
+    for name, content in files.values():
+        (folder / name).write_bytes(content)
+    return replace(tune, files={label: name for label, (name, _) in files.items()})
+
+
+def shown(made: Composition, at: int, prefix: str = "tune") -> ShownTune:
+    """One of the tunes as a page shows it, without files beside it. `prefix`: of ids, another for each in a page."""
     from rekindle.music.abc.header import written
     from rekindle.music.abc.layout import abc_file
-    from rekindle.music.abc.playing import played
     from rekindle.music.abc.reader import read_tune
-    from rekindle.music.midi import midi_bytes
     from rekindle.music.score import NoScore, engrave
-    from rekindle.music.sound import samples, wav_bytes
-    from rekindle.music.tempo import seconds_per_whole, spelt
+    from rekindle.music.tempo import spelt
     from rekindle.report.tunes import ShownTune
 
-    read, mood = read_tune(written(tune.text)), made.wanted.wanted.mood
-    title, pace = _title(made, number, judged), seconds_per_whole(judged.metre, mood)
-    notes = (f"asked for: {_shortened(made.wanted.text)}", f"written by a model, {made.model}")
-    text = abc_file(tune.text, number=number, title=title, tempo=spelt(judged.metre, mood), notes=notes)
-    sounds = played(read)
-    files = {"ABC": f"{number}.abc"}
-    (folder / files["ABC"]).write_text(text, encoding="utf-8")
-    if sounds:
-        files |= {"MIDI": f"{number}.mid", "WAV": f"{number}.wav"}
-        (folder / files["MIDI"]).write_bytes(midi_bytes(sounds, pace, title=title))
-        (folder / files["WAV"]).write_bytes(wav_bytes(samples(sounds, pace)))
+    tune, judged, wanted = made.tunes[at], made.judged[at], made.wanted
+    title = _title(made, at + 1, judged)
+    notes = (f"asked for: {_shortened(wanted.text)}", f"written by a model, {made.model}")
+    tempo = spelt(judged.metre, wanted.wanted.mood)
+    text = abc_file(tune.text, number=at + 1, title=title, tempo=tempo, notes=notes)
     wide = narrow = why_not = ""
     try:
-        score = engrave(read, prefix=f"tune{number}")
+        score = engrave(read_tune(written(tune.text)), prefix=f"{prefix}{at + 1}")
         wide, narrow = score.wide, score.narrow
-        files["SVG"] = f"{number}.svg"
-        (folder / files["SVG"]).write_text(wide, encoding="utf-8")
     except NoScore as error:
         why_not = error.what
+    sounds, pace = _heard(made, at)
     heard = tuple((float(s.start) * pace, float(s.length) * pace, s.pitch, s.written) for s in sounds)
-    facts = tuple(_facts(made, number - 1, tune, judged))
-    return ShownTune(title, made.wanted.text, text, heard, wide, narrow, why_not, facts, files)
+    facts = tuple(_facts(made, at, tune, judged))
+    return ShownTune(title, wanted.text, text, heard, wide, narrow, why_not, facts)
+
+
+def _heard(made: Composition, at: int) -> tuple[list[Sound], float]:
+    """What is played, and seconds for a whole note."""
+    from rekindle.music.abc.header import written
+    from rekindle.music.abc.playing import played
+    from rekindle.music.abc.reader import read_tune
+    from rekindle.music.tempo import seconds_per_whole
+
+    pace = seconds_per_whole(made.judged[at].metre, made.wanted.wanted.mood)
+    return played(read_tune(written(made.tunes[at].text))), pace
 
 
 def _title(made: Composition, number: int, judged: Judged) -> str:

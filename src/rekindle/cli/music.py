@@ -22,9 +22,8 @@ def music() -> None:
     """A model that writes tunes for texts: its data, and its training.
 
     \b
-    rekindle music data tunes
-    rekindle music train model --data tunes
-    rekindle compose model "a lively reel in D major" --strict --out reels
+    rekindle music data OUT --source tunes/ --test 0.2 --validation 0.2
+    rekindle compose TUNER "a lively reel in D major" --strict --out OUT
     """
 
 
@@ -41,8 +40,8 @@ def data(out: str, config_file: str | None, overwrite: bool, format_: str, **giv
     bear it out. Versions of one tune, in any key, are on one side of the split.
 
     \b
-    rekindle music data tunes
-    rekindle music data tunes --source FOLDER --keys 1
+    rekindle music data OUT --source tunes/ --test 0.2 --validation 0.2
+    rekindle music data OUT --source pairs_of_tunes.jsonl --keys 1 --test 0.2 --validation 0.2
     """
     options = resolved(MusicDataConfig, given, config_file, out)
     echo(f"rekindle music data: {options.config.source} -> {out}", options)
@@ -70,8 +69,8 @@ def train(out: str, config_file: str | None, overwrite: bool, resume: bool, form
     Wu and Sun 2022, text-to-music from pre-trained checkpoints (arXiv 2211.11216)
 
     \b
-    rekindle music train model --data tunes
-    rekindle music train model --data tunes --encoder BERT --decoder random
+    rekindle music train OUT --data TUNES --hidden 32 --layers 1 --heads 2 --tunes 64 --pairs 64
+    rekindle music train OUT --data TUNES --encoder BERT --decoder random --hidden 32 --heads 2 --pairs 64
     """
     options = resolved(MusicTrainConfig, given, config_file, out)
     echo(f"rekindle music train: {options.config.data} -> {out}", options)
@@ -119,9 +118,9 @@ def compose(ckpt: str, text: str, out: str | None, overwrite: bool, format_: str
     """Tunes for a text: as ABC, score, MIDI and WAV, and one page that shows and plays them.
 
     \b
-    rekindle compose CKPT "a lively reel in D major" --strict --out OUT
-    rekindle compose CKPT "a jig in G major" --begin "M:6/8\\nL:1/8\\nK:G\\nGBd gdB|" --count 5
-    rekindle compose CKPT --like tune.abc --out OUT
+    rekindle compose TUNER "a lively reel in D major" --strict --out OUT
+    rekindle compose TUNER "a jig in G major" --begin "M:6/8\\nL:1/8\\nK:G\\nGBd gdB|" --count 5
+    rekindle compose TUNER --like tune.abc --out OUT
     """
     from rekindle.store.publish import check_free
 

@@ -37,7 +37,19 @@ class ShownTune:
         return max((start + length for start, length, _, _ in self.sounds), default=0.0)
 
 
-def tunes_page(tunes: Sequence[ShownTune], *, title: str, lead: str, notes: Sequence[str] = ()) -> str:
+@dataclass(frozen=True)
+class Scores:
+    """A table under the tunes: a title, its columns, rows of as many cells, and what is to be known of them."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def tunes_page(
+    tunes: Sequence[ShownTune], *, title: str, lead: str, notes: Sequence[str] = (), scores: Scores | None = None
+) -> str:
     """The page's HTML, which needs no network and makes the sound itself.
 
     `lead`: what was done, in a sentence or two under the title; `notes`: further sentences, smaller. All texts may hold
@@ -55,6 +67,7 @@ def tunes_page(tunes: Sequence[ShownTune], *, title: str, lead: str, notes: Sequ
         "title": _printable(title),
         "lead": _printable(lead),
         "notes": [_printable(note) for note in notes],
+        "scores": scores,
         "tunes": [_shown(tune) for tune in tunes],
         "style": Markup(style),
         "script": Markup(script),

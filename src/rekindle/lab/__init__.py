@@ -21,6 +21,7 @@ STUDIES = {
     "lcsc": "Liu et al. 2024: better models along a run, by searched combinations of its checkpoints.",
     "warm-start": "Rothe et al. 2020: encoder-decoders out of a BERT against ones from scratch.",
     "adapted-decoder": "Zhang et al. 2025: a T5Gemma out of a decoder, against one drawn and the decoder itself.",
+    "text-to-music": "Wu and Sun 2022: tunes from sentences, by halves that were trained before and drawn ones.",
     "vision-moe": "Komatsuzaki et al. 2023: a ViT upcycled into a V-MoE, on letters of many fonts.",
     "checkfree": "arXiv 2506.15461: what a lost stage is made of again, and what that costs a run.",
 }

@@ -145,7 +145,7 @@ def _write(folder: Path, name: str, kept: list[Kept], side: list[str], config: M
     for one in own:
         rng = np.random.default_rng([config.seed, one.number])
         written = transpositions(one.plain, config.keys, rng) if name == "train" else [one.plain]
-        tunes += [{"source": NOTHING, "target": spelt.text} for spelt in written]
+        tunes += [{"source": NOTHING, "target": spelt.text, "tune": one.number} for spelt in written]
         rows += _rows(one, written, config.wordings if name == "train" else None, rng)
     order = np.random.default_rng([config.seed, 1]).permutation(len(rows))
     _save(folder / "pairs" / f"{name}.jsonl", [rows[at] for at in order])

@@ -63,8 +63,7 @@ class Score:
 def evaluate(composer: Composer, data: Path, config: MusicEvaluateConfig) -> dict[str, Score]:
     """{author: score}; raises RekindleError for data without held-out tunes."""
     texts, rows = held_out(data, config.texts, config.seed), _rows(data, "train")
-    known = Known(shapes(read_tune(written(tune))) for tune in {row["tune"]: row["target"] for row in rows}.values())
-    how = ComposeConfig(temperature=config.temperature, top_p=config.top_p, seed=config.seed)
+    known = _known(rows)
     grams, nearest = NGram(row["target"] for row in rows), Retrieval.of((row["source"], row["target"]) for row in rows)
     scores = {THEMSELVES: scored(texts, [(one.tune, True, None) for one in texts], known)}
     scores[NEAREST] = scored(
@@ -73,11 +72,27 @@ def evaluate(composer: Composer, data: Path, config: MusicEvaluateConfig) -> dic
     drawn = [(*grams.compose(one.text, config.seed + at), None) for at, one in enumerate(texts)]
     scores[GRAMS] = scored(texts, drawn, known)
     for name, strict in ((FREE, False), (STRICT, True)):
-        one = replace(how, strict=strict)
-        tunes = composer.compose([request(text.text, one) for text in texts], one)
-        found = scored(texts, [(tune.text, tune.ended, tune.cost) for tune in tunes], known)
-        scores[name] = replace(found, diversity=_diversity(composer, texts, one, config))
+        scores[name] = _of_model(composer, texts, known, config, strict=strict)
     return scores
+
+
+def own_scores(composer: Composer, data: Path, config: MusicEvaluateConfig) -> Score:
+    """Of the model alone, free."""
+    return _of_model(composer, held_out(data, config.texts, config.seed), _known(_rows(data, "train")), config)
+
+
+def _of_model(
+    composer: Composer, texts: Sequence[Text], known: Known, config: MusicEvaluateConfig, strict: bool = False
+) -> Score:
+    how = ComposeConfig(temperature=config.temperature, top_p=config.top_p, seed=config.seed, strict=strict)
+    tunes = composer.compose([request(text.text, how) for text in texts], how)
+    found = scored(texts, [(tune.text, tune.ended, tune.cost) for tune in tunes], known)
+    return replace(found, diversity=_diversity(composer, texts, how, config))
+
+
+def _known(rows: Sequence[dict[str, Any]]) -> Known:
+    """Each training tune once."""
+    return Known(shapes(read_tune(written(tune))) for tune in {row["tune"]: row["target"] for row in rows}.values())
 
 
 def held_out(data: Path, number: int, seed: int) -> list[Text]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 from concurrent.futures import Future
@@ -10,8 +11,11 @@ from html import unescape
 from importlib import import_module, resources
 from pathlib import Path
 
+import numpy as np
 import pytest
+from music.tune_helpers import book
 from report.headless import overflowing
+from safetensors.numpy import load_file
 
 from rekindle import api, lab
 from rekindle.config import resolve
@@ -211,6 +215,42 @@ def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, mo
     assert (again, same) == (page, verdict)
     assert len(said) == before + 1
     assert "are there already" in said[-1]
+
+
+@pytest.mark.slow
+def test_the_page_of_text_to_music(tmp_path, monkeypatch, few_sources, one_process):
+    """Of drawn tunes, and a tiny BERT in the place of the real one."""
+    module, bert, tunes = MODULES["text-to-music"], tmp_path / "bert", tmp_path / "tunes.abc"
+    api.init(bert, family="bert", hidden=32, layers=2, heads=4, ffn=64, context=64, tokenizer="bpe:600", data="stdlib")
+    tunes.write_text(book(range(60)))
+
+    def make_data(source, out, seed):
+        api.music_data(out, source=str(tunes), validation=0.2, test=0.2, seed=seed)
+
+    monkeypatch.setattr(module, "make_data", make_data)
+    monkeypatch.setattr(module, "minilm", lambda: bert)
+    monkeypatch.setattr(module, "SHAPE", module.SHAPE | {"hidden": 16, "heads": 2, "layers": 1})
+    monkeypatch.setitem(module.OTHER, "eval_tokens", 1024)
+    monkeypatch.setattr(study, "QUICK", 1e-9)
+    page, verdict = lab.run_study("text-to-music", tmp_path / "lab", lambda said: None, seeds=1, quick=True)
+    text = unescape(page.read_text())
+    assert verdict.split(".")[0] in text
+    assert all(claim.text in text for claim in module.CLAIMS)
+    runs = tmp_path / "lab" / "runs"
+
+    def tunes_in(path):
+        return {json.loads(line)["tune"] for line in path.read_text().splitlines()}
+
+    all_, few = (tunes_in(runs / f"drawn-{share}-0" / "pairs" / "train.jsonl") for share in (100, 10))
+    assert few < all_
+    assert len(few) == len(all_) // 10
+    seen = tunes_in(runs / "tunes-10-0" / "tunes" / "train.jsonl")
+    assert seen == few  # the control
+    code, drawn = (load_file(next((runs / name).glob("*.safetensors"))) for name in ("code-0/end", "tunes-0/drawn"))
+    assert np.array_equal(code["transformer.wte.weight"], drawn["transformer.wte.weight"])
+    assert not np.array_equal(code["transformer.wpe.weight"], drawn["transformer.wpe.weight"])
+    scores = json.loads((runs / "both-100-0" / "scores.json").read_text())
+    assert len(scores["values"]["BLEU"]) == 12
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def make_data(source: Path, out: Path, seed: int) -> None:
 
 
 def learn_tunes(source: Path, out: Path, share: int, rows: int, seed: int) -> None:
-    """A language model of so many per cent of the training tunes, each read from its beginning."""
+    """OUT/end, a language model of so many per cent of the training tunes, each read from its beginning."""
     from rekindle import api
 
     part = _part(out)
@@ -117,23 +117,23 @@ def learn_tunes(source: Path, out: Path, share: int, rows: int, seed: int) -> No
     how = {**TRAIN, "data": str(part / "tunes"), "seq_len": 1, "batch_tokens": ROWS, "tokens": rows, "seed": seed}
     if not (part / "end").exists():
         api.train(part / "drawn", part / "end", resolve(TrainConfig, how), resume=True)
-    (part / "end").rename(out)
+    part.rename(out)
 
 
 def learn_words(source: Path, out: Path, text: str, tokens: int, seed: int) -> None:
-    """A language model of Python's sources, or of the English in them, of which all but the embeddings is kept."""
+    """OUT/end, a language model of Python's sources, or of the English in them: all of it but the embeddings."""
     from rekindle import api
 
     part = _part(out)
     data = "stdlib" if text == "code" else str(_english(part / "english.jsonl"))
     if not (part / "start").exists():
         api.init(part / "start", **SHAPE, tokenizer="bpe:512", data=data, seed=seed)
-    if not (part / "end").exists():
+    if not (part / "words").exists():
         how = {**OTHER, "data": data, "tokens": tokens, "seed": seed}
-        api.train(part / "start", part / "end", resolve(TrainConfig, how), resume=True)
-    _draw(part / "drawn", seed)
-    _transplant(part / "end", part / "drawn")
-    (part / "drawn").rename(out)
+        api.train(part / "start", part / "words", resolve(TrainConfig, how), resume=True)
+    _draw(part / "end", seed)
+    _transplant(part / "words", part / "end")
+    part.rename(out)
 
 
 def train_arm(
@@ -143,8 +143,8 @@ def train_arm(
     from rekindle import api
 
     part, data = _part(out), source.parent / seeded("data", seed)
-    decoder = source if source != data else part / "drawn"
-    if decoder == part / "drawn":
+    decoder = part / "drawn" if source == data else source / "end"
+    if source == data:
         _draw(decoder, seed)
     _some(data, part / "pairs", "pairs", share, seed)
     if not (part / "start").exists():
@@ -298,7 +298,9 @@ def _read(run: Path) -> dict[str, Any]:
 def _mean(score: Mapping[str, Any], name: str) -> float:
     import numpy as np
 
-    return float(np.nanmean(np.array(score["values"][name], float)))
+    from rekindle.music.evaluate import Score
+
+    return Score({name: np.array(score["values"][name], float)}).mean(name)
 
 
 def _table(scores: Mapping[str, list[dict[str, Any]]], size: Size) -> Table:
@@ -309,7 +311,9 @@ def _table(scores: Mapping[str, list[dict[str, Any]]], size: Size) -> Table:
         unlike = [one["diversity"] for one in own if one["diversity"] is not None]
         diversity = f"{sum(unlike) / len(unlike):.2f}" if unlike else ""
         share = arm.rpartition("-")[2]
-        rows.append((f"{_words(arm)}, {share} %", *(f"{mean:.3g}" for mean in means), diversity))
+        rows.append(
+            (f"{_words(arm)}, {share} %", *(f"{mean:.3g}" if mean == mean else "" for mean in means), diversity)
+        )
     note = (
         "Means over texts and seeds. Whole tunes are read, add up and end; metre and key are of those texts that name "
         "one; likeness is to the nearest training tune, and 0.3 is too alike; diversity is of eight tunes for one text."

@@ -43,6 +43,13 @@ class TestTrained:
         assert (verbs.count("train"), verbs[-2:]) == (2, ["warm-start", "train"])
         assert not trained.with_name("model.parts").exists()
 
+    def test_its_recipe_makes_it_again(self, trained: Path, tmp_path: Path):
+        api.run(trained / "rekindle.yaml", tmp_path / "again")
+        weights = "model.safetensors"
+        assert (tmp_path / "again" / weights).read_bytes() == (trained / weights).read_bytes()
+        with pytest.raises(RekindleError, match="step by step"):
+            api.run_cost(trained / "rekindle.yaml")
+
     def test_an_interrupted_run_goes_on(self, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         """Cut before both halves learn: what was done is there, is not done again, and the end is the same."""
         from rekindle.api import music

@@ -14,11 +14,12 @@ from rekindle.api.source import local
 from rekindle.api.training import init, train
 from rekindle.api.tunes import Composition
 from rekindle.api.warming import warm_start
-from rekindle.config import Resolved, resolve
+from rekindle.config import Resolved, dump_yaml, resolve, to_dict
 from rekindle.music.config import RANDOM, TUNES, ComposeConfig, MusicDataConfig, MusicEvaluateConfig, MusicTrainConfig
 from rekindle.store.manifest import read_manifest
-from rekindle.store.publish import check_free, check_spares
+from rekindle.store.publish import check_free, check_spares, write_whole
 from rekindle.train.config import TrainConfig
+from rekindle.version import __version__
 
 if TYPE_CHECKING:
     from rekindle.music.likeness import Known
@@ -91,6 +92,8 @@ def music_train(
     joined = made("start", lambda path: warm_start(encoder, decoder, share="none", seed=config.seed).save(path))
     say("both halves learn texts and tunes")
     found = train(joined, out, resolve(TrainConfig, recipe.on_pairs(config, pairs)), resume=resume, overwrite=overwrite)
+    recipe_of = {"rekindle": __version__, "steps": [{"music train": to_dict(config)}]}
+    write_whole(out / "rekindle.yaml", dump_yaml(recipe_of))  # in the place of the last training's, whose start is gone
     shutil.rmtree(parts)
     return found
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from rekindle.api.merging import named
 from rekindle.api.model import Model, combined, open
+from rekindle.api.music import music_train
 from rekindle.api.recipe_file import Written, read_recipe
 from rekindle.api.repairing import unreadable
 from rekindle.api.training import init, init_cost, train, train_cost
 from rekindle.config import Resolved, resolve
 from rekindle.errors import RekindleError, some, together
 from rekindle.methods import Method, method_named
+from rekindle.music.config import MusicTrainConfig
 from rekindle.store.publish import check_spares
 from rekindle.train.config import InitConfig, TrainConfig
 
@@ -116,7 +118,7 @@ class Bench:
 
 
 def run(path: str | Path, out: str | Path, *, overwrite: bool = False, resume: bool = False, **how: Any) -> Path:
-    """Repeat a recipe into `out`: methods in one pass over the bytes, or one `train`, or one `init`."""
+    """Repeat a recipe into `out`: methods in one pass over the bytes, or one `train`, `init` or `music train`."""
     check_spares(Path(out), None, path)
     recipe = read_recipe(path)
     if (step := recipe.training) is None:
@@ -124,6 +126,9 @@ def run(path: str | Path, out: str | Path, *, overwrite: bool = False, resume: b
         return model.save(out, overwrite=overwrite, resume=resume, **how, **save_options)
     if step.verb == "init":
         return init(out, resolve(InitConfig, {}, step.options), overwrite=overwrite)
+    if step.verb == "music train":
+        music_train(out, resolve(MusicTrainConfig, {}, step.options), overwrite=overwrite, resume=resume)
+        return Path(out)
     options = resolve(TrainConfig, {}, step.options)
     train(recipe.sources[""], out, options, overwrite=overwrite, resume=resume)
     return Path(out)
@@ -139,10 +144,14 @@ def run_cost(
         raise RekindleError("A recipe of methods has a plan.", where=path, hint="api.load_recipe(...)[0].job()")
     if step.verb == "init":
         return init_cost(resolve(InitConfig, {}, step.options))
+    if step.verb == "music train":
+        raise RekindleError(
+            "What it takes is known step by step, as they are made.", where=path, hint="without --dry-run"
+        )
     options = resolve(TrainConfig, {}, step.options)
     return train_cost(recipe.sources[""], options, out=out, resume=resume, overwrite=overwrite)
 
 
 def is_training(path: str | Path) -> bool:
-    """Whether a recipe is one of `init` or `train`, which have no plan."""
+    """Whether a recipe trains or draws a model, which has no plan."""
     return read_recipe(path).training is not None

@@ -13,7 +13,8 @@ from rekindle.errors import RekindleError, together
 from rekindle.methods import METHODS
 from rekindle.report.words import listed
 
-TRAINING = ("init", "train")  # verbs that are all of their recipe
+TRAINING = ("init", "train", "music train")  # verbs that are all of their recipe
+SOURCELESS = ("init", "music train")  # those that begin with no checkpoint, or name theirs
 BESIDE = ("of", "as", "tower")  # keys of a step beside its verb
 
 
@@ -36,7 +37,7 @@ class Recipe(NamedTuple):
 
     @property
     def training(self) -> Written | None:
-        """Its only step, where that is `init` or `train`, which have no plan."""
+        """Its only step, where that trains or draws a model, which has no plan."""
         return self.steps[0] if self.steps[0].verb in TRAINING else None
 
 
@@ -100,7 +101,7 @@ def _sources(
     verbs = [step.verb for step in steps]
     one, several = recipe.get("source"), recipe.get("sources")
     named = several if isinstance(several, dict) else {}
-    if verbs == ["init"]:
+    if len(verbs) == 1 and verbs[0] in SOURCELESS:
         return {}
     if "source" in recipe and "sources" in recipe:
         problems.append(RekindleError("The recipe has a source and sources.", where=path, hint="one of the two"))

@@ -82,6 +82,8 @@ def _way_on(words: list[str]) -> str:
         return " The same command goes on where it stopped."
     try:
         command = rekindle.get_command(click.Context(rekindle), words[0]) if words else None
+        if isinstance(command, click.Group) and len(words) > 1:
+            command = command.get_command(click.Context(command), words[1])
     except ImportError:  # it was interrupted in the middle of an import, and numpy cannot be imported twice
         return ""
     resumes = command is not None and any(parameter.name == "resume" for parameter in command.params)

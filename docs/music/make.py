@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from rekindle import api
-from rekindle.api.tunes import Composition, shown
+from rekindle.api.tunes import shown
 from rekindle.music.likeness import SAME
 from rekindle.report.tunes import Scores, tunes_page
 
@@ -33,36 +33,30 @@ COLUMNS = {
     "ends on tonic": "ends on tonic", "BLEU": "BLEU", "edit similarity": "edit similarity", "likeness": "likeness",
     "too alike": "too alike", "diversity": "diversity", "cost": "cost, nats",
 }  # fmt: skip
-NOTE = """For the text of each of 100 held-out tunes one tune of every author. Shares of tunes; but BLEU and edit similarity
-are to the tune of the text, likeness is to the nearest training tune (0.3 is too alike), diversity is of eight tunes for
-one text, and cost is what the grammar left out. Metre and key are of the texts that name one. The 5-gram is given them. The
-tunes themselves are the ceiling: old books have odd bars too."""
+NOTE = (
+    "For the text of each of 100 held-out tunes one tune of every author. Shares of tunes; but BLEU and edit "
+    "similarity are to the tune of the text, likeness is to the nearest training tune (0.3 is too alike), diversity is "
+    "of eight tunes for one text, and cost is what the grammar left out. Metre and key are of the texts that name one; "
+    "the 5-gram is given them. The tunes themselves are the ceiling: old books have odd bars too."
+)
 
 
 def main(model: str, data: str) -> None:
     made = [api.compose(model, text, count=DRAWN, strict=True) for text in TEXTS]
     first = [next(at for at, one in enumerate(own.judged) if one.nearest[0] < SAME) for own in made]
-    tunes = [_named(own, at, number) for number, (own, at) in enumerate(zip(made, first, strict=True), 1)]
+    tunes = [shown(own, at, prefix=f"text{number}-") for number, (own, at) in enumerate(zip(made, first, strict=True))]
     scores = api.music_evaluate(model, data=data)
     (HERE / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    passed = (
-        f", {sum(first)} of which were passed over for being too alike one of the training tunes" if sum(first) else ""
-    )
+    passed = f"; {sum(first)} before them were too alike one of the training tunes" if sum(first) else ""
     page = tunes_page(
         tunes,
         title="A tune from a sentence",
-        lead=f"The first tune that a small model drew for each of {len(TEXTS)} texts, by the grammar{passed}. "
-        "None was chosen by ear. It was trained on two cores in half an hour.",
+        lead=f"The first tune that a small model drew for each of {len(TEXTS)} texts, by the grammar{passed}. None "
+        "was chosen by ear. The model was trained on two cores in half an hour.",
         notes=["rekindle music data tunes", "rekindle music train model --data tunes", made[0].command],
         scores=Scores("How good are they?", ("", *COLUMNS.values()), _rows(scores), NOTE),
     )
     (HERE / "index.html").write_text(page, encoding="utf-8")
-
-
-def _named(own: Composition, at: int, number: int):
-    tune = shown(own, at, prefix=f"text{number}-")
-    facts = [(name, value.split(",")[0] if name.startswith("Nearest") else value) for name, value in tune.facts]
-    return type(tune)(**{**vars(tune), "facts": tuple(facts)})
 
 
 def _rows(scores: dict[str, dict[str, float | None]]) -> tuple[tuple[str, ...], ...]:

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from rekindle import api, lab
 from rekindle.config import resolve
 from rekindle.errors import RekindleError
-from rekindle.lab import study
+from rekindle.lab import study, tunes
 from rekindle.lab.claims import planned
 from rekindle.lab.cost import times
 from rekindle.lab.margin import margins_of
@@ -220,17 +220,17 @@ def test_a_tiny_study_ends_in_a_page_and_goes_on_where_it_was(name, tmp_path, mo
 @pytest.mark.slow
 def test_the_page_of_text_to_music(tmp_path, monkeypatch, few_sources, one_process):
     """Of drawn tunes, and a tiny BERT in the place of the real one."""
-    module, bert, tunes = MODULES["text-to-music"], tmp_path / "bert", tmp_path / "tunes.abc"
+    module, bert, abc = MODULES["text-to-music"], tmp_path / "bert", tmp_path / "tunes.abc"
     api.init(bert, family="bert", hidden=32, layers=2, heads=4, ffn=64, context=64, tokenizer="bpe:600", data="stdlib")
-    tunes.write_text(book(range(60)))
+    abc.write_text(book(range(60)))
 
     def make_data(source, out, seed):
-        api.music_data(out, source=str(tunes), validation=0.2, test=0.2, seed=seed)
+        api.music_data(out, source=str(abc), validation=0.2, test=0.2, seed=seed)
 
-    monkeypatch.setattr(module, "make_data", make_data)
-    monkeypatch.setattr(module, "minilm", lambda: bert)
-    monkeypatch.setattr(module, "SHAPE", module.SHAPE | {"hidden": 16, "heads": 2, "layers": 1})
-    monkeypatch.setitem(module.OTHER, "eval_tokens", 1024)
+    monkeypatch.setattr(tunes, "make_data", make_data)
+    monkeypatch.setattr(tunes, "minilm", lambda: bert)
+    monkeypatch.setattr(tunes, "SHAPE", tunes.SHAPE | {"hidden": 16, "heads": 2, "layers": 1})
+    monkeypatch.setitem(tunes.OTHER, "eval_tokens", 1024)
     monkeypatch.setattr(study, "QUICK", 1e-9)
     page, verdict = lab.run_study("text-to-music", tmp_path / "lab", lambda said: None, seeds=1, quick=True)
     text = unescape(page.read_text())

@@ -16,27 +16,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rekindle.config import resolve
+from rekindle.lab import tunes
 from rekindle.lab.claims import LOSS, Claim, Metric
 from rekindle.lab.figures import Line, dots, ranked
 from rekindle.lab.page import Page, Table
 from rekindle.lab.spent import End
 from rekindle.lab.study import Seeded, Size, seeded, seeds_drawn
-from rekindle.lab.warm_start import minilm
+from rekindle.lab.tunes import OTHER_TOKENS, PROMPTS, ROWS, SOURCE, TEXTS, TOKENS
 from rekindle.report.metrics import read_metrics
 from rekindle.report.words import count
 from rekindle.sweep.steps import Step
-from rekindle.train.config import TrainConfig
 
-ROWS, SOURCE, TARGET = 16, 48, 401  # pairs in a step, tokens of a text and of a tune
-TOKENS = 800 * ROWS * SOURCE
-OTHER_TOKENS = 1_600_000  # that a language model of other text reads
-SHAPE = {"family": "gpt2", "hidden": 128, "layers": 3, "heads": 4, "context": 512,
-         "set": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}}  # fmt: skip
-TRAIN = {"objective": "seq2seq", "target_len": TARGET, "micro_batch": 8, "lr": 1e-3, "warmup": 0.05,
-         "eval_tokens": 16384}  # fmt: skip
-OTHER = {"seq_len": 256, "batch_tokens": 2048, "lr": 1e-3, "warmup": 0.05, "eval_tokens": 16384}
-TEXTS, PROMPTS, EACH = 100, 5, 8  # that tunes are drawn for: one of each text, and several of some
 SHARES = (100, 30, 10)  # per cent of the tunes that have pairs
 
 # arm: what reads, what writes, the share of the tunes
@@ -90,140 +80,15 @@ def steps(seed: int, size: Size) -> list[Step]:
     other = {"tokens": size.tokens(OTHER_TOKENS), "seed": seed}
     texts = {"texts": TEXTS if not size.quick else 16, "prompts": 0 if size.quick else PROMPTS}
     return [
-        Step("data", f"{__name__}:make_data", "", {"seed": seed}),
-        *(Step(name, f"{__name__}:learn_tunes", "data", {"share": share, "rows": rows, "seed": seed})
+        Step("data", f"{tunes.__name__}:make_data", "", {"seed": seed}),
+        Step("rivals", f"{tunes.__name__}:score_rivals", "data", {"seed": seed, "texts": texts["texts"]}),
+        *(Step(name, f"{tunes.__name__}:learn_tunes", "data", {"share": share, "rows": rows, "seed": seed})
           for name, share in (("tunes", 100), ("tunes-10", 10))),
-        *(Step(name, f"{__name__}:learn_words", "data", {"text": name, **other}) for name in ("code", "english")),
-        *(Step(arm, f"{__name__}:train_arm", writes or "data",
+        *(Step(name, f"{tunes.__name__}:learn_words", "data", {"text": name, **other}) for name in ("code", "english")),
+        *(Step(arm, f"{tunes.__name__}:train_arm", writes or "data",
                {"encoder": reads, "share": share, "rows": rows, "seed": seed, **texts})
           for arm, (reads, writes, share) in ARMS.items()),
     ]  # fmt: skip
-
-
-def make_data(source: Path, out: Path, seed: int) -> None:
-    """Texts and tunes, split by this seed."""
-    from rekindle import api
-
-    api.music_data(out, seed=seed)
-
-
-def learn_tunes(source: Path, out: Path, share: int, rows: int, seed: int) -> None:
-    """OUT/end, a language model of so many per cent of the training tunes, each read from its beginning."""
-    from rekindle import api
-
-    part = _part(out)
-    _draw(part / "drawn", seed)
-    _some(source, part / "tunes", "tunes", share, seed)
-    how = {**TRAIN, "data": str(part / "tunes"), "seq_len": 1, "batch_tokens": ROWS, "tokens": rows, "seed": seed}
-    if not (part / "end").exists():
-        api.train(part / "drawn", part / "end", resolve(TrainConfig, how), resume=True)
-    part.rename(out)
-
-
-def learn_words(source: Path, out: Path, text: str, tokens: int, seed: int) -> None:
-    """OUT/end, a language model of Python's sources, or of the English in them: all of it but the embeddings."""
-    from rekindle import api
-
-    part = _part(out)
-    data = "stdlib" if text == "code" else str(_english(part / "english.jsonl"))
-    if not (part / "start").exists():
-        api.init(part / "start", **SHAPE, tokenizer="bpe:512", data=data, seed=seed)
-    if not (part / "words").exists():
-        how = {**OTHER, "data": data, "tokens": tokens, "seed": seed}
-        api.train(part / "start", part / "words", resolve(TrainConfig, how), resume=True)
-    _draw(part / "end", seed)
-    _transplant(part / "words", part / "end")
-    part.rename(out)
-
-
-def train_arm(
-    source: Path, out: Path, encoder: str, share: int, rows: int, seed: int, texts: int, prompts: int
-) -> None:
-    """OUT/end, trained on pairs of so many per cent of the tunes, and OUT/scores.json of what it writes."""
-    from rekindle import api
-
-    part, data = _part(out), source.parent / seeded("data", seed)
-    decoder = part / "drawn" if source == data else source / "end"
-    if source == data:
-        _draw(decoder, seed)
-    _some(data, part / "pairs", "pairs", share, seed)
-    if not (part / "start").exists():
-        reads = str(minilm()) if encoder == "minilm" else f"random:{minilm()}"
-        start = api.warm_start(reads, decoder, encoder_layers="first:2", share="none", seed=seed)
-        start.save(part / "start")
-    how = {**TRAIN, "data": str(part / "pairs"), "seq_len": SOURCE, "batch_tokens": ROWS * SOURCE, "seed": seed}
-    if not (part / "end").exists():
-        every = {"tokens": rows * SOURCE, "eval_every": rows * SOURCE // 4}
-        api.train(part / "start", part / "end", resolve(TrainConfig, {**how, **every}), resume=True)
-    (part / "scores.json").write_text(json.dumps(_scores(part / "end", data, texts, prompts, seed)), encoding="utf-8")
-    part.rename(out)
-
-
-def _part(out: Path) -> Path:
-    """Where a step that is cut off goes on."""
-    part = out.with_name(f"{out.name}.part")
-    part.mkdir(exist_ok=True)
-    return part
-
-
-def _draw(out: Path, seed: int) -> None:
-    """A decoder of the vocabulary of tunes."""
-    from rekindle import api
-    from rekindle.music.vocabulary import make_tune_tokenizer
-
-    if not out.exists():
-        tokenizer = out.with_name("tokenizer")
-        make_tune_tokenizer(SHAPE["context"]).save_pretrained(tokenizer)
-        api.init(out, **SHAPE, tokenizer=str(tokenizer), seed=seed)
-
-
-def _some(data: Path, out: Path, kind: str, share: int, seed: int) -> None:
-    """Rows of so many per cent of the training tunes, those of a smaller share among them; all that are held out."""
-    import numpy as np
-
-    held_out, train = (_lines(data / kind / f"{side}.jsonl") for side in ("validation", "train"))
-    numbers = sorted({json.loads(line)["tune"] for line in train})
-    chosen = {
-        numbers[at] for at in np.random.default_rng(seed).permutation(len(numbers))[: len(numbers) * share // 100]
-    }
-    out.mkdir(exist_ok=True)
-    kept = [line for line in train if json.loads(line)["tune"] in chosen]
-    for side, lines in (("train", kept), ("validation", held_out)):
-        (out / f"{side}.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines(keepends=True)
-
-
-def _english(path: Path) -> Path:
-    """The first sentences of the docstrings that `--data python` finds."""
-    from rekindle.train.text import Pair, PairReading, open_source
-
-    documents = open_source("python", reading=PairReading()).documents()
-    rows = [json.dumps({"text": one.source}) + "\n" for one in documents if isinstance(one, Pair)]
-    path.write_text("".join(rows), encoding="utf-8")
-    return path
-
-
-def _transplant(parent: Path, child: Path) -> None:
-    """Everything but the embeddings of tokens, from one GPT-2 into another of its sizes."""
-    from safetensors.numpy import load_file, save_file
-
-    (file,) = child.glob("*.safetensors")
-    theirs, own = load_file(next(parent.glob("*.safetensors"))), load_file(file)
-    save_file({name: own[name] if ".wte." in name else theirs[name] for name in own}, file, {"format": "pt"})
-
-
-def _scores(model: Path, data: Path, texts: int, prompts: int, seed: int) -> dict[str, Any]:
-    """Of the tunes that it draws for held-out texts, a value for each text; see music.evaluate."""
-    from rekindle.music.compose import Composer
-    from rekindle.music.config import MusicEvaluateConfig
-    from rekindle.music.evaluate import own_scores
-
-    options = {"data": str(data), "texts": texts, "prompts": max(1, prompts), "each": EACH if prompts else 1}
-    score = own_scores(Composer.load(model), data, resolve(MusicEvaluateConfig, {**options, "seed": seed}).config)
-    return {"values": {name: values.tolist() for name, values in score.values.items()}, "diversity": score.diversity}
 
 
 # -- what came out ---------------------------------------------------------------------------------------------------
@@ -232,6 +97,8 @@ def _scores(model: Path, data: Path, texts: int, prompts: int, seed: int) -> dic
 def read(runs: Path, size: Size) -> Page:
     ends = {arm: [_lowest(runs / seeded(arm, seed)) for seed in range(size.seeds)] for arm in ARMS}
     scores = {arm: [_read(runs / seeded(arm, seed)) for seed in range(size.seeds)] for arm in ARMS}
+    rivals = [_read(runs / seeded("rivals", seed)) for seed in range(size.seeds)]
+    beside = {author: [one[author] for one in rivals] for author in rivals[0]}
     gains = {
         f"gain, {share} %": [a - b for a, b in zip(ends[f"drawn-{share}"], ends[f"decoder-{share}"], strict=True)]
         for share in SHARES
@@ -253,9 +120,10 @@ def read(runs: Path, size: Size) -> Page:
         charts=[
             dots("arms", "Tunes from texts", _whole(ends)),
             ranked("pairs", "With fewer tunes, read more often", lines, "tunes with texts, % of all"),
-            dots("bleu", "Tunes from texts", _whole(measured[BLEU]), BLEU),
+            dots("bleu", "Tunes from texts", _beside(measured[BLEU], beside, BLEU), BLEU),
+            dots("valid", "Tunes from texts", _beside(measured[VALID], beside, VALID), VALID),
         ],
-        tables=[_table(scores, size), _significance(scores)],
+        tables=[_table({**{_named(arm): own for arm, own in scores.items()}, **beside}), _significance(scores)],
         limits=(
             "A decoder of 0.7 million parameters and 3,700 tunes, where the paper has 282,870 pairs and models of "
             "BERT's size: the direction can be compared, the size cannot.",
@@ -283,6 +151,20 @@ def _whole(values: Mapping[str, list[float]]) -> dict[str, list[float]]:
     return {_words(arm): own for arm, own in values.items() if arm.endswith("-100")}
 
 
+def _beside(
+    values: Mapping[str, list[float]], rivals: Mapping[str, list[dict[str, Any]]], metric: Metric
+) -> dict[str, list[float]]:
+    """The same, and rivals; of the tunes themselves no BLEU, since they are what that is to."""
+    found = {author: [_mean(one, MEASURED[metric]) for one in own] for author, own in rivals.items()}
+    if metric is BLEU:
+        del found["the tunes"]
+    return _whole(values) | found
+
+
+def _named(arm: str) -> str:
+    return f"{_words(arm)}, {arm.rpartition('-')[2]} %"
+
+
 def _words(arm: str) -> str:
     return WORDS[arm.rpartition("-")[0]]
 
@@ -303,17 +185,14 @@ def _mean(score: Mapping[str, Any], name: str) -> float:
     return Score({name: np.array(score["values"][name], float)}).mean(name)
 
 
-def _table(scores: Mapping[str, list[dict[str, Any]]], size: Size) -> Table:
+def _table(scores: Mapping[str, list[dict[str, Any]]]) -> Table:
     names = ("BLEU", "edit similarity", "valid", "metre kept", "key kept", "likeness", "too alike")
     rows = []
-    for arm, own in scores.items():
+    for author, own in scores.items():
         means = [sum(_mean(one, name) for one in own) / len(own) for name in names]
         unlike = [one["diversity"] for one in own if one["diversity"] is not None]
         diversity = f"{sum(unlike) / len(unlike):.2f}" if unlike else ""
-        share = arm.rpartition("-")[2]
-        rows.append(
-            (f"{_words(arm)}, {share} %", *(f"{mean:.3g}" if mean == mean else "" for mean in means), diversity)
-        )
+        rows.append((author, *(f"{mean:.3g}" if mean == mean else "" for mean in means), diversity))
     note = (
         "Means over texts and seeds. Whole tunes are read, add up and end; metre and key are of those texts that name "
         "one; likeness is to the nearest training tune, and 0.3 is too alike; diversity is of eight tunes for one text."

@@ -63,17 +63,24 @@ class Score:
 def evaluate(composer: Composer, data: Path, config: MusicEvaluateConfig) -> dict[str, Score]:
     """{author: score}; raises RekindleError for data without held-out tunes."""
     texts, rows = held_out(data, config.texts, config.seed), _rows(data, "train")
-    known = _known(rows)
-    grams, nearest = NGram(row["target"] for row in rows), Retrieval.of((row["source"], row["target"]) for row in rows)
-    scores = {THEMSELVES: scored(texts, [(one.tune, True, None) for one in texts], known)}
-    scores[NEAREST] = scored(
-        texts, [(nearest.compose(one.text, at), True, None) for at, one in enumerate(texts)], known
-    )
-    drawn = [(*grams.compose(one.text, config.seed + at), None) for at, one in enumerate(texts)]
-    scores[GRAMS] = scored(texts, drawn, known)
+    known, scores = _known(rows), beside(data, config)
     for name, strict in ((FREE, False), (STRICT, True)):
         scores[name] = _of_model(composer, texts, known, config, strict=strict)
     return scores
+
+
+def beside(data: Path, config: MusicEvaluateConfig) -> dict[str, Score]:
+    """Of the held-out tunes themselves, the tune of the nearest text and a 5-gram."""
+    texts, rows = held_out(data, config.texts, config.seed), _rows(data, "train")
+    grams, nearest = NGram(row["target"] for row in rows), Retrieval.of((row["source"], row["target"]) for row in rows)
+    seeds = range(config.seed, config.seed + len(texts))
+    written_by = {
+        THEMSELVES: [(one.tune, True, None) for one in texts],
+        NEAREST: [(nearest.compose(one.text, seed), True, None) for one, seed in zip(texts, seeds)],
+        GRAMS: [(*grams.compose(one.text, seed), None) for one, seed in zip(texts, seeds)],
+    }
+    known = _known(rows)
+    return {author: scored(texts, tunes, known) for author, tunes in written_by.items()}
 
 
 def own_scores(composer: Composer, data: Path, config: MusicEvaluateConfig) -> Score:

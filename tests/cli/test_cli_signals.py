@@ -188,3 +188,10 @@ def test_verbs_that_write_work_without_their_streams(place, closed):
         assert hashes(out) == hashes(place / "parent" if i else whole)
     refused = f"{sys.executable} -m rekindle upcycle {place / 'parent'} {place / 'out-0'} --experts 2 {closed}"
     assert subprocess.run(refused, shell=True, check=False).returncode == 2
+
+
+def test_a_verb_of_a_group_says_how_to_go_on():
+    from rekindle.cli import _way_on
+
+    assert "--resume" in _way_on(["music", "train", "OUT"])
+    assert [_way_on(words) for words in (["music", "data", "OUT"], ["music"], ["archive", "ls"])] == ["", "", ""]

@@ -43,7 +43,7 @@ WORDS = {"drawn": "both drawn", "encoder": "MiniLM reads", "decoder": "knows tun
          "held": "knows the pairs' tunes", "code": "knew code", "english": "knew English"}  # fmt: skip
 BLEU = Metric("BLEU", "", lower_is_better=False)
 EDITS = Metric("Edit similarity", "", lower_is_better=False)
-VALID = Metric("Whole tunes", "share", lower_is_better=False)
+VALID = Metric("Share of whole tunes", "", lower_is_better=False)
 GAIN = Metric("Gain of a decoder that knows tunes", "nats per token", lower_is_better=False)
 MEASURED = {BLEU: "BLEU", EDITS: "edit similarity", VALID: "valid"}
 CLAIMS = (
@@ -120,8 +120,8 @@ def read(runs: Path, size: Size) -> Page:
         charts=[
             dots("arms", "Tunes from texts", _whole(ends)),
             ranked("pairs", "With fewer tunes, read more often", lines, "tunes with texts, % of all"),
-            dots("bleu", "Tunes from texts", _beside(measured[BLEU], beside, BLEU), BLEU),
-            dots("valid", "Tunes from texts", _beside(measured[VALID], beside, VALID), VALID),
+            dots("bleu", "BLEU to the tune of the text", _beside(measured[BLEU], beside, BLEU), BLEU),
+            dots("valid", "Tunes that are whole", _beside(measured[VALID], beside, VALID), VALID),
         ],
         tables=[_table({**{_named(arm): own for arm, own in scores.items()}, **beside}), _significance(scores)],
         limits=(

@@ -42,6 +42,8 @@ class TestTrained:
         assert verbs.count("init") == 2
         assert (verbs.count("train"), verbs[-2:]) == (2, ["warm-start", "train"])
         assert not trained.with_name("model.parts").exists()
+        read = [record.options["data"]["value"] for record in manifest.lineage if record.verb == "train"]
+        assert [Path(data).name for data in read] == ["tunes", "pairs"]
 
     def test_its_recipe_makes_it_again(self, trained: Path, tmp_path: Path):
         api.run(trained / "rekindle.yaml", tmp_path / "again")

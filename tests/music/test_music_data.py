@@ -58,6 +58,10 @@ def test_versions_of_a_tune_are_on_one_side(data: Path):
         for b in found[other]
     ]
     assert max(across) < SAME
+    learnt = {row["target"] for row in rows(data, "train", "tunes")}
+    assert learnt >= sides["train"]  # and what a decoder learns beforehand is of that side, too
+    held = found["validation"] + found["test"]
+    assert max(likeness(shapes(read_tune(written(text))), other) for text in learnt for other in held) < SAME
     told = json.loads((data / "data.json").read_text())
     assert sum(told["tunes"].values()) == 66
     assert told["groups"] == 60

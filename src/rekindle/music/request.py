@@ -8,8 +8,8 @@ from pathlib import Path
 from rekindle.errors import RekindleError
 from rekindle.music.abc.header import Written, tunes_of
 from rekindle.music.abc.keys import Key, parse_key
-from rekindle.music.abc.metre import parse_metre
-from rekindle.music.abc.plain import UNITS, NotPlain, Plain, plain
+from rekindle.music.abc.metre import bar_length, parse_metre
+from rekindle.music.abc.plain import NotPlain, Plain, plain
 from rekindle.music.abc.reader import read_tune
 from rekindle.music.books import decoded
 from rekindle.music.config import ComposeConfig
@@ -70,8 +70,10 @@ def _opening_like(tune: Plain, wanted: Facts) -> tuple[str | None, ...]:
     tokens = pieces(tune.text)
     if tokens is None:
         raise RekindleError("Its spelling is beyond what models are taught.", where="option like")
-    bars = [at for at, token in enumerate(tokens) if at > 3 and token == "|"]
-    return tuple(tokens[: bars[min(_LIKE_BARS, len(bars) - 1)] + 1] if bars else tokens[:3])
+    lines = [at for at, token in enumerate(tokens) if at > 3 and token == "|"]
+    first = read_tune(tune.written).bars[0]
+    wanted = _LIKE_BARS + (first.length < bar_length(tune.metre))  # a pick-up is none of them
+    return tuple(tokens[: lines[min(wanted, len(lines)) - 1] + 1] if lines else tokens[:3])
 
 
 def _opening(begin: str, wanted: Facts) -> tuple[str | None, ...]:
@@ -85,17 +87,15 @@ def _opening(begin: str, wanted: Facts) -> tuple[str | None, ...]:
         raise RekindleError("Nothing says which metre the bars have.", where="option begin", hint=hint)
     key = parse_key(fields["K"]) if "K" in fields else wanted.key
     unit = fields.get("L", "1/8")
-    source = Written({"M": (metre,), "L": (unit,), "K": (key.spelt if key else "C",)}, body)
+    # A rest behind the last bar keeps that from being spelt as the end of a tune.
+    source = Written({"M": (metre,), "L": (unit,), "K": (key.spelt if key else "C",)}, f"{body}z")
     try:
         tokens = pieces(plain(source).text)
     except NotPlain as error:
         raise RekindleError(f"No tune can begin so: it {error}.", where="option begin") from None
-    if tokens is None or unit not in UNITS:
+    if tokens is None:
         raise RekindleError("Its spelling is beyond what models are taught.", where="option begin")
-    bars = tokens[3:] if body.rstrip().endswith(("|", "|]", "]", ":")) else tokens[3:-1]
-    if bars and bars[-1] == "|]" and body.rstrip().endswith("|") and not body.rstrip().endswith("||"):
-        bars[-1] = "|"
-    return (f"M:{metre}\n", f"L:{unit}\n", f"K:{key.spelt}\n" if key else None, *bars)
+    return (f"M:{metre}\n", f"L:{unit}\n", f"K:{key.spelt}\n" if key else None, *tokens[3:-2])
 
 
 def grammar_of(wanted: Request, longest: int) -> Grammar:

@@ -67,6 +67,7 @@ def _write(made: Composition, folder: Path) -> None:
             tunes.append(_write_one(made, at, folder))
             bar.update(1)
     title = _shortened(made.wanted.text)
+    title = title[:1].upper() + title[1:]
     page = tunes_page(tunes, title=title, lead=_lead(made), notes=_notes(made))
     (folder / "index.html").write_text(page, encoding="utf-8")
     (folder / "tunes.json").write_text(json.dumps(made.data(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -27,7 +27,7 @@ from rekindle.train.encoder import Encoder
 from rekindle.train.model import tokenizers_of
 from rekindle.train.objectives.seq2seq import cut_to, filled
 
-AT_ONCE = 16  # tunes that are drawn together
+AT_ONCE = 32  # tunes that are drawn together
 
 
 @dataclass(frozen=True)

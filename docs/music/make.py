@@ -9,7 +9,6 @@ too alike one of the training tunes (a likeness of 0.3) is not shown, and the ne
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def _rows(scores: dict[str, dict[str, float | None]]) -> tuple[tuple[str, ...], 
 
 
 def _cell(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return "" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 if __name__ == "__main__":

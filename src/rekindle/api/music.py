@@ -102,7 +102,7 @@ def music_train(
 def music_evaluate(
     source: str | Path, options: Resolved[MusicEvaluateConfig] | None = None, **given: Any
 ) -> dict[str, dict[str, float | None]]:
-    """How good a model's tunes are for texts of tunes that it never saw: {author: {measure: mean}}.
+    """How good a model's tunes are for texts of tunes that it never saw: {author: {measure: mean, or None}}.
 
     Authors are the model, free and by the grammar, a 5-gram, the tune of the nearest training text, and the held-out
     tunes themselves, which are the ceiling. BLEU and edit similarity are to the tune of the text; likeness is to the
@@ -115,7 +115,7 @@ def music_evaluate(
     composer = Composer.load(local(source))
     scores = evaluate.evaluate(composer, Path(options.config.data).expanduser(), options.config)
     return {
-        author: {**{name: score.mean(name) for name in evaluate.MEASURES}, "diversity": score.diversity}
+        author: {name: score.told(name) for name in (*evaluate.MEASURES, "diversity")}
         for author, score in scores.items()
     }
 

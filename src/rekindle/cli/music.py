@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,7 @@ def evaluate(ckpt: str, config_file: str | None, format_: str, **given: Any) -> 
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"
+    return "" if value is None else f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 @click.command("compose")

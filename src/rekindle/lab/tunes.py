@@ -14,7 +14,7 @@ from rekindle.train.config import TrainConfig
 ROWS, SOURCE, TARGET = 16, 48, 401  # pairs in a step, tokens of a text and of a tune
 TOKENS = 800 * ROWS * SOURCE
 OTHER_TOKENS = 1_600_000  # that a language model of other text reads
-SHAPE = {"family": "gpt2", "hidden": 128, "layers": 3, "heads": 4, "context": 512,
+SHAPE = {"family": "gpt2", "hidden": 128, "layers": 3, "heads": 4, "context": 512, "init_std": 0.088,
          "set": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}}  # fmt: skip
 TRAIN = {"objective": "seq2seq", "target_len": TARGET, "micro_batch": 8, "lr": 1e-3, "warmup": 0.05,
          "eval_tokens": 16384}  # fmt: skip

@@ -55,6 +55,11 @@ class Score:
     values: dict[str, np.ndarray]
     diversity: float | None = None
 
+    def told(self, name: str) -> float | None:
+        """The mean, or the diversity; None where there is none."""
+        found = self.diversity if name == "diversity" else self.mean(name)
+        return None if found is None or np.isnan(found) else found
+
     def mean(self, name: str) -> float:
         found = self.values[name]
         return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")

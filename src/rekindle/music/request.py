@@ -72,8 +72,8 @@ def _opening_like(tune: Plain, wanted: Facts) -> tuple[str | None, ...]:
         raise RekindleError("Its spelling is beyond what models are taught.", where="option like")
     lines = [at for at, token in enumerate(tokens) if at > 3 and token == "|"]
     first = read_tune(tune.written).bars[0]
-    wanted = _LIKE_BARS + (first.length < bar_length(tune.metre))  # a pick-up is none of them
-    return tuple(tokens[: lines[min(wanted, len(lines)) - 1] + 1] if lines else tokens[:3])
+    bars = _LIKE_BARS + (first.length < bar_length(tune.metre))  # a pick-up is none of them
+    return tuple(tokens[: lines[min(bars, len(lines)) - 1] + 1] if lines else tokens[:3])
 
 
 def _opening(begin: str, wanted: Facts) -> tuple[str | None, ...]:

@@ -104,11 +104,14 @@ def test_rows_of_texts_and_tunes(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     tunes = [random_tune(seed, keys=(Key("D", "major"),)) for seed in range(20)]
     lines = [json.dumps({"said": f"tune {at} \x07", "abc": f"X:1\n{tune}"}) for at, tune in enumerate(tunes)]
+    lines += [lines[0].replace("tune 0", "another text"), lines[0]]  # a tune may have several texts, each once
     path.write_text("\n".join(lines))
     made = {"source": str(path), "source_column": "said", "target_column": "abc", "keys": 1}
     told = api.music_data(tmp_path / "out", **made, validation=0.2, test=0.2)
-    assert sum(told["tunes"].values()) == 20
-    assert {row["source"] for row in rows(tmp_path / "out", "test")} <= {f"tune {at} \x07" for at in range(20)}
+    assert (sum(told["tunes"].values()), told["groups"], told["left_out"]) == (21, 20, {"is there already": 1})
+    texts = {side: {row["source"] for row in rows(tmp_path / "out", side)} for side in told["tunes"]}
+    assert set().union(*texts.values()) == {*(f"tune {at} \x07" for at in range(20)), "another text \x07"}
+    assert [text for text in texts.values() if {"tune 0 \x07", "another text \x07"} <= text]  # on one side
 
 
 @pytest.mark.parametrize(

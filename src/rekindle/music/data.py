@@ -92,7 +92,7 @@ def _kept(shelf: Shelf, longest: int) -> tuple[list[Kept], Counter[str]]:
     """The tunes that can be taught, one of equal ones, and why others are left out."""
     kept: list[Kept] = []
     left: Counter[str] = Counter()
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     with Progress("read tunes", len(shelf.entries), "tunes") as bar:
         for number, entry in enumerate(shelf.entries):
             bar.update(1)
@@ -102,20 +102,19 @@ def _kept(shelf: Shelf, longest: int) -> tuple[list[Kept], Counter[str]]:
             except NotPlain as error:
                 left[str(error).split(":")[0]] += 1
                 continue
-            if reason := _unfit(spelt, longest, seen):
+            own = spelt.body, entry.said  # of one tune there may be several texts
+            if reason := "is there already" if own in seen else _unfit(spelt, longest):
                 left[reason] += 1
                 continue
-            seen.add(spelt.body)
+            seen.add(own)
             known = facts(tune, entry.book)
             kept.append(Kept(number, spelt, known, entry.said, shapes(tune), known.title))
     return kept, left
 
 
-def _unfit(spelt: Plain, longest: int, seen: set[str]) -> str:
+def _unfit(spelt: Plain, longest: int) -> str:
     if spelt.metre not in PLAIN:
         return "has an unusual metre"
-    if spelt.body in seen:
-        return "is there already"
     tokens = pieces(spelt.text)
     if tokens is None:
         return "has a spelling beyond the vocabulary"

@@ -135,7 +135,12 @@ def test_no_training_reads_what_its_line_has_read(name):
         assert all(a.data == b.data for a, b in pairs) or name == "adapted-decoder"  # first sources, then pairs
         assert all(int(s.options["skip"]) == reads[s.name].start for s in line if s.verb == "train")
         behind += len(spans) > 1
-    own = ("checkpoint-compression", "lcsc", "warm-start")  # whose own steps train, and say where they begin
+    own = (
+        "checkpoint-compression",
+        "lcsc",
+        "warm-start",
+        "text-to-music",
+    )  # whose own steps train, and say where they begin
     assert behind or name in (*own, "checkfree")  # whose trainings are all from scratch
     assert max((span.stop for span in reads.values()), default=0) < 20_000_000
 

@@ -205,7 +205,8 @@ def test_without_verovio_the_sentence_says_what_to_type(monkeypatch):
 @needs_verovio
 @pytest.mark.slow
 def test_an_interrupt_ends_the_child_too():
-    code = f"from rekindle.music.score import engrave; engrave({header()!r} + 'A' * 3000 + '|')"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # which a job of a shell ignores
+    code = f"{heard}; from rekindle.music.score import engrave; engrave({header()!r} + 'A' * 3000 + '|')"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as parent:
         waited = time.monotonic()
         while not (children := psutil.Process(parent.pid).children()):

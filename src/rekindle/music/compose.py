@@ -142,13 +142,14 @@ class Strict(LogitsProcessor):
         self.costs = [0.0] * len(self.grammars)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        mask = torch.full_like(scores, -torch.inf)
+        forbidden = torch.ones_like(scores, dtype=torch.bool)
         logs = scores.float().log_softmax(-1)
         for row, grammar in enumerate(self.grammars):
             if input_ids.shape[1] > 1 and not grammar.over:
                 grammar = self.grammars[row] = grammar.take(self.tokens[int(input_ids[row, -1])])
             allowed = [self.ids[token] for token in grammar.allowed()]
-            mask[row, allowed] = 0
+            forbidden[row, allowed] = False
             if not grammar.over:
                 self.costs[row] -= float(logs[row, allowed].logsumexp(0).clamp(max=0))
-        return scores + mask  # type: ignore[return-value]
+        scores.masked_fill_(forbidden, -torch.inf)
+        return scores

@@ -68,7 +68,8 @@ class Score:
 def evaluate(composer: Composer, data: Path, config: MusicEvaluateConfig) -> dict[str, Score]:
     """{author: score}; raises RekindleError for data without held-out tunes."""
     texts, rows = held_out(data, config.texts, config.seed), _rows(data, "train")
-    known, scores = _known(rows), beside(data, config)
+    known = _known(rows)
+    scores = _beside(texts, rows, known, config.seed)
     for name, strict in ((FREE, False), (STRICT, True)):
         scores[name] = _of_model(composer, texts, known, config, strict=strict)
     return scores
@@ -76,15 +77,18 @@ def evaluate(composer: Composer, data: Path, config: MusicEvaluateConfig) -> dic
 
 def beside(data: Path, config: MusicEvaluateConfig) -> dict[str, Score]:
     """Of the held-out tunes themselves, the tune of the nearest text and a 5-gram."""
-    texts, rows = held_out(data, config.texts, config.seed), _rows(data, "train")
+    rows = _rows(data, "train")
+    return _beside(held_out(data, config.texts, config.seed), rows, _known(rows), config.seed)
+
+
+def _beside(texts: Sequence[Text], rows: Sequence[dict[str, Any]], known: Known, seed: int) -> dict[str, Score]:
     grams, nearest = NGram(row["target"] for row in rows), Retrieval.of((row["source"], row["target"]) for row in rows)
-    seeds = range(config.seed, config.seed + len(texts))
+    seeds = range(seed, seed + len(texts))
     written_by = {
         THEMSELVES: [(one.tune, True, None) for one in texts],
-        NEAREST: [(nearest.compose(one.text, seed), True, None) for one, seed in zip(texts, seeds)],
-        GRAMS: [(*grams.compose(one.text, seed), None) for one, seed in zip(texts, seeds)],
+        NEAREST: [(nearest.compose(one.text, own), True, None) for one, own in zip(texts, seeds)],
+        GRAMS: [(*grams.compose(one.text, own), None) for one, own in zip(texts, seeds)],
     }
-    known = _known(rows)
     return {author: scored(texts, tunes, known) for author, tunes in written_by.items()}
 
 

@@ -78,8 +78,9 @@ def words_of(text: str) -> list[str]:
 
 def bleu(found: Sequence[str], wanted: Sequence[Sequence[str]]) -> list[float]:
     """BLEU-4 of each text against its references (Papineni et al. 2002), as sacrebleu has it, with effective order."""
-    import sacrebleu
+    from rekindle.train.writing import load_sacrebleu
 
+    sacrebleu = load_sacrebleu("or 'rekindle[music]'")
     scorer = sacrebleu.BLEU(tokenize="none", effective_order=True, force=True)
     return [
         scorer.sentence_score(" ".join(words_of(one)), [" ".join(words_of(ref)) for ref in refs]).score

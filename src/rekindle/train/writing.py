@@ -33,7 +33,7 @@ def check_writing(beams: int, predictions: str | None) -> None:
     """Before anything takes its time: raises RekindleError without sacrebleu, or where the file is there already."""
     if beams < 1:
         raise RekindleError(f"beams is {beams}: 1 is the least, which takes the likeliest token each time.")
-    _sacrebleu()
+    load_sacrebleu()
     if predictions and Path(predictions).exists():
         raise RekindleError("The file exists already.", where=predictions, hint="another FILE, or without it")
 
@@ -69,7 +69,7 @@ def scores(texts: Sequence[Written]) -> dict[str, Any]:
     """BLEU (Papineni et al. 2002) and chrF (Popović 2015) of all texts as one, as sacrebleu defines them, ROUGE's
     means, and the share that is the target to the letter, with its standard error.
     """
-    sacrebleu = _sacrebleu()
+    sacrebleu = load_sacrebleu()
     ours, theirs = [text.written for text in texts], [[text.target for text in texts]]
     bleu = sacrebleu.BLEU(lowercase=False)
     exact = sum(text.written == text.target for text in texts) / len(texts)
@@ -89,10 +89,11 @@ def save(texts: Sequence[Written], path: Path) -> None:
         path.write_text("".join(f"{json.dumps(asdict(one), ensure_ascii=False)}\n" for one in texts), encoding="utf-8")
 
 
-def _sacrebleu() -> Any:
+def load_sacrebleu(otherwise: str = "or without --beams") -> Any:
+    """The library; raises RekindleError where it is not installed. `otherwise`: what else to do."""
     try:
         import sacrebleu
     except ImportError:
         what = "BLEU and chrF are sacrebleu's, which is not installed."
-        raise RekindleError(what, hint="pip install 'rekindle[seq2seq]', or without --beams") from None
+        raise RekindleError(what, hint=f"pip install 'rekindle[seq2seq]', {otherwise}") from None
     return sacrebleu
